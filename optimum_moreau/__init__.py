@@ -1,0 +1,44 @@
+"""Structured pruning of LLaMA-family language models by the gradient of the loss's Moreau envelope."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .modeling import register_when_transformers_is_imported
+
+if TYPE_CHECKING:
+    from .calibration import CalibrationSet, load_calibration
+    from .config import MoreauPrunerConfig
+    from .errors import MoreauError
+    from .evaluation import Perplexity, perplexity
+    from .plan import PruningPlan
+    from .pruner import MoreauPruner, PruningResult
+    from .surgery import apply_plan
+
+__version__ = "0.1.0"
+
+# Public name → its module, imported on first use: `import optimum_moreau` itself needs no torch.
+_PUBLIC = {
+    "MoreauPruner": ".pruner",
+    "PruningResult": ".pruner",
+    "MoreauPrunerConfig": ".config",
+    "PruningPlan": ".plan",
+    "apply_plan": ".surgery",
+    "CalibrationSet": ".calibration",
+    "load_calibration": ".calibration",
+    "Perplexity": ".evaluation",
+    "perplexity": ".evaluation",
+    "MoreauError": ".errors",
+}
+__all__ = [*_PUBLIC]
+
+register_when_transformers_is_imported()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

@@ -1,0 +1,309 @@
+"""`MoreauPrunerConfig`: what to prune and how, as one frozen value that round-trips through JSON and the Hub."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigError
+from .registry import CRITERIA, suggestion
+
+logger = logging.getLogger(__name__)
+
+CONFIG_NAME = "moreau_pruner_config.json"
+TARGETS = ("attention", "mlp")
+CHOICES = {
+    "budget": ("uniform", "global"),
+    "aggregation": ("sum", "mean", "max", "prod"),
+    "noise": ("relative", "absolute"),
+    "channel_group": ("row", "unit"),
+    "export": ("auto", "stock", "custom"),
+}
+# Settings that only some criteria read; `None` until `resolve` takes the criterion's default.
+CRITERION_FIELDS = (
+    "rho", "step_size", "eta", "eta_quantile", "sigma", "steps", "noise_samples", "passes", "average_last",
+)  # fmt: skip
+PAPER_ETA = 5e-6
+RELEASED_AVERAGE_LAST = 5
+
+
+@dataclass(frozen=True)
+class MoreauPrunerConfig:
+    """How a model is pruned. Fields that depend on the model or the criterion stay `None` until `resolve`.
+
+    Attributes:
+        criterion: how weights are scored, a name of the registry (`optimum-moreau criteria` lists them).
+        pruning_ratio: share of the model's parameters to remove, in [0, 1). 0.2 if neither ratio is given.
+        unit_ratio: instead, the share of the units in scope to remove; one number, or (attention, mlp).
+        attention_layers: (start, end) of the layers whose attention is in scope, end excluded.
+        mlp_layers: the same for the MLP. Default for both: the paper's 4..29 of 32, scaled to the model's depth.
+        targets: what may be cut: `attention` (heads or KV groups), `mlp` (channels).
+        budget: `uniform`: each layer gives the same share; `global`: one ranking over all layers.
+        aggregation: how the coupled matrices of a unit combine (paper, Eq. 5): `sum`, `mean`, `max`, `prod`.
+        rho: ρ of the Moreau envelope (paper, Eq. 6).
+        step_size: γ of Algorithm 1.
+        eta: η, absolute group-sparsity threshold of Algorithm 1; the group threshold is γη.
+        eta_quantile: instead of `eta`: the threshold is this quantile of the group norms of the step.
+        sigma: σ of the Gaussian smoothing.
+        noise: `relative`: noise of σ·|w| per element (paper, appendix E.2); `absolute`: σ (Theorem 1).
+        steps: T of Algorithm 1.
+        noise_samples: m, noise draws per step.
+        passes: noisy passes of `smoothgrad`.
+        average_last: how many of the last iterates the score is the mean of.
+        channel_group: groups of the group threshold: `row` (output row of a matrix) or `unit` (the coupled unit).
+        released: reproduce the published code's update instead of Algorithm 1 (criteria/released.py says how).
+        calibration_samples: windows of calibration text.
+        sequence_length: tokens per window.
+        batch_size: windows per forward pass; does not change the scores. Default: all, at most 10.
+        multiple_of: the channels kept per layer are a multiple of this.
+        seed: of the windows, of the noise and of `random`.
+        export: `stock` (a class of transformers), `custom` (own type, per-layer shapes) or `auto`.
+
+    Raises:
+        ConfigError: a value is out of its range or contradicts another.
+    """
+
+    criterion: str = "moreau-gs"
+    pruning_ratio: float | None = None
+    unit_ratio: float | tuple[float, float] | None = None
+    attention_layers: tuple[int, int] | None = None
+    mlp_layers: tuple[int, int] | None = None
+    targets: tuple[str, ...] = TARGETS
+    budget: str = "uniform"
+    aggregation: str = "sum"
+    rho: float | None = None
+    step_size: float | None = None
+    eta: float | None = None
+    eta_quantile: float | None = None
+    sigma: float | None = None
+    noise: str = "relative"
+    steps: int | None = None
+    noise_samples: int | None = None
+    passes: int | None = None
+    average_last: int | None = None
+    channel_group: str = "row"
+    released: bool = False
+    calibration_samples: int = 10
+    sequence_length: int = 128
+    batch_size: int | None = None
+    multiple_of: int = 1
+    seed: int = 0
+    export: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("attention_layers", "mlp_layers", "unit_ratio", "targets"):
+            if isinstance(value := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(value))
+        _validate(self)
+
+    @classmethod
+    def paper(cls, criterion: str = "moreau-gs", **changes: Any) -> MoreauPrunerConfig:
+        """The paper's protocol: 25 % of the units of layers 4..29 of 32, 10 × 128 tokens, its ρ, γ, σ, T and η.
+
+        With η = 5e-6 the group threshold of `moreau-gs` is inert: γη lies far below any channel's norm.
+        """
+        settings: dict[str, Any] = {"criterion": criterion, "unit_ratio": 0.25}
+        if criterion == "moreau-gs":
+            settings["eta"] = PAPER_ETA
+        return cls(**(settings | changes))
+
+    def resolve(self, model_config: Any) -> MoreauPrunerConfig:
+        """Fills in what depends on the criterion and on the model.
+
+        Args:
+            model_config: the model's `PretrainedConfig`; only its number of layers is read.
+
+        Returns:
+            The config that says exactly what runs.
+
+        Raises:
+            ConfigError: a layer range lies outside the model.
+        """
+        defaults = dict(CRITERIA.get(self.criterion).defaults)
+        if self.eta is not None:
+            defaults["eta_quantile"] = None
+        elif self.released and "eta" in defaults:  # the published code has an absolute η only
+            defaults |= {"eta": PAPER_ETA, "eta_quantile": None}
+        if self.released:
+            defaults["average_last"] = RELEASED_AVERAGE_LAST
+
+        values: dict[str, Any] = {}
+        for name in CRITERION_FIELDS:
+            given = getattr(self, name)
+            if name not in defaults and given is not None:
+                logger.warning("%s does not use %s: ignored", self.criterion, name)
+            values[name] = defaults.get(name) if given is None or name not in defaults else given
+        if self.pruning_ratio is None and self.unit_ratio is None:
+            values["pruning_ratio"] = 0.2
+        values["batch_size"] = self.batch_size or min(self.calibration_samples, 10)
+        depth = model_config.num_hidden_layers
+        for name in ("attention_layers", "mlp_layers"):
+            values[name] = _resolve_layers(name, getattr(self, name), depth)
+        return dataclasses.replace(self, **values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as a dictionary that JSON can hold."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> MoreauPrunerConfig:
+        """Makes a config from a dictionary; refuses keys it does not know.
+
+        Raises:
+            ConfigError: an unknown key (with "did you mean"), or a value that is not valid.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for key in values:
+            if key not in known:
+                raise ConfigError(f"{cls.__name__}: unknown field '{key}'.{suggestion(key, known)}")
+        return cls(**values)
+
+    def save_pretrained(self, save_directory: str | Path) -> Path:
+        """Writes `moreau_pruner_config.json` into a folder (made if missing); returns the file."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG_NAME).write_text(self._to_json(), encoding="utf-8")
+        return folder / CONFIG_NAME
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str | Path, *, revision: str | None = None, token: str | None = None
+    ) -> MoreauPrunerConfig:
+        """Reads `moreau_pruner_config.json` from a local folder or a Hub repository.
+
+        Raises:
+            ConfigError: the file is missing, is not JSON, or holds an unknown key.
+        """
+        path = Path(name_or_path) / CONFIG_NAME
+        if not Path(name_or_path).is_dir():
+            from huggingface_hub import hf_hub_download
+            from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+
+            try:
+                path = Path(hf_hub_download(str(name_or_path), CONFIG_NAME, revision=revision, token=token))
+            except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+                raise ConfigError(f"{name_or_path}: no folder here, and no {CONFIG_NAME} on the Hub") from error
+        try:
+            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError as error:
+            raise ConfigError(f"{name_or_path}: holds no {CONFIG_NAME}") from error
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{name_or_path}/{CONFIG_NAME}: not JSON ({error})") from error
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+        commit_message: str = "Upload pruning config",
+        create_pr: bool = False,
+    ) -> str:
+        """Uploads the config to a Hub repository (made if missing); returns the commit's address."""
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        commit = api.upload_file(
+            path_or_fileobj=self._to_json().encode(),
+            path_in_repo=CONFIG_NAME,
+            repo_id=repo_id,
+            revision=revision,
+            commit_message=commit_message,
+            create_pr=create_pr,
+        )
+        return commit.commit_url
+
+    def _to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+
+def _validate(config: MoreauPrunerConfig) -> None:
+    try:
+        CRITERIA.check(config.criterion)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    for name, choices in CHOICES.items():
+        if (value := getattr(config, name)) not in choices:
+            raise ConfigError(f"{name}: unknown value {value!r}.{suggestion(value, choices)} Known: {', '.join(choices)}")
+    _validate_ratios(config)
+    _validate_layers_and_targets(config)
+    for name in ("rho", "step_size", "sigma", "eta"):
+        _check_number(name, getattr(config, name), above=0.0, inclusive=name in ("sigma", "eta"))
+    for name in ("steps", "noise_samples", "passes", "average_last", "calibration_samples", "batch_size", "multiple_of"):
+        _check_whole(name, getattr(config, name), least=1)
+    _check_whole("sequence_length", config.sequence_length, least=2)
+    _check_whole("seed", config.seed, least=0)
+    if not isinstance(config.released, bool):
+        raise ConfigError(f"released: {config.released!r} is not true or false")
+    if config.eta_quantile is not None:
+        _check_share("eta_quantile", config.eta_quantile)
+        if config.eta is not None:
+            raise ConfigError("eta and eta_quantile are both given; give one of them")
+        if config.released:
+            raise ConfigError("released=True has an absolute threshold only; give eta instead of eta_quantile")
+    if config.released and config.criterion not in ("moreau", "moreau-gs"):
+        raise ConfigError(f"released=True reproduces moreau and moreau-gs only, not {config.criterion}")
+
+
+def _validate_ratios(config: MoreauPrunerConfig) -> None:
+    if config.pruning_ratio is not None and config.unit_ratio is not None:
+        raise ConfigError(
+            "pruning_ratio (share of the parameters) and unit_ratio (share of the units) are both given; give one of them"
+        )
+    if config.pruning_ratio is not None:
+        _check_share("pruning_ratio", config.pruning_ratio)
+    if isinstance(config.unit_ratio, tuple):
+        if len(config.unit_ratio) != 2:
+            raise ConfigError(f"unit_ratio: {config.unit_ratio} is not one number or two (attention, mlp)")
+        for share in config.unit_ratio:
+            _check_share("unit_ratio", share)
+    elif config.unit_ratio is not None:
+        _check_share("unit_ratio", config.unit_ratio)
+
+
+def _validate_layers_and_targets(config: MoreauPrunerConfig) -> None:
+    for name in ("attention_layers", "mlp_layers"):
+        layers = getattr(config, name)
+        whole = isinstance(layers, tuple) and len(layers) == 2 and all(type(end) is int for end in layers)
+        if layers is not None and not (whole and 0 <= layers[0] < layers[1]):
+            raise ConfigError(f"{name}: {layers!r} is not (start, end) with 0 <= start < end (end excluded)")
+    if not isinstance(config.targets, tuple) or not config.targets or len(set(config.targets)) != len(config.targets):
+        raise ConfigError(f"targets: {config.targets!r} is not a list of distinct names of {', '.join(TARGETS)}")
+    for target in config.targets:
+        if target not in TARGETS:
+            raise ConfigError(f"targets: unknown '{target}'.{suggestion(target, TARGETS)} Known: {', '.join(TARGETS)}")
+
+
+def _check_share(name: str, value: Any) -> None:
+    if type(value) not in (int, float) or not 0 <= value < 1:
+        raise ConfigError(f"{name}: {value!r} is not a share in [0, 1); 20 % is 0.2")
+
+
+def _check_number(name: str, value: Any, *, above: float, inclusive: bool) -> None:
+    if value is None:
+        return
+    number = type(value) in (int, float) and math.isfinite(value)
+    if not number or value < above or (value == above and not inclusive):
+        raise ConfigError(f"{name}: {value!r} is not a number {'≥' if inclusive else '>'} {above:g}")
+
+
+def _check_whole(name: str, value: Any, *, least: int) -> None:
+    if value is not None and (type(value) is not int or value < least):
+        raise ConfigError(f"{name}: {value!r} is not a whole number ≥ {least}")
+
+
+def _resolve_layers(name: str, layers: tuple[int, int] | None, depth: int) -> tuple[int, int]:
+    if layers is None:  # the paper's 4..29 of 32, scaled; at least one layer
+        start = min(round(4 * depth / 32), depth - 1)
+        return start, max(round(30 * depth / 32), start + 1)
+    if layers[1] > depth:
+        raise ConfigError(f"{name}: {layers[0]}:{layers[1]} lies outside the model's layers 0:{depth}")
+    return layers

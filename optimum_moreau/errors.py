@@ -1,0 +1,35 @@
+"""The mistakes this package tells its user about: one line that says where, what, and what to do."""
+
+from __future__ import annotations
+
+
+class MoreauError(Exception):
+    """A mistake of the request or of its input; the command line prints it as one line and exits with 2."""
+
+
+class ConfigError(MoreauError, ValueError):
+    """A setting is unknown, out of its range, or contradicts another."""
+
+
+class CalibrationError(MoreauError, ValueError):
+    """The text, its column or its token ids cannot serve."""
+
+
+class UnsupportedModelError(MoreauError, ValueError):
+    """The model is of a type, or in a state, that cannot be pruned."""
+
+
+class NonFiniteError(MoreauError, ArithmeticError):
+    """A loss or a gradient is NaN or infinite."""
+
+
+class PlanError(MoreauError, ValueError):
+    """A plan is damaged, unreachable, or made for another model."""
+
+
+class ExportError(MoreauError, ValueError):
+    """The pruned shapes do not fit the export that was asked for."""
+
+
+class CheckpointError(MoreauError, OSError):
+    """A folder cannot be read or written, or what was written does not load back as it was."""

@@ -1,0 +1,79 @@
+"""The own model types, and how transformers' Auto classes come to know them.
+
+`import optimum_moreau` stays light, yet AutoConfig and AutoModel* know the own types once both packages are imported, in
+either order: where transformers' auto classes are imported already, the types are registered at once; otherwise when
+the outermost import of a transformers module that brings them in has finished (a nested one would find transformers
+half imported).
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+
+_AUTO_CONFIG = "transformers.models.auto.configuration_auto"
+_registered = threading.Event()
+
+
+def register_auto_classes() -> None:
+    """Makes the own model types known to AutoConfig, AutoModel and AutoModelForCausalLM."""
+    if _registered.is_set():
+        return
+    _registered.set()
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+    from . import modeling_moreau
+
+    for family in ("Llama", "Mistral", "Qwen2", "Qwen3"):
+        config = getattr(modeling_moreau, f"Moreau{family}Config")
+        AutoConfig.register(config.model_type, config)
+        AutoModel.register(config, getattr(modeling_moreau, f"Moreau{family}Model"))
+        AutoModelForCausalLM.register(config, getattr(modeling_moreau, f"Moreau{family}ForCausalLM"))
+
+
+def auto_map(class_prefix: str) -> dict[str, str]:
+    """Returns config.json's `auto_map` for an own type, for loading where this package is not installed."""
+    return {
+        "AutoConfig": f"modeling_moreau.{class_prefix}Config",
+        "AutoModel": f"modeling_moreau.{class_prefix}Model",
+        "AutoModelForCausalLM": f"modeling_moreau.{class_prefix}ForCausalLM",
+    }
+
+
+class _RegisterAfterTransformers:
+    """An import hook that registers the own types once transformers' auto classes are imported."""
+
+    def __init__(self) -> None:
+        self._nesting = threading.local()
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
+        if not name.startswith("transformers.") or _registered.is_set():
+            return None
+        spec = PathFinder.find_spec(name, path)
+        if spec is None or spec.loader is None or not hasattr(spec.loader, "exec_module"):
+            return None
+        execute = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            self._nesting.depth = getattr(self._nesting, "depth", 0) + 1
+            try:
+                execute(module)
+            finally:
+                self._nesting.depth -= 1
+            if self._nesting.depth == 0 and _AUTO_CONFIG in sys.modules and not _registered.is_set():
+                sys.meta_path.remove(self)
+                register_auto_classes()
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def register_when_transformers_is_imported() -> None:
+    """Registers the own types now, or as soon as transformers' auto classes are imported."""
+    if _AUTO_CONFIG in sys.modules:
+        register_auto_classes()
+    else:
+        sys.meta_path.insert(0, _RegisterAfterTransformers())

@@ -1,0 +1,191 @@
+"""`PruningPlan`: which units of which layers stay, as a small JSON file; and the weights it was made for.
+
+A plan can be read, diffed, edited, and applied again to the same base model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import PlanError
+from ..families import ModelShape
+
+PLAN_NAME = "pruning_plan.json"
+FORMAT_VERSION = 1
+_REQUIRED = ("format_version", "model_type", "layers")
+_SAMPLE = 4096
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The units of one block that stay.
+
+    Attributes:
+        kept: sorted unit indices.
+        total: number of units before.
+    """
+
+    kept: tuple[int, ...]
+    total: int
+
+    @property
+    def removed(self) -> int:
+        """Number of units that go."""
+        return self.total - len(self.kept)
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """What stays of a model.
+
+    Attributes:
+        model_type: of the base model's config.
+        layers: layer index → `attention` / `mlp` → the units that stay.
+        base_model: Hub id or folder name of the base model, if known.
+        revision: its revision, if known.
+        fingerprint: identifies the base weights (`fingerprint`).
+        hidden: kept hidden channels; `None`: all.
+        kept_layers: kept layers; `None`: all.
+        config: the resolved config the plan was made with, as a dictionary.
+        calibration: source, seed, counts and hash of the calibration tokens.
+    """
+
+    model_type: str
+    layers: Mapping[int, Mapping[str, Kept]]
+    base_model: str | None = None
+    revision: str | None = None
+    fingerprint: str | None = None
+    hidden: tuple[int, ...] | None = None
+    kept_layers: tuple[int, ...] | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the plan as a dictionary that JSON can hold."""
+        layers = {
+            str(i): {kind: {"kept": list(k.kept), "total": k.total} for kind, k in blocks.items()}
+            for i, blocks in self.layers.items()
+        }
+        return {
+            "format_version": FORMAT_VERSION,
+            "base_model": self.base_model,
+            "revision": self.revision,
+            "fingerprint": self.fingerprint,
+            "model_type": self.model_type,
+            "layers": layers,
+            "hidden": self.hidden and list(self.hidden),
+            "kept_layers": self.kept_layers and list(self.kept_layers),
+            "config": dict(self.config),
+            "calibration": dict(self.calibration),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PruningPlan:
+        """Makes a plan from a dictionary.
+
+        Raises:
+            PlanError: a part is missing or damaged, or the format is newer than this package.
+        """
+        for key in _REQUIRED:
+            if not isinstance(values, Mapping) or key not in values:
+                raise PlanError(f"plan: '{key}' is missing; is this a {PLAN_NAME}?")
+        if values["format_version"] != FORMAT_VERSION:
+            raise PlanError(f"plan: format version {values['format_version']!r}, this package reads {FORMAT_VERSION}")
+        try:
+            layers = {
+                int(i): {kind: _kept(f"layers.{i}.{kind}", block) for kind, block in blocks.items()}
+                for i, blocks in values["layers"].items()
+            }
+        except (AttributeError, TypeError, ValueError) as error:
+            if isinstance(error, PlanError):
+                raise
+            raise PlanError(f"plan: 'layers' is damaged ({error})") from error
+        rest = {key: values.get(key) for key in ("base_model", "revision", "fingerprint")}
+        lists = {key: values.get(key) and tuple(values[key]) for key in ("hidden", "kept_layers")}
+        dicts = {key: values.get(key) or {} for key in ("config", "calibration")}
+        return cls(model_type=values["model_type"], layers=layers, **rest, **lists, **dicts)
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the plan as JSON, one line per layer and kind; returns the file."""
+        values = self.to_dict()
+        lines = ",\n".join(
+            f'    "{i}": {{\n' + ",\n".join(f'      "{k}": {json.dumps(b)}' for k, b in blocks.items()) + "\n    }"
+            for i, blocks in values.pop("layers").items()
+        )
+        head, tail = json.dumps(values | {"layers": "@"}, indent=2).split('"@"')
+        Path(path).write_text(f"{head}{{\n{lines}\n  }}{tail}\n", encoding="utf-8")
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> PruningPlan:
+        """Reads a plan from its file, or from the pruned folder that holds it.
+
+        Raises:
+            PlanError: the file is missing, is not JSON, or is damaged.
+        """
+        path = Path(path) / PLAN_NAME if Path(path).is_dir() else Path(path)
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise PlanError(f"{path}: cannot be read ({error.strerror})") from error
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise PlanError(f"{path}: not JSON ({error})") from error
+        try:
+            return cls.from_dict(values)
+        except PlanError as error:
+            raise PlanError(f"{path}: {error}") from error
+
+    def check_matches(self, model: nn.Module, shape: ModelShape) -> None:
+        """Refuses a model that the plan was not made for, naming the first mismatch.
+
+        Raises:
+            PlanError: model type, depth, unit counts or weights differ.
+        """
+        if self.model_type != shape.family.model_type:
+            raise PlanError(f"plan is for model type '{self.model_type}', this model is '{shape.family.model_type}'")
+        if self.hidden is not None or self.kept_layers is not None:
+            raise PlanError("plan removes hidden channels or layers, which this version does not cut")
+        if set(self.layers) != set(range(shape.depth)):
+            raise PlanError(f"plan has {len(self.layers)} layers, this model has {shape.depth}")
+        for block in shape.blocks:
+            found = self.layers[block.layer].get(block.kind)
+            if found is None or found.total != block.total:
+                have = "nothing" if found is None else f"{found.total} units"
+                raise PlanError(f"{block.where}: plan has {have}, this model has {block.total} units")
+        if self.fingerprint is not None and self.fingerprint != fingerprint(model):
+            raise PlanError(f"the weights are not those of {self.base_model or 'the model'} that the plan was made for")
+
+
+def _kept(where: str, block: Any) -> Kept:
+    kept, total = block.get("kept"), block.get("total")
+    if not isinstance(total, int) or not isinstance(kept, list) or not all(type(unit) is int for unit in kept):
+        raise PlanError(f"plan: {where}: 'kept' must list unit indices and 'total' count them")
+    if not kept or sorted(set(kept)) != kept or kept[0] < 0 or kept[-1] >= total:
+        raise PlanError(f"plan: {where}: 'kept' must be sorted, distinct, not empty, and within 0..{total - 1}")
+    return Kept(tuple(kept), total)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Identifies a model's weights, whatever dtype they are loaded in: sha256 over names, shapes and sampled signs.
+
+    Rounding to another dtype keeps every sign, and any training flips some of the signs sampled (up to 4096 elements
+    at a fixed stride per parameter).
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        digest.update(_sampled_signs(parameter.detach()).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _sampled_signs(weight: Tensor) -> Tensor:
+    flat = weight.reshape(-1)
+    return torch.signbit(flat[:: max(1, flat.numel() // _SAMPLE)]).cpu()

@@ -1,0 +1,119 @@
+"""Element scores → unit scores, through the family's slices."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .config import MoreauPrunerConfig
+from .criteria import Scoring
+from .envelope import scoring_mode
+from .errors import NonFiniteError, PlanError
+from .families import Block, ModelShape
+from .registry import CRITERIA
+
+SCORES_NAME = "pruning_scores.safetensors"
+
+# Eq. 5: how the coupled matrices of a unit combine; each takes `(matrices, units)`.
+AGGREGATIONS = {
+    "sum": lambda parts: parts.sum(dim=0),
+    "mean": lambda parts: parts.mean(dim=0),
+    "max": lambda parts: parts.amax(dim=0),
+    "prod": lambda parts: parts.prod(dim=0),
+}
+
+
+@dataclass(frozen=True)
+class UnitScores:
+    """Importance of every unit in scope.
+
+    Attributes:
+        values: `layers.3.mlp` → float64 tensor `(units,)` on CPU, larger is more important.
+    """
+
+    values: dict[str, Tensor]
+
+    def save(self, path: str | Path) -> None:
+        """Writes the scores as safetensors."""
+        from safetensors.torch import save_file
+
+        save_file(self.values, path, metadata={"blocks": json.dumps(list(self.values))})
+
+    @classmethod
+    def load(cls, path: str | Path) -> UnitScores:
+        """Reads what `save` wrote.
+
+        Raises:
+            PlanError: the file is missing or not safetensors.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return cls(load_file(path))
+        except (OSError, SafetensorError) as error:
+            raise PlanError(f"{path}: cannot be read as unit scores ({error})") from error
+
+
+def score_units(
+    model: nn.Module, shape: ModelShape, tokens: Tensor | None, config: MoreauPrunerConfig
+) -> UnitScores:
+    """Scores every unit in scope; the model is left bit for bit as it was.
+
+    Args:
+        model: a causal language model.
+        shape: its shape.
+        tokens: calibration windows `(samples, length)`; may be `None` for a criterion that needs no gradients.
+        config: a resolved config.
+
+    Returns:
+        One score per unit of every block in scope.
+
+    Raises:
+        NonFiniteError: a loss, gradient or score is NaN or infinite.
+    """
+    criterion = CRITERIA.get(config.criterion)
+    batches = [] if tokens is None else list(tokens.split(config.batch_size or len(tokens)))
+    blocks = shape.in_scope(config)
+    values = {}
+    with scoring_mode(model), torch.no_grad():
+        for block, elements in criterion.score(Scoring(model, blocks, batches, config)):
+            units = unit_scores(block, elements, config.aggregation, signed=criterion.signed)
+            if not torch.isfinite(units).all():
+                raise NonFiniteError(f"{block.where}: the scores of {criterion.name} are not finite; check its weights")
+            values[block.where] = units
+    return UnitScores(values)
+
+
+def unit_scores(block: Block, elements: dict[str, Tensor], aggregation: str, *, signed: bool = False) -> Tensor:
+    """Sums element scores inside each matrix, then combines the coupled matrices (paper, Eq. 4 and 5).
+
+    Args:
+        block: the units.
+        elements: parameter name → scores `(out, in)`.
+        aggregation: `sum`, `mean`, `max` or `prod`.
+        signed: take the absolute value of each matrix's sum.
+
+    Returns:
+        float64 tensor `(units,)` on CPU.
+    """
+    parts = []
+    for cut, name in block.weight_names().items():
+        line = elements[name].sum(dim=1 - cut.dim, dtype=torch.float64)  # (out,) or (in,)
+        part = line.view(block.total, -1).sum(dim=1).cpu()  # (units,)
+        parts.append(part.abs() if signed else part)
+    return AGGREGATIONS[aggregation](torch.stack(parts))
+
+
+def check_covers(scores: UnitScores, blocks: Iterable[Block]) -> None:
+    """Raises PlanError unless there is one score for every unit of every block."""
+    for block in blocks:
+        found = scores.values.get(block.where)
+        if found is None or len(found) != block.total:
+            have = "no scores" if found is None else f"{len(found)} scores"
+            raise PlanError(f"{block.where}: {have} for {block.total} units; score this model with this scope first")

@@ -1,0 +1,201 @@
+"""Applies a plan to a model in place: cuts the matrices, and turns the model into the class that holds its new shape.
+
+What else must change with a shape (head counts, `num_key_value_groups`, `in_features`, config references, the classes
+of an export) is not listed per family: a twin of the pruned model is built on the meta device from the new config, by
+transformers' own constructors, and every module takes over class and plain attributes from its twin. So a model pruned
+in memory is what a reload of its checkpoint builds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from .errors import ExportError, UnsupportedModelError
+from .families import Block, ModelShape, decoder_layers, model_shape
+from .modeling import auto_map, register_auto_classes
+from .plan import PruningPlan
+
+Export = Literal["auto", "stock", "custom"]
+# What a module keeps of its own when it takes over its twin's attributes: torch's state, and the user's settings.
+_OWN = {*vars(nn.Module()), "training", "generation_config", "gradient_checkpointing", "name_or_path"}
+# Saved in config.json but decided anew for each export.
+_EXPORT_KEYS = ("model_type", "architectures", "auto_map", "per_layer_config", "transformers_version")
+# Fields of LlamaConfig that MistralConfig does not have; no bias may be set.
+_NOT_IN_ALTERNATIVE = ("attention_bias", "mlp_bias", "pretraining_tp")
+
+
+def apply_plan(model: nn.Module, plan: PruningPlan, export: Export = "auto") -> str:
+    """In place: removes what the plan does not keep, and rewrites the model's config and class.
+
+    Args:
+        model: the base model the plan was made for; on success it is the pruned model.
+        plan: what stays.
+        export: `stock`, `custom`, or `auto`: stock wherever a class of transformers holds the shapes.
+
+    Returns:
+        The export taken: the model type of the result.
+
+    Raises:
+        UnsupportedModelError: the model is wrapped, quantised, offloaded or of another family.
+        PlanError: the plan is for another model; names the first mismatch.
+        ExportError: no stock class holds the shapes; names the nearest legal ones. The model is unchanged on any error.
+    """
+    check_prunable(model)
+    shape = model_shape(model)
+    plan.check_matches(model, shape)
+    config = pruned_config(model.config, shape, plan, export)
+    twin = _twin(model, config)
+    layers = decoder_layers(model)
+    for block in shape.blocks:
+        if plan.layers[block.layer][block.kind].removed:
+            _cut(layers[block.layer], block, plan.layers[block.layer][block.kind].kept)
+    _take_over(model, twin)
+    return config.model_type
+
+
+def check_prunable(model: Any) -> None:
+    """Refuses wrapped, quantised and offloaded models, saying how to unwrap them.
+
+    Raises:
+        UnsupportedModelError: with what the model is, and what to pass instead.
+    """
+    name = type(model).__name__
+    wrappers = {
+        "DistributedDataParallel": "prune model.module before wrapping",
+        "DataParallel": "prune model.module before wrapping",
+        "FullyShardedDataParallel": "prune before wrapping in FSDP",
+        "OptimizedModule": "prune model._orig_mod, then compile",
+    }
+    if name in wrappers or name.startswith("FSDP"):
+        raise UnsupportedModelError(f"{name}: a wrapped model cannot be pruned; {wrappers.get(name, wrappers['FullyShardedDataParallel'])}")
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(f"{name} is not a model; pass a transformers model, loaded with AutoModelForCausalLM")
+    if hasattr(model, "peft_config"):
+        raise UnsupportedModelError(f"{name}: prune the merged model: model = model.merge_and_unload()")
+    if not hasattr(model, "config"):
+        raise UnsupportedModelError(f"{name} has no config; pass a transformers model, loaded with AutoModelForCausalLM")
+    if getattr(model, "is_quantized", False) or getattr(model.config, "quantization_config", None):
+        raise UnsupportedModelError(f"{name} is quantised; load it in bfloat16, prune, and quantise the result")
+    for parameter_name, parameter in model.named_parameters():
+        if parameter.device.type == "meta":
+            raise UnsupportedModelError(
+                f"{parameter_name} is on the meta device (not loaded, or offloaded); load the model whole, without offload"
+            )
+        if type(parameter).__name__ == "DTensor":
+            raise UnsupportedModelError(f"{parameter_name} is sharded over processes; prune before sharding")
+
+
+def pruned_config(model_config: Any, shape: ModelShape, plan: PruningPlan, export: Export) -> Any:
+    """Returns the config of the pruned model: stock, the stock alternative, or the own type with per-layer shapes.
+
+    Raises:
+        ExportError: `export="stock"` on shapes that no stock class holds.
+    """
+    from transformers import AutoConfig
+
+    register_auto_classes()
+    family = shape.family
+    dims = [_layer_dims(model_config, plan, index) for index in range(shape.depth)]
+    values = {key: value for key, value in model_config.to_dict().items() if key not in _EXPORT_KEYS}
+    values["head_dim"] = _head_dim(model_config)
+    if all(layer == dims[0] for layer in dims):
+        values |= dims[0]
+    problem = _stock_problem(values, dims, family.heads_divide_hidden)
+    if export != "custom" and not problem:
+        model_type = family.base_type
+    elif export != "custom" and _fits_alternative(values, dims, family.stock_alternative):
+        model_type = str(family.stock_alternative)
+        values = {key: value for key, value in values.items() if key not in _NOT_IN_ALTERNATIVE} | {"sliding_window": None}
+    elif export == "stock":
+        raise ExportError(f"export='stock': {problem}; {_nearest_uniform(dims)}")
+    else:
+        model_type = family.custom_type
+        prefix = "".join(part.capitalize() for part in model_type.split("_"))
+        values |= {"auto_map": auto_map(prefix), "per_layer_config": dict(enumerate(dims))}
+    config = AutoConfig.for_model(model_type, **values, attn_implementation=model_config._attn_implementation)
+    config.name_or_path = model_config.name_or_path
+    return config
+
+
+def _layer_dims(model_config: Any, plan: PruningPlan, index: int) -> dict[str, int]:
+    layer = model_config.per_layer_config[index]
+    groups = len(plan.layers[index]["attention"].kept)
+    return {
+        "num_attention_heads": groups * (layer.num_attention_heads // layer.num_key_value_heads),
+        "num_key_value_heads": groups,
+        "intermediate_size": len(plan.layers[index]["mlp"].kept),
+    }
+
+
+def _head_dim(model_config: Any) -> int:
+    head_dim = getattr(model_config, "head_dim", None)
+    return head_dim or model_config.hidden_size // model_config.per_layer_config[0].num_attention_heads
+
+
+def _stock_problem(values: Mapping[str, Any], dims: list[dict[str, int]], heads_divide_hidden: bool) -> str | None:
+    for index, layer in enumerate(dims):
+        if layer != dims[0]:
+            return f"layer {index} has {_shape_words(layer)}, layer 0 {_shape_words(dims[0])}; stock classes have one shape"
+    if heads_divide_hidden and values["hidden_size"] % dims[0]["num_attention_heads"]:
+        return f"{dims[0]['num_attention_heads']} heads do not divide the hidden size {values['hidden_size']}"
+    return None
+
+
+def _fits_alternative(values: Mapping[str, Any], dims: list[dict[str, int]], alternative: str | None) -> bool:
+    biases = values.get("attention_bias") or values.get("mlp_bias")
+    return alternative is not None and not biases and all(layer == dims[0] for layer in dims)
+
+
+def _shape_words(layer: Mapping[str, int]) -> str:
+    return (
+        f"{layer['num_attention_heads']} heads, {layer['num_key_value_heads']} KV heads,"
+        f" {layer['intermediate_size']} channels"
+    )
+
+
+def _nearest_uniform(dims: list[dict[str, int]]) -> str:
+    mean = {key: round(sum(layer[key] for layer in dims) / len(dims)) for key in dims[0]}
+    n_rep = dims[0]["num_attention_heads"] // dims[0]["num_key_value_heads"]
+    mean["num_attention_heads"] = n_rep * mean["num_key_value_heads"]
+    return (
+        f"nearest legal plan: {_shape_words(mean)} in every layer: budget 'uniform' with attention_layers and mlp_layers"
+        f" 0:{len(dims)}"
+    )
+
+
+def _twin(model: nn.Module, config: Any) -> nn.Module:
+    """The pruned model as transformers builds it from its config, without weights."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+
+
+def _cut(layer: nn.Module, block: Block, kept: tuple[int, ...]) -> None:
+    for cut in block.cuts:
+        module = layer.get_submodule(cut.module)
+        width = module.weight.shape[cut.dim] // block.total
+        rows = (torch.tensor(kept)[:, None] * width + torch.arange(width)).flatten().to(module.weight.device)
+        module.weight = _selected(module.weight, cut.dim, rows)
+        if cut.side == "out" and module.bias is not None:
+            module.bias = _selected(module.bias, 0, rows)
+
+
+def _selected(parameter: Tensor, dim: int, rows: Tensor) -> nn.Parameter:
+    return nn.Parameter(parameter.detach().index_select(dim, rows), requires_grad=parameter.requires_grad)
+
+
+def _take_over(model: nn.Module, twin: nn.Module) -> None:
+    for (name, module), (_, pattern) in zip(model.named_modules(), list(twin.named_modules()), strict=True):
+        for parameter_name, parameter in module.named_parameters(recurse=False):
+            expected = getattr(pattern, parameter_name).shape
+            if parameter.shape != expected:  # a wrong row of the family table, never the user's mistake
+                raise AssertionError(f"{name}.{parameter_name}: {tuple(parameter.shape)}, expected {tuple(expected)}")
+        module.__class__ = type(pattern)
+        for key, value in vars(pattern).items():
+            if key not in _OWN:
+                module.__dict__[key] = value

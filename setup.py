@@ -1,0 +1,68 @@
+"""Metadata of the distribution `optimum-moreau`, and the one build step that packages the model card template."""
+
+import re
+import shutil
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"', (HERE / "optimum_moreau" / "__init__.py").read_text(), re.M).group(1)
+
+TEST = ["pytest>=8", "pytest-xdist>=3.6"]
+
+
+class BuildWithTemplate(build_py):
+    """Copies MODEL_CARD_TEMPLATE.md from the top level into the built package."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            shutil.copy(HERE / "MODEL_CARD_TEMPLATE.md", Path(self.build_lib) / "optimum_moreau")
+
+
+setup(
+    name="optimum-moreau",
+    version=VERSION,
+    description="Structured pruning of LLaMA-family language models by the gradient of the loss's Moreau envelope",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    keywords="transformers, optimum, pruning, llama, moreau envelope, compression",
+    python_requires=">=3.11",
+    packages=[
+        "optimum_moreau",
+        "optimum_moreau.commands",
+        "optimum_moreau.criteria",
+        "optimum_moreau.evaluation",
+        "optimum_moreau.modeling",
+        "optimum_moreau.plan",
+        "optimum.commands.register",
+    ],
+    # A namespace folder of optimum: optimum-cli finds the verbs there (no __init__.py on the way).
+    package_dir={"optimum.commands.register": "optimum_moreau/optimum_cli"},
+    package_data={"optimum_moreau": ["py.typed", "data/calibration.txt"]},
+    install_requires=[
+        "torch>=2.6",
+        "transformers>=5.23,<6",
+        "optimum>=2.3",
+        "huggingface_hub>=2.0",
+        "safetensors>=0.6",
+        "accelerate>=1.15",
+        "datasets>=5.0",
+        "evaluate>=0.4.6",
+        "jinja2>=3.1",
+        "tqdm>=4.67",
+    ],
+    extras_require={"test": TEST, "dev": [*TEST, "ruff>=0.14", "mypy>=1.18"]},
+    entry_points={"console_scripts": ["optimum-moreau=optimum_moreau.commands:main"]},
+    cmdclass={"build_py": BuildWithTemplate},
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
