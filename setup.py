@@ -33,6 +33,7 @@ setup(
     python_requires=">=3.11",
     packages=[
         "optimum_moreau",
+        "optimum_moreau.checkpoint",
         "optimum_moreau.commands",
         "optimum_moreau.criteria",
         "optimum_moreau.evaluation",

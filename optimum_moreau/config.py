@@ -232,12 +232,22 @@ def _validate(config: MoreauPrunerConfig) -> None:
         raise ConfigError(str(error)) from None
     for name, choices in CHOICES.items():
         if (value := getattr(config, name)) not in choices:
-            raise ConfigError(f"{name}: unknown value {value!r}.{suggestion(value, choices)} Known: {', '.join(choices)}")
+            raise ConfigError(
+                f"{name}: unknown value {value!r}.{suggestion(value, choices)} Known: {', '.join(choices)}"
+            )
     _validate_ratios(config)
     _validate_layers_and_targets(config)
     for name in ("rho", "step_size", "sigma", "eta"):
         _check_number(name, getattr(config, name), above=0.0, inclusive=name in ("sigma", "eta"))
-    for name in ("steps", "noise_samples", "passes", "average_last", "calibration_samples", "batch_size", "multiple_of"):
+    for name in (
+        "steps",
+        "noise_samples",
+        "passes",
+        "average_last",
+        "calibration_samples",
+        "batch_size",
+        "multiple_of",
+    ):
         _check_whole(name, getattr(config, name), least=1)
     _check_whole("sequence_length", config.sequence_length, least=2)
     _check_whole("seed", config.seed, least=0)

@@ -103,7 +103,9 @@ def family_of(model_config: Any) -> Family:
         raise UnsupportedModelError(f"'{model_type}' is an encoder-decoder; only decoder-only models can be pruned")
     if model_type not in FAMILIES:
         hint = suggestion(str(model_type), FAMILIES)
-        raise UnsupportedModelError(f"model type '{model_type}' is not supported.{hint} Supported: {', '.join(FAMILIES)}")
+        raise UnsupportedModelError(
+            f"model type '{model_type}' is not supported.{hint} Supported: {', '.join(FAMILIES)}"
+        )
     return FAMILIES[model_type]
 
 

@@ -60,9 +60,7 @@ class UnitScores:
             raise PlanError(f"{path}: cannot be read as unit scores ({error})") from error
 
 
-def score_units(
-    model: nn.Module, shape: ModelShape, tokens: Tensor | None, config: MoreauPrunerConfig
-) -> UnitScores:
+def score_units(model: nn.Module, shape: ModelShape, tokens: Tensor | None, config: MoreauPrunerConfig) -> UnitScores:
     """Scores every unit in scope; the model is left bit for bit as it was.
 
     Args:

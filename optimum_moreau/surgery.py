@@ -71,13 +71,19 @@ def check_prunable(model: Any) -> None:
         "OptimizedModule": "prune model._orig_mod, then compile",
     }
     if name in wrappers or name.startswith("FSDP"):
-        raise UnsupportedModelError(f"{name}: a wrapped model cannot be pruned; {wrappers.get(name, wrappers['FullyShardedDataParallel'])}")
+        raise UnsupportedModelError(
+            f"{name}: a wrapped model cannot be pruned; {wrappers.get(name, wrappers['FullyShardedDataParallel'])}"
+        )
     if not isinstance(model, nn.Module):
-        raise UnsupportedModelError(f"{name} is not a model; pass a transformers model, loaded with AutoModelForCausalLM")
+        raise UnsupportedModelError(
+            f"{name} is not a model; pass a transformers model, loaded with AutoModelForCausalLM"
+        )
     if hasattr(model, "peft_config"):
         raise UnsupportedModelError(f"{name}: prune the merged model: model = model.merge_and_unload()")
     if not hasattr(model, "config"):
-        raise UnsupportedModelError(f"{name} has no config; pass a transformers model, loaded with AutoModelForCausalLM")
+        raise UnsupportedModelError(
+            f"{name} has no config; pass a transformers model, loaded with AutoModelForCausalLM"
+        )
     if getattr(model, "is_quantized", False) or getattr(model.config, "quantization_config", None):
         raise UnsupportedModelError(f"{name} is quantised; load it in bfloat16, prune, and quantise the result")
     for parameter_name, parameter in model.named_parameters():
@@ -109,7 +115,9 @@ def pruned_config(model_config: Any, shape: ModelShape, plan: PruningPlan, expor
         model_type = family.base_type
     elif export != "custom" and _fits_alternative(values, dims, family.stock_alternative):
         model_type = str(family.stock_alternative)
-        values = {key: value for key, value in values.items() if key not in _NOT_IN_ALTERNATIVE} | {"sliding_window": None}
+        values = {key: value for key, value in values.items() if key not in _NOT_IN_ALTERNATIVE} | {
+            "sliding_window": None
+        }
     elif export == "stock":
         raise ExportError(f"export='stock': {problem}; {_nearest_uniform(dims)}")
     else:

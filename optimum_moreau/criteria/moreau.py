@@ -56,7 +56,9 @@ def _prox(run: Scoring) -> Prox | None:
         return torch.quantile(norms, c.eta_quantile)
 
     if c.channel_group == "row":
-        return lambda delta: {name: d * shrink(n := d.norm(dim=1, keepdim=True), threshold(n)) for name, d in delta.items()}
+        return lambda delta: {
+            name: d * shrink(n := d.norm(dim=1, keepdim=True), threshold(n)) for name, d in delta.items()
+        }
     return lambda delta: _shrink_units(delta, run.blocks, threshold)
 
 

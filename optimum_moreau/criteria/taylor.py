@@ -1,9 +1,9 @@
 """Taylor expansion of the loss when a weight is set to zero, as in LLM-Pruner (Section 3.2; MoreauPruner, Eq. 3).
 
-    first    Σ|W ⊙ g|                 g = ∇ of the mean loss
-    second   Σ|W² ⊙ h|                h = mean_n g_n², the diagonal Fisher estimate of the Hessian, g_n of one sample
-    mixed    Σ|W ⊙ g − ½ W² ⊙ h|
-    vector   |Σ W ⊙ g|                the sign is kept inside each matrix of a unit
+first    Σ|W ⊙ g|                 g = ∇ of the mean loss
+second   Σ|W² ⊙ h|                h = mean_n g_n², the diagonal Fisher estimate of the Hessian, g_n of one sample
+mixed    Σ|W ⊙ g − ½ W² ⊙ h|
+vector   |Σ W ⊙ g|                the sign is kept inside each matrix of a unit
 """
 
 from __future__ import annotations
@@ -54,7 +54,11 @@ def _moments(run: Scoring) -> tuple[Tensors, Tensors]:
 
 
 TAYLOR = Criterion(
-    name="taylor", summary="first-order Taylor, Σ|W⊙g| (LLM-Pruner)", paper=PAPER, score=score_first, needs=("gradients",)
+    name="taylor",
+    summary="first-order Taylor, Σ|W⊙g| (LLM-Pruner)",
+    paper=PAPER,
+    score=score_first,
+    needs=("gradients",),
 )
 TAYLOR_SECOND = Criterion(
     name="taylor-second", summary="second-order Taylor, Σ|W²⊙h|", paper=PAPER, score=score_second, needs=("gradients",)

@@ -110,8 +110,7 @@ class PerLayerModel:
         super().__init__(shell)
         _adopt(self, shell, config)
         self.layers = nn.ModuleList(
-            self.decoder_layer_class(config.per_layer_config[index], index)
-            for index in range(config.num_hidden_layers)
+            self.decoder_layer_class(config.per_layer_config[index], index) for index in range(config.num_hidden_layers)
         )
         # One config for all modules: a layer's copy would not follow `set_attn_implementation`.
         for module in self.layers.modules():

@@ -178,5 +178,3 @@ def _global_counts(
             counts[block] += 1
             left -= step
     return {block: _legal(block, count, multiple_of) for block, count in counts.items()}
-
-

@@ -1,0 +1,150 @@
+"""Loads a model and its tokenizer from a folder or the Hub: safetensors only, remote code only when asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from ..errors import CheckpointError, ConfigError, UnsupportedModelError
+from ..families import family_of
+from ..modeling import register_auto_classes
+
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+# What transformers raises for a folder or repository that cannot be read.
+_UNREADABLE = (OSError, ValueError, KeyError, ImportError)
+
+
+def load_config(
+    name: str, *, revision: str | None = None, token: str | None = None, trust_remote_code: bool = False
+) -> PretrainedConfig:
+    """Reads a model's config.json.
+
+    Raises:
+        CheckpointError: no such folder or repository, or config.json is missing or damaged.
+    """
+    register_auto_classes()
+    folder = Path(name).expanduser()
+    if not folder.is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
+        raise CheckpointError(f"{name}: no such folder")
+    try:
+        return AutoConfig.from_pretrained(name, revision=revision, token=token, trust_remote_code=trust_remote_code)
+    except _UNREADABLE as error:
+        what = "no config.json that can be read" if folder.is_dir() else "no such folder, and not found on the Hub"
+        raise CheckpointError(f"{name}: {what} ({_first_line(error)})") from error
+
+
+def load_model(
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: str | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Loads a causal language model of a supported family.
+
+    Args:
+        name: folder or Hub id.
+        dtype: `auto` (as saved), `float32`, `bfloat16` or `float16`.
+        device: torch device, or `auto` to spread the model over all GPUs; default: cuda where there is one.
+        revision: of the Hub repository.
+        token: of the Hub.
+        trust_remote_code: run modeling code that lies beside the weights.
+
+    Raises:
+        CheckpointError: not found, damaged, or without safetensors.
+        ConfigError: unknown dtype or device.
+        UnsupportedModelError: of another family.
+    """
+    if dtype not in _DTYPES:
+        raise ConfigError(f"dtype: unknown value '{dtype}'. Known: {', '.join(_DTYPES)}")
+    config = load_config(name, revision=revision, token=token, trust_remote_code=trust_remote_code)
+    family_of(config)
+    if getattr(config, "quantization_config", None):
+        raise UnsupportedModelError(f"{name}: is quantised; prune the unquantised model, and quantise the result")
+    _refuse_pickle(name)
+    where = {"device_map": "auto"} if device == "auto" else {}
+    target = _device(device) if device != "auto" else None
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            name,
+            dtype=dtype,
+            revision=revision,
+            token=token,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            **where,
+        )
+    except (*_UNREADABLE, RuntimeError) as error:
+        raise CheckpointError(f"{name}: the weights cannot be loaded ({_first_line(error)})") from error
+    return model if target is None else model.to(target)
+
+
+def load_tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:
+    """Loads a tokenizer; `options` are `revision`, `token` and `trust_remote_code`.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(name, **options)
+    except (*_UNREADABLE, AttributeError, TypeError) as error:
+        raise CheckpointError(
+            f"{name}: no tokenizer that can be loaded; add the base model's tokenizer files ({_first_line(error)})"
+        ) from error
+
+
+def model_reference(name_or_path: str | None) -> str | None:
+    """A model's name for records: a Hub id as it is, of a local path the last folder only."""
+    if not name_or_path:
+        return None
+    path = Path(name_or_path)
+    local = path.exists() or path.is_absolute() or len(path.parts) > 2
+    return path.resolve().name if local else name_or_path
+
+
+def base_revision(name: str, revision: str | None = None, token: str | None = None) -> str | None:
+    """Returns the commit that a Hub id stands for now; `None` for a folder, or where the Hub does not answer."""
+    if Path(name).expanduser().is_dir():
+        return None
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        return HfApi(token=token).model_info(name, revision=revision).sha
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError):
+        return revision
+
+
+def _refuse_pickle(name: str) -> None:
+    folder = Path(name).expanduser()
+    if folder.is_dir() and not list(folder.glob("*.safetensors")):
+        pickles = sorted(path.name for path in [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
+        found = f"pickle weights only ({pickles[0]})" if pickles else "no weights"
+        raise CheckpointError(f"{name}: {found}; weights must be safetensors (model.safetensors)")
+
+
+def _device(device: str | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+        return found
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"device: '{device}' cannot be used here ({_first_line(error)})") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]

@@ -1,0 +1,31 @@
+"""Run as a script in a fresh process, without this package: loads a checkpoint and writes its logits on given tokens.
+
+Reads a JSON request from standard input: folder, tokens and logits (files), device, threads, attention, remote_code.
+"""
+
+import json
+import sys
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+
+def main() -> None:
+    """Loads, computes, writes."""
+    request = json.load(sys.stdin)
+    torch.set_num_threads(request["threads"])
+    remote = {"trust_remote_code": request["remote_code"]}
+    AutoConfig.from_pretrained(request["folder"], **remote)
+    model = AutoModelForCausalLM.from_pretrained(
+        request["folder"], dtype="auto", attn_implementation=request["attention"], use_safetensors=True, **remote
+    )
+    model.eval().to(request["device"])
+    tokens = load_file(request["tokens"])["tokens"]
+    with torch.no_grad():
+        rows = [model(input_ids=row[None].to(model.device), use_cache=False).logits.float().cpu() for row in tokens]
+    save_file({"logits": torch.cat(rows)}, request["logits"])
+
+
+if __name__ == "__main__":
+    main()

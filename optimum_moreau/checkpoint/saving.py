@@ -1,0 +1,78 @@
+"""Writes a folder all or nothing: beside its target first, then renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from ..errors import CheckpointError
+
+
+def check_target(folder: str | Path, *, overwrite: bool = False) -> Path:
+    """Refuses, before any work is done, a target that could not be written in the end; returns its full path.
+
+    Args:
+        folder: the folder to be written.
+        overwrite: a non-empty one may be replaced, if it holds a model.
+
+    Raises:
+        CheckpointError: not a folder, not empty, or not writable.
+    """
+    path = Path(folder).expanduser().resolve()
+    if path.exists() and not path.is_dir():
+        raise CheckpointError(f"{folder}: is a file; give a folder")
+    if path.is_dir() and any(path.iterdir()):
+        if not overwrite:
+            raise CheckpointError(f"{folder}: is not empty; choose another folder, or overwrite (--overwrite)")
+        if not (path / "config.json").is_file():
+            raise CheckpointError(f"{folder}: holds no model (config.json); overwriting replaces saved models only")
+    parent = next(ancestor for ancestor in path.parents if ancestor.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise CheckpointError(f"{folder}: cannot be written, {parent} is not a writable folder")
+    return path
+
+
+def check_file(file: str | Path) -> None:
+    """Refuses, before any work is done, a file that could not be written in the end.
+
+    Raises:
+        CheckpointError: it is a folder, or its folder is missing or not writable.
+    """
+    path = Path(file).expanduser()
+    if path.is_dir():
+        raise CheckpointError(f"{file}: is a folder; give a file")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise CheckpointError(f"{file}: cannot be written, {path.parent} is not a writable folder")
+
+
+@contextmanager
+def save_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yields an empty folder beside the target, which takes the target's place when the block ends without error.
+
+    Raises:
+        CheckpointError: the target may not or cannot be written; nothing is left behind, an old folder stays as it was.
+    """
+    target = check_target(folder, overwrite=overwrite)
+    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    replaced = target.with_name(f".{target.name}.replaced-{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if target.exists():
+            target.rename(replaced)
+        partial.rename(target)
+    except CheckpointError:
+        raise
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise CheckpointError(f"{folder}: cannot be written ({reason}); nothing was saved") from error
+    finally:
+        if replaced.exists() and not target.exists():
+            replaced.rename(target)
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)

@@ -1,0 +1,139 @@
+"""Verifies a saved checkpoint: a fresh process reloads it and must compute the logits of the model in memory.
+
+The fresh process (`reload_process.py`) does not import this package. A stock export is loaded without remote code; an
+own type through the modeling file beside its weights, which this package has just written.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..errors import CheckpointError
+
+RELOAD_SCRIPT = Path(__file__).parent / "reload_process.py"
+_WINDOWS = 2
+# Kernels may be chosen anew in another process; beyond this share of the largest logit the weights differ.
+_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
+_TOLERANCE_16_BIT = 1e-2
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What the reload showed.
+
+    Attributes:
+        max_abs_difference: largest difference of any logit.
+        tokens: number of tokens compared.
+    """
+
+    max_abs_difference: float
+    tokens: int
+
+
+def verify(model: PreTrainedModel, folder: str | Path, tokens: Tensor) -> Verification:
+    """Reloads `folder` in a fresh process and compares logits; the model's weights are on disk meanwhile.
+
+    Args:
+        model: the model that was saved.
+        folder: where it was saved.
+        tokens: token ids `(windows, length)`; the first two windows are compared.
+
+    Raises:
+        CheckpointError: the folder does not load, or the logits differ; says where.
+    """
+    tokens = tokens[:_WINDOWS].to(torch.int64).contiguous()
+    expected = _logits(model, tokens)
+    with parked(model, Path(folder)), tempfile.TemporaryDirectory() as work:
+        reloaded = _reload(model, Path(folder), tokens, Path(work))
+    difference = (reloaded - expected).abs()
+    worst = float(difference.max()) if torch.isfinite(difference).all() else float("inf")
+    allowed = _TOLERANCE.get(model.dtype, _TOLERANCE_16_BIT) * max(float(expected.abs().max()), 1.0)
+    if worst > allowed:
+        window, position, token = torch.unravel_index(difference.nan_to_num(torch.inf).argmax(), difference.shape)
+        raise CheckpointError(
+            f"{Path(folder).name}: does not reload as it was saved: logits differ by {worst:.3g} (window {int(window)},"
+            f" position {int(position)}, token {int(token)}); nothing was saved"
+        )
+    return Verification(worst, tokens.numel())
+
+
+@torch.no_grad()
+def _logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
+    training = model.training
+    model.eval()
+    try:
+        rows = [model(input_ids=row[None].to(model.device), use_cache=False).logits.float().cpu() for row in tokens]
+    finally:
+        model.train(training)
+    return torch.cat(rows)  # (windows, length, vocabulary)
+
+
+def _reload(model: PreTrainedModel, folder: Path, tokens: Tensor, work: Path) -> Tensor:
+    save_file({"tokens": tokens}, work / "tokens.safetensors")
+    request = {
+        "folder": str(folder),
+        "tokens": str(work / "tokens.safetensors"),
+        "logits": str(work / "logits.safetensors"),
+        "device": str(model.device),
+        "threads": torch.get_num_threads(),
+        "attention": model.config._attn_implementation,
+        "remote_code": hasattr(model.config, "auto_map"),
+    }
+    process = subprocess.run(
+        [sys.executable, str(RELOAD_SCRIPT)],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        cwd=work,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"},
+    )
+    if process.returncode:
+        reason = (process.stderr.strip().split("\n") or [""])[-1]
+        raise CheckpointError(f"{folder.name}: does not load in a fresh process ({reason}); nothing was saved")
+    return load_file(work / "logits.safetensors")["logits"]
+
+
+@contextmanager
+def parked(model: PreTrainedModel, folder: Path) -> Iterator[None]:
+    """In place, for a while: frees the parameters, which are on disk in `folder`, and reads them back at the end.
+
+    Where a parameter's name is not in the files (a family saved under other names), all stay in memory.
+    """
+    files = {name: file for file in folder.glob("*.safetensors") for name in _names(file)}
+    parameters = dict(model.named_parameters())
+    if not parameters.keys() <= files.keys():
+        yield
+        return
+    devices = {name: parameter.device for name, parameter in parameters.items()}
+    for parameter in parameters.values():
+        parameter.data = parameter.data.new_empty(0)
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    try:
+        yield
+    finally:
+        for file in set(files.values()):
+            with safe_open(file, "pt") as tensors:
+                for name in tensors.keys() & parameters.keys():
+                    parameters[name].data = tensors.get_tensor(name).clone().to(devices[name])
+
+
+def _names(file: Path) -> list[str]:
+    with safe_open(file, "pt") as tensors:
+        return list(tensors.keys())

@@ -1,0 +1,84 @@
+"""Finds the verb, runs it, and turns a user's mistake into one line on standard error and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, NoReturn
+
+from ..errors import MoreauError
+
+# verb → one line for the list of verbs; each is a module of this folder with add_arguments, run, show and EXAMPLE.
+VERBS = {
+    "prune": "score, cut, save and verify a model",
+    "plan": "score a model and write the plan; the model is not changed",
+    "apply": "apply a plan to its base model, save and verify",
+    "evaluate": "perplexity of a model on a text",
+    "criteria": "list the criteria",
+    "families": "list the model families",
+}
+
+
+def prepare(verb: str, parser: argparse.ArgumentParser) -> None:
+    """Gives a verb's parser its arguments, its example, and one-line errors."""
+    module = _module(verb)
+    parser.description = module.__doc__
+    parser.epilog = f"example:\n  {parser.prog} {module.EXAMPLE}"
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    module.add_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else to standard output")
+
+    def error(message: str) -> NoReturn:
+        parser.exit(2, f"{parser.prog}: error: {message} (see --help)\n")
+
+    parser.error = error  # type: ignore[method-assign]
+
+
+def execute(verb: str, args: argparse.Namespace) -> int:
+    """Runs a verb; returns the exit code: 0, or 2 after a user's mistake."""
+    module = _module(verb)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr, force=True)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            if verb not in ("criteria", "families") and not sys.stderr.isatty():
+                _no_progress_bars()
+            result = module.run(args)
+    except MoreauError as error:
+        print(f"optimum-moreau {verb}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"optimum-moreau {verb}: interrupted; nothing was saved", file=sys.stderr)
+        return 130
+    print(json.dumps(result) if args.json else module.show(result))
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`optimum-moreau VERB …`: entry point of the console script."""
+    parser = argparse.ArgumentParser(
+        "optimum-moreau", description="Structured pruning of LLaMA-family language models."
+    )
+    subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for verb, summary in VERBS.items():
+        prepare(verb, subparsers.add_parser(verb, help=summary))
+    args = parser.parse_args(argv)
+    return execute(args.verb, args)
+
+
+def _module(verb: str) -> Any:
+    return import_module(f".{verb}", __package__)
+
+
+def _no_progress_bars() -> None:
+    import datasets
+    import huggingface_hub.utils
+    import transformers
+
+    datasets.disable_progress_bars()
+    huggingface_hub.utils.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()

@@ -1,0 +1,121 @@
+"""Options that several verbs share: the model, the calibration text, and one flag per field of the config."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..config import CHOICES, MoreauPrunerConfig
+from ..registry import CRITERIA
+
+
+def _layers(text: str) -> tuple[int, int]:
+    start, end = text.split(":")
+    return int(start), int(end)
+
+
+def _ratio(text: str) -> float | tuple[float, ...]:
+    numbers = tuple(float(part) for part in text.split(","))
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(","))
+
+
+def _choice(field: str) -> str:
+    return " | ".join(CHOICES[field])
+
+
+# field of MoreauPrunerConfig → (short alias, type, metavar, help); the flag is the field's name with hyphens.
+_FIELDS: dict[str, tuple[str | None, Callable[[str], Any], str, str]] = {
+    "criterion": (None, str, "NAME", f"how weights are scored: {', '.join(CRITERIA)} (default moreau-gs)"),
+    "pruning_ratio": ("--ratio", float, "SHARE", "share of the model's parameters to remove (default 0.2)"),
+    "unit_ratio": (None, _ratio, "SHARE[,SHARE]", "instead: share of the units in scope; one, or attention,mlp"),
+    "attention_layers": (None, _layers, "START:END", "layers whose attention is in scope, end excluded"),
+    "mlp_layers": (None, _layers, "START:END", "layers whose MLP is in scope (default for both: 4:30 of 32, scaled)"),
+    "targets": (None, _names, "NAMES", "what may be cut: attention,mlp"),
+    "budget": (None, str, "NAME", f"how the ratio is spread over layers: {_choice('budget')}"),
+    "aggregation": (None, str, "NAME", f"how the matrices of a unit combine: {_choice('aggregation')}"),
+    "rho": (None, float, "X", "ρ of the Moreau envelope"),
+    "step_size": (None, float, "X", "γ of Algorithm 1"),
+    "eta": (None, float, "X", "η, absolute group-sparsity threshold"),
+    "eta_quantile": (None, float, "SHARE", "instead: the threshold as a quantile of the group norms"),
+    "sigma": (None, float, "X", "σ of the noise"),
+    "noise": (None, str, "NAME", f"noise of σ·|w| or of σ: {_choice('noise')}"),
+    "steps": (None, int, "N", "T of Algorithm 1"),
+    "noise_samples": (None, int, "N", "noise draws per step"),
+    "passes": (None, int, "N", "noisy passes of smoothgrad"),
+    "average_last": (None, int, "N", "score the mean of the last N iterates"),
+    "channel_group": (None, str, "NAME", f"groups of the group threshold: {_choice('channel_group')}"),
+    "calibration_samples": ("--samples", int, "N", "windows of calibration text (default 10)"),
+    "sequence_length": ("--seq-len", int, "N", "tokens per window (default 128)"),
+    "batch_size": (None, int, "N", "windows per forward pass (default: all, at most 10)"),
+    "multiple_of": (None, int, "N", "keep channels as a multiple of N"),
+    "seed": (None, int, "N", "of windows, noise and random scores (default 0)"),
+    "export": (None, str, "NAME", f"class of the result: {_choice('export')}"),
+}
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds one flag per field of `MoreauPrunerConfig`."""
+    group = parser.add_argument_group("what and how to prune")
+    for field, (alias, kind, metavar, text) in _FIELDS.items():
+        flags = [flag for flag in (alias, f"--{field.replace('_', '-')}") if flag]
+        group.add_argument(*flags, dest=field, type=kind, metavar=metavar, help=text)
+    group.add_argument(
+        "--released", action="store_true", default=None, help="the published code's update, for comparison"
+    )
+
+
+def config_from(args: argparse.Namespace) -> MoreauPrunerConfig:
+    """Makes the config of the flags that were given.
+
+    Raises:
+        ConfigError: a value is out of its range or contradicts another.
+    """
+    fields = [*_FIELDS, "released"]
+    return MoreauPrunerConfig(**{field: value for field in fields if (value := getattr(args, field)) is not None})
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the model, and how to load it."""
+    parser.add_argument("model", metavar="MODEL", help="folder or Hub id of the model")
+    group = parser.add_argument_group("loading")
+    group.add_argument("--dtype", default="auto", help="auto (as saved) | float32 | bfloat16 | float16")
+    group.add_argument("--device", help="cpu, cuda, cuda:1, …, or auto for all GPUs (default: cuda where there is one)")
+    group.add_argument("--revision", help="branch, tag or commit on the Hub")
+    group.add_argument(
+        "--trust-remote-code", action="store_true", help="run modeling code that lies beside the weights"
+    )
+
+
+def add_calibration_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the calibration text."""
+    group = parser.add_argument_group("calibration")
+    group.add_argument(
+        "--calibration", metavar="TEXT", help="text file, records (.jsonl …), or hub:id[:config[:split[:column]]]"
+    )
+    group.add_argument("--calibration-column", metavar="NAME", help="text column of records")
+
+
+def add_output_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the folder to write."""
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="folder to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace a folder that holds a model")
+
+
+def load(args: argparse.Namespace) -> tuple[Any, Any]:
+    """Loads the model and tokenizer that the flags name."""
+    from ..checkpoint import load_model, load_tokenizer
+
+    model = load_model(
+        args.model,
+        dtype=args.dtype,
+        device=args.device,
+        revision=args.revision,
+        trust_remote_code=args.trust_remote_code,
+    )
+    return model, load_tokenizer(args.model, revision=args.revision, trust_remote_code=args.trust_remote_code)

@@ -1,0 +1,122 @@
+"""Perplexity over non-overlapping segments, as in LLM-Pruner's and MoreauPruner's tables (128-token segments).
+
+    PPL = exp( −(1/N) Σ_segments Σ_{t=2..n} log p(x_t | x_<t) ),   N = segments · (n − 1)
+
+The documents are tokenised without BOS and concatenated; the tail that fills no segment is dropped.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import evaluate
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..calibration import read_documents, tokenize
+from ..errors import CalibrationError
+
+_DESCRIPTION = "Token-weighted perplexity of a causal language model over non-overlapping segments."
+
+
+@dataclass(frozen=True)
+class PerplexityResult:
+    """A perplexity and what it was measured on.
+
+    Attributes:
+        perplexity: exp of the mean negative log-likelihood per target token.
+        tokens: number of target tokens.
+        segments: number of segments.
+    """
+
+    perplexity: float
+    tokens: int
+    segments: int
+
+
+class Perplexity(evaluate.Metric):
+    """`evaluate` metric: `Perplexity().compute(predictions=texts, model=model, tokenizer=tokenizer)`.
+
+    Returns a dictionary with `perplexity`, `tokens` and `segments`. `sequence_length` (128) and `batch_size` (8) are
+    keyword arguments of `compute`.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation="",
+            inputs_description="predictions: texts to score; model and tokenizer: of the language model.",
+            features=datasets.Features({"predictions": datasets.Value("string")}),
+        )
+
+    def _compute(
+        self,
+        predictions: list[str],
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        sequence_length: int = 128,
+        batch_size: int = 8,
+    ) -> dict[str, Any]:
+        segments = segment(predictions, tokenizer, sequence_length)
+        return vars(_measure(model, segments, batch_size))
+
+
+def perplexity(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: Any,
+    *,
+    sequence_length: int = 128,
+    batch_size: int = 8,
+    column: str | None = None,
+    max_segments: int | None = None,
+) -> PerplexityResult:
+    """Measures a model's perplexity.
+
+    Args:
+        model: a causal language model; evaluated in the mode and dtype it is in, on its device, in eval mode.
+        tokenizer: its tokenizer.
+        text: a path, `hub:id[:config[:split[:column]]]`, strings or a `datasets.Dataset`, as for calibration.
+        sequence_length: tokens per segment.
+        batch_size: segments per forward pass.
+        column: text column of records.
+        max_segments: only the first so many segments.
+
+    Raises:
+        CalibrationError: the text cannot be read, or is shorter than one segment.
+    """
+    segments = segment(read_documents(text, column=column), tokenizer, sequence_length)
+    return _measure(model, segments[:max_segments], batch_size)
+
+
+def segment(documents: list[str], tokenizer: PreTrainedTokenizerBase, sequence_length: int) -> Tensor:
+    """Returns the documents' tokens, concatenated and cut into segments, `(segments, sequence_length)`."""
+    ids = torch.cat([tokenize(document, tokenizer) for document in documents])
+    count = len(ids) // sequence_length
+    if not count:
+        raise CalibrationError(
+            f"evaluation text: {len(ids)} tokens, one segment needs {sequence_length}; give longer text"
+        )
+    return ids[: count * sequence_length].view(count, sequence_length)
+
+
+@torch.inference_mode()
+def _measure(model: PreTrainedModel, segments: Tensor, batch_size: int) -> PerplexityResult:
+    training = model.training
+    model.eval()
+    total = 0.0
+    try:
+        for batch in tqdm(segments.split(batch_size), desc="perplexity", leave=False, disable=None):
+            ids = batch.to(model.device)
+            logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()  # (segments, n − 1, vocabulary)
+            losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
+            total += losses.double().item()
+    finally:
+        model.train(training)
+    tokens = segments.numel() - len(segments)
+    return PerplexityResult(math.exp(min(total / tokens, 700.0)), tokens, len(segments))

@@ -1,0 +1,209 @@
+"""`MoreauPruner`: score, plan, cut, save."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .calibration import CalibrationSet, load_calibration
+from .card import write_card
+from .checkpoint import Verification, model_reference, save_folder, verify
+from .config import MoreauPrunerConfig
+from .errors import MoreauError
+from .families import ModelShape, model_shape
+from .plan import PLAN_NAME, PruningPlan, fingerprint, make_plan, removed_parameters, removed_unit_share
+from .registry import CRITERIA
+from .scores import SCORES_NAME, UnitScores, score_units
+from .summary import SUMMARY_NAME, PruningSummary, layer_table, peak_memory_bytes, versions
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PruningResult:
+    """What `MoreauPruner.prune` did.
+
+    Attributes:
+        summary: counts, shares, export, times.
+        plan: which units stayed.
+        scores: the importance of every unit in scope; `None` if a plan was applied.
+    """
+
+    summary: PruningSummary
+    plan: PruningPlan
+    scores: UnitScores | None
+
+
+class MoreauPruner:
+    """Prunes a causal language model of the LLaMA family in place, and saves what it made.
+
+    Args:
+        config: what to prune and how; default `MoreauPrunerConfig()`.
+        tokenizer: the model's tokenizer; needed for text, and saved with the model.
+        revision: of the base model, for the record.
+    """
+
+    def __init__(
+        self,
+        config: MoreauPrunerConfig | None = None,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        revision: str | None = None,
+    ) -> None:
+        self.config = config or MoreauPrunerConfig()
+        self.tokenizer = tokenizer
+        self.revision = revision
+        self._model: PreTrainedModel | None = None
+        self._result: PruningResult | None = None
+        self._tokens: Tensor | None = None  # that a saved checkpoint is verified on
+
+    def plan(
+        self, model: PreTrainedModel, calibration: Any = None, *, calibration_column: str | None = None
+    ) -> tuple[PruningPlan, UnitScores]:
+        """Scores the model's units and decides which stay; the model is not changed.
+
+        Args:
+            model: the model to score.
+            calibration: text, file, dataset or tokens, as for `load_calibration`; by default a small text that ships.
+            calibration_column: text column of a file of records.
+
+        Returns:
+            The plan, and the scores it was made from.
+
+        Raises:
+            MoreauError: of the kind that names the mistake (errors.py).
+        """
+        check_prunable(model)
+        shape = model_shape(model)
+        config = self.config.resolve(model.config)
+        found = self._calibration(model, calibration, calibration_column, config)
+        self._tokens = found and found.tokens
+        scores = score_units(model, shape, self._tokens, config)
+        plan = replace(
+            make_plan(scores, shape, config),
+            base_model=model_reference(model.config.name_or_path),
+            revision=self.revision,
+            fingerprint=fingerprint(model),
+            calibration=found.to_dict() if found else {},
+        )
+        return plan, scores
+
+    def prune(
+        self, model: PreTrainedModel, calibration: Any = None, *, calibration_column: str | None = None
+    ) -> PruningResult:
+        """In place: removes the least important units; arguments and errors as for `plan`.
+
+        On an error the model is unchanged.
+        """
+        start = time.perf_counter()
+        plan, scores = self.plan(model, calibration, calibration_column=calibration_column)
+        return self._cut(model, plan, scores, start)
+
+    def apply(self, model: PreTrainedModel, plan: PruningPlan) -> PruningResult:
+        """In place: applies a plan made before to a fresh copy of its base model.
+
+        Of this pruner's config, `export` alone is read; the rest was decided when the plan was made.
+
+        Raises:
+            PlanError: the plan is for another model.
+        """
+        self._tokens = None
+        return self._cut(model, plan, None, time.perf_counter())
+
+    def save_pretrained(self, save_directory: str | Path, *, overwrite: bool = False) -> Verification:
+        """Writes the pruned model, tokenizer, plan, scores, config, summary and card; verified by a reload.
+
+        All or nothing: the files are written beside the target and verified there; then the folder is renamed.
+
+        Args:
+            save_directory: folder to write.
+            overwrite: replace a folder that holds a model.
+
+        Raises:
+            CheckpointError: the folder may not or cannot be written, or does not load back as it was.
+            MoreauError: nothing was pruned yet.
+        """
+        if self._model is None or self._result is None:
+            raise MoreauError("save_pretrained: nothing was pruned yet; call prune or apply first")
+        with save_folder(save_directory, overwrite=overwrite) as folder:
+            self._model.save_pretrained(folder)
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(folder)
+            verification = verify(self._model, folder, self._verification_tokens())
+            plan, scores = self._result.plan, self._result.scores
+            summary = replace(self._result.summary, verified_max_abs_difference=verification.max_abs_difference)
+            plan.save(folder / PLAN_NAME)
+            MoreauPrunerConfig.from_dict(plan.config).save_pretrained(folder)
+            summary.save(folder / SUMMARY_NAME)
+            if scores is not None:
+                scores.save(folder / SCORES_NAME)
+            write_card(folder, summary, plan)
+        return verification
+
+    def _calibration(
+        self, model: PreTrainedModel, source: Any, column: str | None, config: MoreauPrunerConfig
+    ) -> CalibrationSet | None:
+        """The calibration windows; none for a criterion that reads none."""
+        if not CRITERIA.get(config.criterion).needs:
+            return None
+        return load_calibration(
+            source,
+            self.tokenizer,
+            samples=config.calibration_samples,
+            sequence_length=config.sequence_length,
+            seed=config.seed,
+            column=column,
+            vocab_size=model.config.vocab_size,
+        )
+
+    def _verification_tokens(self) -> Tensor:
+        """Calibration tokens, or, where none were read, random ids: a reload must agree on any."""
+        assert self._model is not None
+        if self._tokens is not None:
+            return self._tokens
+        generator = torch.Generator().manual_seed(0)
+        return torch.randint(self._model.config.vocab_size, (2, 64), generator=generator)
+
+    def _cut(self, model: PreTrainedModel, plan: PruningPlan, scores: UnitScores | None, start: float) -> PruningResult:
+        check_prunable(model)
+        shape = model_shape(model)
+        before = layer_table(model.config)
+        export = apply_plan(model, plan, self.config.export)
+        if export == shape.family.custom_type:
+            logger.warning("%s", _own_type_notice(export, shape))
+        config = MoreauPrunerConfig.from_dict(plan.config) if plan.config else self.config.resolve(model.config)
+        removed = removed_parameters(plan, shape)
+        summary = PruningSummary(
+            base_model=plan.base_model,
+            criterion=config.criterion,
+            parameters_before=shape.parameters,
+            parameters_after=shape.parameters - removed,
+            ratio_requested=config.pruning_ratio,
+            ratio_achieved=removed / shape.parameters,
+            unit_ratio_requested=config.unit_ratio,
+            unit_ratio_achieved=removed_unit_share(plan, shape.in_scope(config)),
+            export=export,
+            layers_before=before,
+            layers_after=layer_table(model.config),
+            calibration=dict(plan.calibration),
+            seconds=time.perf_counter() - start,
+            peak_memory_bytes=peak_memory_bytes(),
+            versions=versions(),
+        )
+        self._model, self._result = model, PruningResult(summary, plan, scores)
+        return self._result
+
+
+def _own_type_notice(export: str, shape: ModelShape) -> str:
+    return (
+        f"the layers differ in shape, so the model is of type {export}: it loads in transformers with `import"
+        " optimum_moreau` or trust_remote_code=True, not in vLLM or llama.cpp; for a stock checkpoint give every layer"
+        f" the same shape: --attention-layers 0:{shape.depth} --mlp-layers 0:{shape.depth} --budget uniform"
+    )

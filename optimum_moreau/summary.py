@@ -1,0 +1,91 @@
+"""What a pruning run did, as a frozen value that is saved beside the model."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+SUMMARY_NAME = "pruning_summary.json"
+_PACKAGES = ("optimum-moreau", "torch", "transformers", "optimum", "huggingface_hub", "safetensors")
+
+
+@dataclass(frozen=True)
+class PruningSummary:
+    """Counts, shares and times of one run; shares in [0, 1], sizes in parameters or bytes.
+
+    Attributes:
+        base_model: Hub id or folder name.
+        criterion: its name.
+        parameters_before: of the base model, tied ones counted once.
+        parameters_after: of the pruned model.
+        ratio_requested: share of the parameters asked for, if that was asked for.
+        ratio_achieved: share of the parameters removed.
+        unit_ratio_requested: share of the units in scope asked for, if that was asked for.
+        unit_ratio_achieved: share of the units in scope removed, by kind.
+        export: model type of the result.
+        layers_before: per layer heads, KV heads and channels.
+        layers_after: the same, pruned.
+        calibration: source, seed, counts and hash of the tokens; empty if the criterion needs none.
+        seconds: scoring, planning and cutting.
+        peak_memory_bytes: highest resident memory of the process, or allocated on the GPU.
+        versions: of the packages involved.
+        verified_max_abs_difference: largest logit difference after the reload from disk; `None` before saving.
+    """
+
+    base_model: str | None
+    criterion: str
+    parameters_before: int
+    parameters_after: int
+    ratio_requested: float | None
+    ratio_achieved: float
+    unit_ratio_requested: float | tuple[float, float] | None
+    unit_ratio_achieved: Mapping[str, float]
+    export: str
+    layers_before: list[dict[str, int]]
+    layers_after: list[dict[str, int]]
+    calibration: Mapping[str, Any]
+    seconds: float
+    peak_memory_bytes: int
+    versions: Mapping[str, str] = field(default_factory=dict)
+    verified_max_abs_difference: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the summary as a dictionary that JSON can hold."""
+        return asdict(self)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the summary as JSON."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+
+def layer_table(model_config: Any) -> list[dict[str, int]]:
+    """Returns per layer the number of heads, KV heads and MLP channels."""
+    return [
+        {
+            "heads": layer.num_attention_heads,
+            "kv_heads": layer.num_key_value_heads,
+            "channels": layer.intermediate_size,
+        }
+        for layer in model_config.per_layer_config
+    ]
+
+
+def peak_memory_bytes() -> int:
+    """Returns the peak of memory allocated on the GPU where one is used, else of resident memory."""
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of the packages a checkpoint depends on."""
+    return {name: version(name) for name in _PACKAGES}
