@@ -87,12 +87,12 @@ def load_calibration(
         vocab_size: of the model, to check the ids against.
 
     Raises:
-        CalibrationError: the source is missing, empty or too short, a column is missing, ids are outside the vocabulary.
+        CalibrationError: the source is missing, empty or too short; a column is missing; ids outside the vocabulary.
     """
     if source is None:
         logger.warning(
-            "no calibration text given: using the small text that ships with optimum_moreau; text like the model's use is"
-            " better (calibration=…, --calibration FILE)"
+            "no calibration text given: using the small text that ships with optimum_moreau; text like the model's"
+            " use is better (calibration=…, --calibration FILE)"
         )
         source = DEFAULT_TEXT
     generator = torch.Generator().manual_seed(seed)

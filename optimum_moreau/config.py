@@ -266,7 +266,7 @@ def _validate(config: MoreauPrunerConfig) -> None:
 def _validate_ratios(config: MoreauPrunerConfig) -> None:
     if config.pruning_ratio is not None and config.unit_ratio is not None:
         raise ConfigError(
-            "pruning_ratio (share of the parameters) and unit_ratio (share of the units) are both given; give one of them"
+            "pruning_ratio (share of the parameters) and unit_ratio (share of the units) are both given; give one"
         )
     if config.pruning_ratio is not None:
         _check_share("pruning_ratio", config.pruning_ratio)

@@ -15,12 +15,15 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from .errors import NonFiniteError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +34,9 @@ Prox = Callable[[Tensors], Tensors]
 class Gradient(Protocol):
     """∇f at given weights; `at` says for messages where the computation stands."""
 
-    def __call__(self, weights: Mapping[str, Tensor], at: str) -> Tensors: ...
+    def __call__(self, weights: Mapping[str, Tensor], at: str) -> Tensors:
+        """Returns ∇f in float32, by name."""
+        ...
 
 
 def noise_like(weight: Tensor, name: str, *, sigma: float, relative: bool, seed: int, step: int, draw: int) -> Tensor:
@@ -179,7 +184,7 @@ class LossGradient:
         batches: token ids, each `(windows, length)`; all windows are of one length.
     """
 
-    def __init__(self, model: nn.Module, batches: list[Tensor]):
+    def __init__(self, model: PreTrainedModel, batches: list[Tensor]):
         self.model = model
         self.batches = batches
         self.windows = sum(len(batch) for batch in batches)

@@ -109,7 +109,7 @@ def family_of(model_config: Any) -> Family:
     return FAMILIES[model_type]
 
 
-def decoder_layers(model: nn.Module) -> nn.ModuleList:
+def decoder_layers(model: Any) -> nn.ModuleList:
     """Returns the model's decoder layers.
 
     Raises:
@@ -205,7 +205,7 @@ def _blocks(family: Family, model_config: Any, layers: nn.ModuleList) -> Iterato
             cuts = family.cuts(kind)
             parameters = 0
             for cut in cuts:
-                module = layer.get_submodule(cut.module)
+                module: Any = layer.get_submodule(cut.module)
                 parameters += module.weight.numel() // total
                 if cut.side == "out" and module.bias is not None:
                     parameters += module.bias.numel() // total

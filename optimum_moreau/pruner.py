@@ -22,6 +22,7 @@ from .plan import PLAN_NAME, PruningPlan, fingerprint, make_plan, removed_parame
 from .registry import CRITERIA
 from .scores import SCORES_NAME, UnitScores, score_units
 from .summary import SUMMARY_NAME, PruningSummary, layer_table, peak_memory_bytes, versions
+from .surgery import apply_plan, check_prunable
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ class MoreauPruner:
         shape = model_shape(model)
         config = self.config.resolve(model.config)
         found = self._calibration(model, calibration, calibration_column, config)
-        self._tokens = found and found.tokens
+        self._tokens = None if found is None else found.tokens
         scores = score_units(model, shape, self._tokens, config)
         plan = replace(
             make_plan(scores, shape, config),

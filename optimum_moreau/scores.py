@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from .config import MoreauPrunerConfig
 from .criteria import Scoring
@@ -60,7 +61,9 @@ class UnitScores:
             raise PlanError(f"{path}: cannot be read as unit scores ({error})") from error
 
 
-def score_units(model: nn.Module, shape: ModelShape, tokens: Tensor | None, config: MoreauPrunerConfig) -> UnitScores:
+def score_units(
+    model: PreTrainedModel, shape: ModelShape, tokens: Tensor | None, config: MoreauPrunerConfig
+) -> UnitScores:
     """Scores every unit in scope; the model is left bit for bit as it was.
 
     Args:

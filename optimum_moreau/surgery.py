@@ -9,7 +9,7 @@ in memory is what a reload of its checkpoint builds.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,6 @@ from .families import Block, ModelShape, decoder_layers, model_shape
 from .modeling import auto_map, register_auto_classes
 from .plan import PruningPlan
 
-Export = Literal["auto", "stock", "custom"]
 # What a module keeps of its own when it takes over its twin's attributes: torch's state, and the user's settings.
 _OWN = {*vars(nn.Module()), "training", "generation_config", "gradient_checkpointing", "name_or_path"}
 # Saved in config.json but decided anew for each export.
@@ -28,7 +27,7 @@ _EXPORT_KEYS = ("model_type", "architectures", "auto_map", "per_layer_config", "
 _NOT_IN_ALTERNATIVE = ("attention_bias", "mlp_bias", "pretraining_tp")
 
 
-def apply_plan(model: nn.Module, plan: PruningPlan, export: Export = "auto") -> str:
+def apply_plan(model: nn.Module, plan: PruningPlan, export: str = "auto") -> str:
     """In place: removes what the plan does not keep, and rewrites the model's config and class.
 
     Args:
@@ -89,13 +88,13 @@ def check_prunable(model: Any) -> None:
     for parameter_name, parameter in model.named_parameters():
         if parameter.device.type == "meta":
             raise UnsupportedModelError(
-                f"{parameter_name} is on the meta device (not loaded, or offloaded); load the model whole, without offload"
+                f"{parameter_name} is on the meta device (not loaded, or offloaded); load it whole, without offload"
             )
         if type(parameter).__name__ == "DTensor":
             raise UnsupportedModelError(f"{parameter_name} is sharded over processes; prune before sharding")
 
 
-def pruned_config(model_config: Any, shape: ModelShape, plan: PruningPlan, export: Export) -> Any:
+def pruned_config(model_config: Any, shape: ModelShape, plan: PruningPlan, export: str) -> Any:
     """Returns the config of the pruned model: stock, the stock alternative, or the own type with per-layer shapes.
 
     Raises:
@@ -147,7 +146,8 @@ def _head_dim(model_config: Any) -> int:
 def _stock_problem(values: Mapping[str, Any], dims: list[dict[str, int]], heads_divide_hidden: bool) -> str | None:
     for index, layer in enumerate(dims):
         if layer != dims[0]:
-            return f"layer {index} has {_shape_words(layer)}, layer 0 {_shape_words(dims[0])}; stock classes have one shape"
+            words = f"layer {index} has {_shape_words(layer)}, layer 0 {_shape_words(dims[0])}"
+            return f"{words}; stock classes have one shape"
     if heads_divide_hidden and values["hidden_size"] % dims[0]["num_attention_heads"]:
         return f"{dims[0]['num_attention_heads']} heads do not divide the hidden size {values['hidden_size']}"
     return None
@@ -170,7 +170,7 @@ def _nearest_uniform(dims: list[dict[str, int]]) -> str:
     n_rep = dims[0]["num_attention_heads"] // dims[0]["num_key_value_heads"]
     mean["num_attention_heads"] = n_rep * mean["num_key_value_heads"]
     return (
-        f"nearest legal plan: {_shape_words(mean)} in every layer: budget 'uniform' with attention_layers and mlp_layers"
+        f"nearest legal plan: {_shape_words(mean)} in every layer: budget 'uniform', attention_layers and mlp_layers"
         f" 0:{len(dims)}"
     )
 
@@ -185,7 +185,7 @@ def _twin(model: nn.Module, config: Any) -> nn.Module:
 
 def _cut(layer: nn.Module, block: Block, kept: tuple[int, ...]) -> None:
     for cut in block.cuts:
-        module = layer.get_submodule(cut.module)
+        module: Any = layer.get_submodule(cut.module)
         width = module.weight.shape[cut.dim] // block.total
         rows = (torch.tensor(kept)[:, None] * width + torch.arange(width)).flatten().to(module.weight.device)
         module.weight = _selected(module.weight, cut.dim, rows)

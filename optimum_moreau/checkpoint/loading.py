@@ -88,7 +88,7 @@ def load_model(
         )
     except (*_UNREADABLE, RuntimeError) as error:
         raise CheckpointError(f"{name}: the weights cannot be loaded ({_first_line(error)})") from error
-    return model if target is None else model.to(target)
+    return model if target is None else model.to(target)  # type: ignore[arg-type]
 
 
 def load_tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:

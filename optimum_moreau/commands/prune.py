@@ -58,7 +58,7 @@ def show(result: dict[str, Any]) -> str:
             f"parameters  {result['parameters_before']:,} → {result['parameters_after']:,}"
             f"  (−{100 * result['ratio_achieved']:.2f} %; units in scope: {units})",
             f"export      {result['export']}",
-            f"verified    reloaded in a fresh process, largest logit difference {result['verified_max_abs_difference']:g}",
+            f"verified    by a reload in a fresh process; logits differ by {result['verified_max_abs_difference']:g}",
             f"time        {result['seconds']:.1f} s, peak memory {result['peak_memory_bytes'] / 2**30:.2f} GiB",
             f"saved       {result['output']}",
         ]

@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..config import MoreauPrunerConfig
 from ..envelope import LossGradient
 from ..families import Block
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from ..envelope import Tensors
 
 # One block's scores: for each of its parameter names, a float32 tensor of the weight's shape `(out, in)`.
@@ -24,7 +26,7 @@ ElementScores = Iterator[tuple[Block, dict[str, Tensor]]]
 class Scoring:
     """One scoring run: a model in `scoring_mode`, the blocks in scope, the calibration windows, a resolved config."""
 
-    model: nn.Module
+    model: PreTrainedModel
     blocks: tuple[Block, ...]
     batches: list[Tensor]
     config: MoreauPrunerConfig

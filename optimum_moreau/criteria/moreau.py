@@ -51,9 +51,9 @@ def _prox(run: Scoring) -> Prox | None:
         return None
 
     def threshold(norms: Tensor) -> Tensor | float:
-        if c.eta is not None:
+        if c.eta is not None and c.step_size is not None:
             return c.step_size * c.eta  # α = γη
-        return torch.quantile(norms, c.eta_quantile)
+        return torch.quantile(norms, c.eta_quantile or 0.0)
 
     if c.channel_group == "row":
         return lambda delta: {
@@ -99,7 +99,7 @@ MOREAU = Criterion(
 )
 MOREAU_GS = Criterion(
     name="moreau-gs",
-    summary="the same with group-sparse soft thresholding per channel",
+    summary="gradient of the Moreau envelope, group-sparse per channel",
     paper=PAPER,
     score=score,
     needs=("gradients",),

@@ -1,7 +1,7 @@
 """The own model types, and how transformers' Auto classes come to know them.
 
-`import optimum_moreau` stays light, yet AutoConfig and AutoModel* know the own types once both packages are imported, in
-either order: where transformers' auto classes are imported already, the types are registered at once; otherwise when
+`import optimum_moreau` stays light, yet AutoConfig and AutoModel* know the own types once both packages are imported,
+in either order: where transformers' auto classes are imported already, the types are registered at once; otherwise when
 the outermost import of a transformers module that brings them in has finished (a nested one would find transformers
 half imported).
 """

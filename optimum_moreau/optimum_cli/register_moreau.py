@@ -4,6 +4,7 @@ import sys
 from argparse import ArgumentParser
 
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
+
 from optimum_moreau.commands import VERBS, execute, prepare
 
 

@@ -16,10 +16,11 @@ from torch import Tensor
 from ..config import MoreauPrunerConfig
 from ..errors import PlanError
 from ..families import Block, ModelShape
-from .pruning_plan import Kept, PruningPlan
 from ..scores import UnitScores, check_covers
+from .pruning_plan import Kept, PruningPlan
 
 Counts = dict[Block, int]
+Ranking = dict[Block, Tensor]
 
 
 def make_plan(scores: UnitScores, shape: ModelShape, config: MoreauPrunerConfig) -> PruningPlan:
@@ -43,7 +44,7 @@ def make_plan(scores: UnitScores, shape: ModelShape, config: MoreauPrunerConfig)
         removed = _by_unit_ratio(blocks, ranking, config)
     else:
         assert config.pruning_ratio is not None  # resolved
-        removed = _by_parameters(blocks, ranking, shape.parameters, config)
+        removed = _by_parameters(blocks, ranking, config.pruning_ratio, shape.parameters, config)
     layers: dict[int, dict[str, Kept]] = {}
     for block in shape.blocks:
         kept = _keep(ranking[block], removed[block]) if removed.get(block) else tuple(range(block.total))
@@ -58,7 +59,7 @@ def removed_parameters(plan: PruningPlan, shape: ModelShape) -> int:
 
 def removed_unit_share(plan: PruningPlan, blocks: Sequence[Block]) -> dict[str, float]:
     """Returns the share of the units in scope that go, by kind."""
-    shares = {}
+    shares: dict[str, float] = {}
     for kind in dict.fromkeys(block.kind for block in blocks):
         kepts = [plan.layers[block.layer][kind] for block in blocks if block.kind == kind]
         shares[kind] = sum(kept.removed for kept in kepts) / sum(kept.total for kept in kepts)
@@ -88,8 +89,10 @@ def _most(block: Block, multiple_of: int) -> int:
     return _legal(block, block.total - 1, multiple_of)
 
 
-def _by_unit_ratio(blocks: Sequence[Block], ranking: dict[Block, Tensor], config: MoreauPrunerConfig) -> Counts:
-    ratio = config.unit_ratio if isinstance(config.unit_ratio, tuple) else (config.unit_ratio, config.unit_ratio)
+def _by_unit_ratio(blocks: Sequence[Block], ranking: Ranking, config: MoreauPrunerConfig) -> Counts:
+    given = config.unit_ratio
+    assert given is not None  # the caller's branch
+    ratio = given if isinstance(given, tuple) else (given, given)
     removed: Counts = {}
     for kind, share in zip(("attention", "mlp"), ratio, strict=True):
         of_kind = [block for block in blocks if block.kind == kind]
@@ -103,17 +106,17 @@ def _by_unit_ratio(blocks: Sequence[Block], ranking: dict[Block, Tensor], config
 
 
 def _by_parameters(
-    blocks: Sequence[Block], ranking: dict[Block, Tensor], parameters: int, config: MoreauPrunerConfig
+    blocks: Sequence[Block], ranking: Ranking, ratio: float, parameters: int, config: MoreauPrunerConfig
 ) -> Counts:
-    target = config.pruning_ratio * parameters
+    target = ratio * parameters
     attention = [block for block in blocks if block.kind == "attention"]
     mlp = [block for block in blocks if block.kind == "mlp"]
     most = sum(_most(block, config.multiple_of) * block.unit_parameters for block in blocks)
-    # Half a unit of the largest block is what rounding may miss.
+    # rounding may miss half a unit of the largest block
     slack = max((block.unit_parameters for block in mlp or attention), default=0) / 2
     if target > most + slack:
         raise PlanError(
-            f"pruning_ratio {config.pruning_ratio:g} cannot be reached in this scope: at most {most / parameters:.4f} of"
+            f"pruning_ratio {ratio:g} cannot be reached in this scope: at most {most / parameters:.4f} of"
             " the parameters; widen attention_layers, mlp_layers or targets"
         )
     if not target:
@@ -135,7 +138,7 @@ def _cost(blocks: Sequence[Block], config: MoreauPrunerConfig) -> list[int]:
 
 def _attention_counts(
     blocks: Sequence[Block],
-    ranking: dict[Block, Tensor],
+    ranking: Ranking,
     share: float,
     target: float,
     mlp_most: int,
@@ -156,7 +159,7 @@ def _attention_counts(
 
 def _global_counts(
     blocks: Sequence[Block],
-    ranking: dict[Block, Tensor],
+    ranking: Ranking,
     *,
     units: int | None = None,
     parameters: float | None = None,

@@ -108,10 +108,10 @@ class PruningPlan:
             if isinstance(error, PlanError):
                 raise
             raise PlanError(f"plan: 'layers' is damaged ({error})") from error
-        rest = {key: values.get(key) for key in ("base_model", "revision", "fingerprint")}
-        lists = {key: values.get(key) and tuple(values[key]) for key in ("hidden", "kept_layers")}
-        dicts = {key: values.get(key) or {} for key in ("config", "calibration")}
-        return cls(model_type=values["model_type"], layers=layers, **rest, **lists, **dicts)
+        rest: dict[str, Any] = {key: values.get(key) for key in ("base_model", "revision", "fingerprint")}
+        rest |= {key: values.get(key) and tuple(values[key]) for key in ("hidden", "kept_layers")}
+        rest |= {key: values.get(key) or {} for key in ("config", "calibration")}
+        return cls(model_type=values["model_type"], layers=layers, **rest)
 
     def save(self, path: str | Path) -> Path:
         """Writes the plan as JSON, one line per layer and kind; returns the file."""
