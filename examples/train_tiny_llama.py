@@ -198,9 +198,9 @@ def generate_text(seed: int, stories: int) -> list[str]:
 
 
 def documents(seed: int, count: int) -> list[str]:
-    """Stories bound into documents of `DOCUMENT` stories, one story per line."""
+    """Stories bound into documents of `DOCUMENT` stories, a paragraph each."""
     stories = generate_text(seed, count * DOCUMENT)
-    return ["\n".join(stories[i : i + DOCUMENT]) for i in range(0, len(stories), DOCUMENT)]
+    return [" ".join(stories[i : i + DOCUMENT]) for i in range(0, len(stories), DOCUMENT)]
 
 
 def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:

@@ -1,0 +1,65 @@
+"""Fixtures: tiny models and a tokenizer made in memory, text, and the shared real models where they are present."""
+
+import os
+
+# Before torch is imported: two xdist workers share two cores, and nothing may reach for the network.
+os.environ |= {
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "HF_UPDATE_DOWNLOAD_COUNTS": "FALSE",
+}
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tiny import tiny_model, tiny_tokenizer
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return tiny_tokenizer()
+
+
+@pytest.fixture
+def llama():
+    return tiny_model("llama")
+
+
+@pytest.fixture(scope="session")
+def tokens():
+    """Calibration windows for tiny models, `(4, 16)`."""
+    return torch.randint(0, 64, (4, 16), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="session")
+def text():
+    return Path(ROOT / "optimum_moreau" / "data" / "calibration.txt").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory, tokenizer):
+    """A saved tiny LLaMA with its tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny") / "tiny-llama"
+    tiny_model("llama", vocab_size=len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """The folder of real models and texts beside the checkout."""
+    if not SHARED.is_dir():
+        pytest.skip("no ../shared beside the checkout: real models are not tested here")
+    return SHARED
