@@ -116,8 +116,8 @@ def _by_parameters(
     slack = max((block.unit_parameters for block in mlp or attention), default=0) / 2
     if target > most + slack:
         raise PlanError(
-            f"pruning_ratio {ratio:g} cannot be reached in this scope: at most {most / parameters:.4f} of"
-            " the parameters; widen attention_layers, mlp_layers or targets"
+            f"pruning_ratio {ratio:g} cannot be reached in this scope, which reaches from 0 to"
+            f" {math.floor(1e4 * most / parameters) / 1e4:.4f}; widen attention_layers, mlp_layers or targets"
         )
     if not target:
         return {}

@@ -1,0 +1,144 @@
+"""The config round-trips, validates, and resolves as DESIGN.md's conventions say."""
+
+import json
+import logging
+from types import SimpleNamespace
+
+import pytest
+
+from optimum_moreau import MoreauPrunerConfig
+from optimum_moreau.errors import ConfigError
+from optimum_moreau.registry import CRITERIA
+
+
+def depth(layers):
+    return SimpleNamespace(num_hidden_layers=layers)
+
+
+def test_survives_json_and_a_folder(tmp_path):
+    config = MoreauPrunerConfig(criterion="moreau", unit_ratio=(0.25, 0.5), attention_layers=(1, 3), seed=7)
+    assert MoreauPrunerConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    config.save_pretrained(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["moreau_pruner_config.json"]
+    assert MoreauPrunerConfig.from_pretrained(tmp_path) == config
+
+
+def test_is_frozen():
+    with pytest.raises(AttributeError):
+        MoreauPrunerConfig().seed = 1
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"criterion": "moreu"}, "unknown criterion 'moreu'. Did you mean 'moreau'"),
+        ({"budget": "globl"}, "budget: unknown value 'globl'. Did you mean 'global'"),
+        ({"pruning_ratio": 1.0}, r"pruning_ratio: 1.0 is not a share in \[0, 1\)"),
+        ({"pruning_ratio": -0.1}, "is not a share"),
+        ({"pruning_ratio": float("nan")}, "is not a share"),
+        ({"unit_ratio": 20}, "20 % is 0.2"),
+        ({"unit_ratio": (0.1, 1.5)}, "1.5 is not a share"),
+        ({"unit_ratio": (0.1, 0.2, 0.3)}, "one number or two"),
+        ({"pruning_ratio": 0.2, "unit_ratio": 0.2}, "are both given"),
+        ({"attention_layers": (3, 3)}, "attention_layers: .* 0 <= start < end"),
+        ({"mlp_layers": (-1, 3)}, "mlp_layers"),
+        ({"targets": ("heads",)}, "unknown 'heads'"),
+        ({"targets": ()}, "targets"),
+        ({"rho": 0.0}, "rho: 0.0 is not a number > 0"),
+        ({"sigma": -1.0}, "sigma"),
+        ({"steps": 0}, "steps: 0 is not a whole number ≥ 1"),
+        ({"sequence_length": 1}, "whole number ≥ 2"),
+        ({"eta": 1e-6, "eta_quantile": 0.1}, "eta and eta_quantile are both given"),
+        ({"released": True, "criterion": "taylor"}, "reproduces moreau and moreau-gs only"),
+        ({"released": True, "eta_quantile": 0.1}, "absolute threshold only"),
+    ],
+)
+def test_refuses_at_construction(values, message):
+    with pytest.raises(ConfigError, match=message):
+        MoreauPrunerConfig(**values)
+
+
+def test_refuses_unknown_keys_by_name():
+    with pytest.raises(ConfigError, match="unknown field 'prunig_ratio'. Did you mean 'pruning_ratio'"):
+        MoreauPrunerConfig.from_dict({"prunig_ratio": 0.2})
+
+
+@pytest.mark.parametrize(("layers", "scope"), [(32, (4, 30)), (80, (10, 75)), (5, (1, 5)), (1, (0, 1)), (2, (0, 2))])
+def test_default_scope_is_the_papers_scaled_to_the_depth(layers, scope):
+    resolved = MoreauPrunerConfig().resolve(depth(layers))
+    assert resolved.attention_layers == resolved.mlp_layers == scope
+
+
+def test_layers_outside_the_model_are_refused():
+    with pytest.raises(ConfigError, match="mlp_layers: 2:9 lies outside the model's layers 0:8"):
+        MoreauPrunerConfig(mlp_layers=(2, 9)).resolve(depth(8))
+
+
+def test_defaults_are_those_of_the_paper():
+    moreau = MoreauPrunerConfig(criterion="moreau").resolve(depth(32))
+    assert (moreau.rho, moreau.step_size, moreau.sigma, moreau.steps) == (0.05, 1e-3, 0.05, 10)
+    assert moreau.eta is None
+    assert moreau.eta_quantile is None
+    sparse = MoreauPrunerConfig().resolve(depth(32))
+    assert (sparse.rho, sparse.step_size, sparse.sigma, sparse.steps) == (0.2, 2e-4, 0.05, 10)
+    assert (sparse.eta, sparse.eta_quantile) == (None, 0.1)
+    assert (sparse.calibration_samples, sparse.sequence_length, sparse.pruning_ratio) == (10, 128, 0.2)
+    smooth = MoreauPrunerConfig(criterion="smoothgrad").resolve(depth(32))
+    assert (smooth.sigma, smooth.passes) == (0.05, 100)
+
+
+def test_a_given_eta_turns_the_quantile_off():
+    resolved = MoreauPrunerConfig(eta=1e-3).resolve(depth(32))
+    assert (resolved.eta, resolved.eta_quantile) == (1e-3, None)
+
+
+def test_paper_preset_is_the_papers_protocol():
+    preset = MoreauPrunerConfig.paper("moreau-gs").resolve(depth(32))
+    assert (preset.unit_ratio, preset.eta, preset.eta_quantile) == (0.25, 5e-6, None)
+    assert preset.pruning_ratio is None
+    assert preset.attention_layers == (4, 30)
+    assert MoreauPrunerConfig.paper("moreau").eta is None
+
+
+def test_released_takes_the_published_codes_settings():
+    resolved = MoreauPrunerConfig(released=True).resolve(depth(32))
+    assert (resolved.eta, resolved.eta_quantile, resolved.average_last) == (5e-6, None, 5)
+
+
+@pytest.mark.parametrize("criterion", list(CRITERIA))
+def test_resolving_twice_changes_nothing(criterion):
+    once = MoreauPrunerConfig(criterion=criterion).resolve(depth(32))
+    assert once.resolve(depth(32)) == once
+
+
+def test_settings_of_another_criterion_are_dropped_with_a_warning(caplog):
+    with caplog.at_level(logging.WARNING):
+        resolved = MoreauPrunerConfig(criterion="taylor", rho=0.1).resolve(depth(8))
+    assert resolved.rho is None
+    assert "taylor does not use rho" in caplog.text
+
+
+def test_push_to_hub_uploads_one_file_with_the_real_client(monkeypatch):
+    """The client's own methods are called with its own signatures; a loopback Hub is for the publishing work."""
+    import inspect
+
+    from huggingface_hub import HfApi
+
+    calls = {}
+
+    def record(name, result):
+        signature = inspect.signature(getattr(HfApi, name))
+
+        def call(self, *args, **kwargs):
+            calls[name] = signature.bind(self, *args, **kwargs).arguments
+            return result
+
+        return call
+
+    monkeypatch.setattr(HfApi, "create_repo", record("create_repo", None))
+    monkeypatch.setattr(HfApi, "upload_file", record("upload_file", SimpleNamespace(commit_url="https://hub/commit/1")))
+    config = MoreauPrunerConfig(seed=3)
+    assert config.push_to_hub("me/model", private=True) == "https://hub/commit/1"
+    upload = calls["upload_file"]
+    assert (upload["repo_id"], upload["path_in_repo"]) == ("me/model", "moreau_pruner_config.json")
+    assert MoreauPrunerConfig.from_dict(json.loads(upload["path_or_fileobj"])) == config

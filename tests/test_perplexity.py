@@ -1,0 +1,61 @@
+"""Perplexity against its definition."""
+
+import math
+
+import pytest
+import torch
+
+from optimum_moreau import Perplexity, perplexity
+from optimum_moreau.errors import CalibrationError
+from tests.tiny import TEXT, tiny_model
+
+TEXTS = [TEXT * 4, TEXT * 3]
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    return tiny_model("llama", vocab_size=len(tokenizer))
+
+
+@torch.no_grad()
+def by_hand(model, tokenizer, length):
+    ids = [i for text in TEXTS for i in tokenizer(text, add_special_tokens=False)["input_ids"]]
+    total, count = 0.0, 0
+    for start in range(0, len(ids) - length + 1, length):
+        window = torch.tensor([ids[start : start + length]])
+        log_p = model(window).logits[0].double().log_softmax(-1)
+        for position in range(1, length):
+            total -= float(log_p[position - 1, window[0, position]])
+            count += 1
+    return math.exp(total / count), count
+
+
+@pytest.mark.parametrize("length", [8, 32])
+def test_is_its_definition_whatever_the_batches(model, tokenizer, length):
+    expected, count = by_hand(model, tokenizer, length)
+    for batch_size in (1, 5):
+        found = perplexity(model, tokenizer, TEXTS, sequence_length=length, batch_size=batch_size)
+        assert found.perplexity == pytest.approx(expected, rel=1e-5)
+        assert (found.tokens, found.segments) == (count, count // (length - 1))
+
+
+def test_the_metric_alone_gives_the_same(model, tokenizer):
+    found = Perplexity().compute(predictions=TEXTS, model=model, tokenizer=tokenizer, sequence_length=16)
+    assert found == vars(perplexity(model, tokenizer, TEXTS, sequence_length=16))
+
+
+def test_a_uniform_model_has_the_perplexity_of_its_vocabulary(tokenizer):
+    model = tiny_model("llama", vocab_size=len(tokenizer))
+    model.lm_head.weight.data.zero_()
+    assert perplexity(model, tokenizer, TEXTS, sequence_length=16).perplexity == pytest.approx(len(tokenizer), rel=1e-5)
+
+
+def test_the_mode_is_left_as_it_was(model, tokenizer):
+    model.train()
+    perplexity(model, tokenizer, TEXTS, sequence_length=16)
+    assert model.training
+
+
+def test_text_shorter_than_a_segment_is_refused(model, tokenizer):
+    with pytest.raises(CalibrationError, match="one segment needs 128"):
+        perplexity(model, tokenizer, ["too short"])
