@@ -59,7 +59,7 @@ def test_refuses_at_construction(values, message):
 
 
 def test_refuses_unknown_keys_by_name():
-    with pytest.raises(ConfigError, match="unknown field 'prunig_ratio'. Did you mean 'pruning_ratio'"):
+    with pytest.raises(ConfigError, match=r"unknown field 'prunig_ratio'. Did you mean 'pruning_ratio'"):
         MoreauPrunerConfig.from_dict({"prunig_ratio": 0.2})
 
 

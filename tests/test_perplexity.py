@@ -2,6 +2,7 @@
 
 import math
 
+import datasets
 import pytest
 import torch
 
@@ -42,6 +43,16 @@ def test_is_its_definition_whatever_the_batches(model, tokenizer, length):
 def test_the_metric_alone_gives_the_same(model, tokenizer):
     found = Perplexity().compute(predictions=TEXTS, model=model, tokenizer=tokenizer, sequence_length=16)
     assert found == vars(perplexity(model, tokenizer, TEXTS, sequence_length=16))
+
+
+def test_the_metric_reads_files_and_datasets(model, tokenizer, tmp_path):
+    (tmp_path / "text.txt").write_text("".join(TEXTS))
+    rows = datasets.Dataset.from_dict({"story": TEXTS})
+    settings = {"model": model, "tokenizer": tokenizer, "sequence_length": 16}
+    assert Perplexity().compute(text=tmp_path / "text.txt", **settings)["tokens"] > 0
+    assert Perplexity().compute(text=rows, column="story", **settings) == Perplexity().compute(
+        predictions=TEXTS, **settings
+    )
 
 
 def test_a_uniform_model_has_the_perplexity_of_its_vocabulary(tokenizer):

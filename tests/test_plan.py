@@ -100,7 +100,7 @@ def test_attention_goes_up_where_the_channels_cannot_take_the_difference():
 
 def test_an_unreachable_ratio_is_refused_with_the_reachable_range():
     with pytest.raises(
-        PlanError, match=r"pruning_ratio 0\.9 cannot be reached in this scope, which reaches from 0 to 0\.5927"
+        PlanError, match=r"pruning_ratio 0\.9 cannot be reached in this scope, which reaches from 0 to 0\.5926"
     ):
         plan_for(shape_of(), pruning_ratio=0.9)
     most = (3 * 96 + 23 * 10) * 4 / shape_of().parameters

@@ -18,8 +18,8 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..calibration import read_documents, tokenize
-from ..errors import CalibrationError
+from ..calibration import check_vocabulary, read_documents, tokenize
+from ..errors import CalibrationError, NonFiniteError
 
 _DESCRIPTION = "Token-weighted perplexity of a causal language model over non-overlapping segments."
 
@@ -42,8 +42,8 @@ class PerplexityResult:
 class Perplexity(evaluate.Metric):
     """`evaluate` metric: `Perplexity().compute(predictions=texts, model=model, tokenizer=tokenizer)`.
 
-    Returns a dictionary with `perplexity`, `tokens` and `segments`. `sequence_length` (128) and `batch_size` (8) are
-    keyword arguments of `compute`.
+    Returns a dictionary with `perplexity`, `tokens` and `segments`. Instead of `predictions`, `text` takes a path, a
+    `hub:` name or a dataset. `sequence_length` (128) and `batch_size` (8) are keyword arguments of `compute`.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -53,6 +53,13 @@ class Perplexity(evaluate.Metric):
             inputs_description="predictions: texts to score; model and tokenizer: of the language model.",
             features=datasets.Features({"predictions": datasets.Value("string")}),
         )
+
+    def compute(
+        self, *, predictions: list[str] | None = None, text: Any = None, column: str | None = None, **settings: Any
+    ) -> dict[str, Any]:
+        """Measures the perplexity of `predictions`, or of the documents of `text`; settings as for `perplexity`."""
+        documents = predictions if text is None else read_documents(text, column=column)
+        return super().compute(predictions=documents, **settings)
 
     def _compute(
         self,
@@ -88,7 +95,8 @@ def perplexity(
         max_segments: only the first so many segments.
 
     Raises:
-        CalibrationError: the text cannot be read, or is shorter than one segment.
+        CalibrationError: the text cannot be read, is shorter than one segment, or is not of the model's vocabulary.
+        NonFiniteError: a loss is NaN or infinite.
     """
     segments = segment(read_documents(text, column=column), tokenizer, sequence_length)
     return _measure(model, segments[:max_segments], batch_size)
@@ -107,6 +115,7 @@ def segment(documents: list[str], tokenizer: PreTrainedTokenizerBase, sequence_l
 
 @torch.inference_mode()
 def _measure(model: PreTrainedModel, segments: Tensor, batch_size: int) -> PerplexityResult:
+    check_vocabulary(segments, model.config.vocab_size, "evaluation text")
     training = model.training
     model.eval()
     total = 0.0
@@ -116,6 +125,10 @@ def _measure(model: PreTrainedModel, segments: Tensor, batch_size: int) -> Perpl
             logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()  # (segments, n − 1, vocabulary)
             losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
             total += losses.double().item()
+            if not math.isfinite(total):
+                raise NonFiniteError(
+                    f"evaluation: the loss is {total}; check the model's weights, or load it in bfloat16 or float32"
+                )
     finally:
         model.train(training)
     tokens = segments.numel() - len(segments)

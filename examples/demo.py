@@ -1,0 +1,100 @@
+"""The main job from start to end: prune a model by 20 % with five criteria, compare, save, reload, generate.
+
+Without arguments it needs no network: a tiny LLaMA is trained first (about half a minute) on generated text.
+
+    python examples/demo.py [--model FOLDER_OR_HUB_ID] [--text FILE] [--output demo_output]
+"""
+
+import argparse
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+from train_tiny_llama import train
+
+from optimum_moreau import MoreauError, MoreauPruner, MoreauPrunerConfig, perplexity
+from optimum_moreau.calibration import read_documents
+from optimum_moreau.checkpoint import load_model, load_tokenizer
+
+CRITERIA = ("moreau-gs", "moreau", "taylor", "magnitude", "random")
+RATIO = 0.2
+SEGMENTS = 200  # of 128 tokens, for the perplexities
+
+GENERATE = """
+import sys, logging
+import optimum_moreau  # the own model types, where the layers differ in shape
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
+logging.disable_progress_bar()
+folder, prompt = sys.argv[1:]
+model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+ids = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+print(tokenizer.decode(model.generate(**ids, max_new_tokens=32, do_sample=False)[0], skip_special_tokens=True))
+"""
+
+
+def prepare(arguments: argparse.Namespace) -> tuple[str, list[str], list[str], str]:
+    """Returns the model, the calibration texts, the evaluation texts and a prompt; trains the tiny model if asked."""
+    if arguments.model:
+        text = "\n".join(read_documents(arguments.text)) if arguments.text else "\n".join(read_documents_shipped())
+        middle = text.find(" ", len(text) // 2)
+        return arguments.model, [text[middle:]], [text[:middle]], " ".join(text.split()[:8])
+    folder = arguments.output / "tiny-llama"
+    if not (folder / "heldout.jsonl").is_file():
+        print("training a tiny LLaMA on generated text …", file=sys.stderr)
+        train(folder)
+    calibration, heldout = (read_documents(folder / f"{name}.jsonl") for name in ("calibration", "heldout"))
+    return str(folder), calibration, heldout, "Anna had"
+
+
+def read_documents_shipped() -> list[str]:
+    """The small text that ships with the package."""
+    from optimum_moreau.calibration import DEFAULT_TEXT
+
+    return read_documents(DEFAULT_TEXT)
+
+
+def main() -> int:
+    """Runs the demo; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Prune a model by 20 % with five criteria, save, reload, generate.")
+    parser.add_argument("--model", help="folder or Hub id (default: a tiny LLaMA that is trained here)")
+    parser.add_argument("--text", help="text to calibrate on (second half) and to evaluate on (first half)")
+    parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder to write")
+    arguments = parser.parse_args()
+    try:
+        run(arguments)
+    except MoreauError as error:
+        print(f"demo: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Trains if needed, prunes with each criterion, prints the table, saves and reloads the first criterion's model."""
+    name, calibration, heldout, prompt = prepare(arguments)
+    tokenizer = load_tokenizer(name)
+    before = perplexity(load_model(name), tokenizer, heldout, max_segments=SEGMENTS).perplexity
+    print(f"\n{name}, {RATIO:.0%} of the parameters removed\n")
+    print(f"{'criterion':12} {'parameters':>28} {'removed':>8} {'perplexity':>18} {'seconds':>8}")
+    for criterion in CRITERIA:
+        model = load_model(name)
+        pruner = MoreauPruner(MoreauPrunerConfig(criterion=criterion, pruning_ratio=RATIO), tokenizer=tokenizer)
+        s = pruner.prune(model, calibration).summary
+        after = perplexity(model, tokenizer, heldout, max_segments=SEGMENTS).perplexity
+        counts = f"{s.parameters_before:,} → {s.parameters_after:,}"
+        print(
+            f"{criterion:12} {counts:>28} {s.ratio_achieved:8.2%} {f'{before:.2f} → {after:.2f}':>18} {s.seconds:8.1f}",
+            flush=True,
+        )
+        if criterion == CRITERIA[0]:
+            saved = arguments.output / "pruned"
+            verification = pruner.save_pretrained(saved, overwrite=True)
+    print(f"\n{CRITERIA[0]} is saved in {saved}; reloaded in a fresh process, its logits differ by at most", end=" ")
+    print(f"{verification.max_abs_difference:g}.\nIt says: ", end="", flush=True)
+    subprocess.run([sys.executable, "-c", GENERATE, str(saved), prompt], check=True)
+
+
+if __name__ == "__main__":
+    logging.getLogger("optimum_moreau").setLevel(logging.ERROR)  # the table says it all
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""What README and CONTRIBUTING print works as printed."""
+
+import re
+import shlex
+import shutil
+
+import pytest
+
+from optimum_moreau.commands import main
+from optimum_moreau.families import FAMILIES
+from optimum_moreau.registry import CRITERIA, Registry
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+def blocks(text, language):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.S)
+
+
+@pytest.fixture
+def after_the_demo(tmp_path, monkeypatch, tiny_folder, text):
+    """A folder that looks as it does after `make demo`."""
+    folder = tmp_path / "demo_output" / "tiny-llama"
+    shutil.copytree(tiny_folder, folder)
+    for name in ("calibration", "heldout"):
+        import json
+
+        (folder / f"{name}.jsonl").write_text("\n".join(json.dumps({"text": part}) for part in (text, text[::2])))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_python_example_runs(after_the_demo, capsys):
+    (example,) = blocks(README, "python")
+    exec(compile(example, "README.md", "exec"), {})
+    before, after = capsys.readouterr().out.split("->")
+    assert int(after) < int(before)
+    assert (after_the_demo / "pruned" / "config.json").is_file()
+
+
+def test_the_commands_run(after_the_demo, capsys):
+    lines = [line for block in blocks(README, "console") for line in block.splitlines() if "moreau" in line]
+    assert len(lines) == 6
+    for line in lines:
+        words = shlex.split(line)
+        arguments = words[2:] if words[0] == "optimum-cli" else words[1:]
+        assert main(arguments) == 0, f"{line}\n{capsys.readouterr().err}"
+
+
+def test_the_tables_list_every_criterion_and_family():
+    for name in CRITERIA:
+        assert f"| `{name}`" in README
+        if name != "random":
+            assert CRITERIA.get(name).paper in README
+    for name, row in FAMILIES.items():
+        if name == row.base_type:
+            assert re.search(rf"\| `{name}` .*\| `{row.custom_type}` \|", README)
+
+
+def test_the_criterion_of_contributing_prunes(monkeypatch, llama, tmp_path):
+    source, line = blocks(CONTRIBUTING, "python")[:2]
+    (tmp_path / "cube.py").write_text(source.replace("from .criterion", "from optimum_moreau.criteria"))
+    monkeypatch.syspath_prepend(tmp_path)
+    name, target = re.fullmatch(r'"(\w+)": f"\{_CRITERIA\}\.(\w+:\w+)",\n', line).groups()
+    extended = Registry("criterion", {name: target})
+    criterion = extended.get(name)
+    monkeypatch.setitem(CRITERIA._entries, name, criterion)
+
+    from optimum_moreau import MoreauPruner, MoreauPrunerConfig
+
+    before = sum(p.numel() for p in llama.parameters())
+    MoreauPruner(MoreauPrunerConfig(criterion="cube", pruning_ratio=0.1)).prune(llama)
+    assert sum(p.numel() for p in llama.parameters()) < before
