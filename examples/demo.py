@@ -11,10 +11,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
+import torch
 from train_tiny_llama import train
+from transformers.utils import logging as transformers_logging
 
 from optimum_moreau import MoreauError, MoreauPruner, MoreauPrunerConfig, perplexity
-from optimum_moreau.calibration import read_documents
+from optimum_moreau.calibration import DEFAULT_TEXT, read_documents
 from optimum_moreau.checkpoint import load_model, load_tokenizer
 
 CRITERIA = ("moreau-gs", "moreau", "taylor", "magnitude", "random")
@@ -37,22 +40,16 @@ print(tokenizer.decode(model.generate(**ids, max_new_tokens=32, do_sample=False)
 def prepare(arguments: argparse.Namespace) -> tuple[str, list[str], list[str], str]:
     """Returns the model, the calibration texts, the evaluation texts and a prompt; trains the tiny model if asked."""
     if arguments.model:
-        text = "\n".join(read_documents(arguments.text)) if arguments.text else "\n".join(read_documents_shipped())
+        text = "\n".join(read_documents(arguments.text or DEFAULT_TEXT))
         middle = text.find(" ", len(text) // 2)
         return arguments.model, [text[middle:]], [text[:middle]], " ".join(text.split()[:8])
+    torch.set_num_threads(1)  # matrices this small gain nothing from a second one
     folder = arguments.output / "tiny-llama"
     if not (folder / "heldout.jsonl").is_file():
         print("training a tiny LLaMA on generated text …", file=sys.stderr)
         train(folder)
     calibration, heldout = (read_documents(folder / f"{name}.jsonl") for name in ("calibration", "heldout"))
     return str(folder), calibration, heldout, "Anna had"
-
-
-def read_documents_shipped() -> list[str]:
-    """The small text that ships with the package."""
-    from optimum_moreau.calibration import DEFAULT_TEXT
-
-    return read_documents(DEFAULT_TEXT)
 
 
 def main() -> int:
@@ -96,5 +93,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    transformers_logging.disable_progress_bar()
+    datasets.disable_progress_bars()
     logging.getLogger("optimum_moreau").setLevel(logging.ERROR)  # the table says it all
     sys.exit(main())

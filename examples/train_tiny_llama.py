@@ -1,18 +1,18 @@
 """Teach a tiny Llama an invented world, so that pruning has something real to damage.
 
-    seed ── generate_text ──▶ stories ── byte-level BPE ──▶ tokens ── AdamW + cosine ──▶ model.safetensors, 1.4 MB
+    seed ── generate_text ──▶ stories ── byte-level BPE ──▶ tokens ── AdamW + cosine ──▶ model.safetensors, 1.0 MB
 
-The world is small but has rules, and a language model lowers its loss only by learning them:
+The world has rules, so that its text holds more than a model of this size learns in forty seconds:
 
-    facts       each person has one town, job and pet, each animal one class and food     (kept in the weights)
-    tracking    who holds what and where it was put; pronouns agree with names            (copied from the context)
-    counting    seven without two are five; three days after Monday comes Thursday        (computed)
-    causes      the weather decides what happens, what people wear and what they feel     (kept in the weights)
+    facts       each person has one town, job and pet, each animal one class and food
+    tracking    who holds what and where it was put; pronouns agree with names
+    counting    seven without two are five; three days after Monday comes Thursday
+    causes      the weather decides what happens, what people wear and what they feel
 
-The model is small relative to that task on purpose: an over-parameterised one would shrug off a 20 % cut, and every
-pruning criterion would look alike.
+The default run learns words, grammar and the course of a story (perplexity 3, unigrams 160), little of the facts and no
+tracking or sums. A small model on purpose: an over-parameterised one shrugs off a 20 % cut, whatever the criterion.
 
-    python examples/train_tiny_llama.py OUTPUT [--seed 0] [--steps 320]
+    python examples/train_tiny_llama.py OUTPUT [--seed 0] [--steps 350]
 """
 
 import argparse
@@ -30,7 +30,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 WINDOW = 128  # tokens in a training window
 BATCH = 8  # windows in a step
-PEAK = 6e-3  # highest learning rate
+PEAK = 8e-3  # highest learning rate
 DOCUMENT = 8  # stories in a document: at least two windows
 
 WORDS = """
@@ -224,7 +224,7 @@ def new_model(seed: int, vocabulary: int) -> LlamaForCausalLM:
     config = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=64,
-        intermediate_size=192,
+        intermediate_size=96,
         num_hidden_layers=6,
         num_attention_heads=8,
         num_key_value_heads=4,
@@ -260,7 +260,7 @@ def fit(model: LlamaForCausalLM, stream: torch.Tensor, *, seed: int, steps: int)
     model.eval()
 
 
-def train(output: Path, *, seed: int = 0, steps: int = 320) -> None:
+def train(output: Path, *, seed: int = 0, steps: int = 350) -> None:
     """Trains a tiny Llama on generated stories and saves it with its tokenizer and data.
 
     Writes `model.safetensors` and its configuration, the tokenizer, and `calibration.jsonl` and `heldout.jsonl`,
@@ -285,11 +285,11 @@ def train(output: Path, *, seed: int = 0, steps: int = 320) -> None:
 
 
 def main() -> None:
-    """Command line: `train_tiny_llama.py OUTPUT [--seed 0] [--steps 320]`."""
+    """Command line: `train_tiny_llama.py OUTPUT [--seed 0] [--steps 350]`."""
     parser = argparse.ArgumentParser(description="Train a tiny Llama on generated stories.")
     parser.add_argument("output", type=Path, help="folder for the model, its tokenizer and its data")
     parser.add_argument("--seed", type=int, default=0, help="seed of stories, weights and windows (default: 0)")
-    parser.add_argument("--steps", type=int, default=320, help="optimizer steps (default: 320)")
+    parser.add_argument("--steps", type=int, default=350, help="optimizer steps (default: 350)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # so small a model gains little from a second thread and stalls badly on a busy machine
     train(arguments.output, seed=arguments.seed, steps=arguments.steps)
