@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .errors import CalibrationError
+from .errors import CalibrationError, first_line, quiet
 from .registry import suggestion
 
 if TYPE_CHECKING:
@@ -107,14 +107,19 @@ def load_calibration(
         bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         name = source_name(source)
     tokens = _windows(documents, bos, name, samples, sequence_length, generator)
-    low, high = int(tokens.min()), int(tokens.max())
-    if low < 0 or (vocab_size is not None and high >= vocab_size):
-        raise CalibrationError(
-            f"{name}: token id {low if low < 0 else high} is outside the model's vocabulary of {vocab_size};"
-            " is this the model's own tokenizer?"
-        )
+    check_vocabulary(tokens, vocab_size, name)
     digest = hashlib.sha256(tokens.numpy().astype("<i8").tobytes()).hexdigest()
     return CalibrationSet(tokens, name, seed, digest)
+
+
+def check_vocabulary(tokens: Tensor, vocab_size: int | None, name: str) -> None:
+    """Raises CalibrationError where a token id, of the text called `name`, is outside a model's vocabulary."""
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or (vocab_size is not None and high >= vocab_size):
+        vocabulary = "any vocabulary" if vocab_size is None else f"the model's vocabulary of {vocab_size}"
+        raise CalibrationError(
+            f"{name}: token id {low if low < 0 else high} is outside {vocabulary}; is this the model's own tokenizer?"
+        )
 
 
 def tokenize(text: str, tokenizer: PreTrainedTokenizerBase) -> Tensor:
@@ -168,9 +173,10 @@ def _read_file(path: Path, column: str | None) -> list[str]:
             raise CalibrationError(f"{path.name}: the file is empty")
         loader = {"json": Dataset.from_json, "csv": Dataset.from_csv, "parquet": Dataset.from_parquet}
         try:
-            rows = loader[_RECORD_LOADERS[path.suffix]](str(path), keep_in_memory=True)
+            with quiet("datasets"):
+                rows = loader[_RECORD_LOADERS[path.suffix]](str(path), keep_in_memory=True)
         except (DatasetGenerationError, ValueError, OSError) as error:
-            raise CalibrationError(f"{path.name}: cannot be read as {path.suffix[1:]} records") from error
+            raise CalibrationError(f"{path.name}: damaged, or holds no {path.suffix[1:]} records") from error
         return _read_dataset(rows, path.name, column)
     if path.suffix not in ("", ".txt", ".md"):
         raise CalibrationError(
@@ -197,7 +203,7 @@ def _text_column(rows: Any, name: str, column: str | None) -> str:
         hint = suggestion(column, strings)
         raise CalibrationError(
             f"{name}: no text column '{column}'.{hint} Columns of text: {', '.join(strings) or 'none'}; choose one with"
-            " calibration_column (--calibration-column)"
+            " calibration_column (--calibration-column, --text-column)"
         )
     return column
 
@@ -215,9 +221,7 @@ def _read_hub(source: str, column: str | None, seed: int) -> list[str]:
     except CalibrationError:
         raise
     except Exception as error:  # datasets raises many types; each is "this dataset cannot be had"
-        raise CalibrationError(
-            f"{source}: cannot be loaded ({type(error).__name__}: {error})".split("\n")[0]
-        ) from error
+        raise CalibrationError(f"{source}: cannot be loaded ({type(error).__name__}: {first_line(error)})") from error
 
 
 def _token_documents(tokens: Tensor) -> Iterator[Tensor]:

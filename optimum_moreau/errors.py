@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class MoreauError(Exception):
     """A mistake of the request or of its input; the command line prints it as one line and exits with 2."""
@@ -33,3 +37,21 @@ class ExportError(MoreauError, ValueError):
 
 class CheckpointError(MoreauError, OSError):
     """A folder cannot be read or written, or what was written does not load back as it was."""
+
+
+@contextmanager
+def quiet(library: str) -> Iterator[None]:
+    """Silences a library's log for a while, where what it has to say becomes one line of ours."""
+    logger = logging.getLogger(library)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or of its cause's where that line only announces it."""
+    line = str(error).strip().split("\n")[0]
+    return first_line(error.__cause__) if line.endswith(":") and error.__cause__ else line

@@ -176,10 +176,10 @@ class MoreauPruner:
         check_prunable(model)
         shape = model_shape(model)
         before = layer_table(model.config)
+        config = MoreauPrunerConfig.from_dict(plan.config) if plan.config else self.config.resolve(model.config)
         export = apply_plan(model, plan, self.config.export)
         if export == shape.family.custom_type:
             logger.warning("%s", _own_type_notice(export, shape))
-        config = MoreauPrunerConfig.from_dict(plan.config) if plan.config else self.config.resolve(model.config)
         removed = removed_parameters(plan, shape)
         summary = PruningSummary(
             base_model=plan.base_model,

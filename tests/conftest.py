@@ -11,11 +11,14 @@ os.environ |= {
     "HF_UPDATE_DOWNLOAD_COUNTS": "FALSE",
 }
 
+import logging
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from optimum_moreau.commands import main
 from tests.tiny import tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -55,6 +58,37 @@ def tiny_folder(tmp_path_factory, tokenizer):
     tiny_model("llama", vocab_size=len(tokenizer)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def command(capsys):
+    """Runs `optimum-moreau VERB …` in this process: arguments → (exit code, standard output, standard error)."""
+
+    def run(*arguments):
+        root = logging.getLogger()
+        handlers, level = root.handlers[:], root.level
+        libraries = [
+            handler
+            for name in ("transformers", "datasets", "huggingface_hub")
+            for handler in logging.getLogger(name).handlers
+            if isinstance(handler, logging.StreamHandler)
+        ]
+        streams = [handler.stream for handler in libraries]
+        root.handlers[:] = []  # the command makes its own, and closes those it finds
+        for handler in libraries:  # they hold the stream of when they were made
+            handler.setStream(sys.stderr)
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = stop.code
+        finally:
+            root.handlers[:] = handlers
+            root.setLevel(level)
+            for handler, stream in zip(libraries, streams, strict=True):
+                handler.setStream(stream)
+        return code, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture(scope="session")

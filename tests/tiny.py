@@ -1,8 +1,13 @@
 """Tiny random models of each family and a tokenizer, made in memory."""
 
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from optimum_moreau import PruningPlan
+from optimum_moreau.families import model_shape
+from optimum_moreau.plan import Kept
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 TEXT = "The quick brown fox jumps over the lazy dog. A small model reads a small text and learns a little of it. "
@@ -46,3 +51,41 @@ def tiny_tokenizer():
     )
     bpe.train_from_iterator([TEXT], trainer)
     return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>")
+
+
+def cut_plan(model, attention, mlp, seed=0):
+    """A plan that removes so many random units from each layer: `attention` and `mlp` have one count per layer."""
+    shape = model_shape(model)
+    generator = torch.Generator().manual_seed(seed)
+    layers = {}
+    for block in shape.blocks:
+        gone = {"attention": attention, "mlp": mlp}[block.kind][block.layer]
+        kept = torch.randperm(block.total, generator=generator)[gone:].sort().values.tolist()
+        layers.setdefault(block.layer, {})[block.kind] = Kept(tuple(kept), block.total)
+    return PruningPlan(shape.family.model_type, layers)
+
+
+def snapshot(model):
+    """Everything of a model that a refused or undone action must leave as it was, as comparable values."""
+    weights = {name: (weight.dtype, weight.cpu().clone()) for name, weight in model.state_dict().items()}
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    config = model.config.to_dict() | {"architectures": None}  # every save sets it
+    return type(model), config, model.training, flags, weights
+
+
+def assert_same_state(model, before):
+    after = snapshot(model)
+    assert after[:-1] == before[:-1]
+    assert after[-1].keys() == before[-1].keys()
+    for name, (dtype, weight) in before[-1].items():
+        assert after[-1][name][0] == dtype and torch.equal(after[-1][name][1], weight), name
+
+
+def weights_in(folder):
+    """All tensors of a saved folder."""
+    return {name: tensor for file in folder.glob("model*.safetensors") for name, tensor in load_file(file).items()}
+
+
+def contents(folder):
+    """Everything below a folder, hidden files and empty folders too: path → bytes, `None` for a folder."""
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -15,13 +18,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..errors import CheckpointError, ConfigError, UnsupportedModelError
+from ..errors import CheckpointError, ConfigError, UnsupportedModelError, first_line, quiet
 from ..families import family_of
 from ..modeling import register_auto_classes
 
+logger = logging.getLogger(__name__)
+
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 # What transformers raises for a folder or repository that cannot be read.
-_UNREADABLE = (OSError, ValueError, KeyError, ImportError)
+_UNREADABLE = (OSError, ValueError, KeyError, ImportError, StrictDataclassError, SafetensorError)
 
 
 def load_config(
@@ -34,13 +39,15 @@ def load_config(
     """
     register_auto_classes()
     folder = Path(name).expanduser()
+    if folder.is_file():
+        raise CheckpointError(f"{name}: is a file; give the folder that holds config.json")
     if not folder.is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
         raise CheckpointError(f"{name}: no such folder")
     try:
         return AutoConfig.from_pretrained(name, revision=revision, token=token, trust_remote_code=trust_remote_code)
     except _UNREADABLE as error:
         what = "no config.json that can be read" if folder.is_dir() else "no such folder, and not found on the Hub"
-        raise CheckpointError(f"{name}: {what} ({_first_line(error)})") from error
+        raise CheckpointError(f"{name}: {what} ({first_line(error)})") from error
 
 
 def load_model(
@@ -63,7 +70,7 @@ def load_model(
         trust_remote_code: run modeling code that lies beside the weights.
 
     Raises:
-        CheckpointError: not found, damaged, or without safetensors.
+        CheckpointError: not found, damaged, incomplete, or without safetensors.
         ConfigError: unknown dtype or device.
         UnsupportedModelError: of another family.
     """
@@ -77,18 +84,23 @@ def load_model(
     where = {"device_map": "auto"} if device == "auto" else {}
     target = _device(device) if device != "auto" else None
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            name,
-            dtype=dtype,
-            revision=revision,
-            token=token,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-            **where,
-        )
+        with quiet("transformers"):  # its report of the weights that do not fit is a table
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                name,
+                dtype=dtype,
+                revision=revision,
+                token=token,
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # `_check_complete` refuses them, by name
+                output_loading_info=True,
+                **where,
+            )
     except (*_UNREADABLE, RuntimeError) as error:
-        raise CheckpointError(f"{name}: the weights cannot be loaded ({_first_line(error)})") from error
-    return model if target is None else model.to(target)  # type: ignore[arg-type]
+        raise CheckpointError(f"{name}: the weights cannot be loaded ({first_line(error)})") from error
+    model, found = loaded
+    _check_complete(name, found)
+    return model if target is None else model.to(target)
 
 
 def load_tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:
@@ -101,7 +113,7 @@ def load_tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(name, **options)
     except (*_UNREADABLE, AttributeError, TypeError) as error:
         raise CheckpointError(
-            f"{name}: no tokenizer that can be loaded; add the base model's tokenizer files ({_first_line(error)})"
+            f"{name}: no tokenizer that can be loaded; add the base model's tokenizer files ({first_line(error)})"
         ) from error
 
 
@@ -135,6 +147,20 @@ def _refuse_pickle(name: str) -> None:
         raise CheckpointError(f"{name}: {found}; weights must be safetensors (model.safetensors)")
 
 
+def _check_complete(name: str, found: dict[str, Any]) -> None:
+    """Refuses weights that are missing or of another shape: transformers would fill in random ones."""
+    if found["mismatched_keys"]:
+        weight, saved, expected = min(found["mismatched_keys"], key=str)
+        shapes = f"{tuple(saved)} in the file, {tuple(expected)} by config.json"
+        raise CheckpointError(f"{name}: {weight} is {shapes}; the two are not of one model")
+    if found["missing_keys"]:
+        first, count = min(found["missing_keys"]), len(found["missing_keys"])
+        raise CheckpointError(f"{name}: {count} of the model's weights are not in its files (first: {first})")
+    if found["unexpected_keys"]:
+        first, count = min(found["unexpected_keys"]), len(found["unexpected_keys"])
+        logger.warning("%s: %d weights in its files are not the model's: ignored (first: %s)", name, count, first)
+
+
 def _device(device: str | None) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -143,8 +169,4 @@ def _device(device: str | None) -> torch.device:
         torch.empty(0, device=found)
         return found
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"device: '{device}' cannot be used here ({_first_line(error)})") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0]
+        raise ConfigError(f"device: '{device}' cannot be used here ({first_line(error)})") from error

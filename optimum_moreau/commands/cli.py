@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from ..errors import MoreauError
+from ..registry import suggestion
 
 # verb → one line for the list of verbs; each is a module of this folder with add_arguments, run, show and EXAMPLE.
 VERBS = {
@@ -32,11 +33,7 @@ def prepare(verb: str, parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     module.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else to standard output")
-
-    def error(message: str) -> NoReturn:
-        parser.exit(2, f"{parser.prog}: error: {message} (see --help)\n")
-
-    parser.error = error  # type: ignore[method-assign]
+    _one_line_errors(parser)
 
 
 def execute(verb: str, args: argparse.Namespace) -> int:
@@ -49,7 +46,7 @@ def execute(verb: str, args: argparse.Namespace) -> int:
                 _no_progress_bars()
             result = module.run(args)
     except MoreauError as error:
-        print(f"optimum-moreau {verb}: error: {error}", file=sys.stderr)
+        print(f"optimum-moreau {verb}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"optimum-moreau {verb}: interrupted; nothing was saved", file=sys.stderr)
@@ -63,15 +60,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "optimum-moreau", description="Structured pruning of LLaMA-family language models."
     )
+    _one_line_errors(parser)
     subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb, summary in VERBS.items():
         prepare(verb, subparsers.add_parser(verb, help=summary))
-    args = parser.parse_args(argv)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        chosen = subparsers.choices[args.verb]
+        flag = unknown[0].split("=")[0]
+        chosen.error(f"unknown argument '{flag}'.{suggestion(flag, chosen._option_string_actions)}")
     return execute(args.verb, args)
 
 
 def _module(verb: str) -> Any:
     return import_module(f".{verb}", __package__)
+
+
+def _one_line_errors(parser: argparse.ArgumentParser) -> None:
+    def error(message: str) -> NoReturn:
+        parser.exit(2, f"{parser.prog}: error: {message} (see --help)\n")
+
+    parser.error = error  # type: ignore[method-assign]
 
 
 def _no_progress_bars() -> None:

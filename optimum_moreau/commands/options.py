@@ -12,12 +12,17 @@ from ..registry import CRITERIA
 
 
 def _layers(text: str) -> tuple[int, int]:
-    start, end = text.split(":")
+    start, _, end = text.partition(":")
+    if not (start.isdecimal() and end.isdecimal()):
+        raise argparse.ArgumentTypeError(f"'{text}' is not START:END, e.g. 4:30, end excluded")
     return int(start), int(end)
 
 
 def _ratio(text: str) -> float | tuple[float, ...]:
-    numbers = tuple(float(part) for part in text.split(","))
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not one share, e.g. 0.25, or attention,mlp: 0.25,0.3") from None
     return numbers[0] if len(numbers) == 1 else numbers
 
 

@@ -109,19 +109,32 @@ class PruningPlan:
                 raise
             raise PlanError(f"plan: 'layers' is damaged ({error})") from error
         rest: dict[str, Any] = {key: values.get(key) for key in ("base_model", "revision", "fingerprint")}
+        for key, kind in (("hidden", list), ("kept_layers", list), ("config", dict), ("calibration", dict)):
+            if not isinstance(values.get(key) or kind(), kind):
+                raise PlanError(f"plan: '{key}' is damaged: {values[key]!r:.40} is no {kind.__name__}")
         rest |= {key: values.get(key) and tuple(values[key]) for key in ("hidden", "kept_layers")}
         rest |= {key: values.get(key) or {} for key in ("config", "calibration")}
         return cls(model_type=values["model_type"], layers=layers, **rest)
 
     def save(self, path: str | Path) -> Path:
-        """Writes the plan as JSON, one line per layer and kind; returns the file."""
+        """Writes the plan as JSON, one line per layer and kind; returns the file.
+
+        Raises:
+            PlanError: the file cannot be written.
+        """
         values = self.to_dict()
         lines = ",\n".join(
             f'    "{i}": {{\n' + ",\n".join(f'      "{k}": {json.dumps(b)}' for k, b in blocks.items()) + "\n    }"
             for i, blocks in values.pop("layers").items()
         )
-        head, tail = json.dumps(values | {"layers": "@"}, indent=2).split('"@"')
-        Path(path).write_text(f"{head}{{\n{lines}\n  }}{tail}\n", encoding="utf-8")
+        head, tail = json.dumps(values | {"layers": "@"}, indent=2).rsplit('"@"', 1)
+        partial = Path(f"{path}.partial")
+        try:
+            partial.write_text(f"{head}{{\n{lines}\n  }}{tail}\n", encoding="utf-8")
+            partial.replace(path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise PlanError(f"{path}: cannot be written ({error.strerror})") from error
         return Path(path)
 
     @classmethod
@@ -154,7 +167,10 @@ class PruningPlan:
         if self.hidden is not None or self.kept_layers is not None:
             raise PlanError("plan removes hidden channels or layers, which this version does not cut")
         if set(self.layers) != set(range(shape.depth)):
-            raise PlanError(f"plan has {len(self.layers)} layers, this model has {shape.depth}")
+            first = min(set(self.layers) ^ set(range(shape.depth)))
+            raise PlanError(
+                f"plan has {len(self.layers)} layers, this model has {shape.depth}: layers.{first} is in one only"
+            )
         for block in shape.blocks:
             found = self.layers[block.layer].get(block.kind)
             if found is None or found.total != block.total:

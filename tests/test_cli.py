@@ -1,0 +1,223 @@
+"""The command line: one JSON object on standard output, everything else on standard error, help at once."""
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from optimum_moreau import MoreauPruner, MoreauPrunerConfig, PruningPlan, perplexity
+from optimum_moreau.checkpoint import load_model, load_tokenizer
+from optimum_moreau.commands import VERBS, prepare
+from optimum_moreau.commands.options import config_from
+from optimum_moreau.families import FAMILIES
+from optimum_moreau.registry import CRITERIA
+from tests.tiny import contents, weights_in
+
+BIN = Path(sys.executable).parent
+PROGRAMS = (("optimum-moreau",), ("optimum-cli", "moreau"))
+SETTINGS = ("--ratio", "0.15", "--samples", "2", "--seq-len", "16", "--seed", "3")
+PRUNE_KEYS = {
+    "parameters_before",
+    "parameters_after",
+    "ratio_requested",
+    "ratio_achieved",
+    "export",
+    "verified_max_abs_difference",
+    "seconds",
+    "peak_memory_bytes",
+    "output",
+}
+# field of MoreauPrunerConfig → (its flag's value, what it becomes)
+FLAGS = {
+    "criterion": ("taylor", "taylor"),
+    "pruning_ratio": ("0.3", 0.3),
+    "unit_ratio": ("0.25,0.5", (0.25, 0.5)),
+    "attention_layers": ("4:30", (4, 30)),
+    "mlp_layers": ("0:2", (0, 2)),
+    "targets": ("mlp", ("mlp",)),
+    "budget": ("global", "global"),
+    "aggregation": ("max", "max"),
+    "rho": ("0.1", 0.1),
+    "step_size": ("1e-4", 1e-4),
+    "eta": ("1e-6", 1e-6),
+    "eta_quantile": ("0.2", 0.2),
+    "sigma": ("0.01", 0.01),
+    "noise": ("absolute", "absolute"),
+    "steps": ("5", 5),
+    "noise_samples": ("2", 2),
+    "passes": ("7", 7),
+    "average_last": ("3", 3),
+    "channel_group": ("unit", "unit"),
+    "released": (None, True),
+    "calibration_samples": ("20", 20),
+    "sequence_length": ("64", 64),
+    "batch_size": ("4", 4),
+    "multiple_of": ("8", 8),
+    "seed": ("1", 1),
+    "export": ("custom", "custom"),
+}
+ALIASES = {"pruning_ratio": "--ratio", "calibration_samples": "--samples", "sequence_length": "--seq-len"}
+
+
+def run(*arguments, code=0):
+    """Runs a program of this environment in a process of its own."""
+    process = subprocess.run([str(a) for a in arguments], capture_output=True, text=True)
+    assert process.returncode == code, process.stderr
+    return process
+
+
+@pytest.fixture(scope="module")
+def text_file(tmp_path_factory, text):
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory, tiny_folder, text_file):
+    """`optimum-moreau prune … --json`: its process and its folder."""
+    folder = tmp_path_factory.mktemp("pruned") / "pruned"
+    arguments = (BIN / "optimum-moreau", "prune", tiny_folder, "-o", folder, "--calibration", text_file)
+    return run(*arguments, *SETTINGS, "--json"), folder
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("program", PROGRAMS, ids=" ".join)
+def test_help_of_every_verb_answers_at_once_with_an_example(program, verb):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    process = run(sys.executable, "-X", "importtime", BIN / program[0], *program[1:], verb, "--help")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    imported = {line.rpartition("|")[2].strip() for line in process.stderr.splitlines()}
+    assert "optimum_moreau.commands" in imported and not imported & {"torch", "transformers", "datasets"}
+    # processor time: wall time depends on what else the machine does
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
+    assert f"example:\n  {' '.join(program)} {verb} " in process.stdout
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_example_of_every_verb_parses(verb):
+    parser = argparse.ArgumentParser(verb)
+    prepare(verb, parser)
+    parser.parse_args(parser.epilog.split(verb, 1)[1].split())
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(MoreauPrunerConfig)])
+@pytest.mark.parametrize("verb", ["prune", "plan"])
+def test_every_field_of_the_config_has_its_flag(verb, field):
+    parser = argparse.ArgumentParser()
+    prepare(verb, parser)
+    value, expected = FLAGS[field]
+    for flag in filter(None, (f"--{field.replace('_', '-')}", ALIASES.get(field))):
+        assert flag in parser.format_help()
+        args = parser.parse_args(["model", "-o", "out", flag, *filter(None, [value])])
+        assert config_from(args) == MoreauPrunerConfig(**{field: expected})
+
+
+def test_no_flags_mean_the_defaults():
+    parser = argparse.ArgumentParser()
+    prepare("prune", parser)
+    assert config_from(parser.parse_args(["model", "-o", "out"])) == MoreauPrunerConfig()
+
+
+def test_prune_prints_one_json_object_and_nothing_else(pruned):
+    process, folder = pruned
+    (line,) = process.stdout.splitlines()
+    result = json.loads(line)
+    assert result.keys() >= PRUNE_KEYS
+    assert result["ratio_requested"] == 0.15
+    assert result["ratio_achieved"] == pytest.approx(1 - result["parameters_after"] / result["parameters_before"])
+    assert result["verified_max_abs_difference"] == 0
+    assert result["seconds"] > 0 and result["peak_memory_bytes"] > 0
+    assert result["output"] == str(folder)
+
+
+def test_standard_error_shows_no_progress_bars_where_it_is_no_terminal(pruned):
+    assert pruned[0].stderr == ""
+
+
+def test_the_pruned_folder_loads(pruned):
+    result, folder = json.loads(pruned[0].stdout), pruned[1]
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert model.num_parameters() == result["parameters_after"]
+    assert model.config.model_type == result["export"]
+    ids = tokenizer("The quick", return_tensors="pt").input_ids
+    assert model.generate(ids, max_new_tokens=3, min_new_tokens=3).shape[1] == ids.shape[1] + 3
+
+
+def test_the_library_prunes_as_the_command_does(pruned, tiny_folder, text_file):
+    model = load_model(str(tiny_folder))
+    config = MoreauPrunerConfig(pruning_ratio=0.15, calibration_samples=2, sequence_length=16, seed=3)
+    result = MoreauPruner(config, tokenizer=load_tokenizer(str(tiny_folder))).prune(model, text_file)
+    assert result.plan == PruningPlan.load(pruned[1])
+
+
+def test_plan_then_apply_is_prune(command, pruned, tiny_folder, text_file, tmp_path):
+    before, plan, folder = contents(tiny_folder), tmp_path / "plan.json", tmp_path / "applied"
+    code, out, err = command("plan", tiny_folder, "-o", plan, "--calibration", text_file, *SETTINGS, "--json")
+    assert (code, err) == (0, "") and list(tmp_path.iterdir()) == [plan]
+    planned, whole = json.loads(out), json.loads(pruned[0].stdout)
+    assert planned.keys() <= PRUNE_KEYS
+    assert all(planned[key] == whole[key] for key in planned if key != "output")
+
+    code, out, err = command("apply", plan, tiny_folder, "-o", folder, "--json")
+    assert (code, err) == (0, "") and json.loads(out).keys() >= PRUNE_KEYS
+    weights, expected = weights_in(folder), weights_in(pruned[1])
+    assert weights.keys() == expected.keys() and all(weights[name].equal(expected[name]) for name in expected)
+    assert contents(tiny_folder) == before
+
+
+def test_optimum_cli_prunes_to_an_own_type_which_evaluate_loads(command, tiny_folder, text_file, tmp_path):
+    scope = ("--attention-layers", "1:2", "--mlp-layers", "1:2", "--unit-ratio", "0.5", "--criterion", "magnitude")
+    process = run(BIN / "optimum-cli", "moreau", "prune", tiny_folder, "-o", tmp_path / "own", *scope)
+    assert "moreau_llama" in process.stdout
+    (notice,) = process.stderr.splitlines()  # says where an own type loads, and how to get a stock one
+    assert notice.startswith("WARNING: ") and "--attention-layers 0:3" in notice
+    code, out, err = command("evaluate", tmp_path / "own", "--text", text_file, "--json")
+    assert (code, err) == (0, "") and json.loads(out)["perplexity"] > 1
+
+
+def test_python_m_is_the_same_program():
+    assert (
+        json.loads(run(sys.executable, "-m", "optimum_moreau", "families", "--json").stdout).keys() == FAMILIES.keys()
+    )
+
+
+def test_evaluate_measures_what_the_library_measures(command, tiny_folder, text_file):
+    code, out, err = command("evaluate", tiny_folder, "--text", text_file, "--seq-len", 32, "--json")
+    model, tokenizer = load_model(str(tiny_folder)), load_tokenizer(str(tiny_folder))
+    assert (code, err) == (0, "")
+    result = json.loads(out)
+    assert result == vars(perplexity(model, tokenizer, text_file, sequence_length=32))
+    assert result.keys() == {"perplexity", "tokens", "segments"} and math.isfinite(result["perplexity"])
+
+
+@pytest.mark.parametrize(("verb", "names"), [("criteria", tuple(CRITERIA)), ("families", tuple(FAMILIES))])
+def test_the_lists_are_the_tables(command, verb, names):
+    _, text, _ = command(verb)
+    code, out, err = command(verb, "--json")
+    assert (code, err) == (0, "") and tuple(json.loads(out)) == names
+    assert all(any(line.startswith(f"{name} ") for line in text.splitlines()) for name in names)
+
+
+def test_without_json_the_result_is_for_a_reader(command, tiny_folder, text_file):
+    code, out, _ = command("evaluate", tiny_folder, "--text", text_file, "--max-segments", 2)
+    assert code == 0 and out.startswith("perplexity ") and "2 segments" in out
+
+
+def test_an_interruption_saves_nothing(command, tiny_folder, tmp_path, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("optimum_moreau.pruner.verify", interrupt)  # the weights are written beside the target
+    code, out, err = command("prune", tiny_folder, "-o", tmp_path / "out", "--criterion", "random")
+    assert (code, out, err) == (130, "", "optimum-moreau prune: interrupted; nothing was saved\n")
+    assert os.listdir(tmp_path) == []
