@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ExportError, UnsupportedModelError
-from .families import Block, ModelShape, decoder_layers, model_shape
+from .families import Block, Family, ModelShape, decoder_layers, model_shape
 from .modeling import auto_map, register_auto_classes
 from .plan import PruningPlan
 
@@ -78,7 +78,11 @@ def check_prunable(model: Any) -> None:
             f"{name} is not a model; pass a transformers model, loaded with AutoModelForCausalLM"
         )
     if hasattr(model, "peft_config"):
-        raise UnsupportedModelError(f"{name}: prune the merged model: model = model.merge_and_unload()")
+        raise UnsupportedModelError(
+            f"{name}: carries adapters; prune the merged model: model = peft_model.merge_and_unload()"
+        )
+    if getattr(model, "_compiled_call_impl", None) is not None:
+        raise UnsupportedModelError(f"{name}: is compiled (model.compile()); prune it first, then compile")
     if not hasattr(model, "config"):
         raise UnsupportedModelError(
             f"{name} has no config; pass a transformers model, loaded with AutoModelForCausalLM"
@@ -118,7 +122,7 @@ def pruned_config(model_config: Any, shape: ModelShape, plan: PruningPlan, expor
             "sliding_window": None
         }
     elif export == "stock":
-        raise ExportError(f"export='stock': {problem}; {_nearest_uniform(dims)}")
+        raise ExportError(f"export='stock': {problem}; {_nearest_uniform(values, dims, plan, family)}")
     else:
         model_type = family.custom_type
         prefix = "".join(part.capitalize() for part in model_type.split("_"))
@@ -165,10 +169,16 @@ def _shape_words(layer: Mapping[str, int]) -> str:
     )
 
 
-def _nearest_uniform(dims: list[dict[str, int]]) -> str:
+def _nearest_uniform(values: Mapping[str, Any], dims: list[dict[str, int]], plan: PruningPlan, family: Family) -> str:
     mean = {key: round(sum(layer[key] for layer in dims) / len(dims)) for key in dims[0]}
     n_rep = dims[0]["num_attention_heads"] // dims[0]["num_key_value_heads"]
-    mean["num_attention_heads"] = n_rep * mean["num_key_value_heads"]
+    legal = list(range(1, 1 + min(layer["attention"].total for layer in plan.layers.values())))
+    if family.heads_divide_hidden and not _fits_alternative(values, dims[:1], family.stock_alternative):
+        legal = [groups for groups in legal if not values["hidden_size"] % (n_rep * groups)]
+    if not legal:
+        return "no uniform plan is legal: export 'auto' makes an own type"
+    groups = min(legal, key=lambda count: (abs(count - mean["num_key_value_heads"]), -count))
+    mean |= {"num_attention_heads": n_rep * groups, "num_key_value_heads": groups}
     return (
         f"nearest legal plan: {_shape_words(mean)} in every layer: budget 'uniform', attention_layers and mlp_layers"
         f" 0:{len(dims)}"

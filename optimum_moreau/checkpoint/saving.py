@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -60,14 +60,15 @@ def save_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator[Path
     target = check_target(folder, overwrite=overwrite)
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     replaced = target.with_name(f".{target.name}.replaced-{os.getpid()}")
+    missing = [ancestor for ancestor in target.parents if not ancestor.exists()]
     try:
         partial.mkdir(parents=True)
         yield partial
         if target.exists():
             target.rename(replaced)
         partial.rename(target)
-    except CheckpointError:
-        raise
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}; nothing was saved") from error
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise CheckpointError(f"{folder}: cannot be written ({reason}); nothing was saved") from error
@@ -76,3 +77,6 @@ def save_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator[Path
             replaced.rename(target)
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)
+        with suppress(OSError):  # not empty: the target is there
+            for ancestor in missing:
+                ancestor.rmdir()

@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +54,8 @@ def verify(model: PreTrainedModel, folder: str | Path, tokens: Tensor) -> Verifi
         tokens: token ids `(windows, length)`; the first two windows are compared.
 
     Raises:
-        CheckpointError: the folder does not load, or the logits differ; says where.
+        CheckpointError: the folder does not load, or its weights or logits differ; says where, without the folder's
+            name, which `save_folder` knows. The model is as it was.
     """
     tokens = tokens[:_WINDOWS].to(torch.int64).contiguous()
     expected = _logits(model, tokens)
@@ -66,8 +67,8 @@ def verify(model: PreTrainedModel, folder: str | Path, tokens: Tensor) -> Verifi
     if worst > allowed:
         window, position, token = torch.unravel_index(difference.nan_to_num(torch.inf).argmax(), difference.shape)
         raise CheckpointError(
-            f"{Path(folder).name}: does not reload as it was saved: logits differ by {worst:.3g} (window {int(window)},"
-            f" position {int(position)}, token {int(token)}); nothing was saved"
+            f"does not reload as it was saved: logits differ by {worst:.3g} (window {int(window)},"
+            f" position {int(position)}, token {int(token)})"
         )
     return Verification(worst, tokens.numel())
 
@@ -104,7 +105,7 @@ def _reload(model: PreTrainedModel, folder: Path, tokens: Tensor, work: Path) ->
     )
     if process.returncode:
         reason = (process.stderr.strip().split("\n") or [""])[-1]
-        raise CheckpointError(f"{folder.name}: does not load in a fresh process ({reason}); nothing was saved")
+        raise CheckpointError(f"does not load in a fresh process ({reason})")
     return load_file(work / "logits.safetensors")["logits"]
 
 
@@ -113,12 +114,18 @@ def parked(model: PreTrainedModel, folder: Path) -> Iterator[None]:
     """In place, for a while: frees the parameters, which are on disk in `folder`, and reads them back at the end.
 
     Where a parameter's name is not in the files (a family saved under other names), all stay in memory.
+
+    Raises:
+        CheckpointError: a parameter on disk is not the one in memory, which therefore is not freed.
     """
     files = {name: file for file in folder.glob("*.safetensors") for name in _names(file)}
     parameters = dict(model.named_parameters())
     if not parameters.keys() <= files.keys():
         yield
         return
+    for name, saved in _tensors(files.values(), parameters):
+        if not torch.equal(saved, parameters[name].detach().cpu()):
+            raise CheckpointError(f"{name} on disk is not what was saved")
     devices = {name: parameter.device for name, parameter in parameters.items()}
     for parameter in parameters.values():
         parameter.data = parameter.data.new_empty(0)
@@ -128,10 +135,16 @@ def parked(model: PreTrainedModel, folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        for file in set(files.values()):
-            with safe_open(file, "pt") as tensors:
-                for name in tensors.keys() & parameters.keys():
-                    parameters[name].data = tensors.get_tensor(name).clone().to(devices[name])
+        for name, saved in _tensors(files.values(), parameters):
+            parameters[name].data = saved.clone().to(devices[name])
+
+
+def _tensors(files: Iterable[Path], names: Container[str]) -> Iterator[tuple[str, Tensor]]:
+    for file in set(files):
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (a file, not a dictionary)
+                if name in names:
+                    yield name, tensors.get_tensor(name)
 
 
 def _names(file: Path) -> list[str]:
