@@ -10,7 +10,7 @@ from setuptools.command.build_py import build_py
 HERE = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"', (HERE / "optimum_moreau" / "__init__.py").read_text(), re.M).group(1)
 
-TEST = ["pytest>=8", "pytest-xdist>=3.6", "setuptools>=77"]
+TEST = ["pytest>=8", "pytest-xdist>=3.6", "peft>=0.21", "setuptools>=77"]
 
 
 class BuildWithTemplate(build_py):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,14 +16,12 @@ from .card import write_card
 from .checkpoint import Verification, model_reference, save_folder, verify
 from .config import MoreauPrunerConfig
 from .errors import MoreauError
-from .families import ModelShape, model_shape
+from .families import model_shape
 from .plan import PLAN_NAME, PruningPlan, fingerprint, make_plan, removed_parameters, removed_unit_share
 from .registry import CRITERIA
 from .scores import SCORES_NAME, UnitScores, score_units
 from .summary import SUMMARY_NAME, PruningSummary, layer_table, peak_memory_bytes, versions
 from .surgery import apply_plan, check_prunable
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -178,8 +175,6 @@ class MoreauPruner:
         before = layer_table(model.config)
         config = MoreauPrunerConfig.from_dict(plan.config) if plan.config else self.config.resolve(model.config)
         export = apply_plan(model, plan, self.config.export)
-        if export == shape.family.custom_type:
-            logger.warning("%s", _own_type_notice(export, shape))
         removed = removed_parameters(plan, shape)
         summary = PruningSummary(
             base_model=plan.base_model,
@@ -200,11 +195,3 @@ class MoreauPruner:
         )
         self._model, self._result = model, PruningResult(summary, plan, scores)
         return self._result
-
-
-def _own_type_notice(export: str, shape: ModelShape) -> str:
-    return (
-        f"the layers differ in shape, so the model is of type {export}: it loads in transformers with `import"
-        " optimum_moreau` or trust_remote_code=True, not in vLLM or llama.cpp; for a stock checkpoint give every layer"
-        f" the same shape: --attention-layers 0:{shape.depth} --mlp-layers 0:{shape.depth} --budget uniform"
-    )

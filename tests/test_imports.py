@@ -17,6 +17,7 @@ ROOMS = [
     ["scores"],
     ["plan"],
     ["modeling"],
+    ["export"],
     ["surgery"],
     ["evaluation"],
     ["summary"],

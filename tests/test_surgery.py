@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 
+import peft
 import pytest
 import torch
 from torch import nn
@@ -134,7 +135,6 @@ def test_a_pruned_model_is_what_its_config_builds(variant, cut, export):
 @all_families
 @both_shapes
 def test_lora_trains_on_a_pruned_model_and_merges(family, cut):
-    peft = pytest.importorskip("peft")
     model = pruned(tiny_model(family, dtype=torch.float64), cut)
     lora = peft.get_peft_model(model, peft.LoraConfig(target_modules="all-linear", r=2, init_lora_weights=False))
     lora(IDS, labels=IDS).loss.backward()
