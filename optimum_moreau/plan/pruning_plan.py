@@ -128,12 +128,14 @@ class PruningPlan:
             for i, blocks in values.pop("layers").items()
         )
         head, tail = json.dumps(values | {"layers": "@"}, indent=2).rsplit('"@"', 1)
-        partial = Path(f"{path}.partial")
+        device = Path(path).exists() and not Path(path).is_file()  # such as /dev/stdout: nothing to replace
+        partial = Path(path if device else f"{path}.partial")
         try:
             partial.write_text(f"{head}{{\n{lines}\n  }}{tail}\n", encoding="utf-8")
             partial.replace(path)
         except OSError as error:
-            partial.unlink(missing_ok=True)
+            if not device:
+                partial.unlink(missing_ok=True)
             raise PlanError(f"{path}: cannot be written ({error.strerror})") from error
         return Path(path)
 
