@@ -138,7 +138,7 @@ def main() -> None:
         measure(subject, arguments.shared, arguments.seeds) for subject in SUBJECTS if subject.model in arguments.models
     ]
     machine = (
-        f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads"
+        f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} thread(s)"
     )
     arguments.output.with_suffix(".json").write_text(
         json.dumps({"machine": machine, "results": results}, indent=1) + "\n"
