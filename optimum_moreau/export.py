@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from .errors import ExportError
-from .families import Family, ModelShape
+from .families import Family
 from .modeling import auto_map, register_auto_classes
 from .plan import PruningPlan
+from .units import ModelShape
 
 logger = logging.getLogger(__name__)
 

@@ -1,26 +1,16 @@
-"""The table of model families: which rows and columns of which matrices make a unit.
+"""The table of model families: which matrices a unit spans, on which side, and what its config can hold.
 
 A unit is what is removed whole. An attention unit is a query head or, under grouped-query attention, one KV head with
 the query heads that read it: query head h belongs to KV head h // n_rep. An MLP unit is a channel of gate, up and down.
-With n units in a layer, unit u owns the u-th of the n equal blocks of rows (`out`) or columns (`in`) of each matrix it
-touches: with head width d and r query heads per KV head, r·d rows of q_proj, d rows of k_proj and v_proj, r·d columns
-of o_proj; one row of gate_proj and up_proj, one column of down_proj.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from .errors import UnsupportedModelError
 from .registry import suggestion
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from .config import MoreauPrunerConfig
 
 Kind = Literal["attention", "mlp"]
 CUSTOM_PREFIX = "moreau_"
@@ -28,14 +18,23 @@ CUSTOM_PREFIX = "moreau_"
 
 @dataclass(frozen=True)
 class Cut:
-    """One matrix of a unit: its module inside the layer, and the side on which units are blocks."""
+    """One matrix of a unit, or one part of a fused one.
+
+    Attributes:
+        module: its name inside the layer.
+        side: units are blocks of rows (`out`) or of columns (`in`) of the `(out, in)` weight.
+        part: index into `fused`.
+        fused: the parts of a fused matrix in order, each holding all units; `query` is n_rep heads wide per unit.
+    """
 
     module: str
     side: Literal["out", "in"]
+    part: int = 0
+    fused: tuple[str, ...] = ("all",)
 
     @property
     def dim(self) -> int:
-        """The dimension of a `(out, in)` weight along which units lie."""
+        """The dimension of the weight along which units lie."""
         return 0 if self.side == "out" else 1
 
 
@@ -107,106 +106,3 @@ def family_of(model_config: Any) -> Family:
             f"model type '{model_type}' is not supported.{hint} Supported: {', '.join(FAMILIES)}"
         )
     return FAMILIES[model_type]
-
-
-def decoder_layers(model: Any) -> nn.ModuleList:
-    """Returns the model's decoder layers.
-
-    Raises:
-        UnsupportedModelError: the model has no language-model head, so no next-token loss.
-    """
-    decoder = getattr(model, "model", None)
-    if getattr(model, "lm_head", None) is None or decoder is None:
-        raise UnsupportedModelError(f"{type(model).__name__} has no LM head; load it with AutoModelForCausalLM")
-    return decoder.layers
-
-
-@dataclass(frozen=True)
-class Block:
-    """The units of one kind in one layer, all of one shape.
-
-    Attributes:
-        layer: index of the layer.
-        kind: `attention` or `mlp`.
-        cuts: the matrices the units span.
-        total: number of units.
-        unit_parameters: parameters that removing one unit removes, biases included.
-    """
-
-    layer: int
-    kind: Kind
-    cuts: tuple[Cut, ...]
-    total: int
-    unit_parameters: int
-
-    @property
-    def where(self) -> str:
-        """For messages: `layers.3.mlp`."""
-        return f"layers.{self.layer}.{self.kind}"
-
-    def weight_names(self) -> dict[Cut, str]:
-        """Returns the parameter names of the unit's matrices in the causal language model."""
-        return {cut: f"model.layers.{self.layer}.{cut.module}.weight" for cut in self.cuts}
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """What can be cut in a model, read off its modules; weights may be on the meta device.
-
-    Attributes:
-        family: the model's row of the table.
-        blocks: every block of the model, by layer, attention first.
-        parameters: number of parameters, tied ones counted once.
-    """
-
-    family: Family
-    blocks: tuple[Block, ...]
-    parameters: int
-
-    @cached_property
-    def depth(self) -> int:
-        """Number of layers."""
-        return 1 + max(block.layer for block in self.blocks)
-
-    def in_scope(self, config: MoreauPrunerConfig) -> tuple[Block, ...]:
-        """Returns the blocks a resolved config may cut."""
-        ranges = {"attention": config.attention_layers, "mlp": config.mlp_layers}
-        return tuple(
-            block
-            for block in self.blocks
-            if block.kind in config.targets and (layers := ranges[block.kind]) and layers[0] <= block.layer < layers[1]
-        )
-
-
-def model_shape(model: Any) -> ModelShape:
-    """Reads off a causal language model what can be cut.
-
-    Args:
-        model: a `PreTrainedModel` of a supported family, on any device (meta included).
-
-    Raises:
-        UnsupportedModelError: the model's type is not in the table, or it has no LM head.
-    """
-    family = family_of(model.config)
-    layers = decoder_layers(model)
-    blocks = tuple(_blocks(family, model.config, layers))
-    return ModelShape(family, blocks, sum(parameter.numel() for parameter in model.parameters()))
-
-
-def _blocks(family: Family, model_config: Any, layers: nn.ModuleList) -> Iterator[Block]:
-    for index, layer in enumerate(layers):
-        layer_config = model_config.per_layer_config[index]
-        # One KV group is one unit; without grouped queries that is one head.
-        totals: dict[Kind, int] = {
-            "attention": layer_config.num_key_value_heads,
-            "mlp": layer_config.intermediate_size,
-        }
-        for kind, total in totals.items():
-            cuts = family.cuts(kind)
-            parameters = 0
-            for cut in cuts:
-                module: Any = layer.get_submodule(cut.module)
-                parameters += module.weight.numel() // total
-                if cut.side == "out" and module.bias is not None:
-                    parameters += module.bias.numel() // total
-            yield Block(index, kind, cuts, total, parameters)

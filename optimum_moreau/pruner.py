@@ -16,12 +16,12 @@ from .card import write_card
 from .checkpoint import Verification, model_reference, save_folder, verify
 from .config import MoreauPrunerConfig
 from .errors import MoreauError
-from .families import model_shape
 from .plan import PLAN_NAME, PruningPlan, fingerprint, make_plan, removed_parameters, removed_unit_share
 from .registry import CRITERIA
 from .scores import SCORES_NAME, UnitScores, score_units
 from .summary import SUMMARY_NAME, PruningSummary, layer_table, peak_memory_bytes, versions
 from .surgery import apply_plan, check_prunable
+from .units import model_shape
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from .config import MoreauPrunerConfig
 from .criteria import Scoring
 from .envelope import scoring_mode
 from .errors import NonFiniteError, PlanError
-from .families import Block, ModelShape
 from .registry import CRITERIA
+from .units import Block, ModelShape
 
 SCORES_NAME = "pruning_scores.safetensors"
 
@@ -105,8 +105,7 @@ def unit_scores(block: Block, elements: dict[str, Tensor], aggregation: str, *, 
     """
     parts = []
     for cut, name in block.weight_names().items():
-        line = elements[name].sum(dim=1 - cut.dim, dtype=torch.float64)  # (out,) or (in,)
-        part = line.view(block.total, -1).sum(dim=1).cpu()  # (units,)
+        part = block.sum_per_unit(cut, elements[name]).cpu()  # (units,)
         parts.append(part.abs() if signed else part)
     return AGGREGATIONS[aggregation](torch.stack(parts))
 

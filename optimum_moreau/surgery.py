@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from .errors import UnsupportedModelError
 from .export import pruned_config
-from .families import Block, decoder_layers, model_shape
 from .plan import PruningPlan
+from .units import Block, decoder_layers, model_shape
 
 # What a module keeps of its own when it takes over its twin's attributes: torch's state, and the user's settings.
 _OWN = {*vars(nn.Module()), "training", "generation_config", "gradient_checkpointing", "name_or_path"}
@@ -102,17 +102,20 @@ def _twin(model: nn.Module, config: Any) -> nn.Module:
 
 
 def _cut(layer: nn.Module, block: Block, kept: tuple[int, ...]) -> None:
+    lines: dict[str, list[Tensor]] = {}
     for cut in block.cuts:
         module: Any = layer.get_submodule(cut.module)
-        width = module.weight.shape[cut.dim] // block.total
-        rows = (torch.tensor(kept)[:, None] * width + torch.arange(width)).flatten().to(module.weight.device)
-        module.weight = _selected(module.weight, cut.dim, rows)
+        lines.setdefault(cut.module, []).append(block.lines(cut, module.weight.shape[cut.dim])[list(kept)].flatten())
+    for cut in {cut.module: cut for cut in block.cuts}.values():  # a fused matrix is cut once
+        module = layer.get_submodule(cut.module)
+        index = torch.cat(lines[cut.module]).to(module.weight.device)
+        module.weight = _selected(module.weight, cut.dim, index)
         if cut.side == "out" and module.bias is not None:
-            module.bias = _selected(module.bias, 0, rows)
+            module.bias = _selected(module.bias, 0, index)
 
 
-def _selected(parameter: Tensor, dim: int, rows: Tensor) -> nn.Parameter:
-    return nn.Parameter(parameter.detach().index_select(dim, rows), requires_grad=parameter.requires_grad)
+def _selected(parameter: Tensor, dim: int, index: Tensor) -> nn.Parameter:
+    return nn.Parameter(parameter.detach().index_select(dim, index), requires_grad=parameter.requires_grad)
 
 
 def _take_over(model: nn.Module, twin: nn.Module) -> None:

@@ -9,9 +9,9 @@ from optimum_moreau.config import MoreauPrunerConfig
 from optimum_moreau.criteria import Criterion
 from optimum_moreau.criteria.released import released_shrink
 from optimum_moreau.envelope import noise_like
-from optimum_moreau.families import model_shape
 from optimum_moreau.registry import CRITERIA
 from optimum_moreau.scores import score_units, unit_scores
+from optimum_moreau.units import model_shape
 from tests.tiny import tiny_model
 
 ALL_LAYERS = {"attention_layers": (0, 3), "mlp_layers": (0, 3)}

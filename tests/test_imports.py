@@ -13,6 +13,7 @@ ROOMS = [
     ["errors", "registry"],
     ["config", "calibration", "envelope"],
     ["families"],
+    ["units"],
     ["criteria"],
     ["scores"],
     ["plan"],

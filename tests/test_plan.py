@@ -8,10 +8,10 @@ import torch
 
 from optimum_moreau.config import MoreauPrunerConfig
 from optimum_moreau.errors import PlanError
-from optimum_moreau.families import Block, ModelShape, model_shape
 from optimum_moreau.plan import PruningPlan, fingerprint, make_plan, removed_parameters, removed_unit_share
 from optimum_moreau.plan.budget import nearest_fewer
 from optimum_moreau.scores import UnitScores
+from optimum_moreau.units import Block, ModelShape, model_shape
 from tests.tiny import tiny_model
 
 

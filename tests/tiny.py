@@ -6,8 +6,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from optimum_moreau import PruningPlan
-from optimum_moreau.families import model_shape
 from optimum_moreau.plan import Kept
+from optimum_moreau.units import model_shape
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 TEXT = "The quick brown fox jumps over the lazy dog. A small model reads a small text and learns a little of it. "

@@ -23,9 +23,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Scores and writes the plan; returns its counts."""
     config = options.config_from(args)
     from ..checkpoint import base_revision, check_file
-    from ..families import model_shape
     from ..plan import removed_parameters
     from ..pruner import MoreauPruner
+    from ..units import model_shape
 
     check_file(args.output)
     model, tokenizer = options.load(args)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..config import MoreauPrunerConfig
 from ..envelope import LossGradient
-from ..families import Block
+from ..units import Block
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

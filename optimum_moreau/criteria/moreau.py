@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..envelope import Prox, Tensors, moreau_gradient, shrink
-from ..families import Block, Cut
+from ..units import Block
 from .criterion import Criterion, ElementScores, Scoring
 from .released import released_gradient
 
@@ -69,22 +69,18 @@ def _shrink_units(delta: Tensors, blocks: tuple[Block, ...], threshold: Callable
         layer: threshold(torch.cat([norms[block] for block in blocks if block.layer == layer]))
         for layer in {block.layer for block in blocks}
     }
-    shrunk = {}
+    shrunk = dict(delta)
     for block in blocks:
         factor = shrink(norms[block], thresholds[block.layer])
         for cut, name in block.weight_names().items():
-            d = delta[name]
-            line = factor.to(d.device).repeat_interleave(d.shape[cut.dim] // block.total)
-            shrunk[name] = d * (line[:, None] if cut.dim == 0 else line[None, :])
+            shrunk[name] = shrunk[name] * block.spread(cut, factor.float(), shrunk[name])
     return shrunk
 
 
 def _unit_norms(delta: Tensors, block: Block) -> Tensor:
-    def squares(cut: Cut, name: str) -> Tensor:
-        return delta[name].square().sum(dim=1 - cut.dim).view(block.total, -1).sum(dim=1)
-
-    parts = [squares(cut, name) for cut, name in block.weight_names().items()]
-    return torch.stack([part.to(parts[0].device) for part in parts]).sum(dim=0).sqrt()
+    """‖δ_S‖₂ per unit over all matrices it spans, float64 `(units,)` on CPU."""
+    squares = [block.sum_per_unit(cut, delta[name].square()).cpu() for cut, name in block.weight_names().items()]
+    return torch.stack(squares).sum(dim=0).sqrt()
 
 
 _DEFAULTS: dict[str, Any] = {"sigma": 0.05, "steps": 10, "noise_samples": 1, "average_last": 1}

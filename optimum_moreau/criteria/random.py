@@ -20,13 +20,11 @@ def score(run: Scoring) -> ElementScores:
         digest = hashlib.sha256(f"{run.config.seed}/{block.where}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
         unit = torch.rand(block.total, generator=generator)  # (units,)
-
-        def spread(cut_dim: int, name: str, unit: Tensor = unit) -> Tensor:
+        scores: dict[str, Tensor] = {}
+        for cut, name in block.weight_names().items():
             weight = run.model.get_parameter(name)
-            line = unit.to(weight.device).repeat_interleave(weight.shape[cut_dim] // len(unit))
-            return (line[:, None] if cut_dim == 0 else line[None, :]).expand(weight.shape)
-
-        yield block, {name: spread(cut.dim, name) for cut, name in block.weight_names().items()}
+            scores[name] = scores.get(name, 1) * block.spread(cut, unit, weight).expand(weight.shape)
+        yield block, scores
 
 
 RANDOM = Criterion(

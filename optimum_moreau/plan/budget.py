@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..config import MoreauPrunerConfig
 from ..errors import PlanError
-from ..families import Block, ModelShape
 from ..scores import UnitScores, check_covers
+from ..units import Block, ModelShape
 from .pruning_plan import Kept, PruningPlan
 
 Counts = dict[Block, int]

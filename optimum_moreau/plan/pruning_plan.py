@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PlanError
-from ..families import ModelShape
+from ..units import ModelShape
 
 PLAN_NAME = "pruning_plan.json"
 FORMAT_VERSION = 1
