@@ -59,6 +59,8 @@ def main() -> int:
     parser.add_argument("--text", help="text to calibrate on (second half) and to evaluate on (first half)")
     parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder to write")
     arguments = parser.parse_args()
+    if arguments.text and not arguments.model:
+        parser.error("--text needs --model: the tiny LLaMA knows its own text only")
     try:
         run(arguments)
     except MoreauError as error:

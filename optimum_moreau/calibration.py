@@ -138,6 +138,8 @@ def read_documents(source: Any, *, column: str | None = None, seed: int = 0) -> 
         documents = _read_hub(source, column, seed)
     elif isinstance(source, (str, Path)):
         documents = _read_file(Path(source), column)
+    elif isinstance(source, dict):
+        raise CalibrationError(f"calibration: holds several splits ({', '.join(source)}); pass one of them")
     elif hasattr(source, "column_names"):
         documents = _read_dataset(source, source_name(source), column)
     else:
@@ -184,6 +186,8 @@ def _read_file(path: Path, column: str | None) -> list[str]:
         )
     try:
         return [path.read_text(encoding="utf-8")]
+    except OSError as error:
+        raise CalibrationError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise CalibrationError(f"{path.name}: not UTF-8 text ({error.reason} at byte {error.start})") from error
 

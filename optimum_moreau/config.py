@@ -109,7 +109,7 @@ class MoreauPrunerConfig:
         With η = 5e-6 the group threshold of `moreau-gs` is inert: γη lies far below any channel's norm.
         """
         settings: dict[str, Any] = {"criterion": criterion, "unit_ratio": 0.25}
-        if criterion == "moreau-gs":
+        if criterion == "moreau-gs" and changes.get("eta_quantile") is None:
             settings["eta"] = PAPER_ETA
         return cls(**(settings | changes))
 
@@ -158,6 +158,8 @@ class MoreauPrunerConfig:
         Raises:
             ConfigError: an unknown key (with "did you mean"), or a value that is not valid.
         """
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{cls.__name__}: {values!r:.40} is no dictionary of fields")
         known = [field.name for field in dataclasses.fields(cls)]
         for key in values:
             if key not in known:
@@ -259,6 +261,8 @@ def _validate(config: MoreauPrunerConfig) -> None:
             raise ConfigError("eta and eta_quantile are both given; give one of them")
         if config.released:
             raise ConfigError("released=True has an absolute threshold only; give eta instead of eta_quantile")
+    if config.released and (config.noise_samples not in (None, 1) or config.channel_group != "row"):
+        raise ConfigError("released=True draws once per step and thresholds rows; leave noise_samples, channel_group")
     if config.released and config.criterion not in ("moreau", "moreau-gs"):
         raise ConfigError(f"released=True reproduces moreau and moreau-gs only, not {config.criterion}")
 

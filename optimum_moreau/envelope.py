@@ -12,20 +12,18 @@ except `LossGradient`, which is that function for a causal language model.
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from .errors import NonFiniteError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-logger = logging.getLogger(__name__)
 
 Tensors = dict[str, Tensor]
 Prox = Callable[[Tensors], Tensors]
@@ -110,7 +108,7 @@ def moreau_gradient(
     """
     delta = {name: torch.zeros_like(w, dtype=torch.float32) for name, w in weights.items()}
     total = {name: torch.zeros_like(d) for name, d in delta.items()} if average_last > 1 else None
-    for t in range(steps):
+    for t in tqdm(range(steps), desc="Moreau steps", leave=False, disable=None):
         g = smoothed_gradient(
             gradient, weights, sigma=sigma, relative=relative, draws=noise_samples, seed=seed, step=t, delta=delta
         )
@@ -120,7 +118,6 @@ def moreau_gradient(
         if prox is not None:
             # δ ← GST_γη(δ)                                           (Algorithm 1, line 7)
             delta = prox(delta)
-        logger.debug("Moreau step %d of %d", t + 1, steps)
         if total is not None and t >= steps - average_last:
             for name, d in delta.items():
                 total[name] += d
@@ -193,8 +190,8 @@ class LossGradient:
         """Returns ∇f in float32 at `weights`, the mean over all windows."""
         total: Tensors = {}
         for share, gradients in self.per_batch(weights, at):
-            for name, g in gradients.items():
-                part = g.float() * share
+            for name in list(gradients):
+                part = gradients.pop(name).float() * share
                 total[name] = total[name].add_(part) if name in total else part
         return total
 

@@ -65,7 +65,7 @@ class Family:
 
     @property
     def custom_type(self) -> str:
-        """The own model type whose layers differ in shape."""
+        """The own model type, whose layers may differ in shape."""
         return CUSTOM_PREFIX + self.base_type
 
     def cuts(self, kind: Kind) -> tuple[Cut, ...]:

@@ -104,16 +104,25 @@ class MoreauPruner:
         plan, scores = self.plan(model, calibration, calibration_column=calibration_column)
         return self._cut(model, plan, scores, start)
 
-    def apply(self, model: PreTrainedModel, plan: PruningPlan) -> PruningResult:
+    def apply(self, model: PreTrainedModel, plan: PruningPlan, *, export: str | None = None) -> PruningResult:
         """In place: applies a plan made before to a fresh copy of its base model.
 
-        Of this pruner's config, `export` alone is read; the rest was decided when the plan was made.
+        Args:
+            model: the base model.
+            plan: the plan; where it carries no config (written by hand), this pruner's is recorded.
+            export: `auto`, `stock` or `custom`, instead of the plan's own.
 
         Raises:
             PlanError: the plan is for another model.
+            ExportError: no stock class holds the shapes.
         """
+        start = time.perf_counter()
+        check_prunable(model)
+        config = MoreauPrunerConfig.from_dict(plan.config) if plan.config else self.config.resolve(model.config)
+        if export is not None:
+            config = replace(config, export=export)
         self._tokens = None
-        return self._cut(model, plan, None, time.perf_counter())
+        return self._cut(model, replace(plan, config=config.to_dict()), None, start)
 
     def save_pretrained(self, save_directory: str | Path, *, overwrite: bool = False) -> Verification:
         """Writes the pruned model, tokenizer, plan, scores, config, summary and card; verified by a reload.
@@ -170,11 +179,10 @@ class MoreauPruner:
         return torch.randint(self._model.config.vocab_size, (2, 64), generator=generator)
 
     def _cut(self, model: PreTrainedModel, plan: PruningPlan, scores: UnitScores | None, start: float) -> PruningResult:
-        check_prunable(model)
         shape = model_shape(model)
         before = layer_table(model.config)
-        config = MoreauPrunerConfig.from_dict(plan.config) if plan.config else self.config.resolve(model.config)
-        export = apply_plan(model, plan, self.config.export)
+        config = MoreauPrunerConfig.from_dict(plan.config)
+        export = apply_plan(model, plan)
         removed = removed_parameters(plan, shape)
         summary = PruningSummary(
             base_model=plan.base_model,

@@ -38,7 +38,7 @@ class Registry:
 
     def check(self, name: str) -> None:
         """Raises ValueError, with the nearest name and all names, unless `name` is registered."""
-        if name not in self._entries:
+        if not isinstance(name, str) or name not in self._entries:
             hint = suggestion(name, self._entries)
             raise ValueError(f"unknown {self.kind} '{name}'.{hint} Known: {', '.join(self._entries)}")
 

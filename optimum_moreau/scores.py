@@ -79,10 +79,11 @@ def score_units(
         NonFiniteError: a loss, gradient or score is NaN or infinite.
     """
     criterion = CRITERIA.get(config.criterion)
-    batches = [] if tokens is None else list(tokens.split(config.batch_size or len(tokens)))
     blocks = shape.in_scope(config)
     values = {}
-    with scoring_mode(model), torch.no_grad():
+    # a caller's inference mode would forbid the gradients; tokens made in it cannot be saved for the backward pass
+    with torch.inference_mode(False), scoring_mode(model), torch.no_grad():
+        batches = [] if tokens is None else list(tokens.clone().split(config.batch_size or len(tokens)))
         for block, elements in criterion.score(Scoring(model, blocks, batches, config)):
             units = unit_scores(block, elements, config.aggregation, signed=criterion.signed)
             if not torch.isfinite(units).all():

@@ -22,13 +22,14 @@ from .units import Block, decoder_layers, model_shape
 _OWN = {*vars(nn.Module()), "training", "generation_config", "gradient_checkpointing", "name_or_path"}
 
 
-def apply_plan(model: nn.Module, plan: PruningPlan, export: str = "auto") -> str:
+def apply_plan(model: nn.Module, plan: PruningPlan, export: str | None = None) -> str:
     """In place: removes what the plan does not keep, and rewrites the model's config and class.
 
     Args:
         model: the base model the plan was made for; on success it is the pruned model.
         plan: what stays.
-        export: `stock`, `custom`, or `auto`: stock wherever a class of transformers holds the shapes.
+        export: `stock`, `custom`, or `auto` (stock wherever a class of transformers holds the shapes); default: what
+            the plan was made with.
 
     Returns:
         The export taken: the model type of the result.
@@ -41,7 +42,7 @@ def apply_plan(model: nn.Module, plan: PruningPlan, export: str = "auto") -> str
     check_prunable(model)
     shape = model_shape(model)
     plan.check_matches(model, shape)
-    config = pruned_config(model.config, shape, plan, export)
+    config = pruned_config(model.config, shape, plan, export or plan.config.get("export", "auto"))
     twin = _twin(model, config)
     layers = decoder_layers(model)
     for block in shape.blocks:

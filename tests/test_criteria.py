@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from optimum_moreau.config import MoreauPrunerConfig
-from optimum_moreau.criteria import Criterion
+from optimum_moreau.criteria import Criterion, Scoring
 from optimum_moreau.criteria.released import released_shrink
 from optimum_moreau.envelope import noise_like
 from optimum_moreau.registry import CRITERIA
-from optimum_moreau.scores import score_units, unit_scores
+from optimum_moreau.scores import score_units
 from optimum_moreau.units import model_shape
 from tests.tiny import tiny_model
 
@@ -124,23 +124,37 @@ def test_smoothgrad_averages_importances_over_noisy_passes(llama, tokens):
     assert_same(scores(llama, tokens, "smoothgrad"), by_hand(llama, total.get))
 
 
-def algorithm_1(model, tokens, *, rho, gamma, sigma, steps, prox=lambda name, d: d):
+def algorithm_1(model, tokens, *, rho, gamma, sigma, steps, relative=True, m=1, last=1, prox=lambda name, d: d):
     """A literal restatement of Algorithm 1 on the weights in scope."""
     w = {name: model.get_parameter(name).detach().clone() for name in in_scope(model)}
     delta = {name: torch.zeros_like(x) for name, x in w.items()}
+    iterates = []
     for t in range(steps):
-        z = {name: noise_like(w[name], name, sigma=sigma, relative=True, seed=0, step=t, draw=0) for name in w}
-        g = gradients(model, tokens, {name: delta[name] + z[name] for name in w})
+        g = {name: torch.zeros_like(x) for name, x in w.items()}
+        for i in range(m):
+            z = {n: noise_like(w[n], n, sigma=sigma, relative=relative, seed=0, step=t, draw=i) for n in w}
+            drawn = gradients(model, tokens, {name: delta[name] + z[name] for name in w})
+            g = {name: g[name] + drawn[name] / m for name in w}
         # w^(t+1) = (1 − γ/ρ) w^(t) − γ (g − w/ρ), written for the weights themselves
         for name, x in w.items():
             moved = (1 - gamma / rho) * (x + delta[name]) - gamma * (g[name] - x / rho)
             delta[name] = prox(name, moved - x)
-    return {name: (delta[name] / rho * w[name]).abs() for name in w}
+        iterates.append(dict(delta))
+    return {name: (sum(d[name] for d in iterates[-last:]) / last / rho * w[name]).abs() for name in w}
 
 
-def test_moreau_is_algorithm_1(llama, tokens):
-    expected = algorithm_1(llama, tokens, rho=0.05, gamma=0.01, sigma=0.05, steps=3)
-    assert_same(scores(llama, tokens, "moreau", step_size=0.01), by_hand(llama, expected.get))
+@pytest.mark.parametrize(
+    ("changes", "settings"),
+    [
+        ({}, {}),
+        ({"noise_samples": 2}, {"m": 2}),
+        ({"average_last": 2}, {"last": 2}),
+        ({"noise": "absolute", "sigma": 0.02}, {"relative": False, "sigma": 0.02}),
+    ],
+)
+def test_moreau_is_algorithm_1(llama, tokens, changes, settings):
+    expected = algorithm_1(llama, tokens, **{"rho": 0.05, "gamma": 0.01, "sigma": 0.05, "steps": 3, **settings})
+    assert_same(scores(llama, tokens, "moreau", step_size=0.01, **changes), by_hand(llama, expected.get), rtol=1e-3)
 
 
 @pytest.mark.parametrize("threshold", [{"eta": 0.05}, {"eta_quantile": 0.3}])
@@ -172,15 +186,18 @@ def test_the_papers_eta_is_inert(llama, tokens):
         assert torch.equal(inert[where].argsort(), plain[where].argsort())
 
 
+@pytest.mark.parametrize("noise", ["relative", "absolute"])
 @pytest.mark.parametrize("criterion", ["moreau", "moreau-gs"])
-def test_released_is_the_published_update(llama, tokens, criterion):
+def test_released_is_the_published_update(llama, tokens, criterion, noise):
     """δ ← δ − γg, no ρ; rows kept where RMS > ηγ but scaled by 1 − η/RMS; mean of the last five of T = 6 iterates."""
     gamma, rho, eta = 0.01, 0.2, 0.05
     w = {name: p.detach().clone() for name, p in llama.named_parameters()}
     delta = {name: torch.zeros_like(x) for name, x in w.items()}
     iterates = []
     for t in range(6):
-        z = {n: noise_like(x, n, sigma=0.05, relative=True, seed=0, step=t, draw=0) for n, x in w.items()}
+        z = {
+            n: noise_like(x, n, sigma=0.02, relative=noise == "relative", seed=0, step=t, draw=0) for n, x in w.items()
+        }
         g = gradients(llama, tokens, {name: delta[name] + z[name] for name in w})
         for name in w:
             d = delta[name] - gamma * g[name]
@@ -191,7 +208,8 @@ def test_released_is_the_published_update(llama, tokens, criterion):
         iterates.append(dict(delta))
     mean = {name: sum(iterate[name] for iterate in iterates[-5:]) / 5 for name in w}
     threshold = {"eta": eta} if criterion == "moreau-gs" else {}
-    found = scores(llama, tokens, criterion, released=True, rho=rho, step_size=gamma, steps=6, **threshold)
+    settings = {"released": True, "rho": rho, "step_size": gamma, "steps": 6, "sigma": 0.02, "noise": noise}
+    found = scores(llama, tokens, criterion, **settings, **threshold)
     assert_same(found, by_hand(llama, lambda name: (mean[name] / rho * w[name]).abs()))
 
 
@@ -269,18 +287,28 @@ def test_sixteen_bit_scores_rank_units_as_float32_does(tokens, criterion, dtype)
 
 
 def test_products_are_taken_in_float32(tokens):
-    """In float16 tiny gradients times tiny weights would underflow to zero."""
-    block = model_shape(tiny_model("llama")).blocks[1]
-    name = next(iter(block.weight_names().values()))
-    elements = {n: torch.full((24, 32) if "down" not in n else (32, 24), 1e-9) for n in block.weight_names().values()}
-    assert name in elements
-    assert (unit_scores(block, elements, "sum") > 0).all()
+    """In float16 a gradient of 1e-4 times a weight of 1e-4 is 1e-8, which underflows to zero."""
+    model = tiny_model("llama", dtype=torch.float16)
+    shape = model_shape(model)
+    run = Scoring(model, shape.blocks[1:2], [], config("taylor", model))
+    for weight in run.weights().values():
+        weight.data.fill_(1e-4)
+    tiny = {name: torch.full_like(weight, 1e-4) for name, weight in run.weights().items()}
+    for _, elements in run.saliency(tiny):
+        assert all((element > 0).all() for element in elements.values())
 
 
 def test_gradients_do_not_depend_on_the_batch_size(llama, tokens):
     one, all_at_once = (scores(llama, tokens, "moreau", batch_size=n) for n in (1, 4))
     for where, value in one.items():
         torch.testing.assert_close(value, all_at_once[where], rtol=1e-4, atol=1e-9)
+
+
+def test_scores_are_the_same_inside_a_callers_inference_mode(llama, tokens):
+    with torch.inference_mode():
+        inside = scores(llama, tokens.clone(), "moreau")
+    outside = scores(llama, tokens, "moreau")
+    assert all(torch.equal(inside[where], outside[where]) for where in outside)
 
 
 def test_every_criterion_describes_itself():

@@ -8,7 +8,7 @@ import pytest
 
 from optimum_moreau.commands import main
 from optimum_moreau.families import FAMILIES
-from optimum_moreau.registry import CRITERIA, Registry
+from optimum_moreau.registry import CRITERIA
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -64,9 +64,8 @@ def test_the_criterion_of_contributing_prunes(monkeypatch, llama, tmp_path):
     (tmp_path / "cube.py").write_text(source.replace("from .criterion", "from optimum_moreau.criteria"))
     monkeypatch.syspath_prepend(tmp_path)
     name, target = re.fullmatch(r'"(\w+)": f"\{_CRITERIA\}\.(\w+:\w+)",\n', line).groups()
-    extended = Registry("criterion", {name: target})
-    criterion = extended.get(name)
-    monkeypatch.setitem(CRITERIA._entries, name, criterion)
+    monkeypatch.setattr(CRITERIA, "_entries", dict(CRITERIA._entries))  # forgotten after the test
+    CRITERIA.register(name, target)
 
     from optimum_moreau import MoreauPruner, MoreauPrunerConfig
 

@@ -63,38 +63,43 @@ def test_one_step_without_noise_is_minus_gamma_times_the_gradient():
         torch.testing.assert_close(-0.5 * found[name], -0.01 * g)
 
 
+def smoothed_abs(beta, sigma):
+    """∇ of E_z β|w+z| in closed form, β·erf(w/(σ√2)): convex for β > 0, weakly convex for β < 0; |β|-Lipschitz f."""
+    return lambda weights, at: {"w": beta * torch.erf(weights["w"] / (sigma * math.sqrt(2)))}
+
+
+def steepest(beta, sigma, rho, prox=None):
+    """The largest slope of the (h-)MoreauGrad on a grid; every row is a group of its own."""
+    w = torch.linspace(-2, 2, 801, dtype=torch.float64)[:, None]
+    settings = {"rho": rho, "step_size": rho / 5, "steps": 1500, "sigma": 0.0, "prox": prox}
+    gradient = moreau_gradient(smoothed_abs(beta, sigma), {"w": w.float()}, **settings)["w"][:, 0].double()
+    return float((gradient[1:] - gradient[:-1]).abs().max() / (w[1, 0] - w[0, 0]))
+
+
+@pytest.mark.parametrize("eta", [None, 0.1])
+@pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("rho_share", [0.1, 0.5, 0.9])
-def test_moreau_gradient_is_lipschitz_as_theorem_1_says(rho_share):
-    """f = β|w| is β-Lipschitz; ∇f_σ^ρ is σ/min(σρ, σ − ρβ)-Lipschitz for 0 < ρ < σ/β."""
-    beta, sigma = 2.0, 0.5
+def test_moreau_gradients_are_lipschitz_as_theorems_1_and_2_say(rho_share, sign, eta):
+    """f is β-Lipschitz, 0 < ρ < σ/β, β ≤ σ: ∇f_σ^ρ is σ/min(σρ, σ − ρβ)-Lipschitz, with and without group sparsity."""
+    beta, sigma = 0.4, 0.5
     rho = rho_share * sigma / beta
-    bound = sigma / min(sigma * rho, sigma - rho * beta)
-
-    def smoothed_abs(weights, at):  # ∇ of E_z β|w+z| in closed form: β·erf(w/(σ√2))
-        return {"w": beta * torch.erf(weights["w"] / (sigma * math.sqrt(2)))}
-
-    w = torch.linspace(-2, 2, 801, dtype=torch.float64)
-    gradient = moreau_gradient(smoothed_abs, {"w": w}, rho=rho, step_size=rho / 5, steps=500, sigma=0.0)["w"]
-    slopes = (gradient[1:] - gradient[:-1]).abs() / (w[1] - w[0])
-    assert slopes.max() <= bound * (1 + 1e-3)
+    prox = None if eta is None else prox_rows(rho / 5 * eta)
+    assert steepest(sign * beta, sigma, rho, prox) <= sigma / min(sigma * rho, sigma - rho * beta) * 1.01
 
 
-def test_group_sparse_gradient_is_lipschitz_as_theorem_2_says():
-    beta, sigma, eta = 2.0, 0.5, 0.3
-    rho = 0.5 * sigma / beta
-    bound = sigma / min(sigma * rho, sigma - rho * beta)
-    w = torch.linspace(-2, 2, 801, dtype=torch.float64)[:, None]  # every row a group of its own
-    gradient = moreau_gradient(
-        lambda weights, at: {"w": beta * torch.erf(weights["w"] / (sigma * math.sqrt(2)))},
-        {"w": w},
-        rho=rho,
-        step_size=rho / 5,
-        steps=500,
-        sigma=0.0,
-        prox=prox_rows(rho / 5 * eta),
-    )["w"][:, 0]
-    slopes = (gradient[1:] - gradient[:-1]).abs() / (w[1] - w[0])
-    assert slopes.max() <= bound * (1 + 1e-3)
+def test_the_proofs_constant_holds_where_that_of_the_theorem_does_not():
+    """For β > σ the last line of the proof should read max(1/ρ, β/(σ − ρβ)); the stated σ/min(σρ, σ − ρβ) is too small.
+
+    −β|w| smoothed is as curved as a β-Lipschitz function gets here, and its MoreauGrad exceeds the stated constant.
+    """
+    beta, sigma = 2.0, 0.5
+    rho = 0.9 * sigma / beta
+    found = steepest(-beta, sigma, rho)
+    # closed form at w = 0: h/(1 + ρh) with h = −β·√(2/π)/σ
+    h = -beta * math.sqrt(2 / math.pi) / sigma
+    assert found == pytest.approx(abs(h / (1 + rho * h)), rel=0.01)
+    assert found > sigma / min(sigma * rho, sigma - rho * beta)
+    assert found <= max(1 / rho, beta / (sigma - rho * beta))
 
 
 def test_smoothed_gradient_converges_to_the_smoothed_loss_gradient():

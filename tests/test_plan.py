@@ -121,6 +121,45 @@ def test_channels_are_kept_as_a_multiple(ratio, multiple):
         assert all(len(plan.layers[i]["mlp"].kept) % multiple == 0 for i in range(4))
 
 
+@pytest.mark.parametrize(
+    ("ratio", "multiple", "removed_channels"),
+    [
+        (0.15, 8, 0),  # 3.6 of 24: 0 is nearer than 8
+        (4 / 24, 8, 0),  # a tie: fewer
+        (0.2, 8, 8),
+        (0.02, 9, 6),  # 24 is no multiple of 9: the nearest that leaves one is 6
+        (0.99, 7, 17),  # one multiple always stays
+    ],
+)
+def test_the_legal_count_nearest_to_the_request_is_taken(ratio, multiple, removed_channels):
+    assert removed(plan_for(shape_of(), unit_ratio=(0.0, ratio), multiple_of=multiple), "mlp") == [removed_channels] * 4
+
+
+@pytest.mark.parametrize("budget", ["uniform", "global"])
+def test_a_multiple_larger_than_the_layer_is_refused(budget):
+    with pytest.raises(PlanError, match=r"layers\.0\.mlp: multiple_of 256 with 24 channels; use at most 24"):
+        plan_for(shape_of(), unit_ratio=0.5, multiple_of=256, budget=budget)
+
+
+@pytest.mark.parametrize("ratio", [0.05, 0.1, 0.2, 0.4])
+def test_global_budget_with_a_multiple_misses_by_half_a_step_at_most(ratio):
+    shape = shape_of(layers=8, channels=64)
+    plan = plan_for(shape, pruning_ratio=ratio, budget="global", multiple_of=16)
+    assert abs(removed_parameters(plan, shape) - ratio * shape.parameters) <= 16 * 10 / 2
+    assert all(len(plan.layers[i]["mlp"].kept) % 16 == 0 for i in range(8))
+
+
+@pytest.mark.parametrize("ratio", [0.06, 0.1, 0.12])
+def test_attention_goes_down_where_the_channels_cannot_give_back(ratio):
+    """8 layers of attention in scope, but one of channels: rounding attention up would overshoot."""
+    shape = shape_of(layers=8, groups=2)
+    plan = plan_for(shape, pruning_ratio=ratio, mlp_layers=(3, 4))
+    counts = range(2)
+    reachable = [8 * 96 * a + 10 * c for a in counts for c in range(24)]
+    nearest = min(abs(ratio * shape.parameters - total) for total in reachable)
+    assert abs(removed_parameters(plan, shape) - ratio * shape.parameters) <= nearest + 10
+
+
 def test_layers_outside_the_scope_keep_all():
     plan = plan_for(shape_of(), unit_ratio=0.5, attention_layers=(1, 2), mlp_layers=(2, 4))
     assert removed(plan, "attention") == [0, 2, 0, 0]

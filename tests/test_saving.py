@@ -3,6 +3,7 @@
 import errno
 import json
 import resource
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig
-from optimum_moreau.checkpoint import Verification, save_folder, verify
+from optimum_moreau.checkpoint import Verification, base_revision, save_folder, verify
 from optimum_moreau.checkpoint.verification import parked
 from optimum_moreau.errors import CheckpointError, MoreauError
 from tests.tiny import assert_same_state, snapshot, tiny_model, weights_in
@@ -294,3 +295,22 @@ def test_weights_are_safetensors_of_the_model_alone(pruner, unverified, tmp_path
         assert file.metadata() == {"format": "pt"}
     saved, state = weights_in(tmp_path / "out"), pruner.model.state_dict()
     assert saved.keys() == state.keys() and all(torch.equal(saved[name], state[name]) for name in saved)
+
+
+def test_verifying_leaves_nothing_in_the_users_cache(pruner, tmp_path, monkeypatch):
+    """The own type's modeling file is imported from a folder of its own, not from the cache of Hub code."""
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    pruner.save_pretrained(tmp_path / "out")
+    assert not (tmp_path / "modules").exists()
+
+
+def test_a_hub_models_revision_is_the_commit_in_the_cache(tmp_path, monkeypatch, tiny_folder):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    snapshot = tmp_path / "models--org--tiny" / "snapshots" / commit
+    shutil.copytree(tiny_folder, snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_CACHE", str(tmp_path))
+    assert base_revision("org/tiny") == commit
+    assert base_revision("org/unknown") is None
+    assert base_revision(str(tiny_folder)) is None

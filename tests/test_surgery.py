@@ -295,3 +295,15 @@ def test_a_model_without_weights_is_refused(llama):
     plan = cut_plan(llama, *UNIFORM)
     with pytest.raises(UnsupportedModelError, match="meta device"):
         apply_plan(llama.to("meta"), plan)
+
+
+@pytest.mark.parametrize("export", ["auto", "custom"])
+def test_a_plan_carries_its_export(export):
+    scope = {"attention_layers": (0, 3), "mlp_layers": (0, 3)}
+    config = MoreauPrunerConfig(criterion="magnitude", unit_ratio=0.5, export=export, **scope)
+    result = MoreauPruner(config).prune(model := tiny_model("llama"))
+    assert apply_plan(again := tiny_model("llama"), result.plan) == result.summary.export
+    assert type(again) is type(model)
+    overridden = MoreauPruner().apply(tiny_model("llama"), result.plan, export="custom")
+    assert overridden.summary.export == "moreau_llama"
+    assert overridden.plan.config["export"] == "custom"

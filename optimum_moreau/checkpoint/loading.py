@@ -126,17 +126,14 @@ def model_reference(name_or_path: str | None) -> str | None:
     return path.resolve().name if local else name_or_path
 
 
-def base_revision(name: str, revision: str | None = None, token: str | None = None) -> str | None:
-    """Returns the commit that a Hub id stands for now; `None` for a folder, or where the Hub does not answer."""
+def base_revision(name: str, revision: str | None = None) -> str | None:
+    """Returns the commit of a Hub model that was loaded, read off the cache; `None` for a folder."""
+    from huggingface_hub import try_to_load_from_cache
+
     if Path(name).expanduser().is_dir():
         return None
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-    try:
-        return HfApi(token=token).model_info(name, revision=revision).sha
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError):
-        return revision
+    found = try_to_load_from_cache(name, "config.json", revision=revision)
+    return Path(found).parent.name if isinstance(found, str) else revision
 
 
 def _refuse_pickle(name: str) -> None:

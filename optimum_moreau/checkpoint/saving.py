@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -58,12 +59,14 @@ def save_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator[Path
         CheckpointError: the target may not or cannot be written; nothing is left behind, an old folder stays as it was.
     """
     target = check_target(folder, overwrite=overwrite)
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    replaced = target.with_name(f".{target.name}.replaced-{os.getpid()}")
+    mark = uuid.uuid4().hex[:8]
+    partial = target.with_name(f".{target.name}.partial-{mark}")
+    replaced = target.with_name(f".{target.name}.replaced-{mark}")
     missing = [ancestor for ancestor in target.parents if not ancestor.exists()]
     try:
         partial.mkdir(parents=True)
         yield partial
+        _flush(partial)
         if target.exists():
             target.rename(replaced)
         partial.rename(target)
@@ -80,3 +83,13 @@ def save_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator[Path
         with suppress(OSError):  # not empty: the target is there
             for ancestor in missing:
                 ancestor.rmdir()
+
+
+def _flush(folder: Path) -> None:
+    """Puts every file on disk before the folder takes its place, readable as widely as the folder is."""
+    mode = folder.stat().st_mode & 0o666  # safetensors makes its files readable by their owner only
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(mode)
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())

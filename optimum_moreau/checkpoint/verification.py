@@ -96,12 +96,12 @@ def _reload(model: PreTrainedModel, folder: Path, tokens: Tensor, work: Path) ->
         "remote_code": hasattr(model.config, "auto_map"),
     }
     process = subprocess.run(
-        [sys.executable, str(RELOAD_SCRIPT)],
+        [sys.executable, "-P", str(RELOAD_SCRIPT)],
         input=json.dumps(request),
         capture_output=True,
         text=True,
         cwd=work,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"},
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(work / "modules")},
     )
     if process.returncode:
         reason = (process.stderr.strip().split("\n") or [""])[-1]

@@ -18,20 +18,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("plan", type=Path, metavar="PLAN", help="plan file, or the pruned folder that holds it")
     options.add_model_arguments(parser)
     options.add_output_arguments(parser)
-    parser.add_argument("--export", choices=CHOICES["export"], default="auto", help="class of the result")
+    parser.add_argument("--export", choices=CHOICES["export"], help="class of the result (default: the plan's)")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Cuts and saves; returns what was done."""
     from ..checkpoint import check_target
-    from ..config import MoreauPrunerConfig
     from ..plan import PruningPlan
     from ..pruner import MoreauPruner
 
     check_target(args.output, overwrite=args.overwrite)
     plan = PruningPlan.load(args.plan)
     model, tokenizer = options.load(args)
-    pruner = MoreauPruner(MoreauPrunerConfig(export=args.export), tokenizer=tokenizer)
-    result = pruner.apply(model, plan)
+    pruner = MoreauPruner(tokenizer=tokenizer)
+    result = pruner.apply(model, plan, export=args.export)
     verification = pruner.save_pretrained(args.output, overwrite=args.overwrite)
     return prune.report(result.summary, verification, args.output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from tqdm import tqdm
 
 from ..envelope import noisy
 from .criterion import Criterion, ElementScores, Scoring
@@ -15,7 +16,7 @@ def score(run: Scoring) -> ElementScores:
     weights = run.weights()
     gradient = run.loss_gradient()
     mean = {name: torch.zeros_like(w, dtype=torch.float32) for name, w in weights.items()}
-    for i in range(c.passes):
+    for i in tqdm(range(c.passes), desc="noisy passes", leave=False, disable=None):
         z = {"sigma": c.sigma, "relative": c.noise == "relative", "seed": c.seed, "step": 0, "draw": i}
         g = gradient(noisy(weights, None, **z), at=f"pass {i + 1}")
         for name, w in weights.items():

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..calibration import check_vocabulary, read_documents, tokenize
-from ..errors import CalibrationError, NonFiniteError
+from ..errors import CalibrationError, ConfigError, NonFiniteError
 
 _DESCRIPTION = "Token-weighted perplexity of a causal language model over non-overlapping segments."
 
@@ -58,7 +58,7 @@ class Perplexity(evaluate.Metric):
         self, *, predictions: list[str] | None = None, text: Any = None, column: str | None = None, **settings: Any
     ) -> dict[str, Any]:
         """Measures the perplexity of `predictions`, or of the documents of `text`; settings as for `perplexity`."""
-        documents = predictions if text is None else read_documents(text, column=column)
+        documents = read_documents(predictions or [] if text is None else text, column=column)
         return super().compute(predictions=documents, **settings)
 
     def _compute(
@@ -104,6 +104,8 @@ def perplexity(
 
 def segment(documents: list[str], tokenizer: PreTrainedTokenizerBase, sequence_length: int) -> Tensor:
     """Returns the documents' tokens, concatenated and cut into segments, `(segments, sequence_length)`."""
+    if sequence_length < 2:
+        raise ConfigError(f"sequence_length: {sequence_length} is not a whole number ≥ 2")
     ids = torch.cat([tokenize(document, tokenizer) for document in documents])
     count = len(ids) // sequence_length
     if not count:

@@ -22,16 +22,16 @@ def register_auto_classes() -> None:
     """Makes the own model types known to AutoConfig, AutoModel and AutoModelForCausalLM."""
     if _registered.is_set():
         return
-    _registered.set()
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
     from . import modeling_moreau
 
     for family in ("Llama", "Mistral", "Qwen2", "Qwen3"):
         config = getattr(modeling_moreau, f"Moreau{family}Config")
-        AutoConfig.register(config.model_type, config)
-        AutoModel.register(config, getattr(modeling_moreau, f"Moreau{family}Model"))
-        AutoModelForCausalLM.register(config, getattr(modeling_moreau, f"Moreau{family}ForCausalLM"))
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+        AutoModel.register(config, getattr(modeling_moreau, f"Moreau{family}Model"), exist_ok=True)
+        AutoModelForCausalLM.register(config, getattr(modeling_moreau, f"Moreau{family}ForCausalLM"), exist_ok=True)
+    _registered.set()
 
 
 def auto_map(class_prefix: str) -> dict[str, str]:

@@ -8,7 +8,7 @@ difference.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -76,17 +76,29 @@ def _keep(score: Tensor, removed: int) -> tuple[int, ...]:
     return tuple(sorted(order[removed:].tolist()))
 
 
-def _legal(block: Block, removed: int, multiple_of: int) -> int:
-    """The legal count nearest to `removed`: never all, channels kept as a multiple."""
-    removed = min(removed, block.total - 1)
-    if block.kind == "attention" or multiple_of == 1 or removed <= 0:
-        return max(removed, 0)
-    kept = max(multiple_of, multiple_of * round((block.total - removed) / multiple_of))
-    return max(block.total - kept, 0)
+def _step(block: Block, config: MoreauPrunerConfig) -> int:
+    """How many units stay is a multiple of this."""
+    return config.multiple_of if block.kind == "mlp" else 1
 
 
-def _most(block: Block, multiple_of: int) -> int:
-    return _legal(block, block.total - 1, multiple_of)
+def _legal(block: Block, x: float, step: int) -> int:
+    """The legal number of units to remove that is nearest to x, fewer on a tie: what stays is a multiple of `step`."""
+    most = block.total - step
+    if most < 0:
+        raise PlanError(f"{block.where}: multiple_of {step} with {block.total} channels; use at most {block.total}")
+    if x <= 0:
+        return 0
+    first = block.total % step  # removing so many leaves a multiple
+    return min(most, max(first, first + step * nearest_fewer((x - first) / step)))
+
+
+def _removable(blocks: Sequence[Block], config: MoreauPrunerConfig) -> int:
+    """The most parameters that these blocks can give."""
+    return sum(max(block.total - _step(block, config), 0) * block.unit_parameters for block in blocks)
+
+
+def _cost(counts: Counts) -> int:
+    return sum(count * block.unit_parameters for block, count in counts.items())
 
 
 def _by_unit_ratio(blocks: Sequence[Block], ranking: Ranking, config: MoreauPrunerConfig) -> Counts:
@@ -96,24 +108,19 @@ def _by_unit_ratio(blocks: Sequence[Block], ranking: Ranking, config: MoreauPrun
     removed: Counts = {}
     for kind, share in zip(("attention", "mlp"), ratio, strict=True):
         of_kind = [block for block in blocks if block.kind == kind]
-        if config.budget == "global":
-            units = nearest_fewer(sum(block.total for block in of_kind) * share)
-            removed |= _global_counts(of_kind, ranking, units=units, multiple_of=config.multiple_of)
-        else:
-            for block in of_kind:
-                removed[block] = _legal(block, nearest_fewer(block.total * share), config.multiple_of)
+        removed |= _spread_share(of_kind, ranking, share, config)
     return removed
 
 
 def _by_parameters(
     blocks: Sequence[Block], ranking: Ranking, ratio: float, parameters: int, config: MoreauPrunerConfig
 ) -> Counts:
+    """Attention units are rounded at the common share; MLP channels take up the difference."""
     target = ratio * parameters
     attention = [block for block in blocks if block.kind == "attention"]
     mlp = [block for block in blocks if block.kind == "mlp"]
-    most = sum(_most(block, config.multiple_of) * block.unit_parameters for block in blocks)
-    # rounding may miss half a unit of the largest block
-    slack = max((block.unit_parameters for block in mlp or attention), default=0) / 2
+    most = _removable(blocks, config)
+    slack = max((block.unit_parameters * _step(block, config) for block in mlp or attention), default=0) / 2
     if target > most + slack:
         raise PlanError(
             f"pruning_ratio {ratio:g} cannot be reached in this scope, which reaches from 0 to"
@@ -121,63 +128,73 @@ def _by_parameters(
         )
     if not target:
         return {}
-    # One unit ratio for every block in scope; attention is rounded first …
-    share = min(target / sum(block.total * block.unit_parameters for block in blocks), 1.0)
-    removed = _attention_counts(attention, ranking, share, target, sum(_cost(mlp, config)), config)
-    # … and the channels take up the difference.
-    rest = target - sum(count * block.unit_parameters for block, count in removed.items())
+    whole = sum(block.total * block.unit_parameters for block in blocks)
+    units = sum(block.total for block in attention)
+    best: Counts = {}
+    missed = math.inf
+    # The common share first; then one unit fewer, one more, … until the channels can take up the difference.
+    for offset in sorted(range(-units, units + 1), key=lambda n: (abs(n), n)):
+        share = target / whole + (offset / units if units else 0)
+        if not 0 <= share <= 1:
+            continue
+        counts = _spread_share(attention, ranking, share, config)
+        counts |= _spread_parameters(mlp, ranking, target - _cost(counts), config)
+        if abs(target - _cost(counts)) < missed:
+            best, missed = counts, abs(target - _cost(counts))
+        if missed <= slack * max(len(mlp), 1):
+            break
+    return best
+
+
+def _spread_share(blocks: Sequence[Block], ranking: Ranking, share: float, config: MoreauPrunerConfig) -> Counts:
+    """Removes a share of the units: of each block, or of all off the bottom of one ranking."""
     if config.budget == "global":
-        return removed | _global_counts(mlp, ranking, parameters=max(rest, 0.0), multiple_of=config.multiple_of)
-    share = max(rest, 0.0) / max(sum(block.total * block.unit_parameters for block in mlp), 1)
-    return removed | {b: _legal(b, nearest_fewer(b.total * share), config.multiple_of) for b in mlp}
+        return _global_counts(blocks, ranking, share * sum(block.total for block in blocks), config, per_unit=True)
+    return {block: _legal(block, block.total * share, _step(block, config)) for block in blocks}
 
 
-def _cost(blocks: Sequence[Block], config: MoreauPrunerConfig) -> list[int]:
-    return [_most(block, config.multiple_of) * block.unit_parameters for block in blocks]
-
-
-def _attention_counts(
-    blocks: Sequence[Block],
-    ranking: Ranking,
-    share: float,
-    target: float,
-    mlp_most: int,
-    config: MoreauPrunerConfig,
-) -> Counts:
-    """Rounds attention units at `share`, and up where the channels alone could not take up the difference."""
-    while True:
-        if config.budget == "global":
-            units = nearest_fewer(sum(block.total for block in blocks) * share)
-            counts = _global_counts(blocks, ranking, units=units, multiple_of=1)
-        else:
-            counts = {block: min(nearest_fewer(block.total * share), block.total - 1) for block in blocks}
-        gone = sum(count * block.unit_parameters for block, count in counts.items())
-        if share >= 1 or target - gone <= mlp_most or not mlp_most:
-            return counts
-        share = min(share + 0.5 / max(block.total for block in blocks), 1.0) if blocks else 1.0
+def _spread_parameters(blocks: Sequence[Block], ranking: Ranking, rest: float, config: MoreauPrunerConfig) -> Counts:
+    """Removes as many units as come nearest to `rest` parameters."""
+    if config.budget == "global":
+        return _global_counts(blocks, ranking, rest, config, per_unit=False)
+    share = rest / max(sum(block.total * block.unit_parameters for block in blocks), 1)
+    return {block: _legal(block, block.total * share, _step(block, config)) for block in blocks}
 
 
 def _global_counts(
-    blocks: Sequence[Block],
-    ranking: Ranking,
-    *,
-    units: int | None = None,
-    parameters: float | None = None,
-    multiple_of: int,
+    blocks: Sequence[Block], ranking: Ranking, goal: float, config: MoreauPrunerConfig, *, per_unit: bool
 ) -> Counts:
-    """Takes units off the bottom of one ranking by importance per parameter, up to a count or a parameter total."""
+    """Takes units off the bottom of one ranking by importance per parameter, until the goal is met most nearly.
+
+    With `multiple_of`, channels go in chunks that leave a multiple, ranked by their mean importance.
+
+    Args:
+        blocks: of one kind.
+        ranking: scores of each block.
+        goal: units or parameters to remove.
+        config: resolved.
+        per_unit: the goal counts units, not parameters.
+    """
     entries = sorted(
-        (value / block.unit_parameters, block.layer, order, block)
+        (mean / block.unit_parameters, block.layer, order, size, block)
         for block in blocks
-        for order, value in enumerate(sorted(ranking[block].tolist()))
+        for order, (size, mean) in enumerate(_chunks(block, ranking[block], _step(block, config)))
     )
     counts: Counts = dict.fromkeys(blocks, 0)
-    left = float(units) if units is not None else float(parameters or 0)
-    for _, _, _, block in entries:
-        step = 1 if units is not None else block.unit_parameters
-        if left < step / 2 or (left == step / 2):  # nearest, fewer on a tie
+    for _, _, _, size, block in entries:
+        cost = size if per_unit else size * block.unit_parameters
+        if goal <= cost / 2:  # nearest, fewer on a tie
             break
-        if counts[block] < block.total - 1:  # never all
-            counts[block] += 1
-            left -= step
-    return {block: _legal(block, count, multiple_of) for block, count in counts.items()}
+        counts[block] += size
+        goal -= cost
+    return counts
+
+
+def _chunks(block: Block, score: Tensor, step: int) -> Iterator[tuple[int, float]]:
+    """Yields size and mean score of the chunks a block can give, least important first; one step always stays."""
+    _legal(block, 0, step)  # refuses a step larger than the block
+    values = torch.sort(score).values
+    start = 0
+    for size in ([block.total % step] if block.total % step else []) + [step] * (block.total // step - 1):
+        yield size, float(values[start : start + size].mean())
+        start += size

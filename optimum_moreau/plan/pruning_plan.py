@@ -97,17 +97,9 @@ class PruningPlan:
         for key in _REQUIRED:
             if not isinstance(values, Mapping) or key not in values:
                 raise PlanError(f"plan: '{key}' is missing; is this a {PLAN_NAME}?")
-        if values["format_version"] != FORMAT_VERSION:
+        if values["format_version"] is True or values["format_version"] != FORMAT_VERSION:
             raise PlanError(f"plan: format version {values['format_version']!r}, this package reads {FORMAT_VERSION}")
-        try:
-            layers = {
-                int(i): {kind: _kept(f"layers.{i}.{kind}", block) for kind, block in blocks.items()}
-                for i, blocks in values["layers"].items()
-            }
-        except (AttributeError, TypeError, ValueError) as error:
-            if isinstance(error, PlanError):
-                raise
-            raise PlanError(f"plan: 'layers' is damaged ({error})") from error
+        layers = _layers(values["layers"])
         rest: dict[str, Any] = {key: values.get(key) for key in ("base_model", "revision", "fingerprint")}
         for key, kind in (("hidden", list), ("kept_layers", list), ("config", dict), ("calibration", dict)):
             if not isinstance(values.get(key) or kind(), kind):
@@ -182,9 +174,22 @@ class PruningPlan:
             raise PlanError(f"the weights are not those of {self.base_model or 'the model'} that the plan was made for")
 
 
+def _layers(values: Any) -> dict[int, dict[str, Kept]]:
+    if not isinstance(values, Mapping):
+        raise PlanError(f"plan: 'layers' is damaged: {values!r:.40} is no dictionary")
+    layers = {}
+    for index, blocks in values.items():
+        if not (isinstance(index, str) and index.isdecimal() and str(int(index)) == index):
+            raise PlanError(f"plan: 'layers' is damaged: {index!r} is no layer index")
+        if not isinstance(blocks, Mapping) or not set(blocks) <= {"attention", "mlp"}:
+            raise PlanError(f"plan: layers.{index} must hold 'attention' and 'mlp', and nothing else")
+        layers[int(index)] = {kind: _kept(f"layers.{index}.{kind}", block) for kind, block in blocks.items()}
+    return layers
+
+
 def _kept(where: str, block: Any) -> Kept:
-    kept, total = block.get("kept"), block.get("total")
-    if not isinstance(total, int) or not isinstance(kept, list) or not all(type(unit) is int for unit in kept):
+    kept, total = (block.get("kept"), block.get("total")) if isinstance(block, Mapping) else (None, None)
+    if type(total) is not int or not isinstance(kept, list) or not all(type(unit) is int for unit in kept):
         raise PlanError(f"plan: {where}: 'kept' must list unit indices and 'total' count them")
     if not kept or sorted(set(kept)) != kept or kept[0] < 0 or kept[-1] >= total:
         raise PlanError(f"plan: {where}: 'kept' must be sorted, distinct, not empty, and within 0..{total - 1}")
@@ -194,8 +199,9 @@ def _kept(where: str, block: Any) -> Kept:
 def fingerprint(model: nn.Module) -> str:
     """Identifies a model's weights, whatever dtype they are loaded in: sha256 over names, shapes and sampled signs.
 
-    Rounding to another dtype keeps every sign, and any training flips some of the signs sampled (up to 4096 elements
-    at a fixed stride per parameter).
+    Rounding to another dtype keeps every sign. At least 4096 elements of each larger parameter are sampled, at a fixed
+    stride: another model, or one tuned enough to flip one of those signs, is told apart; a change that flips none is
+    not.
     """
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
