@@ -13,7 +13,8 @@ install: $(INSTALLED)
 $(INSTALLED): setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	# torch by itself first: an unpinned torch would bring several GB of GPU libraries
+	# torch by itself first, so that no other package chooses its build; for the CPU build elsewhere than here:
+	# make install PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 	$(BIN)/python -m pip install --quiet torch==2.13.0
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(INSTALLED)
@@ -37,4 +38,4 @@ results: $(INSTALLED)
 	$(BIN)/python benchmarks/results.py --output docs/results.md
 
 clean:
-	rm -rf $(VENV) demo_output build *.egg-info
+	rm -rf $(VENV) demo_output build *.egg-info pruned pruned-cli pruned-again plan.json

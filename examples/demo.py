@@ -92,6 +92,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"\n{CRITERIA[0]} is saved in {saved}; reloaded in a fresh process, its logits differ by at most", end=" ")
     print(f"{verification.max_abs_difference:g}.\nIt says: ", end="", flush=True)
     subprocess.run([sys.executable, "-c", GENERATE, str(saved), prompt], check=True)
+    print("\nTo go on (README.md): . .venv/bin/activate; optimum-moreau --help")
 
 
 if __name__ == "__main__":

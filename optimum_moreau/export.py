@@ -112,8 +112,12 @@ def _nearest_uniform(values: Mapping[str, Any], dims: list[dict[str, int]], plan
     if not legal:
         return "no uniform plan is legal: export 'auto' makes an own type"
     groups = min(legal, key=lambda count: (abs(count - mean["num_key_value_heads"]), -count))
-    mean |= {"num_attention_heads": n_rep * groups, "num_key_value_heads": groups}
-    return (
-        f"nearest legal plan: {_shape_words(mean)} in every layer (--attention-layers 0:{len(dims)}"
-        f" --mlp-layers 0:{len(dims)} --budget uniform)"
-    )
+    channels = min(layer["mlp"].total for layer in plan.layers.values())
+    mean |= {
+        "num_attention_heads": n_rep * groups,
+        "num_key_value_heads": groups,
+        "intermediate_size": min(mean["intermediate_size"], channels),
+    }
+    even = all(len({layer[kind].total for layer in plan.layers.values()}) == 1 for kind in ("attention", "mlp"))
+    flags = f" (--attention-layers 0:{len(dims)} --mlp-layers 0:{len(dims)} --budget uniform)" if even else ""
+    return f"nearest legal plan: {_shape_words(mean)} in every layer{flags}"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from optimum_moreau import MoreauPruner, MoreauPrunerConfig, PruningPlan, perplexity
+from optimum_moreau import MoreauPruner, MoreauPrunerConfig, PruningPlan, commands, perplexity
 from optimum_moreau.checkpoint import load_model, load_tokenizer
 from optimum_moreau.commands import VERBS, prepare
 from optimum_moreau.commands.options import config_from
@@ -221,3 +221,21 @@ def test_an_interruption_saves_nothing(command, tiny_folder, tmp_path, monkeypat
     code, out, err = command("prune", tiny_folder, "-o", tmp_path / "out", "--criterion", "random")
     assert (code, out, err) == (130, "", "optimum-moreau prune: interrupted; nothing was saved\n")
     assert os.listdir(tmp_path) == []
+
+
+def test_a_plan_is_not_overwritten_unasked(command, tiny_folder, tmp_path):
+    arguments = ["plan", tiny_folder, "-o", tmp_path / "plan.json", "--criterion", "random"]
+    assert command(*arguments)[0] == 0
+    first = (tmp_path / "plan.json").read_text()
+    code, _, err = command(*arguments, "--seed", "1")
+    assert code == 2
+    assert "exists; choose another file, or overwrite (--overwrite)" in err
+    assert (tmp_path / "plan.json").read_text() == first
+    assert command(*arguments, "--seed", "1", "--overwrite")[0] == 0
+    assert (tmp_path / "plan.json").read_text() != first
+
+
+def test_the_version_is_printed(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        commands.main(["--version"])
+    assert capsys.readouterr().out.startswith("optimum-moreau 0.")

@@ -38,13 +38,15 @@ def check_target(folder: str | Path, *, overwrite: bool = False) -> Path:
     return path
 
 
-def check_file(file: str | Path) -> None:
+def check_file(file: str | Path, *, overwrite: bool = False) -> None:
     """Refuses, before any work is done, a file that could not be written in the end.
 
     Raises:
-        CheckpointError: it is a folder, or its folder is missing or not writable.
+        CheckpointError: it is a folder, exists and may not be replaced, or its folder is missing or not writable.
     """
     path = Path(file).expanduser()
+    if path.is_file() and not overwrite:
+        raise CheckpointError(f"{file}: exists; choose another file, or overwrite (--overwrite)")
     if path.is_dir():
         raise CheckpointError(f"{file}: is a folder; give a file")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):

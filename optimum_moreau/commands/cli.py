@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
+from .. import __version__
 from ..errors import MoreauError
 from ..registry import suggestion
 
@@ -61,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "optimum-moreau", description="Structured pruning of LLaMA-family language models."
     )
     _one_line_errors(parser)
+    parser.add_argument("--version", action="version", version=f"optimum-moreau {__version__}")
     subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb, summary in VERBS.items():
         prepare(verb, subparsers.add_parser(verb, help=summary))

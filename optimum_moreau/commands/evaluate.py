@@ -17,7 +17,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--text", required=True, help="text file, records (.jsonl …), or hub:id[:config[:split[:column]]]"
     )
     parser.add_argument("--text-column", metavar="NAME", help="text column of records")
-    parser.add_argument("--seq-len", "--sequence-length", dest="sequence_length", type=int, default=128, metavar="N")
+    parser.add_argument(
+        "--seq-len",
+        "--sequence-length",
+        dest="sequence_length",
+        type=int,
+        default=128,
+        metavar="N",
+        help="tokens per segment (default 128)",
+    )
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="segments per forward pass (default 8)")
     parser.add_argument("--max-segments", type=int, metavar="N", help="only the first N segments")
 

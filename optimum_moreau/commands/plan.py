@@ -15,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this verb's arguments."""
     options.add_model_arguments(parser)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="plan to write (.json)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     options.add_calibration_arguments(parser)
     options.add_config_arguments(parser)
 
@@ -27,7 +28,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..pruner import MoreauPruner
     from ..units import model_shape
 
-    check_file(args.output)
+    check_file(args.output, overwrite=args.overwrite)
     model, tokenizer = options.load(args)
     pruner = MoreauPruner(config, tokenizer=tokenizer, revision=base_revision(args.model, args.revision))
     plan, _ = pruner.plan(model, args.calibration, calibration_column=args.calibration_column)

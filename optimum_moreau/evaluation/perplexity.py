@@ -7,6 +7,7 @@ The documents are tokenised without BOS and concatenated; the tail that fills no
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..calibration import check_vocabulary, read_documents, tokenize
 from ..errors import CalibrationError, ConfigError, NonFiniteError
+
+logger = logging.getLogger(__name__)
 
 _DESCRIPTION = "Token-weighted perplexity of a causal language model over non-overlapping segments."
 
@@ -118,6 +121,8 @@ def segment(documents: list[str], tokenizer: PreTrainedTokenizerBase, sequence_l
 @torch.inference_mode()
 def _measure(model: PreTrainedModel, segments: Tensor, batch_size: int) -> PerplexityResult:
     check_vocabulary(segments, model.config.vocab_size, "evaluation text")
+    if segments.shape[1] > (positions := getattr(model.config, "max_position_embeddings", None) or segments.shape[1]):
+        logger.warning("segments of %d tokens, more than the model's %d positions", segments.shape[1], positions)
     training = model.training
     model.eval()
     total = 0.0
