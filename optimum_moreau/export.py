@@ -59,8 +59,7 @@ def pruned_config(model_config: Any, shape: ModelShape, plan: PruningPlan, expor
                 model_type,
                 _nearest_uniform(values, dims, plan, family),
             )
-        prefix = "".join(part.capitalize() for part in model_type.split("_"))
-        values |= {"auto_map": auto_map(prefix), "per_layer_config": dict(enumerate(dims))}
+        values |= {"auto_map": auto_map(model_type), "per_layer_config": dict(enumerate(dims))}
     config = AutoConfig.for_model(model_type, **values, attn_implementation=model_config._attn_implementation)
     config.name_or_path = model_config.name_or_path
     return config

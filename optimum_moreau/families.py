@@ -73,36 +73,85 @@ class Family:
         return self.attention if kind == "attention" else self.mlp
 
 
-_ATTENTION = (
-    Cut("self_attn.q_proj", "out"),
-    Cut("self_attn.k_proj", "out"),
-    Cut("self_attn.v_proj", "out"),
-    Cut("self_attn.o_proj", "in"),
-)
-_MLP = (Cut("mlp.gate_proj", "out"), Cut("mlp.up_proj", "out"), Cut("mlp.down_proj", "in"))
+_OUTPUT = Cut("self_attn.o_proj", "in")
+_ATTENTION = (Cut("self_attn.q_proj", "out"), Cut("self_attn.k_proj", "out"), Cut("self_attn.v_proj", "out"), _OUTPUT)
+_QKV = ("query", "key", "value")
+_FUSED_ATTENTION = (*(Cut("self_attn.qkv_proj", "out", part, _QKV) for part in range(3)), _OUTPUT)
 
+_DOWN = Cut("mlp.down_proj", "in")
+_MLP = (Cut("mlp.gate_proj", "out"), Cut("mlp.up_proj", "out"), _DOWN)
+_FUSED_MLP = (*(Cut("mlp.gate_up_proj", "out", part, ("gate", "up")) for part in range(2)), _DOWN)
+_NAMED_MLP = (Cut("mlp.c_fc", "out"), Cut("mlp.c_proj", "in"))
+_PLAIN_MLP = (Cut("mlp.up_proj", "out"), _DOWN)
+
+_DIVIDES = "heads must divide the hidden size"
 _STOCK = (
-    Family("llama", _ATTENTION, _MLP, True, "mistral", "stock only if the heads divide the hidden size; else mistral"),
+    Family("llama", _ATTENTION, _MLP, True, "mistral", f"{_DIVIDES}, else mistral"),
     Family("mistral", _ATTENTION, _MLP),
+    Family("ministral", _ATTENTION, _MLP, notes="sliding and full layers"),
     Family("qwen2", _ATTENTION, _MLP, notes="biases on q, k, v"),
     Family("qwen3", _ATTENTION, _MLP, notes="q and k norms of head width"),
+    Family("gemma", _ATTENTION, _MLP),
+    Family("gemma2", _ATTENTION, _MLP, True, notes=f"{_DIVIDES}; sliding and full layers"),
+    Family("gemma3_text", _ATTENTION, _MLP, True, notes=f"{_DIVIDES}; q and k norms of head width"),
+    Family("granite", _ATTENTION, _MLP),
+    Family("smollm3", _ATTENTION, _MLP, notes="layers with and without RoPE"),
+    Family("olmo", _ATTENTION, _MLP, notes="norms without weights"),
+    Family("phi3", _FUSED_ATTENTION, _FUSED_MLP, notes="fused q, k, v and gate, up"),
+    Family("cohere", _ATTENTION, _MLP, notes="attention and MLP in parallel"),
+    Family("cohere2", _ATTENTION, _MLP, notes="attention and MLP in parallel; sliding and full layers"),
+    Family("glm", _ATTENTION, _FUSED_MLP, notes="fused gate, up; biases on q, k, v"),
+    Family("glm4", _ATTENTION, _FUSED_MLP, notes="fused gate, up; biases on q, k, v"),
+    Family("starcoder2", _ATTENTION, _NAMED_MLP, notes="MLP of two matrices; biases"),
+    Family("nemotron", _ATTENTION, _PLAIN_MLP, notes="MLP of two matrices"),
+    Family("seed_oss", _ATTENTION, _MLP, notes="biases on q, k, v"),
+    Family("ernie4_5", _ATTENTION, _MLP),
+    Family("exaone4", _ATTENTION, _MLP, notes="q and k norms of head width"),
+    Family("hunyuan_v1_dense", _ATTENTION, _MLP, notes="q and k norms of head width"),
+    Family("apertus", _ATTENTION, _PLAIN_MLP, notes="MLP of two matrices; q and k norms of head width"),
+    Family("arcee", _ATTENTION, _PLAIN_MLP, True, notes=f"MLP of two matrices; {_DIVIDES}"),
 )
 # The own types are families too: a pruned model can be pruned again.
 FAMILIES = {row.model_type: row for stock in _STOCK for row in (stock, replace(stock, model_type=stock.custom_type))}
+
+# Known to look alike, and refused with the reason.
+REFUSED = {
+    "olmo2": "its q and k norms span all heads",
+    "olmo3": "its q and k norms span all heads",
+    "stablelm": "it derives the head width from the hidden size, so fewer heads would be wider ones",
+    "helium": "it derives the head width from the hidden size, so fewer heads would be wider ones",
+    "bitnet": "its weights are ternary, and a norm spans the MLP's channels",
+    "diffllama": "its heads work in pairs",
+}
 
 
 def family_of(model_config: Any) -> Family:
     """Returns the family of a model's config.
 
     Raises:
-        UnsupportedModelError: the model type is not in the table, or is an encoder-decoder.
+        UnsupportedModelError: the model type is not in the table, or its config is one that cannot be cut.
     """
     model_type = getattr(model_config, "model_type", None)
     if getattr(model_config, "is_encoder_decoder", False):
         raise UnsupportedModelError(f"'{model_type}' is an encoder-decoder; only decoder-only models can be pruned")
+    if reason := _refusal(str(model_type), model_config):
+        raise UnsupportedModelError(f"model type '{model_type}' cannot be pruned: {reason}")
     if model_type not in FAMILIES:
         hint = suggestion(str(model_type), FAMILIES)
         raise UnsupportedModelError(
             f"model type '{model_type}' is not supported.{hint} Supported: {', '.join(FAMILIES)}"
         )
     return FAMILIES[model_type]
+
+
+def _refusal(model_type: str, model_config: Any) -> str | None:
+    if model_type in REFUSED:
+        return REFUSED[model_type]
+    if any(getattr(model_config, key, None) for key in ("num_experts", "num_local_experts", "n_routed_experts")):
+        return "it is a mixture of experts, whose experts are not units here"
+    rope = getattr(model_config, "rope_parameters", None) or {}
+    if model_type.endswith("phi3") and rope.get("rope_type") == "longrope":
+        return "its longrope factors are tied to the number of heads"
+    if model_type.removeprefix(CUSTOM_PREFIX) == "cohere" and getattr(model_config, "use_qk_norm", False):
+        return "with use_qk_norm its q and k norms have weights per head"
+    return None

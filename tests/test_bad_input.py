@@ -7,6 +7,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from optimum_moreau.errors import (
     PlanError,
     UnsupportedModelError,
 )
+from optimum_moreau.families import family_of
 from tests.tiny import TEXT, assert_same_state, contents, cut_plan, snapshot, tiny_model
 
 SMALL = {"calibration_samples": 2, "sequence_length": 16}
@@ -559,3 +561,20 @@ def test_a_process_ends_with_one_line_and_code_2(program, tiny_folder, tmp_path)
     assert process.returncode == 2 and process.stdout == ""
     assert line.startswith("optimum-moreau prune: error: short.txt: the longest document has ")
     assert set(contents(tmp_path)) == {tmp_path / "short.txt"}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "reason"),
+    [
+        ("olmo2", {}, "its q and k norms span all heads"),
+        ("stablelm", {}, "derives the head width"),
+        ("diffllama", {}, "heads work in pairs"),
+        ("cohere", {"use_qk_norm": True}, "weights per head"),
+        ("phi3", {"rope_parameters": {"rope_type": "longrope"}}, "longrope"),
+        ("mixtral", {"num_local_experts": 4}, "mixture of experts"),
+    ],
+)
+def test_a_look_alike_is_refused_with_the_reason(model_type, changes, reason):
+    config = SimpleNamespace(model_type=model_type, **changes)
+    with pytest.raises(UnsupportedModelError, match=f"model type '{model_type}' cannot be pruned: .*{reason}"):
+        family_of(config)

@@ -44,10 +44,12 @@ class Case:
     verified: bool = True
 
 
+UNLIKE = ("llama", "qwen2", "gemma2", "phi3", "starcoder2")  # one of each layout: biases, caps, fused, two matrices
+
 CASES = {
     # Each verification is a process of its own, and sees nothing in which stock exports differ: one stands for all.
     **{f"{f}-stock": Case(f, EVEN | {"unit_ratio": 0.5}, f, verified=f == "llama") for f in FAMILIES},
-    **{f"{family}-own": Case(family, UNEVEN, f"moreau_{family}") for family in FAMILIES},
+    **{f"{f}-own": Case(f, UNEVEN, f"moreau_{f}", verified=f in UNLIKE) for f in FAMILIES},
     "llama-as-mistral": Case("llama", EVEN, "mistral", MHA),
     "llama-own-bias": Case("llama", EVEN, "moreau_llama", MHA | BIASES, verified=False),
     "llama-own-tied": Case("llama", UNEVEN, "moreau_llama", {"tie_word_embeddings": True}, verified=False),
@@ -174,8 +176,9 @@ def test_greedy_text_is_the_same_with_every_cache(loaded):
 @every_load
 def test_eager_attention_and_bfloat16_are_close(loaded):
     logits = loaded.tensors["logits"].float()
-    allowed = 1e-5 if loaded.case.changes.get("dtype") is None else 0.05 * logits.abs().max()
-    assert loaded.words["attention"] == ["sdpa", "eager"]
+    allowed = 1e-5 * logits.abs().max() if loaded.case.changes.get("dtype") is None else 0.05 * logits.abs().max()
+    first = "eager" if loaded.case.family == "gemma2" else "sdpa"  # only eager caps attention logits, as gemma2 does
+    assert loaded.words["attention"] == [first, "eager"]
     assert (loaded.tensors["eager"].float() - logits).abs().max() <= allowed
     assert (loaded.tensors["bfloat16"].float() - logits).abs().max() <= 0.1 * logits.abs().max()
 
@@ -215,7 +218,7 @@ def test_a_reloaded_own_type_can_be_pruned_again(found, family, remote):
     assert type(model).__module__.startswith("optimum_moreau.")  # where the package is, its classes go first
     assert torch.equal(model(result.tensors["ids"]).logits, result.expected.logits)
     assert apply_plan(model, cut_plan(model, (1, 0, 1), (0, 0, 12))) == family  # every layer has the same shape again
-    assert type(model).__module__ == f"transformers.models.{family}.modeling_{family}"
+    assert type(model).__module__.startswith(f"transformers.models.{family.removesuffix('_text')}.")
 
 
 # The export decision

@@ -6,8 +6,7 @@ import shutil
 
 import pytest
 
-from optimum_moreau.commands import main
-from optimum_moreau.families import FAMILIES
+from optimum_moreau.commands import families, main
 from optimum_moreau.registry import CRITERIA
 from tests.conftest import ROOT
 
@@ -49,14 +48,15 @@ def test_the_commands_run(after_the_demo, capsys):
         assert main(arguments) == 0, f"{line}\n{capsys.readouterr().err}"
 
 
-def test_the_tables_list_every_criterion_and_family():
+def test_the_table_lists_every_criterion():
     for name in CRITERIA:
         assert f"| `{name}`" in README
         if name != "random":
             assert CRITERIA.get(name).paper in README
-    for name, row in FAMILIES.items():
-        if name == row.base_type:
-            assert re.search(rf"\| `{name}` .*\| `{row.custom_type}` \|", README)
+
+
+def test_the_family_table_is_the_codes_own():
+    assert families.show(families.run(None)) in README
 
 
 def test_the_criterion_of_contributing_prunes(monkeypatch, llama, tmp_path):

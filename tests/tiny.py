@@ -9,7 +9,11 @@ from optimum_moreau import PruningPlan
 from optimum_moreau.plan import Kept
 from optimum_moreau.units import model_shape
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+FAMILIES = (
+    "llama", "mistral", "ministral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "granite", "smollm3", "olmo",
+    "phi3", "cohere", "cohere2", "glm", "glm4", "starcoder2", "nemotron", "seed_oss", "ernie4_5", "exaone4",
+    "hunyuan_v1_dense", "apertus", "arcee",
+)  # fmt: skip
 TEXT = "The quick brown fox jumps over the lazy dog. A small model reads a small text and learns a little of it. "
 
 
@@ -28,6 +32,8 @@ def tiny_model(model_type="llama", *, seed=0, dtype=torch.float32, **changes):
         "eos_token_id": 1,
         "pad_token_id": 1,
         "initializer_range": 0.2,  # large enough that the layers matter
+        "attention_dropout": 0.0,
+        "residual_dropout": 0.0,
         **changes,
     }
     torch.manual_seed(seed)

@@ -27,7 +27,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> str:
-    """The same for a reader."""
-    head = f"{'model type':16} {'stock export':18} {'custom export':16} notes"
-    rows = [f"{name:16} {row['stock']:18} {row['custom']:16} {row['notes']}".rstrip() for name, row in result.items()]
-    return "\n".join([head, *rows])
+    """The same for a reader, and for the README: a markdown table of the stock types, then what is refused."""
+    from ..families import REFUSED
+
+    lines = ["| model type | stock export | own type | notes |", "|---|---|---|---|"]
+    lines += [
+        f"| `{name}` | {row['stock']} | `{row['custom']}` | {row['notes']} |"
+        for name, row in result.items()
+        if name != row["custom"]
+    ]
+    return "\n".join([*lines, "", *(f"- `{name}` is refused: {reason}" for name, reason in REFUSED.items())])

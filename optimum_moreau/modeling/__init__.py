@@ -26,21 +26,19 @@ def register_auto_classes() -> None:
 
     from . import modeling_moreau
 
-    for family in ("Llama", "Mistral", "Qwen2", "Qwen3"):
-        config = getattr(modeling_moreau, f"Moreau{family}Config")
-        AutoConfig.register(config.model_type, config, exist_ok=True)
-        AutoModel.register(config, getattr(modeling_moreau, f"Moreau{family}Model"), exist_ok=True)
-        AutoModelForCausalLM.register(config, getattr(modeling_moreau, f"Moreau{family}ForCausalLM"), exist_ok=True)
+    for model_type, (config, decoder, causal_lm) in modeling_moreau.OWN_TYPES.items():
+        AutoConfig.register(model_type, config, exist_ok=True)
+        AutoModel.register(config, decoder, exist_ok=True)
+        AutoModelForCausalLM.register(config, causal_lm, exist_ok=True)
     _registered.set()
 
 
-def auto_map(class_prefix: str) -> dict[str, str]:
+def auto_map(model_type: str) -> dict[str, str]:
     """Returns config.json's `auto_map` for an own type, for loading where this package is not installed."""
-    return {
-        "AutoConfig": f"modeling_moreau.{class_prefix}Config",
-        "AutoModel": f"modeling_moreau.{class_prefix}Model",
-        "AutoModelForCausalLM": f"modeling_moreau.{class_prefix}ForCausalLM",
-    }
+    from .modeling_moreau import OWN_TYPES
+
+    classes = dict(zip(("AutoConfig", "AutoModel", "AutoModelForCausalLM"), OWN_TYPES[model_type], strict=True))
+    return {auto: f"modeling_moreau.{made.__name__}" for auto, made in classes.items()}
 
 
 class _RegisterAfterTransformers:

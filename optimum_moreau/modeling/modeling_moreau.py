@@ -6,31 +6,16 @@ checkpoint takes either `import optimum_moreau` or `trust_remote_code=True`.
 
 Each model is its stock transformers model; only the constructor differs. config.json holds transformers' own
 `per_layer_config` ({"3": {"num_attention_heads": 6, "num_key_value_heads": 3, "intermediate_size": 120}, …}), and each
-decoder layer is the stock layer, built from its own entry.
+decoder layer is the stock layer, built from its own entry. The classes are made from the table at the end of the file:
+type `moreau_qwen2` has MoreauQwen2Config, MoreauQwen2Model and MoreauQwen2ForCausalLM.
 """
 
 import copy
+import sys
 
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    LlamaModel,
-    MistralConfig,
-    MistralForCausalLM,
-    MistralModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen2Model,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-    Qwen3Model,
-)
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
-from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
-from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
-from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 
 
 class PerLayerShapes:
@@ -45,6 +30,10 @@ class PerLayerShapes:
                     f" {layer.num_key_value_heads} KV heads"
                 )
 
+    def validate_rope(self):
+        """Checks RoPE on the first layer's own config: a family's check may read attributes that differ per layer."""
+        super(PerLayerShapes, self.per_layer_config[0]).validate_rope()
+
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         cls.__eq__ = _same_values  # the dataclass's own one would read per-layer attributes globally, and raise
@@ -52,35 +41,6 @@ class PerLayerShapes:
 
 def _same_values(config, other):
     return type(config) is type(other) and config.to_dict() == other.to_dict()
-
-
-# `strict` again on each subclass: otherwise the parent's validator runs, which refuses these shapes.
-@strict
-class MoreauLlamaConfig(PerLayerShapes, LlamaConfig):
-    """`LlamaConfig` with per-layer shapes."""
-
-    model_type = "moreau_llama"
-
-
-@strict
-class MoreauMistralConfig(PerLayerShapes, MistralConfig):
-    """`MistralConfig` with per-layer shapes."""
-
-    model_type = "moreau_mistral"
-
-
-@strict
-class MoreauQwen2Config(PerLayerShapes, Qwen2Config):
-    """`Qwen2Config` with per-layer shapes."""
-
-    model_type = "moreau_qwen2"
-
-
-@strict
-class MoreauQwen3Config(PerLayerShapes, Qwen3Config):
-    """`Qwen3Config` with per-layer shapes."""
-
-    model_type = "moreau_qwen3"
 
 
 def _shell(config):
@@ -100,7 +60,18 @@ def _adopt(model, shell, config):
             module.config = config
 
 
-class PerLayerModel:
+class FollowedByLayers:
+    """A layer's config is a copy with its own shape: it is told when the attention implementation changes."""
+
+    def set_attn_implementation(self, *args, **kwargs):
+        """As in transformers, for the layers' configs too."""
+        super().set_attn_implementation(*args, **kwargs)
+        for module in self.modules():
+            if hasattr(module, "config"):
+                module.config._attn_implementation_internal = self.config._attn_implementation_internal
+
+
+class PerLayerModel(FollowedByLayers):
     """Decoder whose layers are built from their own entries of `per_layer_config`."""
 
     _auto_class = "AutoModel"
@@ -112,14 +83,10 @@ class PerLayerModel:
         self.layers = nn.ModuleList(
             self.decoder_layer_class(config.per_layer_config[index], index) for index in range(config.num_hidden_layers)
         )
-        # One config for all modules: a layer's copy would not follow `set_attn_implementation`.
-        for module in self.layers.modules():
-            if hasattr(module, "config"):
-                module.config = config
         self.post_init()
 
 
-class PerLayerCausalLM:
+class PerLayerCausalLM(FollowedByLayers):
     """Causal language model on such a decoder."""
 
     _auto_class = "AutoModelForCausalLM"
@@ -132,57 +99,38 @@ class PerLayerCausalLM:
         self.post_init()
 
 
-class MoreauLlamaModel(PerLayerModel, LlamaModel):
-    """`LlamaModel` with per-layer shapes."""
-
-    config_class = MoreauLlamaConfig
-    decoder_layer_class = LlamaDecoderLayer
-
-
-class MoreauLlamaForCausalLM(PerLayerCausalLM, LlamaForCausalLM):
-    """`LlamaForCausalLM` with per-layer shapes."""
-
-    config_class = MoreauLlamaConfig
-    decoder_class = MoreauLlamaModel
+STOCK_TYPES = (
+    "llama", "mistral", "ministral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "granite", "smollm3", "olmo",
+    "phi3", "cohere", "cohere2", "glm", "glm4", "starcoder2", "nemotron", "seed_oss", "ernie4_5", "exaone4",
+    "hunyuan_v1_dense", "apertus", "arcee",
+)  # fmt: skip
 
 
-class MoreauMistralModel(PerLayerModel, MistralModel):
-    """`MistralModel` with per-layer shapes."""
-
-    config_class = MoreauMistralConfig
-    decoder_layer_class = MistralDecoderLayer
+def class_prefix(model_type):
+    """`moreau_gemma3_text` → `MoreauGemma3Text`."""
+    return "".join(part.capitalize() for part in model_type.split("_"))
 
 
-class MoreauMistralForCausalLM(PerLayerCausalLM, MistralForCausalLM):
-    """`MistralForCausalLM` with per-layer shapes."""
-
-    config_class = MoreauMistralConfig
-    decoder_class = MoreauMistralModel
+def _derive(name, mixin, stock, **attributes):
+    doc = f"`{stock.__name__}` with per-layer shapes."
+    return type(name, (mixin, stock), {"__module__": __name__, "__doc__": doc, **attributes})
 
 
-class MoreauQwen2Model(PerLayerModel, Qwen2Model):
-    """`Qwen2Model` with per-layer shapes."""
-
-    config_class = MoreauQwen2Config
-    decoder_layer_class = Qwen2DecoderLayer
-
-
-class MoreauQwen2ForCausalLM(PerLayerCausalLM, Qwen2ForCausalLM):
-    """`Qwen2ForCausalLM` with per-layer shapes."""
-
-    config_class = MoreauQwen2Config
-    decoder_class = MoreauQwen2Model
-
-
-class MoreauQwen3Model(PerLayerModel, Qwen3Model):
-    """`Qwen3Model` with per-layer shapes."""
-
-    config_class = MoreauQwen3Config
-    decoder_layer_class = Qwen3DecoderLayer
+def _classes(stock_type):
+    """Makes config, decoder and causal language model of an own type."""
+    stock_config = CONFIG_MAPPING[stock_type]
+    stock_decoder = MODEL_MAPPING[stock_config]
+    stock_module = vars(sys.modules[stock_decoder.__module__])
+    layer = next(value for name, value in stock_module.items() if name.endswith("DecoderLayer"))
+    prefix = class_prefix(f"moreau_{stock_type}")
+    # `strict` again: otherwise the parent's validator runs, which refuses these shapes
+    config = strict(_derive(f"{prefix}Config", PerLayerShapes, stock_config, model_type=f"moreau_{stock_type}"))
+    shared = {"config_class": config}
+    decoder = _derive(f"{prefix}Model", PerLayerModel, stock_decoder, decoder_layer_class=layer, **shared)
+    stock_lm = MODEL_FOR_CAUSAL_LM_MAPPING[stock_config]
+    return config, decoder, _derive(f"{prefix}ForCausalLM", PerLayerCausalLM, stock_lm, decoder_class=decoder, **shared)
 
 
-class MoreauQwen3ForCausalLM(PerLayerCausalLM, Qwen3ForCausalLM):
-    """`Qwen3ForCausalLM` with per-layer shapes."""
-
-    config_class = MoreauQwen3Config
-    decoder_class = MoreauQwen3Model
+# own type → its config, decoder and causal language model; types that this transformers does not know are left out
+OWN_TYPES = {f"moreau_{stock}": _classes(stock) for stock in STOCK_TYPES if stock in CONFIG_MAPPING}
+globals().update({made.__name__: made for classes in OWN_TYPES.values() for made in classes})
