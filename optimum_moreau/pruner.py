@@ -83,14 +83,15 @@ class MoreauPruner:
         config = self.config.resolve(model.config)
         found = self._calibration(model, calibration, calibration_column, config)
         self._tokens = None if found is None else found.tokens
-        scores = score_units(model, shape, self._tokens, config)
-        plan = replace(
-            make_plan(scores, shape, config),
-            base_model=model_reference(model.config.name_or_path),
-            revision=self.revision,
-            fingerprint=fingerprint(model),
-            calibration=found.to_dict() if found else {},
-        )
+        origin = {
+            "base_model": model_reference(model.config.name_or_path),
+            "revision": self.revision,
+            "fingerprint": fingerprint(model),
+            "config": config.to_dict(),
+            "calibration": found.to_dict() if found else {},
+        }
+        scores = replace(score_units(model, shape, self._tokens, config), origin=origin)
+        plan = make_plan(scores, shape, config)
         return plan, scores
 
     def prune(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,15 +36,17 @@ class UnitScores:
 
     Attributes:
         values: `layers.3.mlp` → float64 tensor `(units,)` on CPU, larger is more important.
+        origin: what a plan records of its making: base model, revision, fingerprint, config, calibration.
     """
 
     values: dict[str, Tensor]
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> None:
         """Writes the scores as safetensors."""
         from safetensors.torch import save_file
 
-        save_file(self.values, path, metadata={"blocks": json.dumps(list(self.values))})
+        save_file(self.values, path, metadata={"origin": json.dumps(dict(self.origin))})
 
     @classmethod
     def load(cls, path: str | Path) -> UnitScores:
@@ -52,12 +55,13 @@ class UnitScores:
         Raises:
             PlanError: the file is missing or not safetensors.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from safetensors import SafetensorError, safe_open
 
         try:
-            return cls(load_file(path))
-        except (OSError, SafetensorError) as error:
+            with safe_open(path, "pt") as file:
+                values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a file, not a dictionary)
+                return cls(values, json.loads((file.metadata() or {}).get("origin", "{}")))
+        except (OSError, SafetensorError, json.JSONDecodeError) as error:
             raise PlanError(f"{path}: cannot be read as unit scores ({error})") from error
 
 

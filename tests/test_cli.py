@@ -7,6 +7,7 @@ import math
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ from optimum_moreau.commands import VERBS, prepare
 from optimum_moreau.commands.options import config_from
 from optimum_moreau.families import FAMILIES
 from optimum_moreau.registry import CRITERIA
-from tests.tiny import contents, weights_in
+from tests.tiny import contents, tiny_model, weights_in
 
 BIN = Path(sys.executable).parent
 PROGRAMS = (("optimum-moreau",), ("optimum-cli", "moreau"))
@@ -240,3 +241,38 @@ def test_the_version_is_printed(capsys):
     with pytest.raises(SystemExit, match="0"):
         commands.main(["--version"])
     assert capsys.readouterr().out.startswith("optimum-moreau 0.")
+
+
+def test_planning_again_from_scores_is_planning_at_that_ratio(command, tiny_folder, text_file, tmp_path):
+    """… without loading a weight: only config.json is left of the model."""
+    common = ["--calibration", text_file, "--samples", 2, "--seq-len", 16, "--criterion", "taylor"]
+    assert command("prune", tiny_folder, "-o", tmp_path / "pruned", "--ratio", 0.1, *common)[0] == 0
+    assert command("plan", tiny_folder, "-o", tmp_path / "scored.json", "--unit-ratio", 0.5, *common)[0] == 0
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(tiny_folder / "config.json", bare)
+    scores = tmp_path / "pruned" / "pruning_scores.safetensors"
+    again = ["plan", bare, "--from-scores", scores, "-o", tmp_path / "again.json"]
+    assert command(*again, "--unit-ratio", 0.5)[0] == 0
+    assert PruningPlan.load(tmp_path / "again.json") == PruningPlan.load(tmp_path / "scored.json")
+    code, _, err = command(*again, "--overwrite", "--criterion", "random")
+    assert code == 2 and "criterion decided the scores" in err
+
+
+def test_scores_of_another_model_are_refused(command, tiny_folder, tmp_path):
+    assert command("prune", tiny_folder, "-o", tmp_path / "pruned", "--criterion", "random")[0] == 0
+    tiny_model("llama", intermediate_size=32).save_pretrained(tmp_path / "other")
+    scores = tmp_path / "pruned" / "pruning_scores.safetensors"
+    code, _, err = command("plan", tmp_path / "other", "--from-scores", scores, "-o", tmp_path / "plan.json")
+    assert code == 2 and re.search(r"layers\.0\.mlp: 24 scores for 32 units", err)
+    assert not (tmp_path / "plan.json").exists()
+
+
+def test_plan_diff_prints_the_overlap(command, tiny_folder, tmp_path):
+    for seed in (0, 1):
+        settings = ["--criterion", "random", "--unit-ratio", 0.5, "--seed", seed]
+        assert command("plan", tiny_folder, "-o", tmp_path / f"{seed}.json", *settings)[0] == 0
+    code, out, _ = command("plan-diff", tmp_path / "0.json", tmp_path / "1.json", "--json")
+    assert code == 0 and 0 < json.loads(out)["all"]["kept"] < 1
+    code, out, _ = command("plan-diff", tmp_path / "0.json", tmp_path / "0.json")
+    assert code == 0 and out.splitlines()[-1].split() == ["all", "1.000", "1.000"]

@@ -8,7 +8,15 @@ import torch
 
 from optimum_moreau.config import MoreauPrunerConfig
 from optimum_moreau.errors import PlanError
-from optimum_moreau.plan import PruningPlan, fingerprint, make_plan, removed_parameters, removed_unit_share
+from optimum_moreau.plan import (
+    Overlap,
+    PruningPlan,
+    fingerprint,
+    make_plan,
+    plan_overlap,
+    removed_parameters,
+    removed_unit_share,
+)
 from optimum_moreau.plan.budget import nearest_fewer
 from optimum_moreau.scores import UnitScores
 from optimum_moreau.units import Block, ModelShape, model_shape
@@ -243,3 +251,21 @@ def test_unit_parameters_add_up_to_the_matrices_and_biases(model_type, tied):
     parts = {name: p.numel() for name, p in model.named_parameters() if "_proj" in name}
     kept_whatever_is_cut = sum(n for name, n in parts.items() if name.endswith(("o_proj.bias", "down_proj.bias")))
     assert whole == sum(parts.values()) - kept_whatever_is_cut
+
+
+def test_overlap_is_the_jaccard_index():
+    shape = shape_of(layers=2, groups=2, channels=4)
+
+    def plan(first, second):
+        scores = {b.where: torch.ones(b.total, dtype=torch.float64) for b in shape.blocks}
+        for layer, removed_channels in enumerate((first, second)):
+            scores[f"layers.{layer}.mlp"][removed_channels] = 0
+        return plan_for(shape, UnitScores(scores), unit_ratio=(0.0, 0.5))
+
+    found = plan_overlap(plan([0, 1], [0, 1]), plan([0, 1], [1, 2]))
+    assert found["layers.0.mlp"] == Overlap(kept=1.0, removed=1.0)
+    assert found["layers.1.mlp"] == Overlap(kept=1 / 3, removed=1 / 3)
+    assert found["all"] == Overlap(kept=3 / 5, removed=3 / 5)
+    assert "layers.0.attention" not in found  # cut by neither
+    with pytest.raises(PlanError, match=r"layers\.0\.mlp: 4 units in one plan, 24 units in the other"):
+        plan_overlap(plan([0, 1], [0, 1]), plan_for(shape_of(layers=2, groups=2), unit_ratio=0.5))

@@ -21,6 +21,7 @@ from transformers import (
 from ..errors import CheckpointError, ConfigError, UnsupportedModelError, first_line, quiet
 from ..families import family_of
 from ..modeling import register_auto_classes
+from ..units import ModelShape, model_shape
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +102,21 @@ def load_model(
     model, found = loaded
     _check_complete(name, found)
     return model if target is None else model.to(target)
+
+
+def load_shape(
+    name: str, *, revision: str | None = None, token: str | None = None, trust_remote_code: bool = False
+) -> ModelShape:
+    """Reads off config.json alone what can be cut in a model; no weights are read or allocated.
+
+    Raises:
+        CheckpointError: no such folder or repository, or config.json is missing or damaged.
+        UnsupportedModelError: of another family.
+    """
+    config = load_config(name, revision=revision, token=token, trust_remote_code=trust_remote_code)
+    family_of(config)
+    with torch.device("meta"):
+        return model_shape(AutoModelForCausalLM.from_config(config))
 
 
 def load_tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:

@@ -19,6 +19,7 @@ from ..registry import suggestion
 VERBS = {
     "prune": "score, cut, save and verify a model",
     "plan": "score a model and write the plan; the model is not changed",
+    "plan-diff": "how much two plans agree",
     "apply": "apply a plan to its base model, save and verify",
     "evaluate": "perplexity of a model on a text",
     "criteria": "list the criteria",
@@ -43,7 +44,7 @@ def execute(verb: str, args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr, force=True)
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            if verb not in ("criteria", "families") and not sys.stderr.isatty():
+            if verb not in ("criteria", "families", "plan-diff") and not sys.stderr.isatty():
                 _no_progress_bars()
             result = module.run(args)
     except MoreauError as error:
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _module(verb: str) -> Any:
-    return import_module(f".{verb}", __package__)
+    return import_module(f".{verb.replace('-', '_')}", __package__)
 
 
 def _one_line_errors(parser: argparse.ArgumentParser) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..config import CHOICES, MoreauPrunerConfig
+from ..errors import ConfigError
 from ..registry import CRITERIA
 
 
@@ -83,6 +84,36 @@ def config_from(args: argparse.Namespace) -> MoreauPrunerConfig:
     """
     fields = [*_FIELDS, "released"]
     return MoreauPrunerConfig(**{field: value for field in fields if (value := getattr(args, field)) is not None})
+
+
+# What may change when a model is planned again from saved scores; the rest decided the scores.
+_REPLANNED = (
+    "pruning_ratio",
+    "unit_ratio",
+    "budget",
+    "multiple_of",
+    "export",
+    "attention_layers",
+    "mlp_layers",
+    "targets",
+)
+
+
+def replanned(origin: Mapping[str, Any], args: argparse.Namespace) -> MoreauPrunerConfig:
+    """Makes the config of a new plan from the config the scores were made with, and the flags that were given.
+
+    Raises:
+        ConfigError: a flag would have changed the scores, or the scores carry no config.
+    """
+    if not origin.get("config"):
+        raise ConfigError(f"{args.from_scores}: carries no config; score the model again with `plan` or `prune`")
+    given = {field: value for field in [*_FIELDS, "released"] if (value := getattr(args, field)) is not None}
+    for field in given:
+        if field not in _REPLANNED:
+            raise ConfigError(f"{field} decided the scores; leave it out, or score again without --from-scores")
+    if "pruning_ratio" in given or "unit_ratio" in given:
+        given = {"pruning_ratio": None, "unit_ratio": None, **given}
+    return MoreauPrunerConfig.from_dict({**origin["config"], **given})
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

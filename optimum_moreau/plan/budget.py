@@ -32,7 +32,7 @@ def make_plan(scores: UnitScores, shape: ModelShape, config: MoreauPrunerConfig)
         config: a resolved config.
 
     Returns:
-        A plan without base model, fingerprint and calibration, which the caller knows.
+        A plan that records where the scores come from, and this config.
 
     Raises:
         PlanError: the requested share cannot be reached, with the reachable range; or scores are missing.
@@ -49,7 +49,7 @@ def make_plan(scores: UnitScores, shape: ModelShape, config: MoreauPrunerConfig)
     for block in shape.blocks:
         kept = _keep(ranking[block], removed[block]) if removed.get(block) else tuple(range(block.total))
         layers.setdefault(block.layer, {})[block.kind] = Kept(kept, block.total)
-    return PruningPlan(shape.family.model_type, layers, config=config.to_dict())
+    return PruningPlan(shape.family.model_type, layers, **{**scores.origin, "config": config.to_dict()})
 
 
 def removed_parameters(plan: PruningPlan, shape: ModelShape) -> int:
