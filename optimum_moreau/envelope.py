@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -37,38 +38,42 @@ class Gradient(Protocol):
         ...
 
 
-def noise_like(weight: Tensor, name: str, *, sigma: float, relative: bool, seed: int, step: int, draw: int) -> Tensor:
-    """Draws z ~ N(0, (σ|w|)²) elementwise (`relative`; paper, appendix E.2) or N(0, σ²) (Theorem 1).
+@dataclass(frozen=True)
+class Noise:
+    """Gaussian noise on the weights: z ~ N(0, (σ|w|)²) elementwise (paper, appendix E.2), or N(0, σ²) (Theorem 1).
 
-    The seed is made of (seed, step, draw, name), so the draw depends on no order of computation.
-
-    Args:
-        weight: w, any shape; the noise is relative to it, never to w + δ.
-        name: the parameter's name.
-        sigma: σ.
-        relative: scale by |w|.
+    Attributes:
+        sigma: σ; 0 for none.
+        relative: scale by |w|, of the original w and never of w + δ.
         seed: of the run.
-        step: t of Algorithm 1, from 0.
-        draw: i of Algorithm 1, from 0.
-
-    Returns:
-        float32 tensor of the weight's shape, on its device.
     """
-    digest = hashlib.sha256(f"{seed}/{step}/{draw}/{name}".encode()).digest()
-    generator = torch.Generator(weight.device).manual_seed(int.from_bytes(digest[:7], "big"))
-    z = torch.randn(weight.shape, generator=generator, device=weight.device, dtype=torch.float32)
-    z *= sigma
-    return z.mul_(weight.detach().float().abs()) if relative else z
 
+    sigma: float
+    relative: bool = True
+    seed: int = 0
 
-def noisy(weights: Mapping[str, Tensor], delta: Tensors | None, **noise: Any) -> Tensors:
-    """Returns w + δ + z in the weights' dtype; `noise` as for `noise_like`."""
-    moved = {}
-    for name, w in weights.items():
-        v = w.detach().float() if delta is None else w.detach().float() + delta[name]
-        z = noise_like(w, name, **noise) if noise["sigma"] else 0.0
-        moved[name] = (v + z).to(w.dtype)
-    return moved
+    def draw(self, weight: Tensor, name: str, step: int, draw: int) -> Tensor:
+        """Draws z in float32 for one weight; the seed is made of (seed, step, draw, name), so order does not matter.
+
+        Args:
+            weight: w, any shape.
+            name: the parameter's name.
+            step: t of Algorithm 1, from 0.
+            draw: i of Algorithm 1, from 0.
+        """
+        digest = hashlib.sha256(f"{self.seed}/{step}/{draw}/{name}".encode()).digest()
+        generator = torch.Generator(weight.device).manual_seed(int.from_bytes(digest[:7], "big"))
+        z = torch.randn(weight.shape, generator=generator, device=weight.device, dtype=torch.float32)
+        z *= self.sigma
+        return z.mul_(weight.detach().float().abs()) if self.relative else z
+
+    def added(self, weights: Mapping[str, Tensor], delta: Tensors | None, step: int, draw: int) -> Tensors:
+        """Returns w + δ + z in the weights' dtype."""
+        moved = {}
+        for name, w in weights.items():
+            v = w.detach().float() if delta is None else w.detach().float() + delta[name]
+            moved[name] = (v + self.draw(w, name, step, draw) if self.sigma else v).to(w.dtype)
+        return moved
 
 
 def moreau_gradient(
@@ -78,12 +83,10 @@ def moreau_gradient(
     rho: float,
     step_size: float,
     steps: int,
-    sigma: float,
-    relative: bool = True,
+    noise: Noise,
     noise_samples: int = 1,
     average_last: int = 1,
     prox: Prox | None = None,
-    seed: int = 0,
 ) -> Tensors:
     """Gradient of the Moreau envelope of the smoothed loss at `weights` (Algorithm 1).
 
@@ -93,12 +96,10 @@ def moreau_gradient(
         rho: ρ.
         step_size: γ.
         steps: T.
-        sigma: σ; 0 for no smoothing.
-        relative: noise of σ|w| per element instead of σ.
+        noise: of the smoothing.
         noise_samples: m, draws per step.
         average_last: the mean over this many last iterates is returned.
         prox: applied to δ after each step, for MoreauPruner-GS the group soft threshold.
-        seed: of the noise.
 
     Returns:
         −δ/ρ in float32, by name: the gradient with its sign.
@@ -109,9 +110,7 @@ def moreau_gradient(
     delta = {name: torch.zeros_like(w, dtype=torch.float32) for name, w in weights.items()}
     total = {name: torch.zeros_like(d) for name, d in delta.items()} if average_last > 1 else None
     for t in tqdm(range(steps), desc="Moreau steps", leave=False, disable=None):
-        g = smoothed_gradient(
-            gradient, weights, sigma=sigma, relative=relative, draws=noise_samples, seed=seed, step=t, delta=delta
-        )
+        g = smoothed_gradient(gradient, weights, noise, draws=noise_samples, step=t, delta=delta)
         for name, d in delta.items():
             # δ ← (1 − γ/ρ)·δ − γ·g                                   (Algorithm 1, line 5)
             d.mul_(1 - step_size / rho).sub_(g.pop(name), alpha=step_size)
@@ -129,11 +128,9 @@ def moreau_gradient(
 def smoothed_gradient(
     gradient: Gradient,
     weights: Mapping[str, Tensor],
+    noise: Noise,
     *,
-    sigma: float,
-    relative: bool = True,
     draws: int = 1,
-    seed: int = 0,
     step: int = 0,
     delta: Tensors | None = None,
 ) -> Tensors:
@@ -142,17 +139,14 @@ def smoothed_gradient(
     Args:
         gradient: ∇f.
         weights: w; the noise is relative to it.
-        sigma: σ.
-        relative: noise of σ|w| per element instead of σ.
+        noise: of the smoothing.
         draws: m.
-        seed: of the noise.
         step: t, part of the seed.
         delta: δ; none for δ = 0.
     """
     mean: Tensors = {}
     for i in range(draws):
-        moved = noisy(weights, delta, sigma=sigma, relative=relative, seed=seed, step=step, draw=i)
-        g = gradient(moved, at=f"step {step + 1}, draw {i + 1}")
+        g = gradient(noise.added(weights, delta, step, i), at=f"step {step + 1}, draw {i + 1}")
         for name in weights:
             part = g.pop(name).float().div_(draws)
             mean[name] = mean[name].add_(part) if name in mean else part

@@ -8,7 +8,7 @@ import torch
 from optimum_moreau.config import MoreauPrunerConfig
 from optimum_moreau.criteria import Criterion, Scoring
 from optimum_moreau.criteria.released import released_shrink
-from optimum_moreau.envelope import noise_like
+from optimum_moreau.envelope import Noise
 from optimum_moreau.registry import CRITERIA
 from optimum_moreau.scores import score_units
 from optimum_moreau.units import model_shape
@@ -114,10 +114,7 @@ def test_smoothgrad_averages_importances_over_noisy_passes(llama, tokens):
     w = {name: p.detach() for name, p in llama.named_parameters()}
     total = {name: torch.zeros_like(x) for name, x in w.items()}
     for i in range(2):
-        z = {
-            name: noise_like(w[name], name, sigma=0.05, relative=True, seed=0, step=0, draw=i)
-            for name in in_scope(llama)
-        }
+        z = {name: Noise(0.05).draw(w[name], name, 0, i) for name in in_scope(llama)}
         g = gradients(llama, tokens, z)
         for name in z:
             total[name] += (g[name] * w[name]).abs() / 2
@@ -132,7 +129,7 @@ def algorithm_1(model, tokens, *, rho, gamma, sigma, steps, relative=True, m=1, 
     for t in range(steps):
         g = {name: torch.zeros_like(x) for name, x in w.items()}
         for i in range(m):
-            z = {n: noise_like(w[n], n, sigma=sigma, relative=relative, seed=0, step=t, draw=i) for n in w}
+            z = {n: Noise(sigma, relative).draw(w[n], n, t, i) for n in w}
             drawn = gradients(model, tokens, {name: delta[name] + z[name] for name in w})
             g = {name: g[name] + drawn[name] / m for name in w}
         # w^(t+1) = (1 − γ/ρ) w^(t) − γ (g − w/ρ), written for the weights themselves
@@ -195,9 +192,7 @@ def test_released_is_the_published_update(llama, tokens, criterion, noise):
     delta = {name: torch.zeros_like(x) for name, x in w.items()}
     iterates = []
     for t in range(6):
-        z = {
-            n: noise_like(x, n, sigma=0.02, relative=noise == "relative", seed=0, step=t, draw=0) for n, x in w.items()
-        }
+        z = {n: Noise(0.02, noise == "relative").draw(x, n, t, 0) for n, x in w.items()}
         g = gradients(llama, tokens, {name: delta[name] + z[name] for name in w})
         for name in w:
             d = delta[name] - gamma * g[name]

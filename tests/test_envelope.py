@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 
-from optimum_moreau.envelope import LossGradient, moreau_gradient, noise_like, scoring_mode, shrink, smoothed_gradient
+from optimum_moreau.envelope import LossGradient, Noise, moreau_gradient, scoring_mode, shrink, smoothed_gradient
 from optimum_moreau.errors import NonFiniteError
 from tests.tiny import tiny_model
 
+NONE = Noise(0.0)
 GENERATOR = torch.Generator().manual_seed(0)
 W = {"a": torch.randn(4, 3, generator=GENERATOR), "b": torch.randn(2, 5, generator=GENERATOR)}
 # f(w) = Σ ½ λ (w − c)², elementwise curvature λ
@@ -26,7 +27,7 @@ def prox_rows(alpha):
 
 def test_gradient_of_a_quadratic_is_its_closed_form():
     rho = 0.3
-    found = moreau_gradient(quadratic, W, rho=rho, step_size=0.05, steps=2000, sigma=0.0)
+    found = moreau_gradient(quadratic, W, rho=rho, step_size=0.05, steps=2000, noise=NONE)
     for name, w in W.items():
         # v* = argmin ½λ(v−c)² + (v−w)²/(2ρ)  ⇒  ∇f^ρ(w) = λ/(1 + ρλ)·(w − c)
         expected = CURVATURE[name] / (1 + rho * CURVATURE[name]) * (w - CENTRE[name])
@@ -42,7 +43,7 @@ def test_group_sparse_gradient_of_a_quadratic_is_its_closed_form():
         rho=rho,
         step_size=step_size,
         steps=2000,
-        sigma=0.0,
+        noise=NONE,
         prox=prox_rows(step_size * eta),
     )
     rows_at_zero = 0
@@ -58,7 +59,7 @@ def test_group_sparse_gradient_of_a_quadratic_is_its_closed_form():
 
 def test_one_step_without_noise_is_minus_gamma_times_the_gradient():
     """δ = −γ·∇f, so the result −δ/ρ is (γ/ρ)·∇f."""
-    found = moreau_gradient(quadratic, W, rho=0.5, step_size=0.01, steps=1, sigma=0.0)
+    found = moreau_gradient(quadratic, W, rho=0.5, step_size=0.01, steps=1, noise=NONE)
     for name, g in quadratic(W, "").items():
         torch.testing.assert_close(-0.5 * found[name], -0.01 * g)
 
@@ -71,7 +72,7 @@ def smoothed_abs(beta, sigma):
 def steepest(beta, sigma, rho, prox=None):
     """The largest slope of the (h-)MoreauGrad on a grid; every row is a group of its own."""
     w = torch.linspace(-2, 2, 801, dtype=torch.float64)[:, None]
-    settings = {"rho": rho, "step_size": rho / 5, "steps": 1500, "sigma": 0.0, "prox": prox}
+    settings = {"rho": rho, "step_size": rho / 5, "steps": 1500, "noise": NONE, "prox": prox}
     gradient = moreau_gradient(smoothed_abs(beta, sigma), {"w": w.float()}, **settings)["w"][:, 0].double()
     return float((gradient[1:] - gradient[:-1]).abs().max() / (w[1, 0] - w[0, 0]))
 
@@ -105,9 +106,8 @@ def test_the_proofs_constant_holds_where_that_of_the_theorem_does_not():
 def test_smoothed_gradient_converges_to_the_smoothed_loss_gradient():
     """For |w|, E ∇|w+z| = erf(w/(σ√2)) with absolute noise σ."""
     w = {"w": torch.tensor([-0.5, 0.0, 0.2, 1.0])}
-    found = smoothed_gradient(
-        lambda weights, at: {"w": weights["w"].sign()}, w, sigma=0.4, relative=False, draws=4000, seed=3
-    )
+    noise = Noise(0.4, relative=False, seed=3)
+    found = smoothed_gradient(lambda weights, at: {"w": weights["w"].sign()}, w, noise, draws=4000)
     torch.testing.assert_close(found["w"], torch.erf(w["w"] / (0.4 * math.sqrt(2))), atol=0.05, rtol=0)
 
 
@@ -124,21 +124,19 @@ def test_group_soft_threshold_is_its_definition(alpha):
 
 def test_noise_depends_on_seed_step_draw_and_name_only():
     w = torch.randn(8, 8, generator=torch.Generator().manual_seed(2))
-    draw = {"sigma": 0.1, "relative": True, "seed": 1, "step": 2, "draw": 3}
-    first = noise_like(w, "x", **draw)
-    noise_like(w, "y", **draw)  # another draw in between changes nothing
-    assert torch.equal(first, noise_like(w, "x", **draw))
-    for change in ({"seed": 2}, {"step": 3}, {"draw": 0}):
-        assert not torch.equal(first, noise_like(w, "x", **{**draw, **change}))
-    assert not torch.equal(first, noise_like(w, "y", **draw))
+    noise = Noise(0.1, seed=1)
+    first = noise.draw(w, "x", 2, 3)
+    noise.draw(w, "y", 2, 3)  # another draw in between changes nothing
+    assert torch.equal(first, noise.draw(w, "x", 2, 3))
+    others = [Noise(0.1, seed=2).draw(w, "x", 2, 3), noise.draw(w, "x", 3, 3), noise.draw(w, "x", 2, 0)]
+    assert not any(torch.equal(first, other) for other in [*others, noise.draw(w, "y", 2, 3)])
 
 
 def test_relative_noise_scales_with_the_weight_and_absolute_noise_does_not():
     w = torch.full((400, 400), 3.0)
     w[:, 0] = 0
-    draw = {"sigma": 0.1, "seed": 1, "step": 0, "draw": 0}
-    relative = noise_like(w, "x", relative=True, **draw)
-    absolute = noise_like(w, "x", relative=False, **draw)
+    relative = Noise(0.1, relative=True).draw(w, "x", 0, 0)
+    absolute = Noise(0.1, relative=False).draw(w, "x", 0, 0)
     assert not relative[:, 0].any()
     assert relative[:, 1:].std() == pytest.approx(0.3, rel=0.02)
     assert absolute.std() == pytest.approx(0.1, rel=0.02)
@@ -146,7 +144,7 @@ def test_relative_noise_scales_with_the_weight_and_absolute_noise_does_not():
 
 
 def test_average_last_is_the_mean_of_the_last_iterates():
-    settings = {"rho": 0.3, "step_size": 0.05, "sigma": 0.1, "seed": 4}
+    settings = {"rho": 0.3, "step_size": 0.05, "noise": Noise(0.1, seed=4)}
     singles = [moreau_gradient(quadratic, W, steps=t, **settings) for t in (4, 5, 6)]
     mean = moreau_gradient(quadratic, W, steps=6, average_last=3, **settings)
     for name in W:
@@ -172,4 +170,4 @@ def test_non_finite_weights_stop_with_step_and_layer(llama, tokens):
     llama.get_parameter(name).data[3, 5] = float("nan")
     weights = {name: llama.get_parameter(name)}
     with scoring_mode(llama), pytest.raises(NonFiniteError, match=r"step 1, draw 1: the loss is nan.*layers\.1\.mlp"):
-        moreau_gradient(LossGradient(llama, [tokens]), weights, rho=0.1, step_size=1e-3, steps=3, sigma=0.05)
+        moreau_gradient(LossGradient(llama, [tokens]), weights, rho=0.1, step_size=1e-3, steps=3, noise=Noise(0.05))

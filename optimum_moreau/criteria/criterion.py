@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..config import MoreauPrunerConfig
-from ..envelope import LossGradient
+from ..envelope import LossGradient, Noise
 from ..units import Block
 
 if TYPE_CHECKING:
@@ -35,6 +35,12 @@ class Scoring:
         """The weights in scope by name, the model's own tensors, `(out, in)` in the model's dtype."""
         names = (name for block in self.blocks for name in block.weight_names().values())
         return {name: self.model.get_parameter(name) for name in names}
+
+    def noise(self) -> Noise:
+        """The smoothing noise that the config asks for."""
+        c = self.config
+        assert c.sigma is not None  # resolved
+        return Noise(c.sigma, relative=c.noise == "relative", seed=c.seed)
 
     def loss_gradient(self) -> LossGradient:
         """The gradient of the calibration loss as a function of weights."""

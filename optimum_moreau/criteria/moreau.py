@@ -25,7 +25,7 @@ PAPER = "https://arxiv.org/abs/2406.07017"
 def score(run: Scoring) -> ElementScores:
     """Yields |δ/ρ ⊙ w| after T steps of Algorithm 1."""
     c = run.config
-    assert c.rho is not None and c.step_size is not None and c.steps is not None and c.sigma is not None  # resolved
+    assert c.rho is not None and c.step_size is not None and c.steps is not None  # resolved
     if c.released:
         return run.saliency(released_gradient(run))
     gradient = moreau_gradient(
@@ -34,12 +34,10 @@ def score(run: Scoring) -> ElementScores:
         rho=c.rho,
         step_size=c.step_size,
         steps=c.steps,
-        sigma=c.sigma,
-        relative=c.noise == "relative",
+        noise=run.noise(),
         noise_samples=c.noise_samples or 1,
         average_last=c.average_last or 1,
         prox=_prox(run),
-        seed=c.seed,
     )
     return run.saliency(gradient)
 

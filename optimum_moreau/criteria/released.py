@@ -24,16 +24,14 @@ from .criterion import Scoring
 def released_gradient(run: Scoring) -> Tensors:
     """Returns −δ/ρ by parameter name in float32, δ the mean of the last iterates of the published update."""
     c = run.config
-    assert c.rho and c.step_size and c.steps and c.average_last and c.sigma is not None  # resolved
+    assert c.rho and c.step_size and c.steps and c.average_last  # resolved
     weights = {name: parameter.detach() for name, parameter in run.model.named_parameters()}
     gradient = run.loss_gradient()
     delta = {name: torch.zeros_like(w, dtype=torch.float32) for name, w in weights.items()}
     mean = {name: torch.zeros_like(d) for name, d in delta.items()}
     last = min(c.average_last, c.steps)
     for t in range(c.steps):
-        g = smoothed_gradient(
-            gradient, weights, sigma=c.sigma, relative=c.noise == "relative", seed=c.seed, step=t, delta=delta
-        )
+        g = smoothed_gradient(gradient, weights, run.noise(), step=t, delta=delta)
         for name, d in delta.items():
             d.sub_(g.pop(name), alpha=c.step_size)  # δ ← δ − γ·g
             if c.eta is not None:

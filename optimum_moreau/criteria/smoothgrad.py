@@ -5,20 +5,18 @@ from __future__ import annotations
 import torch
 from tqdm import tqdm
 
-from ..envelope import noisy
 from .criterion import Criterion, ElementScores, Scoring
 
 
 def score(run: Scoring) -> ElementScores:
     """Yields E_z |∇f(w + z) ⊙ w|: importances, not gradients, are averaged over the passes."""
     c = run.config
-    assert c.sigma is not None and c.passes is not None  # resolved
+    assert c.passes is not None  # resolved
     weights = run.weights()
     gradient = run.loss_gradient()
     mean = {name: torch.zeros_like(w, dtype=torch.float32) for name, w in weights.items()}
     for i in tqdm(range(c.passes), desc="noisy passes", leave=False, disable=None):
-        z = {"sigma": c.sigma, "relative": c.noise == "relative", "seed": c.seed, "step": 0, "draw": i}
-        g = gradient(noisy(weights, None, **z), at=f"pass {i + 1}")
+        g = gradient(run.noise().added(weights, None, 0, i), at=f"pass {i + 1}")
         for name, w in weights.items():
             mean[name].add_(g.pop(name).mul_(w.detach().float()).abs_(), alpha=1 / c.passes)
     return run.by_block(lambda name, w: mean[name])
