@@ -578,3 +578,10 @@ def test_a_look_alike_is_refused_with_the_reason(model_type, changes, reason):
     config = SimpleNamespace(model_type=model_type, **changes)
     with pytest.raises(UnsupportedModelError, match=f"model type '{model_type}' cannot be pruned: .*{reason}"):
         family_of(config)
+
+
+def test_a_misspelled_folder_is_not_looked_for_on_the_hub(refused, tiny_folder, tmp_path, text_file, monkeypatch):
+    monkeypatch.chdir(tiny_folder.parent)
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", None)  # what would ask the Hub
+    message = r"tiny-lama: no such folder\. Did you mean 'tiny-llama'\? An id of the Hub has the form org/name"
+    refused(message, "evaluate", "tiny-lama", "--text", text_file)

@@ -21,6 +21,7 @@ from transformers import (
 from ..errors import CheckpointError, ConfigError, UnsupportedModelError, first_line, quiet
 from ..families import family_of
 from ..modeling import register_auto_classes
+from ..registry import suggestion
 from ..units import ModelShape, model_shape
 
 logger = logging.getLogger(__name__)
@@ -44,8 +45,12 @@ def load_config(
         raise CheckpointError(f"{name}: is a file; give the folder that holds config.json")
     if not folder.is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
         raise CheckpointError(f"{name}: no such folder")
+    if not folder.is_dir() and "/" not in name:  # no request for what cannot be on the Hub
+        hint = suggestion(name, (path.name for path in Path().iterdir() if path.is_dir()))
+        raise CheckpointError(f"{name}: no such folder.{hint} An id of the Hub has the form org/name")
     try:
-        return AutoConfig.from_pretrained(name, revision=revision, token=token, trust_remote_code=trust_remote_code)
+        with quiet("huggingface_hub"):  # it logs every retry
+            return AutoConfig.from_pretrained(name, revision=revision, token=token, trust_remote_code=trust_remote_code)
     except _UNREADABLE as error:
         what = "no config.json that can be read" if folder.is_dir() else "no such folder, and not found on the Hub"
         raise CheckpointError(f"{name}: {what} ({first_line(error)})") from error
