@@ -35,6 +35,7 @@ setup(
         "optimum_moreau",
         "optimum_moreau.checkpoint",
         "optimum_moreau.commands",
+        "optimum_moreau.config",
         "optimum_moreau.criteria",
         "optimum_moreau.evaluation",
         "optimum_moreau.modeling",

@@ -8,20 +8,67 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from .errors import ExportError
+from .config import MoreauPrunerConfig
+from .errors import ExportError, PlanError
 from .families import Family
 from .modeling import auto_map, register_auto_classes
-from .plan import PruningPlan
-from .units import ModelShape
+from .plan import PruningPlan, expected_plan
+from .units import ModelShape, has_biases
 
 logger = logging.getLogger(__name__)
 
 # Saved in config.json but decided anew for each export.
 _EXPORT_KEYS = ("model_type", "architectures", "auto_map", "per_layer_config", "transformers_version")
+_PER_LAYER_LISTS = ("layer_types", "no_rope_layers")
 # Fields of LlamaConfig that MistralConfig does not have; no bias may be set.
 _NOT_IN_ALTERNATIVE = ("attention_bias", "mlp_bias", "pretraining_tp")
+
+
+@dataclass(frozen=True)
+class Export:
+    """Which class holds the pruned shapes.
+
+    Attributes:
+        model_type: of the result.
+        problem: why the base model's own class does not hold them; empty if it does.
+        advice: the nearest plan that it would hold.
+    """
+
+    model_type: str
+    problem: str = ""
+    advice: str = ""
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What is to be said of it: nothing where the model stays of its own class."""
+        if not self.problem:
+            return ()
+        if self.advice:
+            return (f"exported as {self.model_type}: {self.problem}; for a stock checkpoint: {self.advice}",)
+        return (f"exported as {self.model_type}, the same network: {self.problem}",)
+
+
+def decide_export(model_config: Any, shape: ModelShape, plan: PruningPlan, export: str) -> Export:
+    """Decides which class holds the pruned shapes.
+
+    Raises:
+        ExportError: `export="stock"` on shapes that no stock class holds.
+    """
+    family = shape.family
+    dims = _dims(model_config, plan)
+    hidden_size = _hidden_size(model_config, plan)
+    problem = _stock_problem(hidden_size, dims, family)
+    if export != "custom" and not problem:
+        return Export(family.base_type)
+    if export != "custom" and _fits_alternative(model_config, dims, family.stock_alternative):
+        return Export(str(family.stock_alternative), problem)
+    advice = _nearest_uniform(model_config, hidden_size, dims, plan, family) if problem else ""
+    if export == "stock":
+        raise ExportError(f"export='stock': {problem}; {advice}")
+    return Export(family.custom_type, problem, advice)
 
 
 def pruned_config(model_config: Any, shape: ModelShape, plan: PruningPlan, export: str) -> Any:
@@ -29,40 +76,76 @@ def pruned_config(model_config: Any, shape: ModelShape, plan: PruningPlan, expor
 
     Raises:
         ExportError: `export="stock"` on shapes that no stock class holds.
+        PlanError: `fold_norms` on a family whose q and k norms share the config's ε.
     """
     from transformers import AutoConfig
 
     register_auto_classes()
-    family = shape.family
-    dims = [_layer_dims(model_config, plan, index) for index in range(shape.depth)]
+    decided = decide_export(model_config, shape, plan, export)
+    dims = _dims(model_config, plan)
     values = {key: value for key, value in model_config.to_dict().items() if key not in _EXPORT_KEYS}
-    values["head_dim"] = _head_dim(model_config)
+    values |= {"head_dim": _head_dim(model_config), "hidden_size": _hidden_size(model_config, plan)}
+    values |= _remaining_layers(values, plan)
+    if plan.hidden is not None and plan.config.get("fold_norms"):
+        check_folding(shape)
+        values["rms_norm_eps"] *= plan.hidden.total / len(plan.hidden.kept)  # ε·D/D′
     if all(layer == dims[0] for layer in dims):
         values |= dims[0]
-    problem = _stock_problem(values, dims, family.heads_divide_hidden)
-    if export != "custom" and not problem:
-        model_type = family.base_type
-    elif export != "custom" and _fits_alternative(values, dims, family.stock_alternative):
-        model_type = str(family.stock_alternative)
-        values = {key: value for key, value in values.items() if key not in _NOT_IN_ALTERNATIVE} | {
-            "sliding_window": None
-        }
-    elif export == "stock":
-        raise ExportError(f"export='stock': {problem}; {_nearest_uniform(values, dims, plan, family)}")
-    else:
-        model_type = family.custom_type
-        if export == "auto":
+    if decided.model_type == shape.family.custom_type:
+        if decided.problem and export == "auto":
             logger.warning(
                 "%s, so the model is of type %s: it loads in transformers with `import optimum_moreau` or"
                 " trust_remote_code=True, not in vLLM or llama.cpp; for a stock checkpoint: %s",
-                problem,
-                model_type,
-                _nearest_uniform(values, dims, plan, family),
+                decided.problem,
+                decided.model_type,
+                decided.advice,
             )
-        values |= {"auto_map": auto_map(model_type), "per_layer_config": dict(enumerate(dims))}
-    config = AutoConfig.for_model(model_type, **values, attn_implementation=model_config._attn_implementation)
+        values |= {"auto_map": auto_map(decided.model_type), "per_layer_config": dict(enumerate(dims))}
+    elif decided.model_type != shape.family.base_type:
+        values = {key: value for key, value in values.items() if key not in _NOT_IN_ALTERNATIVE}
+        values["sliding_window"] = None
+    config = AutoConfig.for_model(decided.model_type, **values, attn_implementation=model_config._attn_implementation)
     config.name_or_path = model_config.name_or_path
     return config
+
+
+def check_reachable(model_config: Any, shape: ModelShape, config: MoreauPrunerConfig) -> None:
+    """Refuses, before anything is scored, what could not be planned or exported in the end.
+
+    Raises:
+        PlanError, ExportError, UnsupportedModelError: as planning and exporting would.
+    """
+    plan = expected_plan(shape, config)
+    if config.fold_norms:
+        check_folding(shape)
+    if config.budget != "global":
+        decide_export(model_config, shape, plan, config.export)
+
+
+def check_folding(shape: ModelShape) -> None:
+    """Raises PlanError where the norms' ε cannot be changed without changing other norms."""
+    if shape.family.qk_norms:
+        raise PlanError(
+            f"fold_norms: the q and k norms of '{shape.family.base_type}' share rms_norm_eps, so ε cannot be folded;"
+            " leave it out"
+        )
+
+
+def _dims(model_config: Any, plan: PruningPlan) -> list[dict[str, int]]:
+    """Heads, KV heads and channels of each layer that stays."""
+    return [_layer_dims(model_config, plan, index) for index in plan.kept_layers or sorted(plan.layers)]
+
+
+def _hidden_size(model_config: Any, plan: PruningPlan) -> int:
+    return len(plan.hidden.kept) if plan.hidden is not None else model_config.hidden_size
+
+
+def _remaining_layers(values: Mapping[str, Any], plan: PruningPlan) -> dict[str, Any]:
+    """The config's number of layers, and its lists with one entry per layer."""
+    if plan.kept_layers is None:
+        return {}
+    lists = {key: [values[key][i] for i in plan.kept_layers] for key in _PER_LAYER_LISTS if values.get(key)}
+    return {"num_hidden_layers": len(plan.kept_layers), **lists}
 
 
 def _layer_dims(model_config: Any, plan: PruningPlan, index: int) -> dict[str, int]:
@@ -80,19 +163,18 @@ def _head_dim(model_config: Any) -> int:
     return head_dim or model_config.hidden_size // model_config.per_layer_config[0].num_attention_heads
 
 
-def _stock_problem(values: Mapping[str, Any], dims: list[dict[str, int]], heads_divide_hidden: bool) -> str | None:
+def _stock_problem(hidden_size: int, dims: list[dict[str, int]], family: Family) -> str:
     for index, layer in enumerate(dims):
         if layer != dims[0]:
             words = f"layer {index} has {_shape_words(layer)}, layer 0 {_shape_words(dims[0])}"
             return f"{words}; stock classes have one shape"
-    if heads_divide_hidden and values["hidden_size"] % dims[0]["num_attention_heads"]:
-        return f"{dims[0]['num_attention_heads']} heads do not divide the hidden size {values['hidden_size']}"
-    return None
+    if family.heads_divide_hidden and hidden_size % dims[0]["num_attention_heads"]:
+        return f"{dims[0]['num_attention_heads']} heads do not divide the hidden size {hidden_size}"
+    return ""
 
 
-def _fits_alternative(values: Mapping[str, Any], dims: list[dict[str, int]], alternative: str | None) -> bool:
-    biases = values.get("attention_bias") or values.get("mlp_bias")
-    return alternative is not None and not biases and all(layer == dims[0] for layer in dims)
+def _fits_alternative(model_config: Any, dims: list[dict[str, int]], alternative: str | None) -> bool:
+    return alternative is not None and not has_biases(model_config) and all(layer == dims[0] for layer in dims)
 
 
 def _shape_words(layer: Mapping[str, int]) -> str:
@@ -102,12 +184,14 @@ def _shape_words(layer: Mapping[str, int]) -> str:
     )
 
 
-def _nearest_uniform(values: Mapping[str, Any], dims: list[dict[str, int]], plan: PruningPlan, family: Family) -> str:
+def _nearest_uniform(
+    model_config: Any, hidden_size: int, dims: list[dict[str, int]], plan: PruningPlan, family: Family
+) -> str:
     mean = {key: round(sum(layer[key] for layer in dims) / len(dims)) for key in dims[0]}
     n_rep = dims[0]["num_attention_heads"] // dims[0]["num_key_value_heads"]
     legal = list(range(1, 1 + min(layer["attention"].total for layer in plan.layers.values())))
-    if family.heads_divide_hidden and not _fits_alternative(values, dims[:1], family.stock_alternative):
-        legal = [groups for groups in legal if not values["hidden_size"] % (n_rep * groups)]
+    if family.heads_divide_hidden and not _fits_alternative(model_config, dims[:1], family.stock_alternative):
+        legal = [groups for groups in legal if not hidden_size % (n_rep * groups)]
     if not legal:
         return "no uniform plan is legal: export 'auto' makes an own type"
     groups = min(legal, key=lambda count: (abs(count - mean["num_key_value_heads"]), -count))
@@ -118,5 +202,6 @@ def _nearest_uniform(values: Mapping[str, Any], dims: list[dict[str, int]], plan
         "intermediate_size": min(mean["intermediate_size"], channels),
     }
     even = all(len({layer[kind].total for layer in plan.layers.values()}) == 1 for kind in ("attention", "mlp"))
-    flags = f" (--attention-layers 0:{len(dims)} --mlp-layers 0:{len(dims)} --budget uniform)" if even else ""
+    depth = len(plan.layers)
+    flags = f" (--attention-layers 0:{depth} --mlp-layers 0:{depth} --uniform)" if even else ""
     return f"nearest legal plan: {_shape_words(mean)} in every layer{flags}"

@@ -2,6 +2,7 @@
 
 A unit is what is removed whole. An attention unit is a query head or, under grouped-query attention, one KV head with
 the query heads that read it: query head h belongs to KV head h // n_rep. An MLP unit is a channel of gate, up and down.
+A hidden unit is a channel of the residual stream; a whole layer is a unit too.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any, Literal
 from .errors import UnsupportedModelError
 from .registry import suggestion
 
-Kind = Literal["attention", "mlp"]
+Kind = Literal["attention", "mlp", "hidden", "layers"]
 CUSTOM_PREFIX = "moreau_"
 
 
@@ -21,7 +22,7 @@ class Cut:
     """One matrix of a unit, or one part of a fused one.
 
     Attributes:
-        module: its name inside the layer.
+        module: its name inside the layer; of a hidden unit, inside the causal language model.
         side: units are blocks of rows (`out`) or of columns (`in`) of the `(out, in)` weight.
         part: index into `fused`.
         fused: the parts of a fused matrix in order, each holding all units; `query` is n_rep heads wide per unit.
@@ -48,6 +49,10 @@ class Family:
         mlp: the matrices of an MLP unit.
         heads_divide_hidden: the stock config refuses head counts that do not divide the hidden size.
         stock_alternative: the model type that holds the same network where the stock config refuses (no biases).
+        biases: of the attention and MLP matrices.
+        norms: kind of the norms on the residual stream.
+        qk_norms: the queries and keys have norms of head width, which share the config's ε.
+        hidden_refusal: why hidden channels cannot be cut; empty where they can.
         notes: what is special, for `optimum-moreau families`.
     """
 
@@ -56,6 +61,10 @@ class Family:
     mlp: tuple[Cut, ...]
     heads_divide_hidden: bool = False
     stock_alternative: str | None = None
+    biases: str = "none"
+    norms: str = "RMS"
+    qk_norms: bool = False
+    hidden_refusal: str = ""
     notes: str = ""
 
     @property
@@ -67,10 +76,6 @@ class Family:
     def custom_type(self) -> str:
         """The own model type, whose layers may differ in shape."""
         return CUSTOM_PREFIX + self.base_type
-
-    def cuts(self, kind: Kind) -> tuple[Cut, ...]:
-        """The matrices of a unit of this kind."""
-        return self.attention if kind == "attention" else self.mlp
 
 
 _OUTPUT = Cut("self_attn.o_proj", "in")
@@ -85,31 +90,49 @@ _NAMED_MLP = (Cut("mlp.c_fc", "out"), Cut("mlp.c_proj", "in"))
 _PLAIN_MLP = (Cut("mlp.up_proj", "out"), _DOWN)
 
 _DIVIDES = "heads must divide the hidden size"
+_MEAN = "its norms subtract the mean of all channels, so no cut is exact"
+_SCALED = "its embeddings are scaled by the square root of the hidden size"
+
+
+def _mean(model_type: str, mlp: tuple[Cut, ...], biases: str, notes: str) -> Family:
+    return Family(model_type, _ATTENTION, mlp, biases=biases, norms="LayerNorm", hidden_refusal=_MEAN, notes=notes)
+
+
 _STOCK = (
-    Family("llama", _ATTENTION, _MLP, True, "mistral", f"{_DIVIDES}, else mistral"),
+    Family("llama", _ATTENTION, _MLP, True, "mistral", biases="optional", notes=f"{_DIVIDES}, else mistral"),
     Family("mistral", _ATTENTION, _MLP),
     Family("ministral", _ATTENTION, _MLP, notes="sliding and full layers"),
-    Family("qwen2", _ATTENTION, _MLP, notes="biases on q, k, v"),
-    Family("qwen3", _ATTENTION, _MLP, notes="q and k norms of head width"),
-    Family("gemma", _ATTENTION, _MLP),
-    Family("gemma2", _ATTENTION, _MLP, True, notes=f"{_DIVIDES}; sliding and full layers"),
-    Family("gemma3_text", _ATTENTION, _MLP, True, notes=f"{_DIVIDES}; q and k norms of head width"),
-    Family("granite", _ATTENTION, _MLP),
-    Family("smollm3", _ATTENTION, _MLP, notes="layers with and without RoPE"),
-    Family("olmo", _ATTENTION, _MLP, notes="norms without weights"),
+    Family("qwen2", _ATTENTION, _MLP, biases="q, k, v"),
+    Family("qwen3", _ATTENTION, _MLP, biases="optional", qk_norms=True),
+    Family("gemma", _ATTENTION, _MLP, biases="optional", hidden_refusal=_SCALED),
+    Family(
+        "gemma2",
+        _ATTENTION,
+        _MLP,
+        True,
+        biases="optional",
+        hidden_refusal=_SCALED,
+        notes=f"{_DIVIDES}; sliding and full layers",
+    ),
+    Family(
+        "gemma3_text", _ATTENTION, _MLP, True, biases="optional", qk_norms=True, hidden_refusal=_SCALED, notes=_DIVIDES
+    ),
+    Family("granite", _ATTENTION, _MLP, biases="optional"),
+    Family("smollm3", _ATTENTION, _MLP, biases="optional", notes="layers with and without RoPE"),
+    _mean("olmo", _MLP, "optional", "norms without weights"),
     Family("phi3", _FUSED_ATTENTION, _FUSED_MLP, notes="fused q, k, v and gate, up"),
-    Family("cohere", _ATTENTION, _MLP, notes="attention and MLP in parallel"),
-    Family("cohere2", _ATTENTION, _MLP, notes="attention and MLP in parallel; sliding and full layers"),
-    Family("glm", _ATTENTION, _FUSED_MLP, notes="fused gate, up; biases on q, k, v"),
-    Family("glm4", _ATTENTION, _FUSED_MLP, notes="fused gate, up; biases on q, k, v"),
-    Family("starcoder2", _ATTENTION, _NAMED_MLP, notes="MLP of two matrices; biases"),
-    Family("nemotron", _ATTENTION, _PLAIN_MLP, notes="MLP of two matrices"),
-    Family("seed_oss", _ATTENTION, _MLP, notes="biases on q, k, v"),
-    Family("ernie4_5", _ATTENTION, _MLP),
-    Family("exaone4", _ATTENTION, _MLP, notes="q and k norms of head width"),
-    Family("hunyuan_v1_dense", _ATTENTION, _MLP, notes="q and k norms of head width"),
-    Family("apertus", _ATTENTION, _PLAIN_MLP, notes="MLP of two matrices; q and k norms of head width"),
-    Family("arcee", _ATTENTION, _PLAIN_MLP, True, notes=f"MLP of two matrices; {_DIVIDES}"),
+    _mean("cohere", _MLP, "optional", "attention and MLP in parallel"),
+    _mean("cohere2", _MLP, "optional", "attention and MLP in parallel; sliding layers"),
+    Family("glm", _ATTENTION, _FUSED_MLP, biases="q, k, v", notes="fused gate, up"),
+    Family("glm4", _ATTENTION, _FUSED_MLP, biases="q, k, v", notes="fused gate, up"),
+    _mean("starcoder2", _NAMED_MLP, "all", "MLP of two matrices"),
+    _mean("nemotron", _PLAIN_MLP, "optional", "MLP of two matrices"),
+    Family("seed_oss", _ATTENTION, _MLP, biases="q, k, v"),
+    Family("ernie4_5", _ATTENTION, _MLP, biases="optional"),
+    Family("exaone4", _ATTENTION, _MLP, qk_norms=True, notes="norms behind attention and MLP"),
+    Family("hunyuan_v1_dense", _ATTENTION, _MLP, biases="optional", qk_norms=True),
+    Family("apertus", _ATTENTION, _PLAIN_MLP, biases="optional", qk_norms=True, notes="MLP of two matrices"),
+    Family("arcee", _ATTENTION, _PLAIN_MLP, True, biases="optional", notes=f"MLP of two matrices; {_DIVIDES}"),
 )
 # The own types are families too: a pruned model can be pruned again.
 FAMILIES = {row.model_type: row for stock in _STOCK for row in (stock, replace(stock, model_type=stock.custom_type))}
@@ -136,6 +159,11 @@ def family_of(model_config: Any) -> Family:
         raise UnsupportedModelError(f"'{model_type}' is an encoder-decoder; only decoder-only models can be pruned")
     if reason := _refusal(str(model_type), model_config):
         raise UnsupportedModelError(f"model type '{model_type}' cannot be pruned: {reason}")
+    tower = getattr(getattr(model_config, "text_config", None), "model_type", None)
+    if model_type not in FAMILIES and tower in FAMILIES:
+        raise UnsupportedModelError(
+            f"model type '{model_type}' is multi-modal; save its text model, a '{tower}', by itself, and prune that"
+        )
     if model_type not in FAMILIES:
         hint = suggestion(str(model_type), FAMILIES)
         raise UnsupportedModelError(

@@ -16,10 +16,18 @@ from .card import write_card
 from .checkpoint import Verification, model_reference, save_folder, verify
 from .config import MoreauPrunerConfig
 from .errors import MoreauError
-from .plan import PLAN_NAME, PruningPlan, fingerprint, make_plan, removed_parameters, removed_unit_share
-from .registry import CRITERIA
-from .scores import SCORES_NAME, UnitScores, score_units
-from .summary import SUMMARY_NAME, PruningSummary, layer_table, peak_memory_bytes, versions
+from .export import check_reachable
+from .plan import (
+    PLAN_NAME,
+    PruningPlan,
+    contributions,
+    fingerprint,
+    make_plan,
+    removed_parameters,
+    removed_unit_share,
+)
+from .scores import SCORES_NAME, UnitScores, needs_text, score_units
+from .summary import SUMMARY_NAME, PruningSummary, layer_shapes, peak_memory_bytes, versions
 from .surgery import apply_plan, check_prunable
 from .units import model_shape
 
@@ -81,6 +89,7 @@ class MoreauPruner:
         check_prunable(model)
         shape = model_shape(model)
         config = self.config.resolve(model.config)
+        check_reachable(model.config, shape, config)
         found = self._calibration(model, calibration, calibration_column, config)
         self._tokens = None if found is None else found.tokens
         origin = {
@@ -159,7 +168,7 @@ class MoreauPruner:
         self, model: PreTrainedModel, source: Any, column: str | None, config: MoreauPrunerConfig
     ) -> CalibrationSet | None:
         """The calibration windows; none for a criterion that reads none."""
-        if not CRITERIA.get(config.criterion).needs:
+        if not needs_text(config):
             return None
         return load_calibration(
             source,
@@ -181,8 +190,9 @@ class MoreauPruner:
 
     def _cut(self, model: PreTrainedModel, plan: PruningPlan, scores: UnitScores | None, start: float) -> PruningResult:
         shape = model_shape(model)
-        before = layer_table(model.config)
+        before, after = layer_shapes(model.config, plan)
         config = MoreauPrunerConfig.from_dict(plan.config)
+        hidden = model.config.hidden_size
         export = apply_plan(model, plan)
         removed = removed_parameters(plan, shape)
         summary = PruningSummary(
@@ -196,7 +206,11 @@ class MoreauPruner:
             unit_ratio_achieved=removed_unit_share(plan, shape.in_scope(config)),
             export=export,
             layers_before=before,
-            layers_after=layer_table(model.config),
+            layers_after=after,
+            hidden_before=hidden,
+            hidden_after=model.config.hidden_size,
+            contributions=contributions(plan, shape),
+            adjustments=plan.adjustments,
             calibration=dict(plan.calibration),
             seconds=time.perf_counter() - start,
             peak_memory_bytes=peak_memory_bytes(),

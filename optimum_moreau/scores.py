@@ -14,10 +14,11 @@ from transformers import PreTrainedModel
 
 from .config import MoreauPrunerConfig
 from .criteria import Scoring
+from .criteria.block_influence import block_influence
 from .envelope import scoring_mode
 from .errors import NonFiniteError, PlanError
 from .registry import CRITERIA
-from .units import Block, ModelShape
+from .units import Block, ModelShape, decoder_layers
 
 SCORES_NAME = "pruning_scores.safetensors"
 
@@ -35,7 +36,8 @@ class UnitScores:
     """Importance of every unit in scope.
 
     Attributes:
-        values: `layers.3.mlp` → float64 tensor `(units,)` on CPU, larger is more important.
+        values: `layers.3.mlp`, `hidden` → float64 tensor `(units,)` on CPU, `layers.3` → `(1,)` for the whole layer;
+            larger is more important.
         origin: what a plan records of its making: base model, revision, fingerprint, config, calibration.
     """
 
@@ -83,17 +85,33 @@ def score_units(
         NonFiniteError: a loss, gradient or score is NaN or infinite.
     """
     criterion = CRITERIA.get(config.criterion)
-    blocks = shape.in_scope(config)
-    values = {}
+    blocks = shape.scored(config)
+    values: dict[str, Tensor] = {}
     # a caller's inference mode would forbid the gradients; tokens made in it cannot be saved for the backward pass
     with torch.inference_mode(False), scoring_mode(model), torch.no_grad():
         batches = [] if tokens is None else list(tokens.clone().split(config.batch_size or len(tokens)))
-        for block, elements in criterion.score(Scoring(model, blocks, batches, config)):
-            units = unit_scores(block, elements, config.aggregation, signed=criterion.signed)
-            if not torch.isfinite(units).all():
-                raise NonFiniteError(f"{block.where}: the scores of {criterion.name} are not finite; check its weights")
-            values[block.where] = units
+        if "layers" in config.targets and config.layer_criterion == "block-influence":
+            influence = block_influence(model, decoder_layers(model), batches)
+            values |= {whole.where: influence[i : i + 1] for i, whole in enumerate(shape.wholes)}
+        for block, elements in criterion.score(Scoring(model, blocks, batches, config)) if blocks else ():
+            values[block.where] = unit_scores(block, elements, config.aggregation, signed=criterion.signed)
+    for where, units in values.items():
+        if not torch.isfinite(units).all():
+            raise NonFiniteError(f"{where}: the scores of {criterion.name} are not finite; check its weights")
+    if "layers" in config.targets and config.layer_criterion == "sum":
+        values |= {whole.where: _sum_of(whole, values) for whole in shape.in_scope(config) if whole.kind == "layers"}
     return UnitScores(values)
+
+
+def needs_text(config: MoreauPrunerConfig) -> bool:
+    """Whether scoring reads calibration text."""
+    influence = "layers" in config.targets and config.layer_criterion == "block-influence"
+    return influence or bool(CRITERIA.get(config.criterion).needs)
+
+
+def _sum_of(whole: Block, values: Mapping[str, Tensor]) -> Tensor:
+    """A layer's score is the sum of its units' scores."""
+    return sum(values[f"{whole.where}.{kind}"].sum() for kind in ("attention", "mlp")).reshape(1)  # type: ignore[union-attr]
 
 
 def unit_scores(block: Block, elements: dict[str, Tensor], aggregation: str, *, signed: bool = False) -> Tensor:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from .plan import Kept, PruningPlan
 
 SUMMARY_NAME = "pruning_summary.json"
 _PACKAGES = ("optimum-moreau", "torch", "transformers", "optimum", "huggingface_hub", "safetensors")
@@ -29,8 +31,12 @@ class PruningSummary:
         unit_ratio_requested: share of the units in scope asked for, if that was asked for.
         unit_ratio_achieved: share of the units in scope removed, by kind.
         export: model type of the result.
-        layers_before: per layer heads, KV heads and channels.
-        layers_after: the same, pruned.
+        layers_before: per layer heads, KV heads, head width and channels.
+        layers_after: the same, pruned; `None` for a layer that is gone.
+        hidden_before: channels of the residual stream.
+        hidden_after: the same, pruned.
+        contributions: target → parameters that it gave.
+        adjustments: what legal shapes made of the request.
         calibration: source, seed, counts and hash of the tokens; empty if the criterion needs none.
         seconds: scoring, planning and cutting.
         peak_memory_bytes: highest resident memory of the process, or allocated on the GPU.
@@ -44,11 +50,15 @@ class PruningSummary:
     parameters_after: int
     ratio_requested: float | None
     ratio_achieved: float
-    unit_ratio_requested: float | tuple[float, float] | None
+    unit_ratio_requested: float | tuple[float, ...] | None
     unit_ratio_achieved: Mapping[str, float]
     export: str
     layers_before: list[dict[str, int]]
-    layers_after: list[dict[str, int]]
+    layers_after: list[dict[str, int] | None]
+    hidden_before: int
+    hidden_after: int
+    contributions: Mapping[str, int]
+    adjustments: Sequence[str]
     calibration: Mapping[str, Any]
     seconds: float
     peak_memory_bytes: int
@@ -64,16 +74,30 @@ class PruningSummary:
         Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
 
 
-def layer_table(model_config: Any) -> list[dict[str, int]]:
-    """Returns per layer the number of heads, KV heads and MLP channels."""
-    return [
+def layer_shapes(model_config: Any, plan: PruningPlan) -> tuple[list[dict[str, int]], list[dict[str, int] | None]]:
+    """Returns heads, KV heads, head width and MLP channels of each layer before and after; `None` for one that goes.
+
+    Args:
+        model_config: of the base model.
+        plan: what stays of it.
+    """
+    before = [
         {
             "heads": layer.num_attention_heads,
             "kv_heads": layer.num_key_value_heads,
+            "head_dim": getattr(layer, "head_dim", None) or model_config.hidden_size // layer.num_attention_heads,
             "channels": layer.intermediate_size,
         }
         for layer in model_config.per_layer_config
     ]
+    after = [None if i in plan.removed_layers else _after(layer, plan.layers[i]) for i, layer in enumerate(before)]
+    return before, after
+
+
+def _after(layer: dict[str, int], kept: Mapping[str, Kept]) -> dict[str, int]:
+    groups = len(kept["attention"].kept)
+    heads = groups * layer["heads"] // layer["kv_heads"]
+    return layer | {"heads": heads, "kv_heads": groups, "channels": len(kept["mlp"].kept)}
 
 
 def peak_memory_bytes() -> int:

@@ -8,6 +8,7 @@ in memory is what a reload of its checkpoint builds.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from .errors import UnsupportedModelError
 from .export import pruned_config
 from .plan import PruningPlan
-from .units import Block, decoder_layers, model_shape
+from .units import LAYERS, Block, decoder_layers, model_shape
 
 # What a module keeps of its own when it takes over its twin's attributes: torch's state, and the user's settings.
 _OWN = {*vars(nn.Module()), "training", "generation_config", "gradient_checkpointing", "name_or_path"}
@@ -46,8 +47,12 @@ def apply_plan(model: nn.Module, plan: PruningPlan, export: str | None = None) -
     twin = _twin(model, config)
     layers = decoder_layers(model)
     for block in shape.blocks:
-        if plan.layers[block.layer][block.kind].removed:
-            _cut(layers[block.layer], block, plan.layers[block.layer][block.kind].kept)
+        if plan.kept(block).removed and block.layer is not None and block.layer not in plan.removed_layers:
+            _cut(layers[block.layer], block, plan.kept(block).kept)
+    for index in reversed(plan.removed_layers):
+        del layers[index]
+    if plan.hidden is not None and shape.hidden is not None:
+        _cut_hidden(model, shape.hidden, plan)
     _take_over(model, twin)
     return config.model_type
 
@@ -113,6 +118,39 @@ def _cut(layer: nn.Module, block: Block, kept: tuple[int, ...]) -> None:
         module.weight = _selected(module.weight, cut.dim, index)
         if cut.side == "out" and module.bias is not None:
             module.bias = _selected(module.bias, 0, index)
+
+
+def _cut_hidden(model: nn.Module, hidden: Block, plan: PruningPlan) -> None:
+    """Cuts every parameter that has one row, column or entry per channel; tied ones once."""
+    assert plan.hidden is not None  # the caller's branch
+    kept = torch.tensor(plan.hidden.kept)
+    renumbered = {old: new for new, old in enumerate(plan.kept_layers or plan.layers)}
+    tied = model.lm_head.weight is model.model.embed_tokens.weight  # type: ignore[union-attr]
+    # √(D/D′)·w and ε·D/D′ keep the averages over the D original channels: the D − D′ cut ones count as zeros
+    fold = math.sqrt(plan.hidden.total / len(kept)) if plan.config.get("fold_norms") else 1.0
+
+    for cut in hidden.cuts:
+        if (module := _moved(model, cut.module, renumbered)) is None:
+            continue
+        index = kept.to(module.weight.device)
+        module.weight = _selected(module.weight, cut.dim, index)
+        if cut.side == "out" and module.bias is not None:
+            module.bias = _selected(module.bias, 0, index)
+    for name in hidden.vectors:
+        if (module := _moved(model, name, renumbered)) is not None:
+            module.weight = _selected(module.weight, 0, kept.to(module.weight.device))
+            with torch.no_grad():
+                module.weight.mul_(fold)
+    if tied:
+        model.lm_head.weight = model.model.embed_tokens.weight  # type: ignore[union-attr]
+
+
+def _moved(model: nn.Module, name: str, renumbered: dict[int, int]) -> Any:
+    """The module that bore a name before layers went; `None` if it went with them."""
+    if not name.startswith(LAYERS):
+        return model.get_submodule(name)
+    index, rest = name.removeprefix(LAYERS).split(".", 1)
+    return model.get_submodule(f"{LAYERS}{renumbered[int(index)]}.{rest}") if int(index) in renumbered else None
 
 
 def _selected(parameter: Tensor, dim: int, index: Tensor) -> nn.Parameter:

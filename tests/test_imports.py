@@ -18,7 +18,7 @@ ROOMS = [
     ["scores"],
     ["plan"],
     ["modeling"],
-    ["export"],
+    ["export", "estimate"],
     ["surgery"],
     ["evaluation"],
     ["summary"],

@@ -1,6 +1,6 @@
 """Checkpoints: load a model, save it all or nothing, verify it by reloading."""
 
-from .loading import base_revision, load_config, load_model, load_shape, load_tokenizer, model_reference
+from .loading import base_revision, load_config, load_model, load_skeleton, load_tokenizer, model_reference
 from .saving import check_file, check_target, save_folder
 from .verification import Verification, verify
 
@@ -11,7 +11,7 @@ __all__ = [
     "check_target",
     "load_config",
     "load_model",
-    "load_shape",
+    "load_skeleton",
     "load_tokenizer",
     "model_reference",
     "save_folder",

@@ -22,7 +22,6 @@ from ..errors import CheckpointError, ConfigError, UnsupportedModelError, first_
 from ..families import family_of
 from ..modeling import register_auto_classes
 from ..registry import suggestion
-from ..units import ModelShape, model_shape
 
 logger = logging.getLogger(__name__)
 
@@ -109,19 +108,28 @@ def load_model(
     return model if target is None else model.to(target)
 
 
-def load_shape(
-    name: str, *, revision: str | None = None, token: str | None = None, trust_remote_code: bool = False
-) -> ModelShape:
-    """Reads off config.json alone what can be cut in a model; no weights are read or allocated.
+def load_skeleton(
+    name: str,
+    *,
+    dtype: str = "auto",
+    revision: str | None = None,
+    token: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Builds a model on the meta device from its config.json alone; no weights are read or allocated.
 
     Raises:
         CheckpointError: no such folder or repository, or config.json is missing or damaged.
+        ConfigError: unknown dtype.
         UnsupportedModelError: of another family.
     """
+    if dtype not in _DTYPES:
+        raise ConfigError(f"dtype: unknown value '{dtype}'. Known: {', '.join(_DTYPES)}")
     config = load_config(name, revision=revision, token=token, trust_remote_code=trust_remote_code)
     family_of(config)
+    chosen = (config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)
     with torch.device("meta"):
-        return model_shape(AutoModelForCausalLM.from_config(config))
+        return AutoModelForCausalLM.from_config(config, dtype=chosen).eval()
 
 
 def load_tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:

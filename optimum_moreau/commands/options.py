@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..config import CHOICES, MoreauPrunerConfig
+from ..config import CHOICES, SIZES, TARGETS, MoreauPrunerConfig
 from ..errors import ConfigError
 from ..registry import CRITERIA
 
@@ -23,7 +23,9 @@ def _ratio(text: str) -> float | tuple[float, ...]:
     try:
         numbers = tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is not one share, e.g. 0.25, or attention,mlp: 0.25,0.3") from None
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is not one share, e.g. 0.25, or one for each target: 0.25,0.3"
+        ) from None
     return numbers[0] if len(numbers) == 1 else numbers
 
 
@@ -39,10 +41,14 @@ def _choice(field: str) -> str:
 _FIELDS: dict[str, tuple[str | None, Callable[[str], Any], str, str]] = {
     "criterion": (None, str, "NAME", f"how weights are scored: {', '.join(CRITERIA)} (default moreau-gs)"),
     "pruning_ratio": ("--ratio", float, "SHARE", "share of the model's parameters to remove (default 0.2)"),
-    "unit_ratio": (None, _ratio, "SHARE[,SHARE]", "instead: share of the units in scope; one, or attention,mlp"),
+    "unit_ratio": (None, _ratio, "SHARE[,SHARE]", "instead: share of the units in scope; one, or one per target"),
+    "target_parameters": (None, str, "SIZE", "instead: the most parameters left, e.g. 5.5B, 800M"),
+    "target_bytes": (None, str, "SIZE", "instead: the most bytes left in the model's dtype, e.g. 12GiB, 12GB"),
     "attention_layers": (None, _layers, "START:END", "layers whose attention is in scope, end excluded"),
-    "mlp_layers": (None, _layers, "START:END", "layers whose MLP is in scope (default for both: 4:30 of 32, scaled)"),
-    "targets": (None, _names, "NAMES", "what may be cut: attention,mlp"),
+    "mlp_layers": (None, _layers, "START:END", "layers whose MLP is in scope"),
+    "whole_layers": (None, _layers, "START:END", "layers that may go whole (default of all three: 4:30 of 32, scaled)"),
+    "targets": (None, _names, "NAMES", f"what may be cut: {','.join(TARGETS)} (default attention,mlp)"),
+    "layer_criterion": (None, str, "NAME", f"what a whole layer is worth: {_choice('layer_criterion')}"),
     "budget": (None, str, "NAME", f"how the ratio is spread over layers: {_choice('budget')}"),
     "aggregation": (None, str, "NAME", f"how the matrices of a unit combine: {_choice('aggregation')}"),
     "rho": (None, float, "X", "ρ of the Moreau envelope"),
@@ -60,8 +66,15 @@ _FIELDS: dict[str, tuple[str | None, Callable[[str], Any], str, str]] = {
     "sequence_length": ("--seq-len", int, "N", "tokens per window (default 128)"),
     "batch_size": (None, int, "N", "windows per forward pass (default: all, at most 10)"),
     "multiple_of": (None, int, "N", "keep channels as a multiple of N"),
+    "engine": (None, str, "NAME", f"what must load the result: {_choice('engine')}"),
+    "tensor_parallel": (None, int, "N", "devices over which that engine splits every layer"),
     "seed": (None, int, "N", "of windows, noise and random scores (default 0)"),
     "export": (None, str, "NAME", f"class of the result: {_choice('export')}"),
+}
+_SWITCHES = {
+    "uniform": "every layer in scope keeps the same number of heads and channels",
+    "fold_norms": "hidden channels: keep the norms' averages over the original width",
+    "released": "the published code's update, for comparison",
 }
 
 
@@ -71,9 +84,8 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     for field, (alias, kind, metavar, text) in _FIELDS.items():
         flags = [flag for flag in (alias, f"--{field.replace('_', '-')}") if flag]
         group.add_argument(*flags, dest=field, type=kind, metavar=metavar, help=text)
-    group.add_argument(
-        "--released", action="store_true", default=None, help="the published code's update, for comparison"
-    )
+    for field, text in _SWITCHES.items():
+        group.add_argument(f"--{field.replace('_', '-')}", action="store_true", default=None, help=text)
 
 
 def config_from(args: argparse.Namespace) -> MoreauPrunerConfig:
@@ -82,19 +94,27 @@ def config_from(args: argparse.Namespace) -> MoreauPrunerConfig:
     Raises:
         ConfigError: a value is out of its range or contradicts another.
     """
-    fields = [*_FIELDS, "released"]
-    return MoreauPrunerConfig(**{field: value for field in fields if (value := getattr(args, field)) is not None})
+    return MoreauPrunerConfig(**_given(args))
+
+
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    fields = (*_FIELDS, *_SWITCHES)
+    return {field: value for field in fields if (value := getattr(args, field)) is not None}
 
 
 # What may change when a model is planned again from saved scores; the rest decided the scores.
 _REPLANNED = (
-    "pruning_ratio",
-    "unit_ratio",
+    *SIZES,
     "budget",
     "multiple_of",
+    "uniform",
+    "engine",
+    "tensor_parallel",
+    "fold_norms",
     "export",
     "attention_layers",
     "mlp_layers",
+    "whole_layers",
     "targets",
 )
 
@@ -107,12 +127,12 @@ def replanned(origin: Mapping[str, Any], args: argparse.Namespace) -> MoreauPrun
     """
     if not origin.get("config"):
         raise ConfigError(f"{args.from_scores}: carries no config; score the model again with `plan` or `prune`")
-    given = {field: value for field in [*_FIELDS, "released"] if (value := getattr(args, field)) is not None}
+    given = _given(args)
     for field in given:
         if field not in _REPLANNED:
             raise ConfigError(f"{field} decided the scores; leave it out, or score again without --from-scores")
-    if "pruning_ratio" in given or "unit_ratio" in given:
-        given = {"pruning_ratio": None, "unit_ratio": None, **given}
+    if any(size in given for size in SIZES):
+        given = {**dict.fromkeys(SIZES), **given}
     return MoreauPrunerConfig.from_dict({**origin["config"], **given})
 
 

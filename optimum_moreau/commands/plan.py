@@ -1,4 +1,7 @@
-"""Score a model and write which units would stay, as a plan; the model is not changed."""
+"""Score a model and write which units would stay, as a plan; the model is not changed.
+
+With --dry-run nothing is scored and no weights are read: the sizes before and after, and what scoring would take.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from . import options
+from ..errors import ConfigError
+from . import dry_run, options
 
 EXAMPLE = "org/model -o pruning_plan.json --ratio 0.2 --calibration calibration.txt"
 
@@ -14,8 +18,13 @@ EXAMPLE = "org/model -o pruning_plan.json --ratio 0.2 --calibration calibration.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this verb's arguments."""
     options.add_model_arguments(parser)
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="plan to write (.json)")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="plan to write (.json)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="from config.json alone: sizes before and after, memory and time of scoring; nothing is written",
+    )
     parser.add_argument(
         "--from-scores",
         type=Path,
@@ -29,7 +38,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Scores, or reads scores, and writes the plan; returns its counts."""
     given = options.config_from(args)
-    from ..checkpoint import base_revision, check_file, load_shape
+    if args.dry_run:
+        if args.output or args.from_scores:
+            raise ConfigError("--dry-run writes and reads nothing; leave --output and --from-scores out")
+        return dry_run.foresee(args, given)
+    if args.output is None:
+        raise ConfigError("--output: give the plan to write, or --dry-run")
+    from ..checkpoint import base_revision, check_file, load_skeleton
+    from ..export import decide_export
     from ..plan import make_plan, removed_parameters
     from ..pruner import MoreauPruner
     from ..scores import UnitScores
@@ -38,14 +54,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     check_file(args.output, overwrite=args.overwrite)
     if args.from_scores:
         scores = UnitScores.load(args.from_scores)
-        config = options.replanned(scores.origin, args)
-        shape = load_shape(args.model, revision=args.revision, trust_remote_code=args.trust_remote_code)
-        plan = make_plan(scores, shape, config)
+        model = load_skeleton(args.model, revision=args.revision, trust_remote_code=args.trust_remote_code)
+        config = options.replanned(scores.origin, args).resolve(model.config)
+        plan = make_plan(scores, model_shape(model), config)
     else:
         model, tokenizer = options.load(args)
         pruner = MoreauPruner(given, tokenizer=tokenizer, revision=base_revision(args.model, args.revision))
         plan, _ = pruner.plan(model, args.calibration, calibration_column=args.calibration_column)
-        shape = model_shape(model)
+    shape = model_shape(model)
+    export = decide_export(model.config, shape, plan, plan.config["export"])
     plan.save(args.output)
     removed = removed_parameters(plan, shape)
     return {
@@ -53,13 +70,22 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "parameters_after": shape.parameters - removed,
         "ratio_requested": plan.config["pruning_ratio"],
         "ratio_achieved": removed / shape.parameters,
+        "contributions": dict(plan.contributions),
+        "adjustments": [*plan.adjustments, *export.words],
+        "export": export.model_type,
         "output": str(args.output),
     }
 
 
 def show(result: dict[str, Any]) -> str:
     """The same for a reader."""
-    return (
+    if "scoring" in result:
+        return dry_run.show(result)
+    lines = [
         f"parameters  {result['parameters_before']:,} → {result['parameters_after']:,}"
-        f"  (−{100 * result['ratio_achieved']:.2f} %)\nsaved       {result['output']}"
-    )
+        f"  (−{100 * result['ratio_achieved']:.2f} %{dry_run.parts(result)})",
+        f"export      {result['export']}",
+        *(f"note        {line}" for line in result["adjustments"]),
+        f"saved       {result['output']}",
+    ]
+    return "\n".join(lines)

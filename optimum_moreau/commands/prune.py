@@ -1,11 +1,12 @@
-"""Score a model's heads and MLP channels on a text, cut the least important, save and verify the smaller model."""
+"""Score a model's units on a text, cut the least important, save and verify the smaller model."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
-from . import options
+from . import dry_run, options
 
 EXAMPLE = "org/model -o pruned --ratio 0.2 --criterion moreau-gs --calibration calibration.txt"
 
@@ -25,6 +26,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..pruner import MoreauPruner
 
     check_target(args.output, overwrite=args.overwrite)
+    print(dry_run.announce(args, config), file=sys.stderr)
     model, tokenizer = options.load(args)
     pruner = MoreauPruner(config, tokenizer=tokenizer, revision=base_revision(args.model, args.revision))
     result = pruner.prune(model, args.calibration, calibration_column=args.calibration_column)
@@ -41,6 +43,8 @@ def report(summary: Any, verification: Any, output: Any) -> dict[str, Any]:
         "ratio_achieved": summary.ratio_achieved,
         "unit_ratio_requested": summary.unit_ratio_requested,
         "unit_ratio_achieved": dict(summary.unit_ratio_achieved),
+        "contributions": dict(summary.contributions),
+        "adjustments": list(summary.adjustments),
         "criterion": summary.criterion,
         "export": summary.export,
         "verified_max_abs_difference": verification.max_abs_difference,
@@ -56,8 +60,9 @@ def show(result: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"parameters  {result['parameters_before']:,} → {result['parameters_after']:,}"
-            f"  (−{100 * result['ratio_achieved']:.2f} %; units in scope: {units})",
+            f"  (−{100 * result['ratio_achieved']:.2f} %{dry_run.parts(result)}; units in scope: {units})",
             f"export      {result['export']}",
+            *(f"note        {line}" for line in result["adjustments"]),
             f"verified    by a reload in a fresh process; logits differ by {result['verified_max_abs_difference']:g}",
             f"time        {result['seconds']:.1f} s, peak memory {result['peak_memory_bytes'] / 2**30:.2f} GiB",
             f"saved       {result['output']}",

@@ -1,5 +1,5 @@
 """Criteria: one file each, model + calibration batches → element scores, yielded layer by layer."""
 
-from .criterion import Criterion, ElementScores, Scoring
+from .criterion import Cost, Criterion, ElementScores, Scoring
 
-__all__ = ["Criterion", "ElementScores", "Scoring"]
+__all__ = ["Cost", "Criterion", "ElementScores", "Scoring"]

@@ -58,6 +58,23 @@ class Scoring:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What a scoring run takes, for estimates made before it.
+
+    Attributes:
+        passes: forward and backward passes over the calibration text.
+        floats: float32 numbers held per weight in scope while a pass runs.
+        copies: numbers in the model's dtype held per weight in scope while a pass runs.
+        noisy: every pass draws noise for every weight in scope.
+    """
+
+    passes: int = 0
+    floats: float = 0
+    copies: float = 0
+    noisy: bool = False
+
+
+@dataclass(frozen=True)
 class Criterion:
     """How a weight is scored.
 
@@ -69,6 +86,7 @@ class Criterion:
         needs: `gradients`, or nothing.
         defaults: the criterion's own config fields with their defaults; `None` stands for "off".
         signed: elements carry a sign, so that the absolute value is taken of their sum.
+        cost: of a run with a resolved config.
     """
 
     name: str
@@ -78,3 +96,4 @@ class Criterion:
     needs: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     signed: bool = False
+    cost: Callable[[MoreauPrunerConfig], Cost] = lambda config: Cost()

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..config import MoreauPrunerConfig
 from ..envelope import Prox, Tensors, moreau_gradient, shrink
 from ..units import Block
-from .criterion import Criterion, ElementScores, Scoring
+from .criterion import Cost, Criterion, ElementScores, Scoring
 from .released import released_gradient
 
 PAPER = "https://arxiv.org/abs/2406.07017"
@@ -81,6 +82,12 @@ def _unit_norms(delta: Tensors, block: Block) -> Tensor:
     return torch.stack(squares).sum(dim=0).sqrt()
 
 
+def _cost(config: MoreauPrunerConfig) -> Cost:
+    draws = config.noise_samples or 1
+    floats = 1 + (draws > 1) + ((config.average_last or 1) > 1)  # δ, the mean over draws, the sum of the last iterates
+    return Cost(passes=(config.steps or 0) * draws, floats=floats, copies=1, noisy=True)
+
+
 _DEFAULTS: dict[str, Any] = {"sigma": 0.05, "steps": 10, "noise_samples": 1, "average_last": 1}
 
 MOREAU = Criterion(
@@ -90,6 +97,7 @@ MOREAU = Criterion(
     score=score,
     needs=("gradients",),
     defaults={"rho": 0.05, "step_size": 1e-3, **_DEFAULTS},
+    cost=_cost,
 )
 MOREAU_GS = Criterion(
     name="moreau-gs",
@@ -98,4 +106,5 @@ MOREAU_GS = Criterion(
     score=score,
     needs=("gradients",),
     defaults={"rho": 0.2, "step_size": 2e-4, "eta": None, "eta_quantile": 0.1, **_DEFAULTS},
+    cost=_cost,
 )

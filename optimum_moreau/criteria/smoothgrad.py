@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from tqdm import tqdm
 
-from .criterion import Criterion, ElementScores, Scoring
+from ..config import MoreauPrunerConfig
+from .criterion import Cost, Criterion, ElementScores, Scoring
 
 
 def score(run: Scoring) -> ElementScores:
@@ -22,6 +23,10 @@ def score(run: Scoring) -> ElementScores:
     return run.by_block(lambda name, w: mean[name])
 
 
+def _cost(config: MoreauPrunerConfig) -> Cost:
+    return Cost(passes=config.passes or 0, floats=1, copies=1, noisy=True)
+
+
 SMOOTHGRAD = Criterion(
     name="smoothgrad",
     summary="|g(w+z)⊙w| averaged over noisy passes",
@@ -29,4 +34,5 @@ SMOOTHGRAD = Criterion(
     score=score,
     needs=("gradients",),
     defaults={"sigma": 0.05, "passes": 100},
+    cost=_cost,
 )

@@ -8,10 +8,13 @@ vector   |Σ W ⊙ g|                the sign is kept inside each matrix of a un
 
 from __future__ import annotations
 
+import math
+
 import torch
 
+from ..config import MoreauPrunerConfig
 from ..envelope import LossGradient, Tensors
-from .criterion import Criterion, ElementScores, Scoring
+from .criterion import Cost, Criterion, ElementScores, Scoring
 
 PAPER = "https://arxiv.org/abs/2305.11627"
 
@@ -53,18 +56,38 @@ def _moments(run: Scoring) -> tuple[Tensors, Tensors]:
     return g, h
 
 
+def _one_pass(config: MoreauPrunerConfig) -> Cost:
+    batches = math.ceil(config.calibration_samples / (config.batch_size or config.calibration_samples))
+    return Cost(passes=1, floats=1 if batches > 1 else 0)  # several batches are summed up
+
+
+def _moments_cost(config: MoreauPrunerConfig) -> Cost:
+    return Cost(passes=1, floats=2)
+
+
 TAYLOR = Criterion(
     name="taylor",
     summary="first-order Taylor, Σ|W⊙g| (LLM-Pruner)",
     paper=PAPER,
     score=score_first,
     needs=("gradients",),
+    cost=_one_pass,
 )
 TAYLOR_SECOND = Criterion(
-    name="taylor-second", summary="second-order Taylor, Σ|W²⊙h|", paper=PAPER, score=score_second, needs=("gradients",)
+    name="taylor-second",
+    summary="second-order Taylor, Σ|W²⊙h|",
+    paper=PAPER,
+    score=score_second,
+    needs=("gradients",),
+    cost=_moments_cost,
 )
 TAYLOR_MIXED = Criterion(
-    name="taylor-mixed", summary="both orders, Σ|W⊙g − ½W²⊙h|", paper=PAPER, score=score_mixed, needs=("gradients",)
+    name="taylor-mixed",
+    summary="both orders, Σ|W⊙g − ½W²⊙h|",
+    paper=PAPER,
+    score=score_mixed,
+    needs=("gradients",),
+    cost=_moments_cost,
 )
 TAYLOR_VECTOR = Criterion(
     name="taylor-vector",
@@ -72,5 +95,6 @@ TAYLOR_VECTOR = Criterion(
     paper=PAPER,
     score=score_vector,
     needs=("gradients",),
+    cost=_one_pass,
     signed=True,
 )

@@ -1,6 +1,9 @@
-"""Plans: what stays of a model (`pruning_plan`), and how scores and targets decide it (`budget`), how two agree."""
+"""Plans: what stays of a model (`pruning_plan`), how scores and targets decide it (`budget`), how two agree.
 
-from .budget import make_plan, removed_parameters, removed_unit_share
+`counts` spreads a share over layers, `engines` knows which counts are legal, `explain` says what came of that.
+"""
+
+from .budget import contributions, expected_plan, make_plan, removed_parameters, removed_unit_share
 from .difference import Overlap, plan_overlap
 from .pruning_plan import PLAN_NAME, Kept, PruningPlan, fingerprint
 
@@ -9,6 +12,8 @@ __all__ = [
     "Kept",
     "Overlap",
     "PruningPlan",
+    "contributions",
+    "expected_plan",
     "fingerprint",
     "make_plan",
     "plan_overlap",

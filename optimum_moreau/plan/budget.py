@@ -1,26 +1,57 @@
-"""Unit scores + targets → how many units, and which, each block gives up.
+"""Unit scores + targets → how many units, and which, each target gives up.
 
-Counting rules (DESIGN.md, Conventions): a block of n units at unit ratio r gives the whole number nearest to n·r, fewer
-on a tie, never all. For a share of the parameters, attention units are rounded first and MLP channels take up the
-difference.
+Whole layers, hidden channels, and units (heads and MLP channels) are three ways to the same number of parameters. Where
+several are targets, each gives an equal part of it, the coarsest first; the next take up what rounding left. A ratio of
+units is applied to each target by itself.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from ..config import MoreauPrunerConfig
+from ..config import SIZES, MoreauPrunerConfig
 from ..errors import PlanError
 from ..scores import UnitScores, check_covers
 from ..units import Block, ModelShape
+from .counts import Counts, Ranking, UnitCounts, cost_of, nearest_fewer, nearest_of
+from .engines import LegalCounts
+from .explain import adjustments
 from .pruning_plan import Kept, PruningPlan
 
-Counts = dict[Block, int]
-Ranking = dict[Block, Tensor]
+WAYS = ("layers", "hidden", "units")  # coarsest first
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What goes.
+
+    Attributes:
+        layers: indices of whole layers.
+        hidden: number of hidden channels.
+        units: of each block of heads or channels that is cut.
+    """
+
+    layers: tuple[int, ...] = ()
+    hidden: int = 0
+    units: Counts = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Option:
+    """One thing a way can give: the parameters removed, and what goes."""
+
+    removed: int
+    choice: Choice
+
+
+class _Unreachable(Exception):
+    """A part of the goal is more than what is left can give."""
 
 
 def make_plan(scores: UnitScores, shape: ModelShape, config: MoreauPrunerConfig) -> PruningPlan:
@@ -35,166 +66,203 @@ def make_plan(scores: UnitScores, shape: ModelShape, config: MoreauPrunerConfig)
         A plan that records where the scores come from, and this config.
 
     Raises:
-        PlanError: the requested share cannot be reached, with the reachable range; or scores are missing.
+        PlanError: the requested size cannot be reached, with the reachable range; or scores are missing.
+        UnsupportedModelError: the family's hidden channels cannot be cut.
     """
-    blocks = shape.in_scope(config)
-    check_covers(scores, blocks)
-    ranking = {block: scores.values[block.where] for block in blocks}
-    if config.unit_ratio is not None:
-        removed = _by_unit_ratio(blocks, ranking, config)
-    else:
-        assert config.pruning_ratio is not None  # resolved
-        removed = _by_parameters(blocks, ranking, config.pruning_ratio, shape.parameters, config)
+    check_covers(scores, shape.in_scope(config))
+    budget = _Budget(shape, scores.values, config)
+    choice = budget.by_unit_ratio() if config.unit_ratio is not None else budget.by_size()
+    counts = {block.where: count for block, count in choice.units.items()}
     layers: dict[int, dict[str, Kept]] = {}
     for block in shape.blocks:
-        kept = _keep(ranking[block], removed[block]) if removed.get(block) else tuple(range(block.total))
-        layers.setdefault(block.layer, {})[block.kind] = Kept(kept, block.total)
-    return PruningPlan(shape.family.model_type, layers, **{**scores.origin, "config": config.to_dict()})
+        kept = _kept(block, scores.values.get(block.where), counts.get(block.where, 0))
+        assert block.layer is not None  # heads and channels lie in a layer
+        layers.setdefault(block.layer, {})[block.kind] = kept
+    plan = PruningPlan(
+        shape.family.model_type,
+        layers,
+        hidden=_kept(shape.hidden, scores.values["hidden"], choice.hidden) if shape.hidden and choice.hidden else None,
+        kept_layers=tuple(i for i in layers if i not in choice.layers) if choice.layers else None,
+        **{**scores.origin, "config": config.to_dict()},
+    )
+    return replace(plan, contributions=contributions(plan, shape), adjustments=adjustments(plan, shape, config))
+
+
+def expected_plan(shape: ModelShape, config: MoreauPrunerConfig) -> PruningPlan:
+    """The plan as far as it is known before anything is scored: how many units go, not which.
+
+    With `budget="global"` the counts of each layer follow the scores; here they are spread evenly.
+
+    Raises:
+        PlanError: the requested size cannot be reached.
+        UnsupportedModelError: the family's hidden channels cannot be cut.
+    """
+    config = replace(config, budget="uniform")
+    blank = UnitScores({block.where: torch.zeros(block.total) for block in shape.in_scope(config)})
+    return make_plan(blank, shape, config)
+
+
+def contributions(plan: PruningPlan, shape: ModelShape) -> dict[str, int]:
+    """Returns exactly how many parameters each kind of unit gives: layers first, then hidden channels, then units."""
+    rest = shape.without_layers(plan.removed_layers)
+    given = {"layers": shape.parameters - rest.parameters}
+    narrow = rest.narrowed(plan.hidden.removed if plan.hidden else 0)
+    given["hidden"] = rest.parameters - narrow.parameters
+    for kind in ("attention", "mlp"):
+        of_kind = [block for block in narrow.blocks if block.kind == kind]
+        given[kind] = sum(plan.kept(block).removed * block.unit_parameters for block in of_kind)
+    return {kind: count for kind, count in given.items() if count}
 
 
 def removed_parameters(plan: PruningPlan, shape: ModelShape) -> int:
     """Returns how many parameters a plan removes, exactly."""
-    return sum(plan.layers[block.layer][block.kind].removed * block.unit_parameters for block in shape.blocks)
+    return sum(contributions(plan, shape).values())
 
 
 def removed_unit_share(plan: PruningPlan, blocks: Sequence[Block]) -> dict[str, float]:
-    """Returns the share of the units in scope that go, by kind."""
+    """Returns the share of the units in scope that go, by kind; heads and channels of the layers that stay."""
     shares: dict[str, float] = {}
     for kind in dict.fromkeys(block.kind for block in blocks):
-        kepts = [plan.layers[block.layer][kind] for block in blocks if block.kind == kind]
-        shares[kind] = sum(kept.removed for kept in kepts) / sum(kept.total for kept in kepts)
+        gone = plan.removed_layers if kind in ("attention", "mlp") else ()
+        kepts = [plan.kept(block) for block in blocks if block.kind == kind and block.layer not in gone]
+        total = sum(kept.total for kept in kepts)
+        shares[kind] = sum(kept.removed for kept in kepts) / total if total else 0.0
     return shares
 
 
-def nearest_fewer(x: float) -> int:
-    """The whole number nearest to x; on a tie the smaller one."""
-    return math.ceil(round(x, 9) - 0.5)  # rounding: 0.3 · 5 must not depend on the last bit
-
-
-def _keep(score: Tensor, removed: int) -> tuple[int, ...]:
+def _kept(block: Block, score: Tensor | None, removed: int) -> Kept:
+    if not removed or score is None:
+        return Kept(tuple(range(block.total)), block.total)
     order = torch.argsort(score, stable=True)  # equal scores: the lower index goes first
-    return tuple(sorted(order[removed:].tolist()))
+    return Kept(tuple(sorted(order[removed:].tolist())), block.total)
 
 
-def _step(block: Block, config: MoreauPrunerConfig) -> int:
-    """How many units stay is a multiple of this."""
-    return config.multiple_of if block.kind == "mlp" else 1
+class _Budget:
+    """Spreads a goal over the targets of one request."""
 
+    def __init__(self, shape: ModelShape, ranking: Ranking, config: MoreauPrunerConfig):
+        self.shape, self.ranking, self.config = shape, ranking, config
+        scope = shape.in_scope(config)
+        candidates = [block for block in scope if block.kind == "layers"]
+        order = torch.tensor([float(ranking[block.where]) for block in candidates]).argsort(stable=True).tolist()
+        self.candidates = [candidates[i] for i in order][: shape.depth - 1]  # least important first; one layer stays
+        self.units = {block.where for block in scope if block.kind in ("attention", "mlp")}
+        self.ways = [way for way in WAYS if way in config.targets or (way == "units" and self.units)]
 
-def _legal(block: Block, x: float, step: int) -> int:
-    """The legal number of units to remove that is nearest to x, fewer on a tie: what stays is a multiple of `step`."""
-    most = block.total - step
-    if most < 0:
-        raise PlanError(f"{block.where}: multiple_of {step} with {block.total} channels; use at most {block.total}")
-    if x <= 0:
-        return 0
-    first = block.total % step  # removing so many leaves a multiple
-    return min(most, max(first, first + step * nearest_fewer((x - first) / step)))
+    def by_unit_ratio(self) -> Choice:
+        """Each target gives its own share of its units."""
+        given = self.config.unit_ratio
+        ratios = given if isinstance(given, tuple) else (given,) * len(self.config.targets)
+        share = dict(zip(self.config.targets, ratios, strict=True))
+        gone = self.candidates[: nearest_fewer(len(self.candidates) * (share.get("layers") or 0))]
+        layers = tuple(sorted(block.layer for block in gone if block.layer is not None))
+        rest = self.shape.without_layers(layers)
+        hidden = self._hidden_nearest(rest, rest.hidden.total * (share.get("hidden") or 0)) if rest.hidden else 0
+        counts = self._unit_counts(rest.narrowed(hidden))
+        return Choice(layers, hidden, counts.by_share(share.get("attention") or 0, share.get("mlp") or 0))
 
+    def by_size(self) -> Choice:
+        """All targets together give the parameters asked for; of a size to stay below, at least those.
 
-def _removable(blocks: Sequence[Block], config: MoreauPrunerConfig) -> int:
-    """The most parameters that these blocks can give."""
-    return sum(max(block.total - _step(block, config), 0) * block.unit_parameters for block in blocks)
+        Raises:
+            PlanError: they cannot; says what they can.
+        """
+        goal, at_least = self._goal()
+        asked = goal
+        while True:
+            choice = self._reach(asked)
+            removed = self.shape.parameters - self._left(choice)
+            if not at_least or removed >= goal:
+                return choice
+            asked = max(asked, removed) + goal - removed  # rounding fell short: ask for more, until no more is there
 
+    def _goal(self) -> tuple[float, bool]:
+        c, parameters = self.config, self.shape.parameters
+        if c.pruning_ratio is not None:
+            return c.pruning_ratio * parameters, False
+        if c.target_parameters is not None:
+            left, size = float(c.target_parameters), f"{parameters:,} parameters"
+        else:
+            assert c.target_bytes is not None  # resolved
+            left, size = c.target_bytes * parameters / self.shape.bytes, f"{self.shape.bytes:,} bytes"
+        if left >= parameters:
+            name = "target_parameters" if c.target_parameters is not None else "target_bytes"
+            raise PlanError(f"{name} {getattr(c, name):,} leaves nothing to prune: the model has {size}")
+        return parameters - left, True
 
-def _cost(counts: Counts) -> int:
-    return sum(count * block.unit_parameters for block, count in counts.items())
+    def _reach(self, goal: float) -> Choice:
+        try:
+            return self._spread(self.shape, goal, self.ways)
+        except _Unreachable:
+            raise PlanError(self._refusal()) from None
 
+    def _spread(self, shape: ModelShape, goal: float, ways: Sequence[str]) -> Choice:
+        """Gives the first way its equal part as nearly as the later ones can make up for, and the rest to those."""
+        way, later = ways[0], ways[1:]
+        if way == "units":
+            counts = self._unit_counts(shape)
+            if goal > counts.most + counts.slack:
+                raise _Unreachable
+            return Choice(units=counts.by_parameters(goal))
+        options = self._options(shape, way)
+        if (
+            not later
+            and goal > options[-1].removed + (options[-1].removed - options[max(len(options) - 2, 0)].removed) / 2
+        ):
+            raise _Unreachable
+        for option in sorted(options, key=lambda option: (abs(option.removed - goal / len(ways)), option.removed)):
+            if not later:
+                return option.choice
+            try:
+                found = self._spread(self._after(shape, option.choice), goal - option.removed, later)
+            except _Unreachable:
+                continue
+            return Choice(option.choice.layers or found.layers, option.choice.hidden or found.hidden, found.units)
+        raise _Unreachable
 
-def _by_unit_ratio(blocks: Sequence[Block], ranking: Ranking, config: MoreauPrunerConfig) -> Counts:
-    given = config.unit_ratio
-    assert given is not None  # the caller's branch
-    ratio = given if isinstance(given, tuple) else (given, given)
-    removed: Counts = {}
-    for kind, share in zip(("attention", "mlp"), ratio, strict=True):
-        of_kind = [block for block in blocks if block.kind == kind]
-        removed |= _spread_share(of_kind, ranking, share, config)
-    return removed
+    def _options(self, shape: ModelShape, way: str) -> list[_Option]:
+        """What a way can give, ascending."""
+        if way == "layers":
+            sizes = list(accumulate((whole.unit_parameters for whole in self.candidates), initial=0))
+            layers = [whole.layer for whole in self.candidates if whole.layer is not None]
+            return [_Option(size, Choice(layers=tuple(sorted(layers[:n])))) for n, size in enumerate(sizes)]
+        assert shape.hidden is not None  # in scope
+        counts = sorted({0, *self._legal(shape).removable(shape.hidden)})
+        return [_Option(n * shape.hidden.unit_parameters, Choice(hidden=n)) for n in counts]
 
+    def _hidden_nearest(self, shape: ModelShape, x: float) -> int:
+        if x <= 0 or shape.hidden is None:
+            return 0
+        return nearest_of(self._legal(shape).removable(shape.hidden), x)
 
-def _by_parameters(
-    blocks: Sequence[Block], ranking: Ranking, ratio: float, parameters: int, config: MoreauPrunerConfig
-) -> Counts:
-    """Attention units are rounded at the common share; MLP channels take up the difference."""
-    target = ratio * parameters
-    attention = [block for block in blocks if block.kind == "attention"]
-    mlp = [block for block in blocks if block.kind == "mlp"]
-    most = _removable(blocks, config)
-    slack = max((block.unit_parameters * _step(block, config) for block in mlp or attention), default=0) / 2
-    if target > most + slack:
-        raise PlanError(
-            f"pruning_ratio {ratio:g} cannot be reached in this scope, which reaches from 0 to"
-            f" {math.floor(1e4 * most / parameters) / 1e4:.4f}; widen attention_layers, mlp_layers or targets"
-        )
-    if not target:
-        return {}
-    whole = sum(block.total * block.unit_parameters for block in blocks)
-    units = sum(block.total for block in attention)
-    best: Counts = {}
-    missed = math.inf
-    # The common share first; then one unit fewer, one more, … until the channels can take up the difference.
-    for offset in sorted(range(-units, units + 1), key=lambda n: (abs(n), n)):
-        share = target / whole + (offset / units if units else 0)
-        if not 0 <= share <= 1:
-            continue
-        counts = _spread_share(attention, ranking, share, config)
-        counts |= _spread_parameters(mlp, ranking, target - _cost(counts), config)
-        if abs(target - _cost(counts)) < missed:
-            best, missed = counts, abs(target - _cost(counts))
-        if missed <= slack * max(len(mlp), 1):
-            break
-    return best
+    def _legal(self, shape: ModelShape) -> LegalCounts:
+        return LegalCounts.of(shape, self.config)
 
+    def _unit_counts(self, shape: ModelShape) -> UnitCounts:
+        blocks = [block for block in shape.blocks if block.where in self.units]
+        return UnitCounts(blocks, self.ranking, self.config, self._legal(shape))
 
-def _spread_share(blocks: Sequence[Block], ranking: Ranking, share: float, config: MoreauPrunerConfig) -> Counts:
-    """Removes a share of the units: of each block, or of all off the bottom of one ranking."""
-    if config.budget == "global":
-        return _global_counts(blocks, ranking, share * sum(block.total for block in blocks), config, per_unit=True)
-    return {block: _legal(block, block.total * share, _step(block, config)) for block in blocks}
+    def _after(self, shape: ModelShape, choice: Choice) -> ModelShape:
+        return shape.without_layers(choice.layers).narrowed(choice.hidden)
 
+    def _left(self, choice: Choice) -> int:
+        return self._after(self.shape, choice).parameters - cost_of(choice.units)
 
-def _spread_parameters(blocks: Sequence[Block], ranking: Ranking, rest: float, config: MoreauPrunerConfig) -> Counts:
-    """Removes as many units as come nearest to `rest` parameters."""
-    if config.budget == "global":
-        return _global_counts(blocks, ranking, rest, config, per_unit=False)
-    share = rest / max(sum(block.total * block.unit_parameters for block in blocks), 1)
-    return {block: _legal(block, block.total * share, _step(block, config)) for block in blocks}
-
-
-def _global_counts(
-    blocks: Sequence[Block], ranking: Ranking, goal: float, config: MoreauPrunerConfig, *, per_unit: bool
-) -> Counts:
-    """Takes units off the bottom of one ranking by importance per parameter, until the goal is met most nearly.
-
-    With `multiple_of`, channels go in chunks that leave a multiple, ranked by their mean importance.
-
-    Args:
-        blocks: of one kind.
-        ranking: scores of each block.
-        goal: units or parameters to remove.
-        config: resolved.
-        per_unit: the goal counts units, not parameters.
-    """
-    entries = sorted(
-        (mean / block.unit_parameters, block.layer, order, size, block)
-        for block in blocks
-        for order, (size, mean) in enumerate(_chunks(block, ranking[block], _step(block, config)))
-    )
-    counts: Counts = dict.fromkeys(blocks, 0)
-    for _, _, _, size, block in entries:
-        cost = size if per_unit else size * block.unit_parameters
-        if goal <= cost / 2:  # nearest, fewer on a tie
-            break
-        counts[block] += size
-        goal -= cost
-    return counts
-
-
-def _chunks(block: Block, score: Tensor, step: int) -> Iterator[tuple[int, float]]:
-    """Yields size and mean score of the chunks a block can give, least important first; one step always stays."""
-    _legal(block, 0, step)  # refuses a step larger than the block
-    values = torch.sort(score).values
-    start = 0
-    for size in ([block.total % step] if block.total % step else []) + [step] * (block.total // step - 1):
-        yield size, float(values[start : start + size].mean())
-        start += size
+    def _refusal(self) -> str:
+        """Says how far the scope reaches."""
+        rest = self.shape
+        for way in self.ways:
+            if way != "units":
+                rest = self._after(rest, self._options(rest, way)[-1].choice)
+        least = rest.parameters - self._unit_counts(rest).most
+        name = next(name for name in SIZES if getattr(self.config, name) is not None)
+        widen = "widen attention_layers, mlp_layers, whole_layers or targets"
+        if name == "pruning_ratio":
+            most = math.floor(1e4 * (1 - least / self.shape.parameters)) / 1e4
+            return (
+                f"{name} {self.config.pruning_ratio:g} cannot be reached in this scope, which reaches from 0 to"
+                f" {most:.4f}; {widen}"
+            )
+        if name == "target_bytes":
+            least = math.ceil(least * self.shape.bytes / self.shape.parameters)
+        return f"{name} {getattr(self.config, name):,} cannot be reached in this scope, which leaves {least:,}; {widen}"

@@ -26,7 +26,8 @@ def plan_overlap(first: PruningPlan, second: PruningPlan) -> dict[str, Overlap]:
     """Compares two plans for the same model.
 
     Returns:
-        `layers.3.mlp` → overlap, for every block that either plan cuts; `attention`, `mlp` and `all` for the model.
+        `layers.3.mlp` → overlap, for every block that either plan cuts, `hidden` and `layers` where either plan cuts
+        those; `attention`, `mlp` and `all` for the model.
 
     Raises:
         PlanError: the plans are for different shapes; names the first mismatch.
@@ -41,12 +42,26 @@ def plan_overlap(first: PruningPlan, second: PruningPlan) -> dict[str, Overlap]:
                 found = "nothing" if other is None else f"{other.total} units"
                 raise PlanError(f"layers.{index}.{kind}: {kept.total} units in one plan, {found} in the other")
             pairs[f"layers.{index}.{kind}"] = (kept, other)
+    if first.hidden is not None or second.hidden is not None:
+        pairs["hidden"] = _hidden_pair(first, second)
+    if first.kept_layers is not None or second.kept_layers is not None:
+        depth = len(first.layers)
+        pairs["layers"] = tuple(Kept(plan.kept_layers or tuple(range(depth)), depth) for plan in (first, second))  # type: ignore[assignment]
     cut = {where: pair for where, pair in pairs.items() if any(kept.removed for kept in pair)}
     overlaps = {where: _overlap([pair]) for where, pair in cut.items()}
     for kind in ("attention", "mlp"):
         overlaps[kind] = _overlap(pair for where, pair in cut.items() if where.endswith(kind))
     overlaps["all"] = _overlap(cut.values())
     return overlaps
+
+
+def _hidden_pair(first: PruningPlan, second: PruningPlan) -> tuple[Kept, Kept]:
+    total = next(plan.hidden.total for plan in (first, second) if plan.hidden is not None)
+    whole = Kept(tuple(range(total)), total)
+    pair = (first.hidden or whole, second.hidden or whole)
+    if pair[0].total != pair[1].total:
+        raise PlanError(f"hidden: {pair[0].total} channels in one plan, {pair[1].total} in the other")
+    return pair
 
 
 def _overlap(pairs: Iterable[tuple[Kept, Kept]]) -> Overlap:

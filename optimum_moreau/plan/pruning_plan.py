@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PlanError
-from ..units import ModelShape
+from ..units import Block, ModelShape
 
 PLAN_NAME = "pruning_plan.json"
 FORMAT_VERSION = 1
@@ -41,6 +41,10 @@ class Kept:
         """Number of units that go."""
         return self.total - len(self.kept)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Returns a dictionary that JSON can hold."""
+        return {"kept": list(self.kept), "total": self.total}
+
 
 @dataclass(frozen=True)
 class PruningPlan:
@@ -52,10 +56,12 @@ class PruningPlan:
         base_model: Hub id or folder name of the base model, if known.
         revision: its revision, if known.
         fingerprint: identifies the base weights (`fingerprint`).
-        hidden: kept hidden channels; `None`: all.
-        kept_layers: kept layers; `None`: all.
+        hidden: the channels of the residual stream that stay; `None`: all.
+        kept_layers: kept layers; `None`: all. The entries in `layers` of those that go keep everything.
         config: the resolved config the plan was made with, as a dictionary.
         calibration: source, seed, counts and hash of the calibration tokens.
+        contributions: target → parameters that it gives; layers go first, then hidden channels, then units.
+        adjustments: what legal shapes made of the request, in words.
     """
 
     model_type: str
@@ -63,17 +69,30 @@ class PruningPlan:
     base_model: str | None = None
     revision: str | None = None
     fingerprint: str | None = None
-    hidden: tuple[int, ...] | None = None
+    hidden: Kept | None = None
     kept_layers: tuple[int, ...] | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     calibration: Mapping[str, Any] = field(default_factory=dict)
+    contributions: Mapping[str, int] = field(default_factory=dict)
+    adjustments: tuple[str, ...] = ()
+
+    @property
+    def removed_layers(self) -> tuple[int, ...]:
+        """The layers that go."""
+        return tuple(sorted(set(self.layers) - set(self.kept_layers or self.layers)))
+
+    def kept(self, block: Block) -> Kept:
+        """Returns which units of a block stay; of a whole layer, unit 0 or none."""
+        if block.kind == "hidden":
+            return self.hidden or Kept(tuple(range(block.total)), block.total)
+        assert block.layer is not None  # every other kind lies in a layer
+        if block.kind == "layers":
+            return Kept(() if block.layer in self.removed_layers else (0,), 1)
+        return self.layers[block.layer][block.kind]
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the plan as a dictionary that JSON can hold."""
-        layers = {
-            str(i): {kind: {"kept": list(k.kept), "total": k.total} for kind, k in blocks.items()}
-            for i, blocks in self.layers.items()
-        }
+        layers = {str(i): {kind: kept.to_dict() for kind, kept in blocks.items()} for i, blocks in self.layers.items()}
         return {
             "format_version": FORMAT_VERSION,
             "base_model": self.base_model,
@@ -81,8 +100,10 @@ class PruningPlan:
             "fingerprint": self.fingerprint,
             "model_type": self.model_type,
             "layers": layers,
-            "hidden": self.hidden and list(self.hidden),
+            "hidden": self.hidden and self.hidden.to_dict(),
             "kept_layers": self.kept_layers and list(self.kept_layers),
+            "contributions": dict(self.contributions),
+            "adjustments": list(self.adjustments),
             "config": dict(self.config),
             "calibration": dict(self.calibration),
         }
@@ -101,11 +122,13 @@ class PruningPlan:
             raise PlanError(f"plan: format version {values['format_version']!r}, this package reads {FORMAT_VERSION}")
         layers = _layers(values["layers"])
         rest: dict[str, Any] = {key: values.get(key) for key in ("base_model", "revision", "fingerprint")}
-        for key, kind in (("hidden", list), ("kept_layers", list), ("config", dict), ("calibration", dict)):
-            if not isinstance(values.get(key) or kind(), kind):
-                raise PlanError(f"plan: '{key}' is damaged: {values[key]!r:.40} is no {kind.__name__}")
-        rest |= {key: values.get(key) and tuple(values[key]) for key in ("hidden", "kept_layers")}
-        rest |= {key: values.get(key) or {} for key in ("config", "calibration")}
+        for key in ("config", "calibration", "contributions"):
+            rest[key] = _of_kind(key, values, dict)
+        rest["adjustments"] = tuple(_of_kind("adjustments", values, list))
+        if values.get("hidden") is not None:
+            rest["hidden"] = _kept("hidden", values["hidden"])
+        if values.get("kept_layers") is not None:
+            rest["kept_layers"] = _kept("kept_layers", {"kept": values["kept_layers"], "total": len(layers)}).kept
         return cls(model_type=values["model_type"], layers=layers, **rest)
 
     def save(self, path: str | Path) -> Path:
@@ -158,20 +181,29 @@ class PruningPlan:
         """
         if self.model_type != shape.family.model_type:
             raise PlanError(f"plan is for model type '{self.model_type}', this model is '{shape.family.model_type}'")
-        if self.hidden is not None or self.kept_layers is not None:
-            raise PlanError("plan removes hidden channels or layers, which this version does not cut")
         if set(self.layers) != set(range(shape.depth)):
             first = min(set(self.layers) ^ set(range(shape.depth)))
             raise PlanError(
                 f"plan has {len(self.layers)} layers, this model has {shape.depth}: layers.{first} is in one only"
             )
         for block in shape.blocks:
-            found = self.layers[block.layer].get(block.kind)
+            found = self.layers[block.layer].get(block.kind) if block.layer is not None else None
             if found is None or found.total != block.total:
                 have = "nothing" if found is None else f"{found.total} units"
                 raise PlanError(f"{block.where}: plan has {have}, this model has {block.total} units")
+        if self.hidden is not None and shape.hidden is not None:
+            if self.hidden.total != shape.hidden.total:
+                raise PlanError(f"hidden: plan has {self.hidden.total} channels, this model has {shape.hidden.total}")
+            if shape.family.hidden_refusal:
+                raise PlanError(f"hidden: plan removes hidden channels, but {shape.family.hidden_refusal}")
         if self.fingerprint is not None and self.fingerprint != fingerprint(model):
             raise PlanError(f"the weights are not those of {self.base_model or 'the model'} that the plan was made for")
+
+
+def _of_kind(key: str, values: Mapping[str, Any], kind: type) -> Any:
+    if not isinstance(found := values.get(key) or kind(), kind):
+        raise PlanError(f"plan: '{key}' is damaged: {found!r:.40} is no {kind.__name__}")
+    return found
 
 
 def _layers(values: Any) -> dict[int, dict[str, Kept]]:

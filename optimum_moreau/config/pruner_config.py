@@ -1,34 +1,30 @@
-"""`MoreauPrunerConfig`: what to prune and how, as one frozen value that round-trips through JSON and the Hub."""
+"""`MoreauPrunerConfig`: its fields, what they resolve to, and its file."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError
-from .registry import CRITERIA, suggestion
+from ..errors import ConfigError
+from ..registry import CRITERIA, suggestion
+from .quantities import parse_bytes, parse_parameters
+from .validation import ENGINES_OF_UNIFORM_LAYERS, validate
 
 logger = logging.getLogger(__name__)
 
 CONFIG_NAME = "moreau_pruner_config.json"
-TARGETS = ("attention", "mlp")
-CHOICES = {
-    "budget": ("uniform", "global"),
-    "aggregation": ("sum", "mean", "max", "prod"),
-    "noise": ("relative", "absolute"),
-    "channel_group": ("row", "unit"),
-    "export": ("auto", "stock", "custom"),
-}
 # Settings that only some criteria read; `None` until `resolve` takes the criterion's default.
 CRITERION_FIELDS = (
     "rho", "step_size", "eta", "eta_quantile", "sigma", "steps", "noise_samples", "passes", "average_last",
 )  # fmt: skip
+_LAYER_RANGES = ("attention_layers", "mlp_layers", "whole_layers")
+# How much is removed, in one of these.
+SIZES = ("pruning_ratio", "unit_ratio", "target_parameters", "target_bytes")
 PAPER_ETA = 5e-6
 RELEASED_AVERAGE_LAST = 5
 
@@ -39,11 +35,20 @@ class MoreauPrunerConfig:
 
     Attributes:
         criterion: how weights are scored, a name of the registry (`optimum-moreau criteria` lists them).
-        pruning_ratio: share of the model's parameters to remove, in [0, 1). 0.2 if neither ratio is given.
-        unit_ratio: instead, the share of the units in scope to remove; one number, or (attention, mlp).
+        pruning_ratio: share of the model's parameters to remove, in [0, 1). 0.2 if no other target size is given.
+        unit_ratio: instead, the share of the units in scope to remove; one number, or one for each of `targets`.
+        target_parameters: instead, the most parameters that may be left: `5.5B`, `800M`, or a whole number.
+        target_bytes: instead, the most bytes that the saved weights may take in the model's dtype: `12GiB`, `12GB`.
         attention_layers: (start, end) of the layers whose attention is in scope, end excluded.
-        mlp_layers: the same for the MLP. Default for both: the paper's 4..29 of 32, scaled to the model's depth.
-        targets: what may be cut: `attention` (heads or KV groups), `mlp` (channels).
+        mlp_layers: the same for the MLP.
+        whole_layers: the same for layers removed whole. Default for all three: the paper's 4..29 of 32, scaled to the
+            model's depth; where the engine reads uniform layers only, attention and MLP of all layers.
+        targets: what may be cut: `attention` (heads or KV groups), `mlp` (channels), `hidden` (channels of the residual
+            stream), `layers` (whole ones).
+        layer_criterion: what a layer is worth: `sum` of its units' scores, or `block-influence`, 1 − mean cosine
+            similarity between its input and output.
+        fold_norms: hidden channels only: keep the norms' averages over the original width, by factors folded into their
+            weights and ε; otherwise they average over the channels kept.
         budget: `uniform`: each layer gives the same share; `global`: one ranking over all layers.
         aggregation: how the coupled matrices of a unit combine (paper, Eq. 5): `sum`, `mean`, `max`, `prod`.
         rho: ρ of the Moreau envelope (paper, Eq. 6).
@@ -61,7 +66,10 @@ class MoreauPrunerConfig:
         calibration_samples: windows of calibration text.
         sequence_length: tokens per window.
         batch_size: windows per forward pass; does not change the scores. Default: all, at most 10.
-        multiple_of: the channels kept per layer are a multiple of this.
+        multiple_of: the channels kept, of an MLP or of the residual stream, are a multiple of this.
+        uniform: every layer in scope keeps the same number of heads and of channels.
+        engine: what must load the result: `transformers`, `vllm` or `llama.cpp` (plan/engines.py has their rules).
+        tensor_parallel: number of devices over which that engine splits every layer.
         seed: of the windows, of the noise and of `random`.
         export: `stock` (a class of transformers), `custom` (own type, per-layer shapes) or `auto`.
 
@@ -71,10 +79,15 @@ class MoreauPrunerConfig:
 
     criterion: str = "moreau-gs"
     pruning_ratio: float | None = None
-    unit_ratio: float | tuple[float, float] | None = None
+    unit_ratio: float | tuple[float, ...] | None = None
+    target_parameters: int | None = None
+    target_bytes: int | None = None
     attention_layers: tuple[int, int] | None = None
     mlp_layers: tuple[int, int] | None = None
-    targets: tuple[str, ...] = TARGETS
+    whole_layers: tuple[int, int] | None = None
+    targets: tuple[str, ...] = ("attention", "mlp")
+    layer_criterion: str = "sum"
+    fold_norms: bool = False
     budget: str = "uniform"
     aggregation: str = "sum"
     rho: float | None = None
@@ -93,14 +106,20 @@ class MoreauPrunerConfig:
     sequence_length: int = 128
     batch_size: int | None = None
     multiple_of: int = 1
+    uniform: bool = False
+    engine: str = "transformers"
+    tensor_parallel: int = 1
     seed: int = 0
     export: str = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("attention_layers", "mlp_layers", "unit_ratio", "targets"):
+        for name in (*_LAYER_RANGES, "unit_ratio", "targets"):
             if isinstance(value := getattr(self, name), list):
                 object.__setattr__(self, name, tuple(value))
-        _validate(self)
+        for name, parse in (("target_parameters", parse_parameters), ("target_bytes", parse_bytes)):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, parse(value))
+        validate(self)
 
     @classmethod
     def paper(cls, criterion: str = "moreau-gs", **changes: Any) -> MoreauPrunerConfig:
@@ -139,12 +158,13 @@ class MoreauPrunerConfig:
             if name not in defaults and given is not None:
                 logger.warning("%s does not use %s: ignored", self.criterion, name)
             values[name] = defaults.get(name) if given is None or name not in defaults else given
-        if self.pruning_ratio is None and self.unit_ratio is None:
+        if all(getattr(self, name) is None for name in SIZES):
             values["pruning_ratio"] = 0.2
         values["batch_size"] = self.batch_size or min(self.calibration_samples, 10)
         depth = model_config.num_hidden_layers
-        for name in ("attention_layers", "mlp_layers"):
-            values[name] = _resolve_layers(name, getattr(self, name), depth)
+        values |= {name: _resolve_layers(name, getattr(self, name), depth) for name in _LAYER_RANGES}
+        if self.engine in ENGINES_OF_UNIFORM_LAYERS:
+            values |= _for_uniform_engine(self, depth)
         return dataclasses.replace(self, **values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -227,93 +247,6 @@ class MoreauPrunerConfig:
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
 
-def _validate(config: MoreauPrunerConfig) -> None:
-    try:
-        CRITERIA.check(config.criterion)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    for name, choices in CHOICES.items():
-        if (value := getattr(config, name)) not in choices:
-            raise ConfigError(
-                f"{name}: unknown value {value!r}.{suggestion(value, choices)} Known: {', '.join(choices)}"
-            )
-    _validate_ratios(config)
-    _validate_layers_and_targets(config)
-    for name in ("rho", "step_size", "sigma", "eta"):
-        _check_number(name, getattr(config, name), above=0.0, inclusive=name in ("sigma", "eta"))
-    for name in (
-        "steps",
-        "noise_samples",
-        "passes",
-        "average_last",
-        "calibration_samples",
-        "batch_size",
-        "multiple_of",
-    ):
-        _check_whole(name, getattr(config, name), least=1)
-    _check_whole("sequence_length", config.sequence_length, least=2)
-    _check_whole("seed", config.seed, least=0)
-    if not isinstance(config.released, bool):
-        raise ConfigError(f"released: {config.released!r} is not true or false")
-    if config.eta_quantile is not None:
-        _check_share("eta_quantile", config.eta_quantile)
-        if config.eta is not None:
-            raise ConfigError("eta and eta_quantile are both given; give one of them")
-        if config.released:
-            raise ConfigError("released=True has an absolute threshold only; give eta instead of eta_quantile")
-    if config.released and (config.noise_samples not in (None, 1) or config.channel_group != "row"):
-        raise ConfigError("released=True draws once per step and thresholds rows; leave noise_samples, channel_group")
-    if config.released and config.criterion not in ("moreau", "moreau-gs"):
-        raise ConfigError(f"released=True reproduces moreau and moreau-gs only, not {config.criterion}")
-
-
-def _validate_ratios(config: MoreauPrunerConfig) -> None:
-    if config.pruning_ratio is not None and config.unit_ratio is not None:
-        raise ConfigError(
-            "pruning_ratio (share of the parameters) and unit_ratio (share of the units) are both given; give one"
-        )
-    if config.pruning_ratio is not None:
-        _check_share("pruning_ratio", config.pruning_ratio)
-    if isinstance(config.unit_ratio, tuple):
-        if len(config.unit_ratio) != 2:
-            raise ConfigError(f"unit_ratio: {config.unit_ratio} is not one number or two (attention, mlp)")
-        for share in config.unit_ratio:
-            _check_share("unit_ratio", share)
-    elif config.unit_ratio is not None:
-        _check_share("unit_ratio", config.unit_ratio)
-
-
-def _validate_layers_and_targets(config: MoreauPrunerConfig) -> None:
-    for name in ("attention_layers", "mlp_layers"):
-        layers = getattr(config, name)
-        whole = isinstance(layers, tuple) and len(layers) == 2 and all(type(end) is int for end in layers)
-        if layers is not None and not (whole and 0 <= layers[0] < layers[1]):
-            raise ConfigError(f"{name}: {layers!r} is not (start, end) with 0 <= start < end (end excluded)")
-    if not isinstance(config.targets, tuple) or not config.targets or len(set(config.targets)) != len(config.targets):
-        raise ConfigError(f"targets: {config.targets!r} is not a list of distinct names of {', '.join(TARGETS)}")
-    for target in config.targets:
-        if target not in TARGETS:
-            raise ConfigError(f"targets: unknown '{target}'.{suggestion(target, TARGETS)} Known: {', '.join(TARGETS)}")
-
-
-def _check_share(name: str, value: Any) -> None:
-    if type(value) not in (int, float) or not 0 <= value < 1:
-        raise ConfigError(f"{name}: {value!r} is not a share in [0, 1); 20 % is 0.2")
-
-
-def _check_number(name: str, value: Any, *, above: float, inclusive: bool) -> None:
-    if value is None:
-        return
-    number = type(value) in (int, float) and math.isfinite(value)
-    if not number or value < above or (value == above and not inclusive):
-        raise ConfigError(f"{name}: {value!r} is not a number {'≥' if inclusive else '>'} {above:g}")
-
-
-def _check_whole(name: str, value: Any, *, least: int) -> None:
-    if value is not None and (type(value) is not int or value < least):
-        raise ConfigError(f"{name}: {value!r} is not a whole number ≥ {least}")
-
-
 def _resolve_layers(name: str, layers: tuple[int, int] | None, depth: int) -> tuple[int, int]:
     if layers is None:  # the paper's 4..29 of 32, scaled; at least one layer
         start = min(round(4 * depth / 32), depth - 1)
@@ -321,3 +254,15 @@ def _resolve_layers(name: str, layers: tuple[int, int] | None, depth: int) -> tu
     if layers[1] > depth:
         raise ConfigError(f"{name}: {layers[0]}:{layers[1]} lies outside the model's layers 0:{depth}")
     return layers
+
+
+def _for_uniform_engine(config: MoreauPrunerConfig, depth: int) -> dict[str, Any]:
+    """All layers are in scope, of one shape, in a stock class."""
+    for name in ("attention_layers", "mlp_layers"):
+        layers = getattr(config, name)
+        if layers not in (None, (0, depth)) and name.removesuffix("_layers") in config.targets:
+            raise ConfigError(
+                f"{name}: {config.engine} reads layers of one shape only; leave {layers[0]}:{layers[1]} out, or use"
+                f" 0:{depth}"
+            )
+    return {"attention_layers": (0, depth), "mlp_layers": (0, depth), "uniform": True, "export": "stock"}

@@ -1,0 +1,123 @@
+"""What `plan --dry-run` prints, and `prune` before it starts: sizes before and after, memory and time of scoring."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ..config import MoreauPrunerConfig
+
+
+def foresee(args: argparse.Namespace, given: MoreauPrunerConfig) -> dict[str, Any]:
+    """Works from config.json alone."""
+    import torch
+
+    from ..checkpoint import load_skeleton
+    from ..estimate import estimate_scoring
+    from ..export import decide_export
+    from ..plan import expected_plan, removed_parameters
+    from ..summary import layer_shapes
+    from ..units import model_shape
+
+    skeleton = load_skeleton(
+        args.model, dtype=args.dtype, revision=args.revision, trust_remote_code=args.trust_remote_code
+    )
+    shape = model_shape(skeleton)
+    config = given.resolve(skeleton.config)
+    plan = expected_plan(shape, config)
+    export = decide_export(skeleton.config, shape, plan, config.export)
+    left = shape.parameters - removed_parameters(plan, shape)
+    before, after = layer_shapes(skeleton.config, plan)
+    per_token = [
+        sum(2 * layer["kv_heads"] * layer["head_dim"] * skeleton.dtype.itemsize for layer in layers if layer)
+        for layers in (before, after)
+    ]
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    estimate = estimate_scoring(skeleton, shape, config, "cuda" if device.startswith(("cuda", "auto")) else "cpu")
+    return {
+        "parameters_before": shape.parameters,
+        "parameters_after": left,
+        "ratio_achieved": 1 - left / shape.parameters,
+        "dtype": str(skeleton.dtype).removeprefix("torch."),
+        "bytes_before": shape.bytes,
+        "bytes_after": round(left * shape.bytes / shape.parameters),
+        "kv_bytes_per_token_before": per_token[0],
+        "kv_bytes_per_token_after": per_token[1],
+        "hidden_before": skeleton.config.hidden_size,
+        "hidden_after": len(plan.hidden.kept) if plan.hidden else skeleton.config.hidden_size,
+        "layers_before": before,
+        "layers_after": after,
+        "contributions": dict(plan.contributions),
+        "adjustments": [*plan.adjustments, *export.words],
+        "export": export.model_type,
+        "scoring": {"criterion": config.criterion, "device": device, **vars(estimate)},
+    }
+
+
+def parts(result: dict[str, Any]) -> str:
+    """`: layers 5 %, mlp 15 %` of the model, for more than one target."""
+    given = result["contributions"]
+    shares = [f"{kind} {100 * count / result['parameters_before']:.2f} %" for kind, count in given.items()]
+    return f": {', '.join(shares)}" if len(shares) > 1 else ""
+
+
+def show(result: dict[str, Any]) -> str:
+    """The same for a reader."""
+    from ..config.quantities import words_for_bytes as size
+
+    cache = [size(result[f"kv_bytes_per_token_{when}"]) for when in ("before", "after")]
+    lines = [
+        f"parameters  {result['parameters_before']:,} → {result['parameters_after']:,}"
+        f"  (−{100 * result['ratio_achieved']:.2f} %{parts(result)})",
+        f"on disk     {size(result['bytes_before'])} → {size(result['bytes_after'])} ({result['dtype']})",
+        f"KV cache    {cache[0]} → {cache[1]} per token",
+        f"hidden      {result['hidden_before']} → {result['hidden_after']}",
+        *_layers(result["layers_before"], result["layers_after"]),
+        f"export      {result['export']}",
+        *(f"note        {line}" for line in result["adjustments"]),
+        *_scoring(result["scoring"]),
+    ]
+    return "\n".join(lines)
+
+
+def _layers(before: list[Any], after: list[Any]) -> list[str]:
+    """How many layers stay, and one line for each run of these that are alike."""
+    stay = [i for i, new in enumerate(after) if new is not None]
+    words = [_layer(before[i], after[i]) for i in stay]
+    starts = [n for n, line in enumerate(words) if n == 0 or line != words[n - 1]]
+    lines = []
+    for start, end in zip(starts, [*starts[1:], len(words)], strict=True):
+        label = f"{stay[start]}-{stay[end - 1]}" if end - start > 1 else f"{stay[start]}"
+        lines.append(f"  {label:<10}{words[start]}")
+    which = "; which of them go follows the scores" if len(stay) < len(before) else ""
+    return [f"layers      {len(before)} → {len(stay)}{which}", *lines]
+
+
+def _layer(old: dict[str, int], new: dict[str, int]) -> str:
+    names = (("heads", "heads"), ("kv_heads", "KV heads"), ("channels", "channels"))
+    return ", ".join(f"{old[key]} → {new[key]} {noun}" for key, noun in names)
+
+
+def _scoring(scoring: dict[str, Any]) -> list[str]:
+    from ..config.quantities import words_for_bytes as size
+
+    passes = f"{scoring['passes']} forward and backward passes" if scoring["passes"] else "no backward pass"
+    about = f", about {_duration(scoring['seconds'])}" if scoring["passes"] else ""
+    return [
+        f"scoring     {scoring['criterion']} on {scoring['device']}: {passes}{about}",
+        f"memory      about {size(scoring['peak_memory_bytes'])} at the peak: model {size(scoring['model_bytes'])},"
+        f" criterion {size(scoring['state_bytes'])}, one pass {size(scoring['pass_bytes'])}",
+    ]
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def announce(args: argparse.Namespace, given: MoreauPrunerConfig) -> str:
+    """What `prune` says before it starts."""
+    result = foresee(args, given)
+    left, scoring = result["parameters_after"], _scoring(result["scoring"])
+    return "\n".join([f"parameters  {result['parameters_before']:,} → about {left:,}", *scoring])

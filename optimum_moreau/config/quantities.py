@@ -1,0 +1,50 @@
+"""Sizes as people write them: `5.5B` parameters, `12GiB`."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from ..errors import ConfigError
+
+_COUNTS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+_BYTES = {f"{prefix}B": 1000**power for power, prefix in enumerate(("", "K", "M", "G", "T"))}
+_BYTES |= {f"{prefix}iB": 1024**power for power, prefix in enumerate(("K", "M", "G", "T"), start=1)} | {"": 1}
+
+
+def parse_parameters(value: Any) -> int:
+    """Reads a number of parameters: a whole number, or `5.5B`, `800M`, `120K`.
+
+    Raises:
+        ConfigError: not such a number.
+    """
+    return _parse("target_parameters", value, _COUNTS, "5.5B, 800M or 120000")
+
+
+def parse_bytes(value: Any) -> int:
+    """Reads a number of bytes: a whole number, or `12GiB`, `12GB`, `800MB`.
+
+    Raises:
+        ConfigError: not such a number.
+    """
+    return _parse("target_bytes", value, _BYTES, "12GiB, 12GB or 800MB")
+
+
+def words_for_bytes(count: float) -> str:
+    """`12.3 GiB`: the unit in which the number has one to four digits before the point."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def _parse(name: str, value: Any, units: dict[str, int], examples: str) -> int:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", str(value).strip(), re.IGNORECASE)
+    known = {unit.lower(): factor for unit, factor in units.items()}
+    if isinstance(value, bool) or not found or found[2].lower() not in known:
+        raise ConfigError(f"{name}: {value!r} is not a size such as {examples}")
+    count = round(float(found[1]) * known[found[2].lower()])
+    if count < 1:
+        raise ConfigError(f"{name}: {value!r} is less than 1")
+    return count

@@ -1,0 +1,142 @@
+"""Refuses settings that are out of their range or contradict each other, before any model is loaded."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError
+from ..registry import CRITERIA, suggestion
+
+if TYPE_CHECKING:
+    from .pruner_config import MoreauPrunerConfig
+
+TARGETS = ("attention", "mlp", "hidden", "layers")
+CHOICES = {
+    "budget": ("uniform", "global"),
+    "aggregation": ("sum", "mean", "max", "prod"),
+    "noise": ("relative", "absolute"),
+    "channel_group": ("row", "unit"),
+    "layer_criterion": ("sum", "block-influence"),
+    "engine": ("transformers", "vllm", "llama.cpp"),
+    "export": ("auto", "stock", "custom"),
+}
+ENGINES_OF_UNIFORM_LAYERS = ("vllm", "llama.cpp")
+
+
+def validate(config: MoreauPrunerConfig) -> None:
+    """Checks every field and how they go together.
+
+    Raises:
+        ConfigError: names the field, its value, and what is allowed.
+    """
+    try:
+        CRITERIA.check(config.criterion)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    for name, choices in CHOICES.items():
+        if (value := getattr(config, name)) not in choices:
+            raise ConfigError(
+                f"{name}: unknown value {value!r}.{suggestion(value, choices)} Known: {', '.join(choices)}"
+            )
+    _validate_ratios(config)
+    _validate_layers_and_targets(config)
+    _validate_shapes(config)
+    for name in ("rho", "step_size", "sigma", "eta"):
+        _check_number(name, getattr(config, name), above=0.0, inclusive=name in ("sigma", "eta"))
+    for name in (
+        "steps",
+        "noise_samples",
+        "passes",
+        "average_last",
+        "calibration_samples",
+        "batch_size",
+        "multiple_of",
+        "tensor_parallel",
+    ):
+        _check_whole(name, getattr(config, name), least=1)
+    _check_whole("sequence_length", config.sequence_length, least=2)
+    _check_whole("seed", config.seed, least=0)
+    for name in ("released", "uniform", "fold_norms"):
+        if not isinstance(value := getattr(config, name), bool):
+            raise ConfigError(f"{name}: {value!r} is not true or false")
+    if config.eta_quantile is not None:
+        _check_share("eta_quantile", config.eta_quantile)
+        if config.eta is not None:
+            raise ConfigError("eta and eta_quantile are both given; give one of them")
+        if config.released:
+            raise ConfigError("released=True has an absolute threshold only; give eta instead of eta_quantile")
+    if config.released and (config.noise_samples not in (None, 1) or config.channel_group != "row"):
+        raise ConfigError("released=True draws once per step and thresholds rows; leave noise_samples, channel_group")
+    if config.released and config.criterion not in ("moreau", "moreau-gs"):
+        raise ConfigError(f"released=True reproduces moreau and moreau-gs only, not {config.criterion}")
+
+
+def _validate_ratios(config: MoreauPrunerConfig) -> None:
+    sizes = {
+        "pruning_ratio": "share of the parameters",
+        "unit_ratio": "share of the units",
+        "target_parameters": "parameters left",
+        "target_bytes": "bytes left",
+    }
+    given = [f"{name} ({words})" for name, words in sizes.items() if getattr(config, name) is not None]
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)} are both given; give one")
+    if config.pruning_ratio is not None:
+        _check_share("pruning_ratio", config.pruning_ratio)
+    if isinstance(config.unit_ratio, tuple):
+        if len(config.unit_ratio) != len(config.targets):
+            targets = ", ".join(config.targets)
+            raise ConfigError(f"unit_ratio: {config.unit_ratio} is not one number, or one for each target ({targets})")
+        for share in config.unit_ratio:
+            _check_share("unit_ratio", share)
+    elif config.unit_ratio is not None:
+        _check_share("unit_ratio", config.unit_ratio)
+
+
+def _validate_layers_and_targets(config: MoreauPrunerConfig) -> None:
+    for name in ("attention_layers", "mlp_layers", "whole_layers"):
+        layers = getattr(config, name)
+        whole = isinstance(layers, tuple) and len(layers) == 2 and all(type(end) is int for end in layers)
+        if layers is not None and not (whole and 0 <= layers[0] < layers[1]):
+            raise ConfigError(f"{name}: {layers!r} is not (start, end) with 0 <= start < end (end excluded)")
+    if not isinstance(config.targets, tuple) or not config.targets or len(set(config.targets)) != len(config.targets):
+        raise ConfigError(f"targets: {config.targets!r} is not a list of distinct names of {', '.join(TARGETS)}")
+    for target in config.targets:
+        if target not in TARGETS:
+            raise ConfigError(f"targets: unknown '{target}'.{suggestion(target, TARGETS)} Known: {', '.join(TARGETS)}")
+
+
+def _validate_shapes(config: MoreauPrunerConfig) -> None:
+    one_shape = config.uniform or config.engine in ENGINES_OF_UNIFORM_LAYERS
+    reason = "uniform=True" if config.uniform else f"engine '{config.engine}'"
+    if one_shape and config.budget != "uniform":
+        raise ConfigError(
+            f"budget '{config.budget}' makes layers of different shape, {reason} wants one; leave one out"
+        )
+    if config.engine in ENGINES_OF_UNIFORM_LAYERS and config.export == "custom":
+        raise ConfigError(f"export 'custom' is an own model type, which {config.engine} does not read; leave one out")
+    if config.engine == "llama.cpp" and config.tensor_parallel != 1:
+        raise ConfigError("tensor_parallel: llama.cpp splits a model between layers or rows of any shape; leave it out")
+    if config.fold_norms and "hidden" not in config.targets:
+        raise ConfigError("fold_norms concerns hidden channels, which are not among the targets; leave it out")
+    if config.channel_group == "unit" and "hidden" in config.targets and len(config.targets) > 1:
+        raise ConfigError("channel_group 'unit': hidden channels share weights with other units; use 'row'")
+
+
+def _check_share(name: str, value: Any) -> None:
+    if type(value) not in (int, float) or not 0 <= value < 1:
+        raise ConfigError(f"{name}: {value!r} is not a share in [0, 1); 20 % is 0.2")
+
+
+def _check_number(name: str, value: Any, *, above: float, inclusive: bool) -> None:
+    if value is None:
+        return
+    number = type(value) in (int, float) and math.isfinite(value)
+    if not number or value < above or (value == above and not inclusive):
+        raise ConfigError(f"{name}: {value!r} is not a number {'≥' if inclusive else '>'} {above:g}")
+
+
+def _check_whole(name: str, value: Any, *, least: int) -> None:
+    if value is not None and (type(value) is not int or value < least):
+        raise ConfigError(f"{name}: {value!r} is not a whole number ≥ {least}")

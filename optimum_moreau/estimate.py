@@ -1,0 +1,200 @@
+"""What a pruning run would take and give, from the model's config alone: no weights are read or allocated.
+
+Memory of scoring at its peak, beside the loaded model:
+
+    held by the criterion (δ, copies of the weights in scope, sums)  +  max(activations, gradients of these weights)
+
+since a backward pass frees the first while it makes the second. The activations are not a formula: the model's own code
+runs on the meta device, and what autograd saves is counted. Time is the floating-point operations of the passes over
+this machine's measured rate of a matrix product, and one normal number per weight and noisy pass.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .config import MoreauPrunerConfig
+from .criteria import Cost
+from .registry import CRITERIA
+from .scores import needs_text
+from .units import Block, ModelShape
+
+_LENGTH = 31  # tokens of the run on the meta device; no model has a size of 31, so that attention's squares stand out
+_RATE_SECONDS = 0.02
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What scoring takes.
+
+    Attributes:
+        passes: forward and backward passes over the calibration text.
+        model_bytes: the loaded model.
+        state_bytes: what the criterion holds while a pass runs.
+        pass_bytes: activations or gradients of one batch, whichever is more.
+        peak_memory_bytes: all together.
+        seconds: on this machine, roughly.
+    """
+
+    passes: int
+    model_bytes: int
+    state_bytes: int
+    pass_bytes: int
+    peak_memory_bytes: int
+    seconds: float
+
+
+def estimate_scoring(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig, device: str) -> Estimate:
+    """Estimates peak memory and time of scoring.
+
+    Args:
+        skeleton: the model on the meta device, in the dtype it would be loaded in.
+        shape: its shape.
+        config: resolved.
+        device: type of the device that would score, `cpu` or `cuda`.
+    """
+    cost = CRITERIA.get(config.criterion).cost(config)
+    blocks = shape.scored(config)
+    if config.released:  # the reference path moves every parameter
+        scope = shape.parameters
+    else:
+        names = {name for block in blocks for name in block.weight_names().values()}
+        scope = sum(skeleton.get_parameter(name).numel() for name in names)
+    itemsize = skeleton.dtype.itemsize
+    batch = min(config.batch_size or config.calibration_samples, config.calibration_samples)
+    within_pass = 0
+    if cost.passes:
+        activations = activation_bytes(skeleton, blocks, batch, config.sequence_length)
+        within_pass = max(activations, scope * max(itemsize, 4))
+    elif needs_text(config):
+        within_pass = 2 * batch * config.sequence_length * skeleton.config.vocab_size * itemsize
+    else:
+        within_pass = 2 * 4 * max((_elements(skeleton, block) for block in blocks), default=0)
+    state = round(scope * (4 * cost.floats + itemsize * cost.copies))
+    return Estimate(
+        cost.passes,
+        shape.bytes,
+        state,
+        within_pass,
+        shape.bytes + state + within_pass,
+        _seconds(cost, shape.parameters, scope, config, skeleton.dtype, device),
+    )
+
+
+def activation_bytes(skeleton: Any, blocks: tuple[Block, ...], windows: int, length: int) -> int:
+    """Counts what autograd saves for the backward pass of one batch, and the logits' gradients that it starts with.
+
+    Layers that are alike save alike: one of each kind runs.
+
+    Args:
+        skeleton: the model on the meta device.
+        blocks: whose weights get gradients.
+        windows: of the batch.
+        length: tokens per window.
+    """
+    names = {name for block in blocks for name in block.weight_names().values()}
+    for name, parameter in skeleton.named_parameters():
+        parameter.requires_grad_(name in names)
+    kinds = _kinds_of_layers(skeleton)
+    whole, skeleton.model.layers = skeleton.model.layers, nn.ModuleList(kinds)
+    try:
+        saved = _saved_bytes(skeleton, windows)
+    finally:
+        skeleton.model.layers = whole
+    layers = sum(count * saved.get(layer, 0) for layer, count in kinds.items())
+    logits = 2 * 4 * windows * _LENGTH * skeleton.config.vocab_size  # of the loss and of its softmax, float32
+    return math.ceil((layers + saved.get(None, 0) + logits) * length / _LENGTH)
+
+
+def _kinds_of_layers(skeleton: Any) -> dict[nn.Module, int]:
+    """One layer of each kind, in order, and how many are like it: shapes, gradients, and whether any lies below."""
+    found: dict[tuple[Any, ...], tuple[nn.Module, int]] = {}
+    below = any(p.requires_grad for p in skeleton.model.embed_tokens.parameters())
+    for layer in skeleton.model.layers:
+        marks = tuple((p.shape, p.requires_grad) for p in layer.parameters())
+        below = below or any(mark[1] for mark in marks)
+        first, count = found.get((below, marks), (layer, 0))
+        found[below, marks] = (first, count + 1)
+    return dict(found.values())
+
+
+def _saved_bytes(skeleton: Any, windows: int) -> dict[nn.Module | None, int]:
+    """Bytes that autograd saves in each layer, and outside of all (`None`), in one forward pass on the meta device."""
+    known = {parameter.untyped_storage()._cdata for parameter in skeleton.parameters()}
+    alive: list[Tensor] = []  # so that no storage's address is used twice
+    squares_kept = skeleton.config._attn_implementation == "eager"  # the others never hold length × length numbers
+    saved: dict[nn.Module | None, int] = {}
+    place: list[nn.Module | None] = [None]
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        square = tensor.dim() > 2 and tensor.shape[-2:] == (_LENGTH, _LENGTH)
+        if storage._cdata not in known and (squares_kept or not square):
+            known.add(storage._cdata)
+            alive.append(tensor)
+            saved[place[0]] = saved.get(place[0], 0) + storage.nbytes()
+        return tensor
+
+    def enter(module: nn.Module, args: Any) -> None:
+        place[0] = module
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        place[0] = None
+
+    handles = [layer.register_forward_pre_hook(enter) for layer in skeleton.model.layers]
+    handles += [layer.register_forward_hook(leave) for layer in skeleton.model.layers]
+    ids = torch.zeros(windows, _LENGTH, dtype=torch.int64, device="meta")
+    mask = torch.zeros(windows, 1, _LENGTH, _LENGTH, dtype=skeleton.dtype, device="meta")
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.enable_grad():
+            skeleton(input_ids=ids, position_ids=ids[:1], attention_mask=mask, labels=ids, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return saved
+
+
+def _elements(skeleton: Any, block: Block) -> int:
+    return sum(skeleton.get_parameter(name).numel() for name in set(block.weight_names().values()))
+
+
+def _seconds(
+    cost: Cost, parameters: int, scope: int, config: MoreauPrunerConfig, dtype: torch.dtype, device: str
+) -> float:
+    tokens = config.calibration_samples * config.sequence_length
+    if not cost.passes:
+        return 0.0
+    # 2 operations per weight and token: forward, through the activations, and for the weights in scope
+    operations = 2 * cost.passes * tokens * (2 * parameters + scope)
+    seconds = operations / _product_rate(min(tokens, 1024), dtype, device)
+    return seconds + (cost.passes * scope / _noise_rate(device) if cost.noisy else 0.0)
+
+
+def _product_rate(rows: int, dtype: torch.dtype, device: str) -> float:
+    """Floating-point operations per second of a matrix product here."""
+    a, b = (torch.ones(n, 1024, dtype=dtype, device=device) for n in (rows, 1024))
+    return 2 * rows * 1024 * 1024 / _time_of(lambda: a @ b.T, device)
+
+
+def _noise_rate(device: str) -> float:
+    """Normal numbers per second here."""
+    return 2**20 / _time_of(lambda: torch.randn(2**20, device=device), device)
+
+
+def _time_of(action: Any, device: str) -> float:
+    """Mean seconds of an action, the first run apart."""
+    action()
+    start, runs = time.perf_counter(), 0
+    while (passed := time.perf_counter() - start) < _RATE_SECONDS or not runs:
+        action()
+        runs += 1
+        if device == "cuda":
+            torch.cuda.synchronize()
+    return passed / runs
