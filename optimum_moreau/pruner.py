@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from .card import write_card
 from .checkpoint import Verification, model_reference, save_folder, verify
 from .config import MoreauPrunerConfig
 from .errors import MoreauError
+from .estimate import estimate_scoring, skeleton_of
 from .export import check_reachable
 from .plan import (
     PLAN_NAME,
@@ -30,6 +32,8 @@ from .scores import SCORES_NAME, UnitScores, needs_text, score_units
 from .summary import SUMMARY_NAME, PruningSummary, layer_shapes, peak_memory_bytes, versions
 from .surgery import apply_plan, check_prunable
 from .units import model_shape
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,9 @@ class MoreauPruner:
             "config": config.to_dict(),
             "calibration": found.to_dict() if found else {},
         }
+        if logger.isEnabledFor(logging.INFO):
+            estimate = estimate_scoring(skeleton_of(model), shape, config, model.device.type)
+            logger.info("%s: %s", config.criterion, "; ".join(" ".join(line.split()) for line in estimate.lines))
         scores = replace(score_units(model, shape, self._tokens, config), origin=origin)
         plan = make_plan(scores, shape, config)
         return plan, scores

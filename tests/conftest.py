@@ -62,7 +62,10 @@ def tiny_folder(tmp_path_factory, tokenizer):
 
 @pytest.fixture
 def command(capsys):
-    """Runs `optimum-moreau VERB …` in this process: arguments → (exit code, standard output, standard error)."""
+    """Runs `optimum-moreau VERB …` in this process: arguments → (exit code, standard output, standard error).
+
+    What standard error announces of a run that went well so far (`INFO: …`) is left out.
+    """
 
     def run(*arguments):
         root = logging.getLogger()
@@ -86,7 +89,8 @@ def command(capsys):
             root.setLevel(level)
             for handler, stream in zip(libraries, streams, strict=True):
                 handler.setStream(stream)
-        return code, *capsys.readouterr()
+        out, err = capsys.readouterr()
+        return code, out, "".join(line for line in err.splitlines(keepends=True) if not line.startswith("INFO: "))
 
     return run
 

@@ -1,11 +1,12 @@
 """Run as a script: loads saved folders in a fresh process, through the Auto classes only, and writes what it found.
 
-Reads a JSON request from standard input: `package` (import optimum_moreau first, or make it impossible to import),
+Reads a JSON request from standard input: `package` (import optimum_moreau first; otherwise it must not be there),
 `results` (a folder to write `NAME.safetensors` and `NAME.json` into), `folders` (name → `folder`, `remote_code`).
 """
 
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -14,15 +15,6 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 
 PROMPT = "A small model reads"
 NEW_TOKENS = 8
-
-
-class NotInstalled:
-    """An import hook: optimum_moreau is not there."""
-
-    @staticmethod
-    def find_spec(name, path=None, target=None):
-        if name.split(".")[0] == "optimum_moreau":
-            raise ModuleNotFoundError(f"No module named '{name}'", name=name)
 
 
 def checkpointed_gradient(model, ids, *, enabled):
@@ -74,8 +66,9 @@ def main():
     request = json.load(sys.stdin)
     if request["package"]:
         import optimum_moreau  # noqa: F401
-    else:
-        sys.meta_path.insert(0, NotInstalled)
+    else:  # a bare environment: what a stranger has
+        present = {name for name in ("optimum_moreau", "optimum", "peft", "accelerate") if find_spec(name)}
+        assert not present, present
     torch.set_num_threads(1)
     results = Path(request["results"])
     for name, case in request["folders"].items():
@@ -84,7 +77,6 @@ def main():
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, results / f"{name}.safetensors")
         (results / f"{name}.json").write_text(json.dumps(words))
         model.save_pretrained(results / f"{name}-again")
-    assert request["package"] or "optimum_moreau" not in sys.modules
 
 
 if __name__ == "__main__":

@@ -31,6 +31,8 @@ PRUNE_KEYS = {
     "parameters_after",
     "ratio_requested",
     "ratio_achieved",
+    "contributions",
+    "adjustments",
     "export",
     "verified_max_abs_difference",
     "seconds",
@@ -63,6 +65,14 @@ FLAGS = {
     "sequence_length": ("64", 64),
     "batch_size": ("4", 4),
     "multiple_of": ("8", 8),
+    "target_parameters": ("5.5B", 5_500_000_000),
+    "target_bytes": ("12GiB", 12 * 2**30),
+    "whole_layers": ("2:6", (2, 6)),
+    "layer_criterion": ("block-influence", "block-influence"),
+    "fold_norms": (None, True),
+    "uniform": (None, True),
+    "engine": ("vllm", "vllm"),
+    "tensor_parallel": ("2", 2),
     "seed": ("1", 1),
     "export": ("custom", "custom"),
 }
@@ -117,10 +127,12 @@ def test_every_field_of_the_config_has_its_flag(verb, field):
     parser = argparse.ArgumentParser()
     prepare(verb, parser)
     value, expected = FLAGS[field]
+    others = {"targets": ("hidden",)} if field == "fold_norms" else {}
     for flag in filter(None, (f"--{field.replace('_', '-')}", ALIASES.get(field))):
         assert flag in parser.format_help()
-        args = parser.parse_args(["model", "-o", "out", flag, *filter(None, [value])])
-        assert config_from(args) == MoreauPrunerConfig(**{field: expected})
+        given = [word for name, names in others.items() for word in (f"--{name}", *names)]
+        args = parser.parse_args(["model", "-o", "out", flag, *filter(None, [value]), *given])
+        assert config_from(args) == MoreauPrunerConfig(**{field: expected}, **others)
 
 
 def test_no_flags_mean_the_defaults():
@@ -141,8 +153,11 @@ def test_prune_prints_one_json_object_and_nothing_else(pruned):
     assert result["output"] == str(folder)
 
 
-def test_standard_error_shows_no_progress_bars_where_it_is_no_terminal(pruned):
-    assert pruned[0].stderr == ""
+def test_standard_error_foretells_memory_and_time_and_shows_no_progress_bars_where_it_is_no_terminal(pruned):
+    (line,) = pruned[0].stderr.splitlines()
+    size = r"[\d.]+ [KM]iB"
+    parts = f"about {size} at the peak: model {size}, criterion {size}, one pass {size}"
+    assert re.fullmatch(rf"INFO: moreau-gs: scoring 10 forward and backward passes, about \d+ s; memory {parts}", line)
 
 
 def test_the_pruned_folder_loads(pruned):
@@ -181,7 +196,7 @@ def test_optimum_cli_prunes_to_an_own_type_which_evaluate_loads(command, tiny_fo
     scope = ("--attention-layers", "1:2", "--mlp-layers", "1:2", "--unit-ratio", "0.5", "--criterion", "magnitude")
     process = run(BIN / "optimum-cli", "moreau", "prune", tiny_folder, "-o", tmp_path / "own", *scope)
     assert "moreau_llama" in process.stdout
-    (notice,) = process.stderr.splitlines()  # says where an own type loads, and how to get a stock one
+    _, notice = process.stderr.splitlines()  # says where an own type loads, and how to get a stock one
     assert notice.startswith("WARNING: ") and "--attention-layers 0:3" in notice
     code, out, err = command("evaluate", tmp_path / "own", "--text", text_file, "--json")
     assert (code, err) == (0, "") and json.loads(out)["perplexity"] > 1

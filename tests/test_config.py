@@ -38,7 +38,23 @@ def test_is_frozen():
         ({"pruning_ratio": float("nan")}, "is not a share"),
         ({"unit_ratio": 20}, "20 % is 0.2"),
         ({"unit_ratio": (0.1, 1.5)}, "1.5 is not a share"),
-        ({"unit_ratio": (0.1, 0.2, 0.3)}, "one number or two"),
+        ({"unit_ratio": (0.1, 0.2, 0.3)}, r"one number, or one for each target \(attention, mlp\)"),
+        ({"target_parameters": "5.5X"}, "target_parameters: '5.5X' is not a size such as 5.5B, 800M or 120000"),
+        ({"target_bytes": "twelve"}, "target_bytes: 'twelve' is not a size such as 12GiB"),
+        ({"target_bytes": True}, "target_bytes: True is not a size"),
+        ({"target_bytes": "0GB"}, "target_bytes: '0GB' is less than 1"),
+        ({"target_bytes": "1GB", "pruning_ratio": 0.2}, "are both given; give one"),
+        ({"engine": "vlm"}, "engine: unknown value 'vlm'. Did you mean 'vllm'"),
+        ({"tensor_parallel": 0}, "tensor_parallel: 0 is not a whole number ≥ 1"),
+        ({"engine": "llama.cpp", "tensor_parallel": 2}, "tensor_parallel: llama.cpp splits a model between layers"),
+        ({"engine": "vllm", "budget": "global"}, "layers of different shape, engine 'vllm' wants one"),
+        ({"uniform": True, "budget": "global"}, "layers of different shape, uniform=True wants one"),
+        ({"engine": "vllm", "export": "custom"}, "export 'custom' is an own model type, which vllm does not read"),
+        ({"fold_norms": True}, "fold_norms concerns hidden channels"),
+        ({"uniform": 1}, "uniform: 1 is not true or false"),
+        ({"channel_group": "unit", "targets": ("mlp", "hidden")}, "hidden channels share weights with other units"),
+        ({"whole_layers": (2, 1)}, "whole_layers: .* 0 <= start < end"),
+        ({"layer_criterion": "influence"}, "layer_criterion: unknown value 'influence'"),
         ({"pruning_ratio": 0.2, "unit_ratio": 0.2}, "are both given"),
         ({"attention_layers": (3, 3)}, "attention_layers: .* 0 <= start < end"),
         ({"mlp_layers": (-1, 3)}, "mlp_layers"),
@@ -67,6 +83,37 @@ def test_refuses_unknown_keys_by_name():
 def test_default_scope_is_the_papers_scaled_to_the_depth(layers, scope):
     resolved = MoreauPrunerConfig().resolve(depth(layers))
     assert resolved.attention_layers == resolved.mlp_layers == scope
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "size"),
+    [
+        ("target_parameters", "5.5B", 5_500_000_000),
+        ("target_parameters", "800m", 800_000_000),
+        ("target_parameters", 120_000, 120_000),
+        ("target_bytes", "12GiB", 12 * 2**30),
+        ("target_bytes", "1.5 GB", 1_500_000_000),
+        ("target_bytes", "700MiB", 700 * 2**20),
+        ("target_bytes", 4096, 4096),
+    ],
+)
+def test_sizes_are_read_as_people_write_them(field, text, size):
+    config = MoreauPrunerConfig(**{field: text})
+    assert getattr(config, field) == size
+    resolved = config.resolve(depth(8))
+    assert resolved.pruning_ratio is None and getattr(resolved, field) == size
+    assert MoreauPrunerConfig.from_dict(json.loads(json.dumps(resolved.to_dict()))) == resolved
+
+
+@pytest.mark.parametrize("engine", ["vllm", "llama.cpp"])
+def test_an_engine_of_uniform_layers_widens_the_scope_and_wants_a_stock_class(engine):
+    resolved = MoreauPrunerConfig(engine=engine).resolve(depth(32))
+    assert resolved.attention_layers == resolved.mlp_layers == (0, 32)
+    assert resolved.uniform and resolved.export == "stock"
+    assert resolved.whole_layers == (4, 30)
+    assert resolved.resolve(depth(32)) == resolved
+    with pytest.raises(ConfigError, match=f"mlp_layers: {engine} reads layers of one shape only; leave 4:30 out, or"):
+        MoreauPrunerConfig(engine=engine, mlp_layers=(4, 30)).resolve(depth(32))
 
 
 def test_layers_outside_the_model_are_refused():

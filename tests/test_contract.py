@@ -1,7 +1,8 @@
 """The contract of every family and export: a pruned model is saved, and a fresh process loads the same model.
 
-All folders are made once, and read by two fresh processes (`fresh_process.py`): one that cannot import this package,
-where stock exports load without remote code and own types with it; one that imports it, for the own types.
+All folders are made once, and read by two fresh processes (`fresh_process.py`): one in an environment of transformers
+and torch only, where stock exports load without remote code and own types with it; one that imports this package, for
+the own types.
 """
 
 import json
@@ -20,6 +21,7 @@ from transformers import AutoModelForCausalLM
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig, apply_plan
 from optimum_moreau.errors import ExportError
 from optimum_moreau.registry import CRITERIA
+from tests.bare_environment import make_bare_environment
 from tests.fresh_process import NEW_TOKENS, PROMPT
 from tests.tiny import FAMILIES, assert_same_state, cut_plan, snapshot, tiny_model
 
@@ -56,6 +58,35 @@ CASES = {
     "llama-own-bfloat16": Case("llama", UNEVEN, "moreau_llama", {"dtype": torch.bfloat16}, verified=False),
     "mistral-own-window": Case("mistral", UNEVEN, "moreau_mistral", {"sliding_window": 4}, verified=False),
     **{f"by-{name}": Case("llama", EVEN, "mistral", MHA, name, verified=False) for name in CRITERIA},
+}
+SIX_TARGETS = {
+    "attention": ("attention",),
+    "mlp": ("mlp",),
+    "both": ("attention", "mlp"),
+    "hidden": ("hidden",),
+    "layers": ("layers",),
+    "all": ("attention", "mlp", "hidden", "layers"),
+}
+
+
+def target_case(family, target, export):
+    """Stock: every layer in scope, so that one shape is left; auto: not every layer, which heads and channels show."""
+    own = export == "custom" or (export == "auto" and target not in ("hidden", "layers"))
+    scope = {name: (0, 4) if export == "stock" else (1, 3) for name in ("attention_layers", "mlp_layers")}
+    settings = {"targets": SIX_TARGETS[target], "unit_ratio": 0.5, "whole_layers": (0, 4), "export": export, **scope}
+    if export == "auto":
+        settings["unit_ratio"] = 0.25 if target in ("hidden", "layers") else 0.5
+    if target == "all":
+        settings["unit_ratio"] = (0.5, 0.5, 0.25, 0.25)
+    model_type = f"moreau_{family}" if own else family
+    return Case(family, settings, model_type, {"num_hidden_layers": 4}, verified=False)
+
+
+CASES |= {
+    f"{family}-{target}-{export}": target_case(family, target, export)
+    for family in ("llama", "mistral")
+    for target in SIX_TARGETS
+    for export in ("auto", "stock", "custom")
 }
 # Case, how it was saved, and whether the fresh process has this package.
 LOADS = [
@@ -100,13 +131,16 @@ def load_all(folders, package, work):
             for (name, saved), folder in folders.items()
         },
     }
+    environment = {**os.environ, "HF_HOME": str(work / "hf")}
+    if not package:
+        environment["PYTHONPATH"] = str(make_bare_environment(work / "bare"))
     subprocess.run(
-        [sys.executable, "-I", str(SCRIPT)],
+        [sys.executable, *(["-I"] if package else ["-S", "-P"]), str(SCRIPT)],
         input=json.dumps(request),
         text=True,
         check=True,
         cwd=work,
-        env={**os.environ, "HF_HOME": str(work / "hf")},
+        env=environment,
     )
     return {
         key: SimpleNamespace(

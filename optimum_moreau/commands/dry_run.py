@@ -1,4 +1,4 @@
-"""What `plan --dry-run` prints, and `prune` before it starts: sizes before and after, memory and time of scoring."""
+"""What `plan --dry-run` prints: sizes before and after, memory and time of scoring."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def foresee(args: argparse.Namespace, given: MoreauPrunerConfig) -> dict[str, An
         "contributions": dict(plan.contributions),
         "adjustments": [*plan.adjustments, *export.words],
         "export": export.model_type,
-        "scoring": {"criterion": config.criterion, "device": device, **vars(estimate)},
+        "scoring": {"criterion": config.criterion, "device": device, **vars(estimate), "words": estimate.lines},
     }
 
 
@@ -75,7 +75,7 @@ def show(result: dict[str, Any]) -> str:
         *_layers(result["layers_before"], result["layers_after"]),
         f"export      {result['export']}",
         *(f"note        {line}" for line in result["adjustments"]),
-        *_scoring(result["scoring"]),
+        *result["scoring"]["words"],
     ]
     return "\n".join(lines)
 
@@ -96,28 +96,3 @@ def _layers(before: list[Any], after: list[Any]) -> list[str]:
 def _layer(old: dict[str, int], new: dict[str, int]) -> str:
     names = (("heads", "heads"), ("kv_heads", "KV heads"), ("channels", "channels"))
     return ", ".join(f"{old[key]} → {new[key]} {noun}" for key, noun in names)
-
-
-def _scoring(scoring: dict[str, Any]) -> list[str]:
-    from ..config.quantities import words_for_bytes as size
-
-    passes = f"{scoring['passes']} forward and backward passes" if scoring["passes"] else "no backward pass"
-    about = f", about {_duration(scoring['seconds'])}" if scoring["passes"] else ""
-    return [
-        f"scoring     {scoring['criterion']} on {scoring['device']}: {passes}{about}",
-        f"memory      about {size(scoring['peak_memory_bytes'])} at the peak: model {size(scoring['model_bytes'])},"
-        f" criterion {size(scoring['state_bytes'])}, one pass {size(scoring['pass_bytes'])}",
-    ]
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(seconds, 1):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def announce(args: argparse.Namespace, given: MoreauPrunerConfig) -> str:
-    """What `prune` says before it starts."""
-    result = foresee(args, given)
-    left, scoring = result["parameters_after"], _scoring(result["scoring"])
-    return "\n".join([f"parameters  {result['parameters_before']:,} → about {left:,}", *scoring])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import sys
+import logging
 from typing import Any
 
 from . import dry_run, options
@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..pruner import MoreauPruner
 
     check_target(args.output, overwrite=args.overwrite)
-    print(dry_run.announce(args, config), file=sys.stderr)
+    logging.getLogger("optimum_moreau.pruner").setLevel(logging.INFO)  # it says what scoring will take
     model, tokenizer = options.load(args)
     pruner = MoreauPruner(config, tokenizer=tokenizer, revision=base_revision(args.model, args.revision))
     result = pruner.prune(model, args.calibration, calibration_column=args.calibration_column)

@@ -66,12 +66,14 @@ class Cost:
         floats: float32 numbers held per weight in scope while a pass runs.
         copies: numbers in the model's dtype held per weight in scope while a pass runs.
         noisy: every pass draws noise for every weight in scope.
+        batch: windows that pass at once; `None`: the config's.
     """
 
     passes: int = 0
     floats: float = 0
     copies: float = 0
     noisy: bool = False
+    batch: int | None = None
 
 
 @dataclass(frozen=True)

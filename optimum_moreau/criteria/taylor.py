@@ -62,7 +62,7 @@ def _one_pass(config: MoreauPrunerConfig) -> Cost:
 
 
 def _moments_cost(config: MoreauPrunerConfig) -> Cost:
-    return Cost(passes=1, floats=2)
+    return Cost(passes=1, floats=2, batch=1)
 
 
 TAYLOR = Criterion(

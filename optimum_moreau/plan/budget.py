@@ -191,30 +191,31 @@ class _Budget:
         return parameters - left, True
 
     def _reach(self, goal: float) -> Choice:
-        try:
-            return self._spread(self.shape, goal, self.ways)
-        except _Unreachable:
-            raise PlanError(self._refusal()) from None
+        for rounding in (False, True):  # within half a step beyond the most, only where nothing else reaches the goal
+            try:
+                return self._spread(self.shape, goal, self.ways, rounding=rounding)
+            except _Unreachable:
+                continue
+        raise PlanError(self._refusal())
 
-    def _spread(self, shape: ModelShape, goal: float, ways: Sequence[str]) -> Choice:
+    def _spread(self, shape: ModelShape, goal: float, ways: Sequence[str], *, rounding: bool) -> Choice:
         """Gives the first way its equal part as nearly as the later ones can make up for, and the rest to those."""
         way, later = ways[0], ways[1:]
         if way == "units":
             counts = self._unit_counts(shape)
-            if goal > counts.most + counts.slack:
+            if goal > counts.most + (counts.slack if rounding else 0):
                 raise _Unreachable
             return Choice(units=counts.by_parameters(goal))
         options = self._options(shape, way)
-        if (
-            not later
-            and goal > options[-1].removed + (options[-1].removed - options[max(len(options) - 2, 0)].removed) / 2
-        ):
+        last_step = options[-1].removed - options[max(len(options) - 2, 0)].removed
+        if not later and goal > options[-1].removed + (last_step / 2 if rounding else 0):
             raise _Unreachable
         for option in sorted(options, key=lambda option: (abs(option.removed - goal / len(ways)), option.removed)):
             if not later:
                 return option.choice
+            rest = self._after(shape, option.choice)
             try:
-                found = self._spread(self._after(shape, option.choice), goal - option.removed, later)
+                found = self._spread(rest, goal - option.removed, later, rounding=rounding)
             except _Unreachable:
                 continue
             return Choice(option.choice.layers or found.layers, option.choice.hidden or found.hidden, found.units)
