@@ -11,6 +11,12 @@ from .plan import PruningPlan
 from .registry import CRITERIA
 from .summary import PruningSummary
 
+_NOUNS = {
+    "layers": "whole layers",
+    "hidden": "channels of the residual stream",
+    "attention": "attention heads (whole KV groups under grouped-query attention)",
+    "mlp": "MLP channels",
+}
 TAGS = ["optimum-moreau", "pruned", "structured-pruning"]
 _TEMPLATE = "MODEL_CARD_TEMPLATE.md"
 
@@ -45,9 +51,15 @@ def write_card(folder: str | Path, summary: PruningSummary, plan: PruningPlan) -
         criterion=criterion,
         settings={key: value for key, value in plan.config.items() if value is not None},
         layers=list(zip(summary.layers_before, summary.layers_after, strict=True)),
+        removed_words=_removed_words(summary),
         own_type=summary.export.startswith(CUSTOM_PREFIX),
         title=f"{plan.base_model or summary.export}, pruned",
     )
     path = Path(folder) / "README.md"
     card.save(path)
     return path
+
+
+def _removed_words(summary: PruningSummary) -> str:
+    nouns = [_NOUNS[kind] for kind in summary.contributions] or ["no units"]
+    return nouns[0] if len(nouns) == 1 else f"{', '.join(nouns[:-1])} and {nouns[-1]}"
