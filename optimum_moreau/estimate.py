@@ -57,7 +57,7 @@ class Estimate:
     def lines(self) -> list[str]:
         """For a reader."""
         passes = f"{self.passes} forward and backward passes" if self.passes else "no backward pass"
-        about = f", about {_duration(self.seconds)}" if self.passes else ""
+        about = f", roughly {_duration(self.seconds)}" if self.passes else ""
         parts = {"model": self.model_bytes, "criterion": self.state_bytes, "one pass": self.pass_bytes}
         return [
             f"scoring     {passes}{about}",
@@ -81,8 +81,8 @@ def estimate_scoring(skeleton: PreTrainedModel, shape: ModelShape, config: Morea
         config: resolved.
         device: type of the device that would score, `cpu` or `cuda`.
     """
-    cost = CRITERIA.get(config.criterion).cost(config)
     blocks = shape.scored(config)
+    cost = CRITERIA.get(config.criterion).cost(config) if blocks else Cost()
     if config.released:  # the reference path moves every parameter
         scope = shape.parameters
     else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .config import MoreauPrunerConfig
@@ -109,6 +109,16 @@ def pruned_config(model_config: Any, shape: ModelShape, plan: PruningPlan, expor
     return config
 
 
+def with_export(plan: PruningPlan, model_config: Any, shape: ModelShape) -> PruningPlan:
+    """Returns a plan that says, among its adjustments, why its model will be of another class, where it will.
+
+    Raises:
+        ExportError: `export="stock"` on shapes that no stock class holds.
+    """
+    decided = decide_export(model_config, shape, plan, plan.config["export"])
+    return replace(plan, adjustments=(*plan.adjustments, *decided.words))
+
+
 def check_reachable(model_config: Any, shape: ModelShape, config: MoreauPrunerConfig) -> None:
     """Refuses, before anything is scored, what could not be planned or exported in the end.
 
@@ -118,7 +128,9 @@ def check_reachable(model_config: Any, shape: ModelShape, config: MoreauPrunerCo
     plan = expected_plan(shape, config)
     if config.fold_norms:
         check_folding(shape)
-    if config.budget != "global":
+    every_layer = (0, shape.depth)
+    alike = config.attention_layers == config.mlp_layers == every_layer
+    if config.budget != "global" and (alike or "layers" not in config.targets):  # else it follows the scores
         decide_export(model_config, shape, plan, config.export)
 
 
@@ -144,8 +156,10 @@ def _remaining_layers(values: Mapping[str, Any], plan: PruningPlan) -> dict[str,
     """The config's number of layers, and its lists with one entry per layer."""
     if plan.kept_layers is None:
         return {}
-    lists = {key: [values[key][i] for i in plan.kept_layers] for key in _PER_LAYER_LISTS if values.get(key)}
-    return {"num_hidden_layers": len(plan.kept_layers), **lists}
+    found = {key: [values[key][i] for i in plan.kept_layers] for key in _PER_LAYER_LISTS if values.get(key)}
+    if (first := values.get("max_window_layers")) is not None:  # the layers below it have full attention
+        found["max_window_layers"] = sum(i < first for i in plan.kept_layers)
+    return {"num_hidden_layers": len(plan.kept_layers), **found}
 
 
 def _layer_dims(model_config: Any, plan: PruningPlan, index: int) -> dict[str, int]:
@@ -204,4 +218,5 @@ def _nearest_uniform(
     even = all(len({layer[kind].total for layer in plan.layers.values()}) == 1 for kind in ("attention", "mlp"))
     depth = len(plan.layers)
     flags = f" (--attention-layers 0:{depth} --mlp-layers 0:{depth} --uniform)" if even else ""
-    return f"nearest legal plan: {_shape_words(mean)} in every layer{flags}"
+    free = plan.config.get("multiple_of", 1) == plan.config.get("tensor_parallel", 1) == 1
+    return f"nearest legal plan: {_shape_words(mean) if free else 'one shape'} in every layer{flags}"

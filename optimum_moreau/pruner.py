@@ -18,14 +18,13 @@ from .checkpoint import Verification, model_reference, save_folder, verify
 from .config import MoreauPrunerConfig
 from .errors import MoreauError
 from .estimate import estimate_scoring, skeleton_of
-from .export import check_reachable
+from .export import check_reachable, with_export
 from .plan import (
     PLAN_NAME,
     PruningPlan,
     contributions,
     fingerprint,
     make_plan,
-    removed_parameters,
     removed_unit_share,
 )
 from .scores import SCORES_NAME, UnitScores, needs_text, score_units
@@ -105,9 +104,9 @@ class MoreauPruner:
         }
         if logger.isEnabledFor(logging.INFO):
             estimate = estimate_scoring(skeleton_of(model), shape, config, model.device.type)
-            logger.info("%s: %s", config.criterion, "; ".join(" ".join(line.split()) for line in estimate.lines))
+            logger.info("%s: %s", config.decided_by, "; ".join(" ".join(line.split()) for line in estimate.lines))
         scores = replace(score_units(model, shape, self._tokens, config), origin=origin)
-        plan = make_plan(scores, shape, config)
+        plan = with_export(make_plan(scores, shape, config), model.config, shape)
         return plan, scores
 
     def prune(
@@ -199,24 +198,25 @@ class MoreauPruner:
         shape = model_shape(model)
         before, after = layer_shapes(model.config, plan)
         config = MoreauPrunerConfig.from_dict(plan.config)
-        hidden = model.config.hidden_size
+        hidden, scope = model.config.hidden_size, shape.in_scope(config)
+        plan = replace(plan, contributions=contributions(plan, shape))  # it may have been edited by hand
+        removed = sum(plan.contributions.values())
         export = apply_plan(model, plan)
-        removed = removed_parameters(plan, shape)
         summary = PruningSummary(
             base_model=plan.base_model,
-            criterion=config.criterion,
+            criterion=config.decided_by,
             parameters_before=shape.parameters,
             parameters_after=shape.parameters - removed,
             ratio_requested=config.pruning_ratio,
             ratio_achieved=removed / shape.parameters,
             unit_ratio_requested=config.unit_ratio,
-            unit_ratio_achieved=removed_unit_share(plan, shape.in_scope(config)),
+            unit_ratio_achieved=removed_unit_share(plan, scope),
             export=export,
             layers_before=before,
             layers_after=after,
             hidden_before=hidden,
             hidden_after=model.config.hidden_size,
-            contributions=contributions(plan, shape),
+            contributions=plan.contributions,
             adjustments=plan.adjustments,
             calibration=dict(plan.calibration),
             seconds=time.perf_counter() - start,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from .config import MoreauPrunerConfig
 from .criteria import Scoring
 from .criteria.block_influence import block_influence
 from .envelope import scoring_mode
-from .errors import NonFiniteError, PlanError
+from .errors import CalibrationError, NonFiniteError, PlanError
 from .registry import CRITERIA
 from .units import Block, ModelShape, decoder_layers
 
@@ -62,9 +62,12 @@ class UnitScores:
         try:
             with safe_open(path, "pt") as file:
                 values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a file, not a dictionary)
-                return cls(values, json.loads((file.metadata() or {}).get("origin", "{}")))
+                origin = json.loads((file.metadata() or {}).get("origin", "{}"))
         except (OSError, SafetensorError, json.JSONDecodeError) as error:
             raise PlanError(f"{path}: cannot be read as unit scores ({error})") from error
+        if not isinstance(origin, dict):
+            raise PlanError(f"{path}: cannot be read as unit scores (its origin is damaged)")
+        return cls(values, origin)
 
 
 def score_units(
@@ -75,7 +78,7 @@ def score_units(
     Args:
         model: a causal language model.
         shape: its shape.
-        tokens: calibration windows `(samples, length)`; may be `None` for a criterion that needs no gradients.
+        tokens: calibration windows `(samples, length)`; may be `None` where `needs_text` says so.
         config: a resolved config.
 
     Returns:
@@ -83,6 +86,7 @@ def score_units(
 
     Raises:
         NonFiniteError: a loss, gradient or score is NaN or infinite.
+        CalibrationError: tokens are missing.
     """
     criterion = CRITERIA.get(config.criterion)
     blocks = shape.scored(config)
@@ -91,6 +95,8 @@ def score_units(
     with torch.inference_mode(False), scoring_mode(model), torch.no_grad():
         batches = [] if tokens is None else list(tokens.clone().split(config.batch_size or len(tokens)))
         if "layers" in config.targets and config.layer_criterion == "block-influence":
+            if not batches:
+                raise CalibrationError("layer_criterion 'block-influence' reads calibration text; give some")
             influence = block_influence(model, decoder_layers(model), batches)
             values |= {whole.where: influence[i : i + 1] for i, whole in enumerate(shape.wholes)}
         for block, elements in criterion.score(Scoring(model, blocks, batches, config)) if blocks else ():
@@ -98,20 +104,25 @@ def score_units(
     for where, units in values.items():
         if not torch.isfinite(units).all():
             raise NonFiniteError(f"{where}: the scores of {criterion.name} are not finite; check its weights")
-    if "layers" in config.targets and config.layer_criterion == "sum":
-        values |= {whole.where: _sum_of(whole, values) for whole in shape.in_scope(config) if whole.kind == "layers"}
-    return UnitScores(values)
+    return with_layer_sums(UnitScores(values), shape, config)
+
+
+def with_layer_sums(scores: UnitScores, shape: ModelShape, config: MoreauPrunerConfig) -> UnitScores:
+    """Adds the scores of whole layers in scope, where they are the sums of their units' scores and these are there."""
+    if "layers" not in config.targets or config.layer_criterion != "sum":
+        return scores
+    values = dict(scores.values)
+    for whole in shape.in_scope(config):
+        parts = [values.get(f"{whole.where}.{kind}") for kind in ("attention", "mlp")]
+        if whole.kind == "layers" and whole.where not in values and parts[0] is not None and parts[1] is not None:
+            values[whole.where] = (parts[0].sum() + parts[1].sum()).reshape(1)
+    return replace(scores, values=values)
 
 
 def needs_text(config: MoreauPrunerConfig) -> bool:
     """Whether scoring reads calibration text."""
     influence = "layers" in config.targets and config.layer_criterion == "block-influence"
     return influence or bool(CRITERIA.get(config.criterion).needs)
-
-
-def _sum_of(whole: Block, values: Mapping[str, Tensor]) -> Tensor:
-    """A layer's score is the sum of its units' scores."""
-    return sum(values[f"{whole.where}.{kind}"].sum() for kind in ("attention", "mlp")).reshape(1)  # type: ignore[union-attr]
 
 
 def unit_scores(block: Block, elements: dict[str, Tensor], aggregation: str, *, signed: bool = False) -> Tensor:
@@ -139,4 +150,5 @@ def check_covers(scores: UnitScores, blocks: Iterable[Block]) -> None:
         found = scores.values.get(block.where)
         if found is None or len(found) != block.total:
             have = "no scores" if found is None else f"{len(found)} scores"
-            raise PlanError(f"{block.where}: {have} for {block.total} units; score this model with this scope first")
+            need = "the whole layer" if block.kind == "layers" else f"{block.total} units"
+            raise PlanError(f"{block.where}: {have} for {need}; score this model with this scope first")

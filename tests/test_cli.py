@@ -127,7 +127,7 @@ def test_every_field_of_the_config_has_its_flag(verb, field):
     parser = argparse.ArgumentParser()
     prepare(verb, parser)
     value, expected = FLAGS[field]
-    others = {"targets": ("hidden",)} if field == "fold_norms" else {}
+    others = {"fold_norms": {"targets": ("hidden",)}, "layer_criterion": {"targets": ("layers",)}}.get(field, {})
     for flag in filter(None, (f"--{field.replace('_', '-')}", ALIASES.get(field))):
         assert flag in parser.format_help()
         given = [word for name, names in others.items() for word in (f"--{name}", *names)]
@@ -157,7 +157,9 @@ def test_standard_error_foretells_memory_and_time_and_shows_no_progress_bars_whe
     (line,) = pruned[0].stderr.splitlines()
     size = r"[\d.]+ [KM]iB"
     parts = f"about {size} at the peak: model {size}, criterion {size}, one pass {size}"
-    assert re.fullmatch(rf"INFO: moreau-gs: scoring 10 forward and backward passes, about \d+ s; memory {parts}", line)
+    assert re.fullmatch(
+        rf"INFO: moreau-gs: scoring 10 forward and backward passes, roughly \d+ s; memory {parts}", line
+    )
 
 
 def test_the_pruned_folder_loads(pruned):

@@ -16,6 +16,7 @@ from optimum_moreau.plan.engines import LegalCounts
 from optimum_moreau.units import Block, model_shape
 from tests.tiny import FAMILIES, cut_plan, tiny_model
 
+ALL_LAYERS = {"attention_layers": (0, 3), "mlp_layers": (0, 3)}
 WIDE = {"hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 8, "intermediate_size": 160}
 
 
@@ -129,6 +130,44 @@ def test_uniform_gives_layers_of_different_shape_one_shape():
     assert model.config.model_type == "moreau_llama"
     pruned(model, pruning_ratio=0.3, uniform=True, attention_layers=(0, 3), mlp_layers=(0, 3))
     assert model.config.model_type in ("llama", "mistral")
+
+
+def test_rules_hold_for_what_is_not_cut_and_under_a_global_budget():
+    three = {"num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 8, "hidden_size": 48}
+    with pytest.raises(PlanError, match=r"layers\.0\.attention: 6 heads in 3 KV groups cannot be split over"):
+        pruned(tiny_model("llama", **three), pruning_ratio=0.1, targets=("mlp",), engine="vllm", tensor_parallel=4)
+    model = tiny_model("mistral", **three)
+    scope = {"attention_layers": (0, 3), "mlp_layers": (0, 3)}
+    pruned(model, pruning_ratio=0.2, budget="global", tensor_parallel=2, **scope)
+    assert all(layer.num_key_value_heads == 2 for layer in model.config.per_layer_config)
+    assert all(layer.intermediate_size % 2 == 0 for layer in model.config.per_layer_config)
+
+
+def test_vllm_gets_no_other_head_count_where_it_derives_the_head_width_from_it():
+    with pytest.raises(PlanError, match="vllm takes the head width of 'starcoder2'"):
+        pruned(tiny_model("starcoder2"), unit_ratio=0.5, engine="vllm")
+    pruned(model := tiny_model("starcoder2"), unit_ratio=0.5, engine="vllm", targets=("mlp",))
+    assert model.config.model_type == "starcoder2"
+
+
+def test_a_target_just_below_a_coarse_step_is_found_at_once():
+    model = tiny_model("llama", num_hidden_layers=6)
+    shape = model_shape(model)
+    layer = shape.wholes[0].unit_parameters
+    config = MoreauPrunerConfig("magnitude", targets=("layers",), target_parameters=shape.parameters - layer - 1)
+    start = time.perf_counter()
+    plan = expected_plan(shape, config.resolve(model.config))
+    assert removed_parameters(plan, shape) == 2 * layer and time.perf_counter() - start < 1
+
+
+def test_what_could_not_be_met_is_said():
+    model = tiny_model("llama", num_hidden_layers=6)
+    plan = pruned(model, pruning_ratio=0.03, targets=("layers",)).plan
+    assert plan.adjustments[0] == "no layers go: the fewest that can are more than their part"
+    plan = pruned(tiny_model("llama", num_hidden_layers=6), pruning_ratio=0.2, targets=("layers",)).plan
+    assert "of the parameters go instead of 20.0%: the nearest that can be" in plan.adjustments[-1]
+    plan = pruned(tiny_model("llama", num_key_value_heads=4), unit_ratio=0.25, **ALL_LAYERS).plan
+    assert plan.adjustments[-1] == "exported as mistral, the same network: 3 heads do not divide the hidden size 32"
 
 
 # What is known from config.json alone

@@ -145,7 +145,7 @@ def test_the_legal_count_nearest_to_the_request_is_taken(ratio, multiple, remove
 
 @pytest.mark.parametrize("budget", ["uniform", "global"])
 def test_a_multiple_larger_than_the_layer_is_refused(budget):
-    with pytest.raises(PlanError, match=r"layers\.0\.mlp: multiple_of 256 with 24 channels; use at most 24"):
+    with pytest.raises(PlanError, match=r"layers\.0\.mlp: no multiple of 256 can be kept of its 24 channels"):
         plan_for(shape_of(), unit_ratio=0.5, multiple_of=256, budget=budget)
 
 

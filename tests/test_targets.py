@@ -10,10 +10,10 @@ from torch import nn
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig, PruningPlan, apply_plan
 from optimum_moreau.criteria.block_influence import block_influence
-from optimum_moreau.errors import PlanError, UnsupportedModelError
+from optimum_moreau.errors import CalibrationError, PlanError, UnsupportedModelError
 from optimum_moreau.families import FAMILIES as ROWS
 from optimum_moreau.plan import Kept, make_plan, removed_parameters
-from optimum_moreau.scores import score_units
+from optimum_moreau.scores import UnitScores, score_units
 from optimum_moreau.units import decoder_layers, model_shape
 from tests.tiny import FAMILIES, assert_same_state, cut_plan, snapshot, tiny_model
 
@@ -199,6 +199,29 @@ def test_every_combination_of_targets_cuts_and_says_what_each_gives(targets, bud
     assert abs((before - after) / before - 0.2) <= (0.02 if finest else 0.1)
 
 
+def test_every_target_gives_where_its_part_is_not_too_small():
+    model = tiny_model("llama", num_hidden_layers=12, num_key_value_heads=4)
+    config = MoreauPrunerConfig("magnitude", 0.5, targets=("attention", "mlp", "hidden", "layers"))
+    given = MoreauPruner(config).prune(model).plan.contributions
+    assert set(given) == {"attention", "mlp", "hidden", "layers"}
+    assert given["layers"] == pytest.approx(given["hidden"], rel=0.3)
+    assert given["attention"] + given["mlp"] == pytest.approx(given["hidden"], rel=0.3)
+
+
+def test_a_plan_whose_layers_are_damaged_leaves_the_model_alone(llama):
+    before = snapshot(llama)
+    for kept in ((), (0, 7), (1, 0), (0, 0)):
+        with pytest.raises(PlanError, match="kept_layers: must be sorted"):
+            apply_plan(llama, replace(cut_plan(llama, *NOTHING), kept_layers=kept))
+    assert_same_state(llama, before)
+
+
+def test_block_influence_without_text_is_refused(llama):
+    config = MoreauPrunerConfig(targets=("layers",), layer_criterion="block-influence").resolve(llama.config)
+    with pytest.raises(CalibrationError, match="block-influence' reads calibration text"):
+        score_units(llama, model_shape(llama), None, config)
+
+
 def test_units_of_layers_that_go_are_left_whole_in_the_plan():
     model = tiny_model("llama", num_hidden_layers=6)
     config = MoreauPrunerConfig("magnitude", unit_ratio=(0.5, 0.5), targets=("mlp", "layers"), whole_layers=(1, 5))
@@ -290,5 +313,8 @@ def test_a_replan_from_scores_may_choose_other_targets():
     config = MoreauPrunerConfig("taylor", 0.2, targets=("attention", "mlp", "layers"), **SMALL, **ALL_LAYERS)
     config = config.resolve(model.config)
     scores = score_units(model, shape, IDS, config)
-    plan = make_plan(scores, shape, replace(config, targets=("layers",)))
+    only = replace(config, targets=("layers",))
+    plan = make_plan(scores, shape, only)
     assert plan.kept_layers is not None and set(plan.contributions) == {"layers"}
+    units = UnitScores({where: value for where, value in scores.values.items() if "." in where.removeprefix("layers.")})
+    assert make_plan(units, shape, only) == plan  # a layer is worth the sum of its units, whose scores are there

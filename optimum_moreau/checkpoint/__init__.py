@@ -1,12 +1,21 @@
 """Checkpoints: load a model, save it all or nothing, verify it by reloading."""
 
-from .loading import base_revision, load_config, load_model, load_skeleton, load_tokenizer, model_reference
+from .loading import (
+    base_revision,
+    check_device,
+    load_config,
+    load_model,
+    load_skeleton,
+    load_tokenizer,
+    model_reference,
+)
 from .saving import check_file, check_target, save_folder
 from .verification import Verification, verify
 
 __all__ = [
     "Verification",
     "base_revision",
+    "check_device",
     "check_file",
     "check_target",
     "load_config",

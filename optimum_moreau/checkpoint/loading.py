@@ -82,12 +82,10 @@ def load_model(
     if dtype not in _DTYPES:
         raise ConfigError(f"dtype: unknown value '{dtype}'. Known: {', '.join(_DTYPES)}")
     config = load_config(name, revision=revision, token=token, trust_remote_code=trust_remote_code)
-    family_of(config)
-    if getattr(config, "quantization_config", None):
-        raise UnsupportedModelError(f"{name}: is quantised; prune the unquantised model, and quantise the result")
+    _check_supported(name, config)
     _refuse_pickle(name)
     where = {"device_map": "auto"} if device == "auto" else {}
-    target = _device(device) if device != "auto" else None
+    target = check_device(device) if device != "auto" else None
     try:
         with quiet("transformers"):  # its report of the weights that do not fit is a table
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -126,7 +124,7 @@ def load_skeleton(
     if dtype not in _DTYPES:
         raise ConfigError(f"dtype: unknown value '{dtype}'. Known: {', '.join(_DTYPES)}")
     config = load_config(name, revision=revision, token=token, trust_remote_code=trust_remote_code)
-    family_of(config)
+    _check_supported(name, config)
     chosen = (config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, dtype=chosen).eval()
@@ -165,6 +163,12 @@ def base_revision(name: str, revision: str | None = None) -> str | None:
     return Path(found).parent.name if isinstance(found, str) else revision
 
 
+def _check_supported(name: str, config: PretrainedConfig) -> None:
+    family_of(config)
+    if getattr(config, "quantization_config", None):
+        raise UnsupportedModelError(f"{name}: is quantised; prune the unquantised model, and quantise the result")
+
+
 def _refuse_pickle(name: str) -> None:
     folder = Path(name).expanduser()
     if folder.is_dir() and not list(folder.glob("*.safetensors")):
@@ -187,7 +191,12 @@ def _check_complete(name: str, found: dict[str, Any]) -> None:
         logger.warning("%s: %d weights in its files are not the model's: ignored (first: %s)", name, count, first)
 
 
-def _device(device: str | None) -> torch.device:
+def check_device(device: str | None) -> torch.device:
+    """Returns the device that a name stands for; default: cuda where there is one.
+
+    Raises:
+        ConfigError: it cannot be used here.
+    """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

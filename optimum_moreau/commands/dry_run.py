@@ -10,9 +10,7 @@ from ..config import MoreauPrunerConfig
 
 def foresee(args: argparse.Namespace, given: MoreauPrunerConfig) -> dict[str, Any]:
     """Works from config.json alone."""
-    import torch
-
-    from ..checkpoint import load_skeleton
+    from ..checkpoint import check_device, load_skeleton
     from ..estimate import estimate_scoring
     from ..export import decide_export
     from ..plan import expected_plan, removed_parameters
@@ -32,8 +30,8 @@ def foresee(args: argparse.Namespace, given: MoreauPrunerConfig) -> dict[str, An
         sum(2 * layer["kv_heads"] * layer["head_dim"] * skeleton.dtype.itemsize for layer in layers if layer)
         for layers in (before, after)
     ]
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    estimate = estimate_scoring(skeleton, shape, config, "cuda" if device.startswith(("cuda", "auto")) else "cpu")
+    device = check_device(None if args.device == "auto" else args.device).type
+    estimate = estimate_scoring(skeleton, shape, config, device)
     return {
         "parameters_before": shape.parameters,
         "parameters_after": left,
@@ -50,7 +48,12 @@ def foresee(args: argparse.Namespace, given: MoreauPrunerConfig) -> dict[str, An
         "contributions": dict(plan.contributions),
         "adjustments": [*plan.adjustments, *export.words],
         "export": export.model_type,
-        "scoring": {"criterion": config.criterion, "device": device, **vars(estimate), "words": estimate.lines},
+        "scoring": {
+            "criterion": "block-influence" if config.by_influence_alone else config.criterion,
+            "device": device,
+            **vars(estimate),
+            "words": estimate.lines,
+        },
     }
 
 

@@ -133,6 +133,8 @@ def replanned(origin: Mapping[str, Any], args: argparse.Namespace) -> MoreauPrun
             raise ConfigError(f"{field} decided the scores; leave it out, or score again without --from-scores")
     if any(size in given for size in SIZES):
         given = {**dict.fromkeys(SIZES), **given}
+    if "engine" in given:  # what the last one made of the scope does not hold for another
+        given = {"attention_layers": None, "mlp_layers": None, "uniform": False, "export": "auto", **given}
     return MoreauPrunerConfig.from_dict({**origin["config"], **given})
 
 

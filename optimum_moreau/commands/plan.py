@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.output is None:
         raise ConfigError("--output: give the plan to write, or --dry-run")
     from ..checkpoint import base_revision, check_file, load_skeleton
-    from ..export import decide_export
+    from ..export import decide_export, with_export
     from ..plan import make_plan, removed_parameters
     from ..pruner import MoreauPruner
     from ..scores import UnitScores
@@ -54,9 +54,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     check_file(args.output, overwrite=args.overwrite)
     if args.from_scores:
         scores = UnitScores.load(args.from_scores)
-        model = load_skeleton(args.model, revision=args.revision, trust_remote_code=args.trust_remote_code)
+        where = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
+        model = load_skeleton(args.model, dtype=args.dtype, **where)
         config = options.replanned(scores.origin, args).resolve(model.config)
-        plan = make_plan(scores, model_shape(model), config)
+        shape = model_shape(model)
+        plan = with_export(make_plan(scores, shape, config), model.config, shape)
     else:
         model, tokenizer = options.load(args)
         pruner = MoreauPruner(given, tokenizer=tokenizer, revision=base_revision(args.model, args.revision))
@@ -71,7 +73,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "ratio_requested": plan.config["pruning_ratio"],
         "ratio_achieved": removed / shape.parameters,
         "contributions": dict(plan.contributions),
-        "adjustments": [*plan.adjustments, *export.words],
+        "adjustments": list(plan.adjustments),
         "export": export.model_type,
         "output": str(args.output),
     }

@@ -64,7 +64,8 @@ def show(result: dict[str, Any]) -> str:
             f"export      {result['export']}",
             *(f"note        {line}" for line in result["adjustments"]),
             f"verified    by a reload in a fresh process; logits differ by {result['verified_max_abs_difference']:g}",
-            f"time        {result['seconds']:.1f} s, peak memory {result['peak_memory_bytes'] / 2**30:.2f} GiB",
+            f"time        {result['seconds']:.1f} s for scoring and cutting,"
+            f" peak memory {result['peak_memory_bytes'] / 2**30:.2f} GiB",
             f"saved       {result['output']}",
         ]
     )

@@ -152,6 +152,8 @@ class MoreauPrunerConfig:
         if self.released:
             defaults["average_last"] = RELEASED_AVERAGE_LAST
 
+        if self.by_influence_alone:
+            defaults = {}
         values: dict[str, Any] = {}
         for name in CRITERION_FIELDS:
             given = getattr(self, name)
@@ -166,6 +168,16 @@ class MoreauPrunerConfig:
         if self.engine in ENGINES_OF_UNIFORM_LAYERS:
             values |= _for_uniform_engine(self, depth)
         return dataclasses.replace(self, **values)
+
+    @property
+    def by_influence_alone(self) -> bool:
+        """Whether whole layers go, by their block influence, and nothing else, so that the criterion scores nothing."""
+        return self.targets == ("layers",) and self.layer_criterion == "block-influence"
+
+    @property
+    def decided_by(self) -> str:
+        """The criterion's name, or that of the layer criterion where it decides alone."""
+        return self.layer_criterion if self.by_influence_alone else self.criterion
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as a dictionary that JSON can hold."""

@@ -39,8 +39,8 @@ def validate(config: MoreauPrunerConfig) -> None:
             raise ConfigError(
                 f"{name}: unknown value {value!r}.{suggestion(value, choices)} Known: {', '.join(choices)}"
             )
-    _validate_ratios(config)
     _validate_layers_and_targets(config)
+    _validate_ratios(config)
     _validate_shapes(config)
     for name in ("rho", "step_size", "sigma", "eta"):
         _check_number(name, getattr(config, name), above=0.0, inclusive=name in ("sigma", "eta"))
@@ -100,7 +100,8 @@ def _validate_layers_and_targets(config: MoreauPrunerConfig) -> None:
         whole = isinstance(layers, tuple) and len(layers) == 2 and all(type(end) is int for end in layers)
         if layers is not None and not (whole and 0 <= layers[0] < layers[1]):
             raise ConfigError(f"{name}: {layers!r} is not (start, end) with 0 <= start < end (end excluded)")
-    if not isinstance(config.targets, tuple) or not config.targets or len(set(config.targets)) != len(config.targets):
+    names = config.targets if isinstance(config.targets, tuple) else ()
+    if not names or len({str(name) for name in names}) != len(names):
         raise ConfigError(f"targets: {config.targets!r} is not a list of distinct names of {', '.join(TARGETS)}")
     for target in config.targets:
         if target not in TARGETS:
@@ -120,6 +121,8 @@ def _validate_shapes(config: MoreauPrunerConfig) -> None:
         raise ConfigError("tensor_parallel: llama.cpp splits a model between layers or rows of any shape; leave it out")
     if config.fold_norms and "hidden" not in config.targets:
         raise ConfigError("fold_norms concerns hidden channels, which are not among the targets; leave it out")
+    if config.layer_criterion != "sum" and "layers" not in config.targets:
+        raise ConfigError("layer_criterion concerns whole layers, which are not among the targets; leave it out")
     if config.channel_group == "unit" and "hidden" in config.targets and len(config.targets) > 1:
         raise ConfigError("channel_group 'unit': hidden channels share weights with other units; use 'row'")
 

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+SUMMARY = "1 − mean cosine similarity of a layer's input and output"
+PAPER = "https://arxiv.org/abs/2403.03853"
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from ..config import SIZES, MoreauPrunerConfig
 from ..errors import PlanError
-from ..scores import UnitScores, check_covers
+from ..scores import UnitScores, check_covers, with_layer_sums
 from ..units import Block, ModelShape
 from .counts import Counts, Ranking, UnitCounts, cost_of, nearest_fewer, nearest_of
 from .engines import LegalCounts
 from .explain import adjustments
+from .gains import contributions
 from .pruning_plan import Kept, PruningPlan
 
 WAYS = ("layers", "hidden", "units")  # coarsest first
@@ -69,6 +70,7 @@ def make_plan(scores: UnitScores, shape: ModelShape, config: MoreauPrunerConfig)
         PlanError: the requested size cannot be reached, with the reachable range; or scores are missing.
         UnsupportedModelError: the family's hidden channels cannot be cut.
     """
+    scores = with_layer_sums(scores, shape, config)
     check_covers(scores, shape.in_scope(config))
     budget = _Budget(shape, scores.values, config)
     choice = budget.by_unit_ratio() if config.unit_ratio is not None else budget.by_size()
@@ -85,6 +87,8 @@ def make_plan(scores: UnitScores, shape: ModelShape, config: MoreauPrunerConfig)
         kept_layers=tuple(i for i in layers if i not in choice.layers) if choice.layers else None,
         **{**scores.origin, "config": config.to_dict()},
     )
+    rest = shape.without_layers(plan.removed_layers).narrowed(plan.hidden.removed if plan.hidden else 0)
+    LegalCounts.of(rest, config).check({block: len(plan.kept(block).kept) for block in rest.blocks})
     return replace(plan, contributions=contributions(plan, shape), adjustments=adjustments(plan, shape, config))
 
 
@@ -100,34 +104,6 @@ def expected_plan(shape: ModelShape, config: MoreauPrunerConfig) -> PruningPlan:
     config = replace(config, budget="uniform")
     blank = UnitScores({block.where: torch.zeros(block.total) for block in shape.in_scope(config)})
     return make_plan(blank, shape, config)
-
-
-def contributions(plan: PruningPlan, shape: ModelShape) -> dict[str, int]:
-    """Returns exactly how many parameters each kind of unit gives: layers first, then hidden channels, then units."""
-    rest = shape.without_layers(plan.removed_layers)
-    given = {"layers": shape.parameters - rest.parameters}
-    narrow = rest.narrowed(plan.hidden.removed if plan.hidden else 0)
-    given["hidden"] = rest.parameters - narrow.parameters
-    for kind in ("attention", "mlp"):
-        of_kind = [block for block in narrow.blocks if block.kind == kind]
-        given[kind] = sum(plan.kept(block).removed * block.unit_parameters for block in of_kind)
-    return {kind: count for kind, count in given.items() if count}
-
-
-def removed_parameters(plan: PruningPlan, shape: ModelShape) -> int:
-    """Returns how many parameters a plan removes, exactly."""
-    return sum(contributions(plan, shape).values())
-
-
-def removed_unit_share(plan: PruningPlan, blocks: Sequence[Block]) -> dict[str, float]:
-    """Returns the share of the units in scope that go, by kind; heads and channels of the layers that stay."""
-    shares: dict[str, float] = {}
-    for kind in dict.fromkeys(block.kind for block in blocks):
-        gone = plan.removed_layers if kind in ("attention", "mlp") else ()
-        kepts = [plan.kept(block) for block in blocks if block.kind == kind and block.layer not in gone]
-        total = sum(kept.total for kept in kepts)
-        shares[kind] = sum(kept.removed for kept in kepts) / total if total else 0.0
-    return shares
 
 
 def _kept(block: Block, score: Tensor | None, removed: int) -> Kept:
@@ -168,13 +144,12 @@ class _Budget:
             PlanError: they cannot; says what they can.
         """
         goal, at_least = self._goal()
-        asked = goal
-        while True:
-            choice = self._reach(asked)
-            removed = self.shape.parameters - self._left(choice)
-            if not at_least or removed >= goal:
-                return choice
-            asked = max(asked, removed) + goal - removed  # rounding fell short: ask for more, until no more is there
+        choice = self._reach(goal, at_least=at_least)
+        extra = 0.0
+        while at_least and (missing := goal - (self.shape.parameters - self._left(choice))) > 0:
+            extra = max(2 * extra, missing)  # rounding of units fell short: ask for more, until no more is there
+            choice = self._reach(goal + extra, at_least=True)
+        return choice
 
     def _goal(self) -> tuple[float, bool]:
         c, parameters = self.config, self.shape.parameters
@@ -190,15 +165,16 @@ class _Budget:
             raise PlanError(f"{name} {getattr(c, name):,} leaves nothing to prune: the model has {size}")
         return parameters - left, True
 
-    def _reach(self, goal: float) -> Choice:
-        for rounding in (False, True):  # within half a step beyond the most, only where nothing else reaches the goal
+    def _reach(self, goal: float, *, at_least: bool) -> Choice:
+        # within half a step beyond the most counts as reached, but only where nothing else reaches the goal
+        for rounding in (False,) if at_least else (False, True):
             try:
-                return self._spread(self.shape, goal, self.ways, rounding=rounding)
+                return self._spread(self.shape, goal, self.ways, at_least=at_least, rounding=rounding)
             except _Unreachable:
                 continue
         raise PlanError(self._refusal())
 
-    def _spread(self, shape: ModelShape, goal: float, ways: Sequence[str], *, rounding: bool) -> Choice:
+    def _spread(self, shape: ModelShape, goal: float, ways: Sequence[str], *, at_least: bool, rounding: bool) -> Choice:
         """Gives the first way its equal part as nearly as the later ones can make up for, and the rest to those."""
         way, later = ways[0], ways[1:]
         if way == "units":
@@ -207,19 +183,30 @@ class _Budget:
                 raise _Unreachable
             return Choice(units=counts.by_parameters(goal))
         options = self._options(shape, way)
-        last_step = options[-1].removed - options[max(len(options) - 2, 0)].removed
-        if not later and goal > options[-1].removed + (last_step / 2 if rounding else 0):
-            raise _Unreachable
+        if not later:
+            last_step = options[-1].removed - options[max(len(options) - 2, 0)].removed
+            if goal > options[-1].removed + (last_step / 2 if rounding else 0):
+                raise _Unreachable
+            enough = [option for option in options if option.removed >= goal] if at_least else options
+            return min(enough, key=lambda option: (abs(option.removed - goal), option.removed)).choice
         for option in sorted(options, key=lambda option: (abs(option.removed - goal / len(ways)), option.removed)):
-            if not later:
-                return option.choice
             rest = self._after(shape, option.choice)
+            if not rounding and goal - option.removed > self._most(rest, later):
+                continue
             try:
-                found = self._spread(rest, goal - option.removed, later, rounding=rounding)
+                found = self._spread(rest, goal - option.removed, later, at_least=at_least, rounding=rounding)
             except _Unreachable:
                 continue
             return Choice(option.choice.layers or found.layers, option.choice.hidden or found.hidden, found.units)
         raise _Unreachable
+
+    def _most(self, shape: ModelShape, ways: Sequence[str]) -> int:
+        """The most parameters that some ways can give together."""
+        rest = shape
+        for way in ways:
+            if way != "units":
+                rest = self._after(rest, self._options(rest, way)[-1].choice)
+        return shape.parameters - rest.parameters + self._unit_counts(rest).most
 
     def _options(self, shape: ModelShape, way: str) -> list[_Option]:
         """What a way can give, ascending."""
@@ -251,11 +238,7 @@ class _Budget:
 
     def _refusal(self) -> str:
         """Says how far the scope reaches."""
-        rest = self.shape
-        for way in self.ways:
-            if way != "units":
-                rest = self._after(rest, self._options(rest, way)[-1].choice)
-        least = rest.parameters - self._unit_counts(rest).most
+        least = self.shape.parameters - self._most(self.shape, self.ways)
         name = next(name for name in SIZES if getattr(self.config, name) is not None)
         widen = "widen attention_layers, mlp_layers, whole_layers or targets"
         if name == "pruning_ratio":

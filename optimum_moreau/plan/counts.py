@@ -100,9 +100,11 @@ class UnitCounts:
         return self._share(blocks, rest / max(sum(block.total * block.unit_parameters for block in blocks), 1))
 
     def _nearest(self, block: Block, x: float) -> int:
-        removable = self.legal.removable(block)
-        kept_whole = x <= 0 and self.legal.devices == 1 and self.legal.engine != "llama.cpp"
-        return 0 if kept_whole else nearest_of(removable, x)  # nothing to remove: the model's own number will do
+        # nothing to remove: the model's own number will do, unless the engine could not split it
+        return self._fewest(block) if x <= 0 else nearest_of(self.legal.removable(block), x)
+
+    def _fewest(self, block: Block) -> int:
+        return 0 if self.legal.splits(block, block.total) else self.legal.removable(block)[0]
 
     def _one_shape(self, blocks: Sequence[Block], share: float) -> Counts:
         """The same number stays in every block: the legal one nearest to the mean, more on a tie."""
@@ -128,7 +130,8 @@ class UnitCounts:
             for place, block in enumerate(blocks)
             for order, (size, mean) in enumerate(self._chunks(block))
         )
-        counts: Counts = dict.fromkeys(blocks, 0)
+        counts: Counts = {block: self._fewest(block) for block in blocks}
+        goal -= sum(counts.values()) if per_unit else cost_of(counts)
         for _, size, block in entries:
             cost = size if per_unit else size * block.unit_parameters
             if goal <= cost / 2:  # nearest, fewer on a tie
@@ -140,7 +143,7 @@ class UnitCounts:
     def _chunks(self, block: Block) -> Iterator[tuple[int, float]]:
         """Yields size and mean score of the chunks a block can give, least important first."""
         values = torch.sort(self.ranking[block.where]).values
-        start = 0
+        start = self._fewest(block)
         for end in self.legal.removable(block):
             if end > start:
                 yield end - start, float(values[start:end].mean())

@@ -9,7 +9,7 @@ be a multiple of 32 for any quantised type, of 256 for the K-quants (`multiple_o
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..config import MoreauPrunerConfig
@@ -17,6 +17,8 @@ from ..errors import PlanError
 from ..units import Block, ModelShape
 
 QUANTISED_ROW = 32
+# Read off the engine's model files, some of them old: there is no head_dim of its own.
+_HEAD_WIDTH_DERIVED = {"vllm": ("cohere", "cohere2", "olmo", "starcoder2")}
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class LegalCounts:
         devices: over which the engine splits every layer.
         hidden: the hidden size that the number of heads must divide; `None`: any number will do.
         heads: the number that must divide the hidden size; 1: any size will do.
+        family: stock model type.
     """
 
     multiple_of: int = 1
@@ -36,6 +39,7 @@ class LegalCounts:
     devices: int = 1
     hidden: int | None = None
     heads: int = 1
+    family: str = ""
 
     @classmethod
     def of(cls, shape: ModelShape, config: MoreauPrunerConfig) -> LegalCounts:
@@ -52,6 +56,7 @@ class LegalCounts:
             config.tensor_parallel,
             width if stock and width else None,
             heads.pop() if fixed else 1,
+            shape.family.base_type,
         )
 
     def step(self, kind: str) -> int:
@@ -73,7 +78,8 @@ class LegalCounts:
         step = self.step(block.kind)
         if step > block.total:
             raise PlanError(
-                f"{block.where}: {self.reason(block.kind)} with {block.total} channels; use at most {block.total}"
+                f"{block.where}: no multiple of {step} can be kept of its {block.total} channels"
+                f" ({self.reason(block.kind)}); lower multiple_of or tensor_parallel, or choose another engine"
             )
         return range(block.total % step, block.total - step + 1, step)
 
@@ -92,6 +98,32 @@ class LegalCounts:
             f"llama.cpp quantises rows of {QUANTISED_ROW}": self.engine == "llama.cpp",
         }
         return ", ".join(words for words, applies in parts.items() if applies)
+
+    def splits(self, block: Block, kept: int) -> bool:
+        """Whether the engine can split what stays of a block over its devices."""
+        if block.kind == "attention":
+            return _split(kept, block.n_rep, self.devices, self.engine)
+        return kept % self.devices == 0
+
+    def check(self, kept: Mapping[Block, int]) -> None:
+        """Refuses what stays of a model where the engine could not read it, cut or not.
+
+        Raises:
+            PlanError: names the first block that the engine could not split, or whose heads it would misread.
+        """
+        for block, count in kept.items():
+            if not self.splits(block, count):
+                heads = f"{count * block.n_rep} heads in {count} KV groups"
+                raise PlanError(
+                    f"{block.where}: {heads if block.kind == 'attention' else f'{count} channels'} cannot be split over"
+                    f" tensor_parallel={self.devices}; add '{block.kind}' to the targets, or choose another number"
+                )
+            derived = self.family in _HEAD_WIDTH_DERIVED.get(self.engine, ())
+            if derived and block.kind == "attention" and count != block.total:
+                raise PlanError(
+                    f"{block.where}: {self.engine} takes the head width of '{self.family}' to be the hidden size over"
+                    " its number of heads, so heads cannot go; leave 'attention' out of the targets"
+                )
 
     def _removable_groups(self, block: Block) -> Sequence[int]:
         legal = [block.total - kept for kept in range(block.total, 0, -1) if self._splits(kept, block.n_rep)]

@@ -7,9 +7,11 @@ from collections.abc import Iterator, Sequence
 from ..config import MoreauPrunerConfig
 from ..units import Block, ModelShape
 from .engines import LegalCounts
+from .gains import contributions
 from .pruning_plan import PruningPlan
 
-_NOUNS = {"attention": "KV groups", "mlp": "MLP channels", "hidden": "hidden channels"}
+_NEAR = 0.01  # share of the parameters by which a request may be missed without a word
+_NOUNS = {"layers": "layers", "attention": "KV groups", "mlp": "MLP channels", "hidden": "hidden channels"}
 
 
 def adjustments(plan: PruningPlan, shape: ModelShape, config: MoreauPrunerConfig) -> tuple[str, ...]:
@@ -25,8 +27,16 @@ def _lines(plan: PruningPlan, shape: ModelShape, config: MoreauPrunerConfig) -> 
         reason = LegalCounts.of(shaped, config).reason(kind)
         scope = [block for block in shape.in_scope(config) if block.layer not in plan.removed_layers]
         blocks = [block for block in scope if block.kind == kind]
-        if reason and blocks:
+        if reason and any(plan.kept(block).removed for block in blocks):
             yield f"{_counts(plan, blocks)} {_NOUNS[kind]} stay: {reason}"
+    given = contributions(plan, shape)
+    coarse = [kind for kind in ("layers", "hidden") if kind in config.targets]
+    for kind in coarse:
+        if kind not in given and config.pruning_ratio != 0 and config.unit_ratio != 0:
+            yield f"no {_NOUNS[kind]} go: the fewest that can are more than their part"
+    achieved = sum(given.values()) / shape.parameters
+    if config.pruning_ratio is not None and abs(achieved - config.pruning_ratio) > _NEAR:
+        yield f"{achieved:.1%} of the parameters go instead of {config.pruning_ratio:.1%}: the nearest that can be"
 
 
 def _counts(plan: PruningPlan, blocks: Sequence[Block]) -> str:

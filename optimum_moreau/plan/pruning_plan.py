@@ -191,6 +191,11 @@ class PruningPlan:
             if found is None or found.total != block.total:
                 have = "nothing" if found is None else f"{found.total} units"
                 raise PlanError(f"{block.where}: plan has {have}, this model has {block.total} units")
+        stay = self.kept_layers
+        if stay is not None and (
+            not stay or sorted(set(stay)) != list(stay) or not 0 <= stay[0] <= stay[-1] < shape.depth
+        ):
+            raise PlanError(f"kept_layers: must be sorted, distinct, not empty, and within 0..{shape.depth - 1}")
         if self.hidden is not None and shape.hidden is not None:
             if self.hidden.total != shape.hidden.total:
                 raise PlanError(f"hidden: plan has {self.hidden.total} channels, this model has {shape.hidden.total}")
