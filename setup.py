@@ -37,6 +37,7 @@ setup(
         "optimum_moreau.commands",
         "optimum_moreau.config",
         "optimum_moreau.criteria",
+        "optimum_moreau.envelope",
         "optimum_moreau.evaluation",
         "optimum_moreau.modeling",
         "optimum_moreau.plan",
@@ -46,6 +47,7 @@ setup(
     package_dir={"optimum.commands.register": "optimum_moreau/optimum_cli"},
     package_data={"optimum_moreau": ["py.typed", "data/calibration.txt"]},
     install_requires=[
+        "numpy>=1.26",
         "torch>=2.6",
         "transformers>=5.23,<6",
         "optimum>=2.3",

@@ -27,6 +27,10 @@ class NonFiniteError(MoreauError, ArithmeticError):
     """A loss or a gradient is NaN or infinite."""
 
 
+class OutOfMemoryError(MoreauError, MemoryError):
+    """Scoring needs more memory than there is."""
+
+
 class PlanError(MoreauError, ValueError):
     """A plan is damaged, unreachable, or made for another model."""
 

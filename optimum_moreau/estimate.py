@@ -2,11 +2,11 @@
 
 Memory of scoring at its peak, beside the loaded model:
 
-    held by the criterion (δ, copies of the weights in scope, sums)  +  max(activations, gradients of these weights)
+    held by the criterion (δ, and sums where several passes make one gradient)  +  activations  +  a few matrices
 
-since a backward pass frees the first while it makes the second. The activations are not a formula: the model's own code
-runs on the meta device, and what autograd saves is counted. Time is the floating-point operations of the passes over
-this machine's measured rate of a matrix product, and one normal number per weight and noisy pass.
+The activations are not a formula: the model's own code runs on the meta device, and what autograd saves is counted.
+Time is the floating-point operations of the passes over this machine's measured rate of a matrix product, and one
+normal number per weight, twice a noisy pass.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from .config import MoreauPrunerConfig
 from .config.quantities import words_for_bytes
 from .criteria import Cost
+from .envelope.noise import standard_normal
 from .registry import CRITERIA
 from .scores import needs_text
 from .units import Block, ModelShape
 
 _LENGTH = 31  # tokens of the run on the meta device; no model has a size of 31, so that attention's squares stand out
 _RATE_SECONDS = 0.02
+_MATRICES = 4  # of the largest weight's size in float32: v, g, and what is computed from them
 # On a CPU the C library keeps freed blocks of less than 32 MiB: benchmarks/estimate.py saw 1.0 to 1.4 times the need.
 _HEAP = {"cpu": 1.2}
 
@@ -83,24 +85,24 @@ def estimate_scoring(skeleton: PreTrainedModel, shape: ModelShape, config: Morea
     """
     blocks = shape.scored(config)
     cost = CRITERIA.get(config.criterion).cost(config) if blocks else Cost()
-    if config.released:  # the reference path moves every parameter
-        scope = shape.parameters
-    else:
-        names = {name for block in blocks for name in block.weight_names().values()}
-        scope = sum(skeleton.get_parameter(name).numel() for name in names)
+    names = {name for block in blocks for name in block.weight_names().values()}
+    sizes = [skeleton.get_parameter(name).numel() for name in names]
+    scope, matrix = sum(sizes), 4 * max(sizes, default=0)
     itemsize = skeleton.dtype.itemsize
     batch = cost.batch or min(config.batch_size or config.calibration_samples, config.calibration_samples)
-    within_pass = 0
+    state_item = 0 if config.offload == "disk" else getattr(torch, config.state_dtype).itemsize
+    state = scope * (4 * cost.floats + state_item * cost.states)
     if cost.passes:
-        activations = activation_bytes(skeleton, blocks, batch, config.sequence_length)
-        within_pass = max(activations, scope * max(itemsize, 4))
+        within_pass = activation_bytes(skeleton, blocks, batch, config.sequence_length) + _MATRICES * matrix
+        if config.released:  # the reference path: δ, its mean, the moved weights and the gradients of every parameter
+            state = shape.parameters * (8 + itemsize)
+            within_pass = max(within_pass, 4 * shape.parameters)
     elif needs_text(config):
         within_pass = 2 * batch * config.sequence_length * skeleton.config.vocab_size * itemsize
     else:
-        within_pass = 2 * 4 * max((_elements(skeleton, block) for block in blocks), default=0)
+        within_pass = _MATRICES * matrix
     heap = _HEAP.get(device, 1.0)
-    within_pass = round(heap * within_pass)
-    state = round(heap * scope * (4 * cost.floats + itemsize * cost.copies))
+    within_pass, state = round(heap * within_pass), round(heap * state)
     return Estimate(
         cost.passes,
         shape.bytes,
@@ -190,10 +192,6 @@ def _saved_bytes(skeleton: Any, windows: int) -> dict[nn.Module | None, int]:
     return saved
 
 
-def _elements(skeleton: Any, block: Block) -> int:
-    return sum(skeleton.get_parameter(name).numel() for name in set(block.weight_names().values()))
-
-
 def _seconds(
     cost: Cost, parameters: int, scope: int, config: MoreauPrunerConfig, dtype: torch.dtype, device: str
 ) -> float:
@@ -203,7 +201,7 @@ def _seconds(
     # 2 operations per weight and token: forward, through the activations, and for the weights in scope
     operations = 2 * cost.passes * tokens * (2 * parameters + scope)
     seconds = operations / _product_rate(min(tokens, 1024), dtype, device)
-    return seconds + (cost.passes * scope / _noise_rate(device) if cost.noisy else 0.0)
+    return seconds + (2 * cost.passes * scope / _noise_rate(device) if cost.noisy else 0.0)
 
 
 def _product_rate(rows: int, dtype: torch.dtype, device: str) -> float:
@@ -214,7 +212,7 @@ def _product_rate(rows: int, dtype: torch.dtype, device: str) -> float:
 
 def _noise_rate(device: str) -> float:
     """Normal numbers per second here."""
-    return 2**20 / _time_of(lambda: torch.randn(2**20, device=device), device)
+    return 2**20 / _time_of(lambda: standard_normal(torch.empty(2**20, device=device), 0), device)
 
 
 def _time_of(action: Any, device: str) -> float:

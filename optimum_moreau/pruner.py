@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import time
 from dataclasses import dataclass, replace
@@ -16,8 +18,9 @@ from .calibration import CalibrationSet, load_calibration
 from .card import write_card
 from .checkpoint import Verification, model_reference, save_folder, verify
 from .config import MoreauPrunerConfig
-from .errors import MoreauError
-from .estimate import estimate_scoring, skeleton_of
+from .config.quantities import words_for_bytes
+from .errors import MoreauError, OutOfMemoryError
+from .estimate import Estimate, estimate_scoring, skeleton_of
 from .export import check_reachable, with_export
 from .plan import (
     PLAN_NAME,
@@ -30,7 +33,7 @@ from .plan import (
 from .scores import SCORES_NAME, UnitScores, needs_text, score_units
 from .summary import SUMMARY_NAME, PruningSummary, layer_shapes, peak_memory_bytes, versions
 from .surgery import apply_plan, check_prunable
-from .units import model_shape
+from .units import ModelShape, model_shape
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +77,12 @@ class MoreauPruner:
         self._tokens: Tensor | None = None  # that a saved checkpoint is verified on
 
     def plan(
-        self, model: PreTrainedModel, calibration: Any = None, *, calibration_column: str | None = None
+        self,
+        model: PreTrainedModel,
+        calibration: Any = None,
+        *,
+        calibration_column: str | None = None,
+        checkpoint_dir: str | Path | None = None,
     ) -> tuple[PruningPlan, UnitScores]:
         """Scores the model's units and decides which stay; the model is not changed.
 
@@ -82,6 +90,7 @@ class MoreauPruner:
             model: the model to score.
             calibration: text, file, dataset or tokens, as for `load_calibration`; by default a small text that ships.
             calibration_column: text column of a file of records.
+            checkpoint_dir: folder that keeps every Moreau step; a run that was killed goes on from it to the same plan.
 
         Returns:
             The plan, and the scores it was made from.
@@ -103,21 +112,40 @@ class MoreauPruner:
             "calibration": found.to_dict() if found else {},
         }
         if logger.isEnabledFor(logging.INFO):
-            estimate = estimate_scoring(skeleton_of(model), shape, config, model.device.type)
-            logger.info("%s: %s", config.decided_by, "; ".join(" ".join(line.split()) for line in estimate.lines))
-        scores = replace(score_units(model, shape, self._tokens, config), origin=origin)
+            lines = self._estimate(model, shape, config).lines
+            logger.info("%s: %s", config.decided_by, "; ".join(" ".join(line.split()) for line in lines))
+        folder = None if checkpoint_dir is None else Path(checkpoint_dir).expanduser()
+        run = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()
+        try:
+            found_scores = score_units(model, shape, self._tokens, config, checkpoint=folder, run=run)
+        except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is one
+            if not _is_out_of_memory(error):
+                raise
+            need = words_for_bytes(self._estimate(model, shape, config).peak_memory_bytes)
+            raise OutOfMemoryError(
+                f"scoring ran out of memory; it needs about {need} with the model: lower batch_size"
+                " (--batch-size 1), keep δ elsewhere (offload, --offload disk) or in bfloat16 (--state-dtype bfloat16)"
+            ) from error
+        scores = replace(found_scores, origin=origin)
         plan = with_export(make_plan(scores, shape, config), model.config, shape)
         return plan, scores
 
     def prune(
-        self, model: PreTrainedModel, calibration: Any = None, *, calibration_column: str | None = None
+        self,
+        model: PreTrainedModel,
+        calibration: Any = None,
+        *,
+        calibration_column: str | None = None,
+        checkpoint_dir: str | Path | None = None,
     ) -> PruningResult:
         """In place: removes the least important units; arguments and errors as for `plan`.
 
         On an error the model is unchanged.
         """
         start = time.perf_counter()
-        plan, scores = self.plan(model, calibration, calibration_column=calibration_column)
+        plan, scores = self.plan(
+            model, calibration, calibration_column=calibration_column, checkpoint_dir=checkpoint_dir
+        )
         return self._cut(model, plan, scores, start)
 
     def apply(self, model: PreTrainedModel, plan: PruningPlan, *, export: str | None = None) -> PruningResult:
@@ -169,6 +197,9 @@ class MoreauPruner:
                 scores.save(folder / SCORES_NAME)
             write_card(folder, summary, plan)
         return verification
+
+    def _estimate(self, model: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig) -> Estimate:
+        return estimate_scoring(skeleton_of(model), shape, config, model.device.type)
 
     def _calibration(
         self, model: PreTrainedModel, source: Any, column: str | None, config: MoreauPrunerConfig
@@ -225,3 +256,8 @@ class MoreauPruner:
         )
         self._model, self._result = model, PruningResult(summary, plan, scores)
         return self._result
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """torch says so by a type on GPUs, and by words on a CPU."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -17,6 +18,7 @@ from .criteria import Scoring
 from .criteria.block_influence import block_influence
 from .envelope import scoring_mode
 from .errors import CalibrationError, NonFiniteError, PlanError
+from .families import Cut
 from .registry import CRITERIA
 from .units import Block, ModelShape, decoder_layers
 
@@ -71,7 +73,13 @@ class UnitScores:
 
 
 def score_units(
-    model: PreTrainedModel, shape: ModelShape, tokens: Tensor | None, config: MoreauPrunerConfig
+    model: PreTrainedModel,
+    shape: ModelShape,
+    tokens: Tensor | None,
+    config: MoreauPrunerConfig,
+    *,
+    checkpoint: Path | None = None,
+    run: str = "",
 ) -> UnitScores:
     """Scores every unit in scope; the model is left bit for bit as it was.
 
@@ -80,6 +88,10 @@ def score_units(
         shape: its shape.
         tokens: calibration windows `(samples, length)`; may be `None` where `needs_text` says so.
         config: a resolved config.
+        checkpoint: folder that keeps every step, so that a run that was killed goes on from it.
+        run: what identifies the run, so that another's steps are refused.
+
+    With several processes (torch.distributed), each scores its part of the windows, and all return the same scores.
 
     Returns:
         One score per unit of every block in scope.
@@ -93,18 +105,45 @@ def score_units(
     values: dict[str, Tensor] = {}
     # a caller's inference mode would forbid the gradients; tokens made in it cannot be saved for the backward pass
     with torch.inference_mode(False), scoring_mode(model), torch.no_grad():
-        batches = [] if tokens is None else list(tokens.clone().split(config.batch_size or len(tokens)))
+        batches = [] if tokens is None else _own_batches(tokens.clone(), config.batch_size or len(tokens))
         if "layers" in config.targets and config.layer_criterion == "block-influence":
-            if not batches:
+            if tokens is None:
                 raise CalibrationError("layer_criterion 'block-influence' reads calibration text; give some")
-            influence = block_influence(model, decoder_layers(model), batches)
+            influence = block_influence(model, decoder_layers(model), tokens.split(config.batch_size or len(tokens)))
             values |= {whole.where: influence[i : i + 1] for i, whole in enumerate(shape.wholes)}
-        for block, elements in criterion.score(Scoring(model, blocks, batches, config)) if blocks else ():
-            values[block.where] = unit_scores(block, elements, config.aggregation, signed=criterion.signed)
+        if blocks:
+            sums = UnitSums(blocks)
+            windows = 0 if tokens is None else len(tokens)
+            criterion.score(Scoring(model, blocks, batches, windows, config, sums.add, checkpoint, run))
+            if criterion.partial:
+                sums.add_up_processes()
+            values |= sums.combined(config.aggregation, signed=criterion.signed)
     for where, units in values.items():
         if not torch.isfinite(units).all():
             raise NonFiniteError(f"{where}: the scores of {criterion.name} are not finite; check its weights")
-    return with_layer_sums(UnitScores(values), shape, config)
+    return with_layer_sums(UnitScores(_as_on_the_first(values)), shape, config)
+
+
+def _own_batches(tokens: Tensor, batch_size: int) -> list[Tensor]:
+    """The batches of this process: every process takes every n-th window."""
+    if _distributed():
+        tokens = tokens[dist.get_rank() :: dist.get_world_size()]
+        if not len(tokens):
+            raise CalibrationError(f"{dist.get_world_size()} processes for fewer windows; raise calibration_samples")
+    return list(tokens.split(batch_size))
+
+
+def _as_on_the_first(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The scores of the first process, so that every process plans the same."""
+    if not _distributed():
+        return values
+    shared = [values]
+    dist.broadcast_object_list(shared, src=0)
+    return shared[0]
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def with_layer_sums(scores: UnitScores, shape: ModelShape, config: MoreauPrunerConfig) -> UnitScores:
@@ -125,23 +164,49 @@ def needs_text(config: MoreauPrunerConfig) -> bool:
     return influence or bool(CRITERIA.get(config.criterion).needs)
 
 
-def unit_scores(block: Block, elements: dict[str, Tensor], aggregation: str, *, signed: bool = False) -> Tensor:
-    """Sums element scores inside each matrix, then combines the coupled matrices (paper, Eq. 4 and 5).
+class UnitSums:
+    """Sums element scores over units, weight by weight as they come (paper, Eq. 4 and 5).
 
     Args:
-        block: the units.
-        elements: parameter name → scores `(out, in)`.
-        aggregation: `sum`, `mean`, `max` or `prod`.
-        signed: take the absolute value of each matrix's sum.
-
-    Returns:
-        float64 tensor `(units,)` on CPU.
+        blocks: the units.
     """
-    parts = []
-    for cut, name in block.weight_names().items():
-        part = block.sum_per_unit(cut, elements[name]).cpu()  # (units,)
-        parts.append(part.abs() if signed else part)
-    return AGGREGATIONS[aggregation](torch.stack(parts))
+
+    def __init__(self, blocks: Iterable[Block]):
+        self._blocks = tuple(blocks)
+        self._uses: dict[str, list[tuple[Block, Cut]]] = {}
+        for block in self._blocks:
+            for cut, name in block.weight_names().items():
+                self._uses.setdefault(name, []).append((block, cut))
+        self._parts: dict[tuple[str, Cut], Tensor] = {}
+
+    def add(self, name: str, elements: Tensor) -> None:
+        """Adds the element scores of one weight, `(out, in)`, to those of its units."""
+        for block, cut in self._uses[name]:
+            part = block.sum_per_unit(cut, elements)  # (units,), on the elements' device
+            key = (block.where, cut)
+            self._parts[key] = self._parts[key] + part if key in self._parts else part
+
+    def add_up_processes(self) -> None:
+        """Adds up what every process has, where there are several."""
+        if _distributed():
+            for part in self._parts.values():
+                dist.all_reduce(part)
+
+    def combined(self, aggregation: str, *, signed: bool = False) -> dict[str, Tensor]:
+        """Combines the sums of the coupled matrices.
+
+        Args:
+            aggregation: `sum`, `mean`, `max` or `prod`.
+            signed: take the absolute value of each matrix's sum.
+
+        Returns:
+            `layers.3.mlp` → float64 tensor `(units,)` on CPU.
+        """
+        found = {}
+        for block in self._blocks:
+            parts = torch.stack([self._parts[block.where, cut].cpu() for cut in block.cuts])  # (matrices, units)
+            found[block.where] = AGGREGATIONS[aggregation](parts.abs() if signed else parts)
+        return found
 
 
 def check_covers(scores: UnitScores, blocks: Iterable[Block]) -> None:

@@ -34,7 +34,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _choice(field: str) -> str:
-    return " | ".join(CHOICES[field])
+    return " | ".join(str(choice) for choice in CHOICES[field])
 
 
 # field of MoreauPrunerConfig → (short alias, type, metavar, help); the flag is the field's name with hyphens.
@@ -68,6 +68,8 @@ _FIELDS: dict[str, tuple[str | None, Callable[[str], Any], str, str]] = {
     "multiple_of": (None, int, "N", "keep channels as a multiple of N"),
     "engine": (None, str, "NAME", f"what must load the result: {_choice('engine')}"),
     "tensor_parallel": (None, int, "N", "devices over which that engine splits every layer"),
+    "state_dtype": (None, str, "NAME", f"in which δ is kept: {_choice('state_dtype')} (default float32)"),
+    "offload": (None, str, "NAME", "where δ is kept: cpu | disk (default: the device that scores)"),
     "seed": (None, int, "N", "of windows, noise and random scores (default 0)"),
     "export": (None, str, "NAME", f"class of the result: {_choice('export')}"),
 }
@@ -157,6 +159,12 @@ def add_calibration_arguments(parser: argparse.ArgumentParser) -> None:
         "--calibration", metavar="TEXT", help="text file, records (.jsonl …), or hub:id[:config[:split[:column]]]"
     )
     group.add_argument("--calibration-column", metavar="NAME", help="text column of records")
+    group.add_argument("--checkpoint-dir", metavar="FOLDER", help="keep every Moreau step, to go on after a kill")
+
+
+def calibration_from(args: argparse.Namespace) -> dict[str, Any]:
+    """The keyword arguments of `MoreauPruner.plan` and `prune` that the flags give."""
+    return {"calibration_column": args.calibration_column, "checkpoint_dir": args.checkpoint_dir}
 
 
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:

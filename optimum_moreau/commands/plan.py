@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     else:
         model, tokenizer = options.load(args)
         pruner = MoreauPruner(given, tokenizer=tokenizer, revision=base_revision(args.model, args.revision))
-        plan, _ = pruner.plan(model, args.calibration, calibration_column=args.calibration_column)
+        plan, _ = pruner.plan(model, args.calibration, **options.calibration_from(args))
     shape = model_shape(model)
     export = decide_export(model.config, shape, plan, plan.config["export"])
     plan.save(args.output)

@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     logging.getLogger("optimum_moreau.pruner").setLevel(logging.INFO)  # it says what scoring will take
     model, tokenizer = options.load(args)
     pruner = MoreauPruner(config, tokenizer=tokenizer, revision=base_revision(args.model, args.revision))
-    result = pruner.prune(model, args.calibration, calibration_column=args.calibration_column)
+    result = pruner.prune(model, args.calibration, **options.calibration_from(args))
     verification = pruner.save_pretrained(args.output, overwrite=args.overwrite)
     return report(result.summary, verification, args.output)
 

@@ -70,6 +70,8 @@ class MoreauPrunerConfig:
         uniform: every layer in scope keeps the same number of heads and of channels.
         engine: what must load the result: `transformers`, `vllm` or `llama.cpp` (plan/engines.py has their rules).
         tensor_parallel: number of devices over which that engine splits every layer.
+        state_dtype: in which δ is kept: `float32` or `bfloat16`.
+        offload: where δ is kept: `cpu`, `disk`, or by default the device that scores.
         seed: of the windows, of the noise and of `random`.
         export: `stock` (a class of transformers), `custom` (own type, per-layer shapes) or `auto`.
 
@@ -109,6 +111,8 @@ class MoreauPrunerConfig:
     uniform: bool = False
     engine: str = "transformers"
     tensor_parallel: int = 1
+    state_dtype: str = "float32"
+    offload: str | None = None
     seed: int = 0
     export: str = "auto"
 

@@ -12,13 +12,15 @@ if TYPE_CHECKING:
     from .pruner_config import MoreauPrunerConfig
 
 TARGETS = ("attention", "mlp", "hidden", "layers")
-CHOICES = {
+CHOICES: dict[str, tuple[str | None, ...]] = {
     "budget": ("uniform", "global"),
     "aggregation": ("sum", "mean", "max", "prod"),
     "noise": ("relative", "absolute"),
     "channel_group": ("row", "unit"),
     "layer_criterion": ("sum", "block-influence"),
     "engine": ("transformers", "vllm", "llama.cpp"),
+    "state_dtype": ("float32", "bfloat16"),
+    "offload": ("cpu", "disk", None),
     "export": ("auto", "stock", "custom"),
 }
 ENGINES_OF_UNIFORM_LAYERS = ("vllm", "llama.cpp")
@@ -36,8 +38,9 @@ def validate(config: MoreauPrunerConfig) -> None:
         raise ConfigError(str(error)) from None
     for name, choices in CHOICES.items():
         if (value := getattr(config, name)) not in choices:
+            known = [str(choice) for choice in choices if choice is not None]
             raise ConfigError(
-                f"{name}: unknown value {value!r}.{suggestion(value, choices)} Known: {', '.join(choices)}"
+                f"{name}: unknown value {value!r}.{suggestion(str(value), known)} Known: {', '.join(known)}"
             )
     _validate_layers_and_targets(config)
     _validate_ratios(config)

@@ -1,5 +1,5 @@
-"""Criteria: one file each, model + calibration batches → element scores, yielded layer by layer."""
+"""Criteria: one file each, model + calibration batches → element scores, emitted weight by weight."""
 
-from .criterion import Cost, Criterion, ElementScores, Scoring
+from .criterion import Cost, Criterion, Emit, Scoring
 
-__all__ = ["Cost", "Criterion", "ElementScores", "Scoring"]
+__all__ = ["Cost", "Criterion", "Emit", "Scoring"]

@@ -2,39 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from ..config import MoreauPrunerConfig
-from ..envelope import LossGradient, Noise
+from ..envelope import Engine, Micro, Noise
 from ..units import Block
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ..envelope import Tensors
-
-# One block's scores: for each of its parameter names, a float32 tensor of the weight's shape `(out, in)`.
-ElementScores = Iterator[tuple[Block, dict[str, Tensor]]]
+# Takes the scores of one weight, float32 `(out, in)`; what comes for the same weight again is added.
+Emit = Callable[[str, Tensor], None]
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """One scoring run: a model in `scoring_mode`, the blocks in scope, the calibration windows, a resolved config."""
+    """One scoring run.
+
+    Attributes:
+        model: in `scoring_mode`.
+        blocks: whose units are scored.
+        batches: the calibration windows of this process, token ids `(windows, length)`.
+        windows: number of windows, of all processes.
+        config: resolved.
+        emit: takes the scores.
+        checkpoint: folder that keeps every step of a long run, so that it can be resumed.
+        run: what identifies the run.
+    """
 
     model: PreTrainedModel
     blocks: tuple[Block, ...]
     batches: list[Tensor]
+    windows: int
     config: MoreauPrunerConfig
+    emit: Emit
+    checkpoint: Path | None = None
+    run: str = ""
 
-    def weights(self) -> dict[str, Tensor]:
-        """The weights in scope by name, the model's own tensors, `(out, in)` in the model's dtype."""
-        names = (name for block in self.blocks for name in block.weight_names().values())
-        return {name: self.model.get_parameter(name) for name in names}
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The parameter names of the weights in scope, each once."""
+        return tuple(dict.fromkeys(name for block in self.blocks for name in block.weight_names().values()))
+
+    @cached_property
+    def engine(self) -> Engine:
+        """Gradients of the calibration loss with respect to the weights in scope."""
+        engine = Engine(self.model, self.names)
+        if self.batches:
+            engine.choose_loss_scale(Micro(self.batches[0], 1.0, None, self.config.criterion))
+        return engine
+
+    def shared_batches(self) -> list[tuple[Tensor, float]]:
+        """The batches with their shares of the mean over all windows."""
+        return [(batch, len(batch) / self.windows) for batch in self.batches]
 
     def noise(self) -> Noise:
         """The smoothing noise that the config asks for."""
@@ -42,19 +68,14 @@ class Scoring:
         assert c.sigma is not None  # resolved
         return Noise(c.sigma, relative=c.noise == "relative", seed=c.seed)
 
-    def loss_gradient(self) -> LossGradient:
-        """The gradient of the calibration loss as a function of weights."""
-        return LossGradient(self.model, self.batches)
+    def by_weight(self, score: Callable[[str, Tensor], Tensor]) -> None:
+        """Emits `score(name, w)` of each weight in scope, one after the other; w comes in float32."""
+        for name in self.names:
+            self.emit(name, score(name, self.engine.weight(name).float()))
 
-    def by_block(self, score: Callable[[str, Tensor], Tensor]) -> ElementScores:
-        """Yields block by block `score(name, weight)` of each of its weights; w comes in float32."""
-        for block in self.blocks:
-            names = block.weight_names().values()
-            yield block, {name: score(name, self.model.get_parameter(name).detach().float()) for name in names}
-
-    def saliency(self, gradient: Tensors) -> ElementScores:
-        """Yields |g ⊙ w| (paper, Eq. 3); in float32, since the product underflows in float16."""
-        return self.by_block(lambda name, w: gradient[name].to(torch.float32).mul(w).abs_())
+    def emit_saliency(self, name: str, g: Tensor, scale: float = 1.0) -> None:
+        """Emits |g ⊙ w| (paper, Eq. 3) for the gradient `scale`·`g`; in float32: the product underflows in float16."""
+        self.emit(name, (g.float() * self.engine.weight(name)).abs_().mul_(abs(scale)))
 
 
 @dataclass(frozen=True)
@@ -64,14 +85,14 @@ class Cost:
     Attributes:
         passes: forward and backward passes over the calibration text.
         floats: float32 numbers held per weight in scope while a pass runs.
-        copies: numbers in the model's dtype held per weight in scope while a pass runs.
+        states: numbers in `state_dtype` held per weight in scope, where `offload` says.
         noisy: every pass draws noise for every weight in scope.
         batch: windows that pass at once; `None`: the config's.
     """
 
     passes: int = 0
     floats: float = 0
-    copies: float = 0
+    states: float = 0
     noisy: bool = False
     batch: int | None = None
 
@@ -84,18 +105,20 @@ class Criterion:
         name: its name in the registry.
         summary: one line for lists and cards.
         paper: link to the source.
-        score: yields the element scores of one run.
+        score: emits the element scores of one run, weight by weight.
         needs: `gradients`, or nothing.
         defaults: the criterion's own config fields with their defaults; `None` stands for "off".
         signed: elements carry a sign, so that the absolute value is taken of their sum.
+        partial: with several processes, each emits the scores of its own samples, to be added up.
         cost: of a run with a resolved config.
     """
 
     name: str
     summary: str
     paper: str
-    score: Callable[[Scoring], ElementScores]
+    score: Callable[[Scoring], None]
     needs: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     signed: bool = False
+    partial: bool = False
     cost: Callable[[MoreauPrunerConfig], Cost] = lambda config: Cost()

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from .criterion import Criterion, ElementScores, Scoring
+from .criterion import Criterion, Scoring
 
 PAPER = "https://arxiv.org/abs/1608.08710"
 
 
-def score_l1(run: Scoring) -> ElementScores:
-    """Yields |W|."""
-    return run.by_block(lambda name, w: w.abs())
+def score_l1(run: Scoring) -> None:
+    """Emits |W|."""
+    run.by_weight(lambda name, w: w.abs())
 
 
-def score_l2(run: Scoring) -> ElementScores:
-    """Yields |W|²."""
-    return run.by_block(lambda name, w: w.square())
+def score_l2(run: Scoring) -> None:
+    """Emits |W|²."""
+    run.by_weight(lambda name, w: w.square())
 
 
 MAGNITUDE = Criterion(name="magnitude", summary="Σ|W|, p = 1", paper=PAPER, score=score_l1)

@@ -8,44 +8,78 @@ per matrix for `channel_group="row"`, per layer for `channel_group="unit"`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..config import MoreauPrunerConfig
-from ..envelope import Prox, Tensors, moreau_gradient, shrink
+from ..envelope import MoreauRun, State, shrink
 from ..units import Block
-from .criterion import Cost, Criterion, ElementScores, Scoring
+from .criterion import Cost, Criterion, Scoring
 from .released import released_gradient
 
 PAPER = "https://arxiv.org/abs/2406.07017"
+Threshold = Callable[[Tensor], Tensor | float]
 
 
-def score(run: Scoring) -> ElementScores:
-    """Yields |δ/ρ ⊙ w| after T steps of Algorithm 1."""
+def score(run: Scoring) -> None:
+    """Emits |δ/ρ ⊙ w| after T steps of Algorithm 1."""
     c = run.config
     assert c.rho is not None and c.step_size is not None and c.steps is not None  # resolved
     if c.released:
-        return run.saliency(released_gradient(run))
-    gradient = moreau_gradient(
-        run.loss_gradient(),
-        run.weights(),
-        rho=c.rho,
-        step_size=c.step_size,
-        steps=c.steps,
-        noise=run.noise(),
-        noise_samples=c.noise_samples or 1,
-        average_last=c.average_last or 1,
-        prox=_prox(run),
+        for name, gradient in released_gradient(run).items():
+            if name in run.names:
+                run.emit_saliency(name, gradient)
+        return
+    threshold = _threshold(c)
+    by_row = threshold if c.channel_group == "row" else None
+    moreau = MoreauRun(
+        run.engine, run.shared_batches(), run.noise(), c.rho, c.step_size, c.steps, c.noise_samples or 1, by_row
     )
-    return run.saliency(gradient)
+    last = min(c.average_last or 1, c.steps)
+    with _state(run) as delta:
+        total: dict[str, Tensor] = {}
+        for t in moreau.iterate(delta):
+            if threshold is not None and by_row is None:
+                _shrink_units(delta, run, threshold)
+            if last > 1 and t > c.steps - last:
+                _add(total, delta, run)
+        for name in run.names:
+            d = total[name] / last if last > 1 else _at(delta, name, run)
+            run.emit_saliency(name, d, 1 / c.rho)
 
 
-def _prox(run: Scoring) -> Prox | None:
-    """The group soft threshold the config asks for, or none."""
+@contextmanager
+def _state(run: Scoring) -> Iterator[State]:
+    """δ, where and in which dtype the config says."""
     c = run.config
+    shapes = {name: run.model.get_parameter(name).shape for name in run.names}
+    with tempfile.TemporaryDirectory(prefix="moreau-") as temporary:
+        folder = run.checkpoint or (Path(temporary) / "delta" if c.offload == "disk" else None)
+        dtype, device = getattr(torch, c.state_dtype), run.engine.weight(run.names[0]).device
+        yield State(shapes, device=device, dtype=dtype, offload=c.offload, folder=folder, run=run.run)
+
+
+def _at(delta: State, name: str, run: Scoring) -> Tensor:
+    device = run.engine.weight(name).device
+    found = delta.get(name, device)
+    return torch.zeros(delta.shapes[name], device=device) if found is None else found
+
+
+def _add(total: dict[str, Tensor], delta: State, run: Scoring) -> None:
+    for name in run.names:
+        d = _at(delta, name, run).float()
+        total[name] = total[name].add_(d) if name in total else d.clone()
+
+
+def _threshold(c: MoreauPrunerConfig) -> Threshold | None:
+    """α of the group soft threshold, from the norms of the groups; or none."""
     if c.eta is None and c.eta_quantile is None:
         return None
 
@@ -54,38 +88,36 @@ def _prox(run: Scoring) -> Prox | None:
             return c.step_size * c.eta  # α = γη
         return torch.quantile(norms, c.eta_quantile or 0.0)
 
-    if c.channel_group == "row":
-        return lambda delta: {
-            name: d * shrink(n := d.norm(dim=1, keepdim=True), threshold(n)) for name, d in delta.items()
-        }
-    return lambda delta: _shrink_units(delta, run.blocks, threshold)
+    return threshold
 
 
-def _shrink_units(delta: Tensors, blocks: tuple[Block, ...], threshold: Callable[[Tensor], Tensor | float]) -> Tensors:
+def _shrink_units(delta: State, run: Scoring, threshold: Threshold) -> None:
     """Soft-thresholds whole units: the group is a unit's part of all the matrices it spans."""
-    norms = {block: _unit_norms(delta, block) for block in blocks}  # (units,) each
-    thresholds = {
-        layer: threshold(torch.cat([norms[block] for block in blocks if block.layer == layer]))
-        for layer in {block.layer for block in blocks}
-    }
-    shrunk = dict(delta)
-    for block in blocks:
-        factor = shrink(norms[block], thresholds[block.layer])
-        for cut, name in block.weight_names().items():
-            shrunk[name] = shrunk[name] * block.spread(cut, factor.float(), shrunk[name])
-    return shrunk
+    norms = {block.where: _unit_norms(delta, run, block) for block in run.blocks}  # (units,) each
+    layers: dict[int | None, list[Block]] = {}
+    for block in run.blocks:
+        layers.setdefault(block.layer, []).append(block)
+    for blocks in layers.values():
+        alpha = threshold(torch.cat([norms[block.where] for block in blocks]))
+        for block in blocks:
+            factor = shrink(norms[block.where], alpha).float()
+            for cut, name in block.weight_names().items():
+                d = _at(delta, name, run)
+                delta.put(name, d * block.spread(cut, factor, d))
 
 
-def _unit_norms(delta: Tensors, block: Block) -> Tensor:
+def _unit_norms(delta: State, run: Scoring, block: Block) -> Tensor:
     """‖δ_S‖₂ per unit over all matrices it spans, float64 `(units,)` on CPU."""
-    squares = [block.sum_per_unit(cut, delta[name].square()).cpu() for cut, name in block.weight_names().items()]
+    names = block.weight_names().items()
+    squares = [block.sum_per_unit(cut, _at(delta, name, run).float().square()).cpu() for cut, name in names]
     return torch.stack(squares).sum(dim=0).sqrt()
 
 
 def _cost(config: MoreauPrunerConfig) -> Cost:
     draws = config.noise_samples or 1
-    floats = 1 + (draws > 1) + ((config.average_last or 1) > 1)  # δ, the mean over draws, the sum of the last iterates
-    return Cost(passes=(config.steps or 0) * draws, floats=floats, copies=1, noisy=True)
+    batches = math.ceil(config.calibration_samples / (config.batch_size or config.calibration_samples))
+    floats = (draws * batches > 1) + ((config.average_last or 1) > 1)  # a sum over passes, a sum of the last iterates
+    return Cost(passes=(config.steps or 0) * draws, floats=floats, states=1, noisy=True)
 
 
 _DEFAULTS: dict[str, Any] = {"sigma": 0.05, "steps": 10, "noise_samples": 1, "average_last": 1}

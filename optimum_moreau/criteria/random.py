@@ -7,24 +7,34 @@ import hashlib
 import torch
 from torch import Tensor
 
-from .criterion import Criterion, ElementScores, Scoring
+from ..units import Block
+from .criterion import Criterion, Scoring
 
 
-def score(run: Scoring) -> ElementScores:
-    """Yields uniform scores in [0, 1), the same on every device: one number per unit, from (seed, block).
+def score(run: Scoring) -> None:
+    """Emits uniform scores in [0, 1), the same on every device: one number per unit, from (seed, block).
 
     A unit's elements share its number, and a unit's score sums them; independent elements would sum to nearly the
     same score for every unit.
     """
-    for block in run.blocks:
-        digest = hashlib.sha256(f"{run.config.seed}/{block.where}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-        unit = torch.rand(block.total, generator=generator)  # (units,)
-        scores: dict[str, Tensor] = {}
-        for cut, name in block.weight_names().items():
-            weight = run.model.get_parameter(name)
-            scores[name] = scores.get(name, 1) * block.spread(cut, unit, weight).expand(weight.shape)
-        yield block, scores
+    numbers = {block.where: _uniform(block, run.config.seed) for block in run.blocks}
+
+    def element(name: str, w: Tensor) -> Tensor:
+        scores = torch.ones_like(w)
+        for block in run.blocks:
+            for cut, weight in block.weight_names().items():
+                if weight == name:
+                    scores *= block.spread(cut, numbers[block.where], w)
+        return scores
+
+    run.by_weight(element)
+
+
+def _uniform(block: Block, seed: int) -> Tensor:
+    """One number per unit, float32 `(units,)`."""
+    digest = hashlib.sha256(f"{seed}/{block.where}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    return torch.rand(block.total, generator=generator)
 
 
 RANDOM = Criterion(

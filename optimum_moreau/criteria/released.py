@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..envelope import Tensors, smoothed_gradient
+from ..envelope import LossGradient, Tensors, smoothed_gradient
 from .criterion import Scoring
 
 
@@ -26,7 +26,7 @@ def released_gradient(run: Scoring) -> Tensors:
     c = run.config
     assert c.rho and c.step_size and c.steps and c.average_last  # resolved
     weights = {name: parameter.detach() for name, parameter in run.model.named_parameters()}
-    gradient = run.loss_gradient()
+    gradient = LossGradient(run.model, run.batches)
     delta = {name: torch.zeros_like(w, dtype=torch.float32) for name, w in weights.items()}
     mean = {name: torch.zeros_like(d) for name, d in delta.items()}
     last = min(c.average_last, c.steps)

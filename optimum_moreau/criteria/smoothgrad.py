@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-import torch
+import math
+from collections.abc import Callable
+
+from torch import Tensor
 from tqdm import tqdm
 
 from ..config import MoreauPrunerConfig
-from .criterion import Cost, Criterion, ElementScores, Scoring
+from ..envelope import Micro, Noise
+from .criterion import Cost, Criterion, Scoring
 
 
-def score(run: Scoring) -> ElementScores:
-    """Yields E_z |∇f(w + z) ⊙ w|: importances, not gradients, are averaged over the passes."""
+def score(run: Scoring) -> None:
+    """Emits |∇f(w + z) ⊙ w| / passes of every pass: importances, not gradients, are averaged over the passes."""
     c = run.config
     assert c.passes is not None  # resolved
-    weights = run.weights()
-    gradient = run.loss_gradient()
-    mean = {name: torch.zeros_like(w, dtype=torch.float32) for name, w in weights.items()}
+    weight = 1 / c.passes
     for i in tqdm(range(c.passes), desc="noisy passes", leave=False, disable=None):
-        g = gradient(run.noise().added(weights, None, 0, i), at=f"pass {i + 1}")
-        for name, w in weights.items():
-            mean[name].add_(g.pop(name).mul_(w.detach().float()).abs_(), alpha=1 / c.passes)
-    return run.by_block(lambda name, w: mean[name])
+        moved = _moved(run.noise(), i)
+        micros = [Micro(batch, share, moved, f"pass {i + 1}") for batch, share in run.shared_batches()]
+        run.engine.run(micros, lambda name, g, scale: run.emit_saliency(name, g, scale * weight))
+
+
+def _moved(noise: Noise, i: int) -> Callable[[str, Tensor, Tensor], Tensor]:
+    return lambda name, w, out: noise.moved(w, None, name, 0, i, out=out)
 
 
 def _cost(config: MoreauPrunerConfig) -> Cost:
-    return Cost(passes=config.passes or 0, floats=1, copies=1, noisy=True)
+    batches = math.ceil(config.calibration_samples / (config.batch_size or config.calibration_samples))
+    return Cost(passes=config.passes or 0, floats=1 if batches > 1 else 0, noisy=True)
 
 
 SMOOTHGRAD = Criterion(

@@ -10,50 +10,66 @@ from __future__ import annotations
 
 import math
 
-import torch
+from torch import Tensor
 
 from ..config import MoreauPrunerConfig
-from ..envelope import LossGradient, Tensors
-from .criterion import Cost, Criterion, ElementScores, Scoring
+from ..envelope import Micro
+from .criterion import Cost, Criterion, Scoring
 
 PAPER = "https://arxiv.org/abs/2305.11627"
 
 
-def score_first(run: Scoring) -> ElementScores:
-    """Yields |W ⊙ g|."""
-    return run.saliency(run.loss_gradient()(run.weights(), at="taylor"))
+def score_first(run: Scoring) -> None:
+    """Emits |W ⊙ g|."""
+    run.engine.run(_micros(run), run.emit_saliency)
 
 
-def score_vector(run: Scoring) -> ElementScores:
-    """Yields W ⊙ g with its sign."""
-    g = run.loss_gradient()(run.weights(), at="taylor-vector")
-    return run.by_block(lambda name, w: w * g[name])
+def score_vector(run: Scoring) -> None:
+    """Emits W ⊙ g with its sign."""
+
+    def signed(name: str, g: Tensor, scale: float) -> None:
+        run.emit(name, (g.float() * run.engine.weight(name)).mul_(scale))
+
+    run.engine.run(_micros(run), signed)
 
 
-def score_second(run: Scoring) -> ElementScores:
-    """Yields |W² ⊙ h|."""
-    _, h = _moments(run)
-    return run.by_block(lambda name, w: w.square() * h[name])
+def score_second(run: Scoring) -> None:
+    """Emits |W² ⊙ g_n²| / N of every sample n: their sum is |W² ⊙ h|."""
+
+    def squared(name: str, g_n: Tensor, scale: float) -> None:
+        # fp32: squared gradients underflow in fp16
+        run.emit(name, (g_n.float() * run.engine.weight(name)).mul_(scale).square_().div_(run.windows))
+
+    for sample in _samples(run):
+        run.engine.run([sample], squared, everywhere=False)
 
 
-def score_mixed(run: Scoring) -> ElementScores:
-    """Yields |W ⊙ g − ½ W² ⊙ h|."""
-    g, h = _moments(run)
-    return run.by_block(lambda name, w: (w * g[name] - 0.5 * w.square() * h[name]).abs_())
+def score_mixed(run: Scoring) -> None:
+    """Emits |W ⊙ g − ½ W² ⊙ h|, which needs g and h of all samples at once: two float32 numbers per weight."""
+    g: dict[str, Tensor] = {}
+    h: dict[str, Tensor] = {}
+
+    def gather(name: str, g_n: Tensor, scale: float) -> None:
+        sample = g_n.float() * scale
+        g[name] = g[name].add_(sample, alpha=1 / run.windows) if name in g else sample / run.windows
+        squares = sample.square_().div_(run.windows)
+        h[name] = h[name].add_(squares) if name in h else squares
+
+    for sample in _samples(run):
+        run.engine.run([sample], gather, everywhere=False)
+    for name in run.names:
+        run.engine.sum_over_processes(g[name])
+        run.engine.sum_over_processes(h[name])
+    run.by_weight(lambda name, w: (w * g.pop(name) - 0.5 * w.square() * h.pop(name)).abs_())
 
 
-def _moments(run: Scoring) -> tuple[Tensors, Tensors]:
-    """Returns g and h = mean_n g_n² in float32; the samples pass one by one whatever the batch size."""
-    samples = [sample for batch in run.batches for sample in batch.split(1)]
-    weights = run.weights()
-    g = {name: torch.zeros_like(w, dtype=torch.float32) for name, w in weights.items()}
-    h = {name: torch.zeros_like(w, dtype=torch.float32) for name, w in weights.items()}
-    for share, gradients in LossGradient(run.model, samples).per_batch(weights, at=run.config.criterion):
-        for name, g_n in gradients.items():
-            g_n = g_n.float()  # fp32: squared gradients underflow in fp16
-            g[name].add_(g_n, alpha=share)
-            h[name].addcmul_(g_n, g_n, value=share)
-    return g, h
+def _micros(run: Scoring) -> list[Micro]:
+    return [Micro(batch, share, None, run.config.criterion) for batch, share in run.shared_batches()]
+
+
+def _samples(run: Scoring) -> list[Micro]:
+    """The windows one by one, whatever the batch size."""
+    return [Micro(one, 1.0, None, run.config.criterion) for batch in run.batches for one in batch.split(1)]
 
 
 def _one_pass(config: MoreauPrunerConfig) -> Cost:
@@ -61,7 +77,11 @@ def _one_pass(config: MoreauPrunerConfig) -> Cost:
     return Cost(passes=1, floats=1 if batches > 1 else 0)  # several batches are summed up
 
 
-def _moments_cost(config: MoreauPrunerConfig) -> Cost:
+def _second_cost(config: MoreauPrunerConfig) -> Cost:
+    return Cost(passes=1, batch=1)
+
+
+def _mixed_cost(config: MoreauPrunerConfig) -> Cost:
     return Cost(passes=1, floats=2, batch=1)
 
 
@@ -79,7 +99,8 @@ TAYLOR_SECOND = Criterion(
     paper=PAPER,
     score=score_second,
     needs=("gradients",),
-    cost=_moments_cost,
+    cost=_second_cost,
+    partial=True,
 )
 TAYLOR_MIXED = Criterion(
     name="taylor-mixed",
@@ -87,7 +108,7 @@ TAYLOR_MIXED = Criterion(
     paper=PAPER,
     score=score_mixed,
     needs=("gradients",),
-    cost=_moments_cost,
+    cost=_mixed_cost,
 )
 TAYLOR_VECTOR = Criterion(
     name="taylor-vector",

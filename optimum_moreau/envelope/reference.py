@@ -1,27 +1,23 @@
-"""Gradient of the Gaussian-smoothed loss and of its Moreau envelope (paper: MoreauPruner, Section 4, Algorithm 1).
+"""Algorithm 1 as it is written, on whole dictionaries of tensors: the oracle of the engine, and the path of `released`.
 
-    smoothed loss     g_σ(w) = E_z f(w + z),  z ~ N(0, σ²)                          (Definition 1)
-    Moreau envelope   g_σ^ρ(w) = inf_v g_σ(v) + ‖v − w‖² / (2ρ)                     (Eq. 6)
-    its gradient      ∇g_σ^ρ(w) = −(v* − w) / ρ                                     (Eq. 10)
-
-v* is found by gradient steps on δ = v − w, so that w itself is never overwritten. Everything here works on dictionaries
-name → tensor and on a function that returns the gradient at given weights; it knows nothing of models or pruning,
-except `LossGradient`, which is that function for a causal language model.
+Everything here works on dictionaries name → tensor and on a function that returns the gradient at given weights;
+`LossGradient` is that function for a causal language model. It holds several copies of the weights in scope.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from .errors import NonFiniteError
+from ..errors import NonFiniteError
+from .finite import first_non_finite
+from .noise import Noise
+from .steps import proximal_step
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,44 +32,6 @@ class Gradient(Protocol):
     def __call__(self, weights: Mapping[str, Tensor], at: str) -> Tensors:
         """Returns ∇f in float32, by name."""
         ...
-
-
-@dataclass(frozen=True)
-class Noise:
-    """Gaussian noise on the weights: z ~ N(0, (σ|w|)²) elementwise (paper, appendix E.2), or N(0, σ²) (Theorem 1).
-
-    Attributes:
-        sigma: σ; 0 for none.
-        relative: scale by |w|, of the original w and never of w + δ.
-        seed: of the run.
-    """
-
-    sigma: float
-    relative: bool = True
-    seed: int = 0
-
-    def draw(self, weight: Tensor, name: str, step: int, draw: int) -> Tensor:
-        """Draws z in float32 for one weight; the seed is made of (seed, step, draw, name), so order does not matter.
-
-        Args:
-            weight: w, any shape.
-            name: the parameter's name.
-            step: t of Algorithm 1, from 0.
-            draw: i of Algorithm 1, from 0.
-        """
-        digest = hashlib.sha256(f"{self.seed}/{step}/{draw}/{name}".encode()).digest()
-        generator = torch.Generator(weight.device).manual_seed(int.from_bytes(digest[:7], "big"))
-        z = torch.randn(weight.shape, generator=generator, device=weight.device, dtype=torch.float32)
-        z *= self.sigma
-        return z.mul_(weight.detach().float().abs()) if self.relative else z
-
-    def added(self, weights: Mapping[str, Tensor], delta: Tensors | None, step: int, draw: int) -> Tensors:
-        """Returns w + δ + z in the weights' dtype."""
-        moved = {}
-        for name, w in weights.items():
-            v = w.detach().float() if delta is None else w.detach().float() + delta[name]
-            moved[name] = (v + self.draw(w, name, step, draw) if self.sigma else v).to(w.dtype)
-        return moved
 
 
 def moreau_gradient(
@@ -112,8 +70,7 @@ def moreau_gradient(
     for t in tqdm(range(steps), desc="Moreau steps", leave=False, disable=None):
         g = smoothed_gradient(gradient, weights, noise, draws=noise_samples, step=t, delta=delta)
         for name, d in delta.items():
-            # δ ← (1 − γ/ρ)·δ − γ·g                                   (Algorithm 1, line 5)
-            d.mul_(1 - step_size / rho).sub_(g.pop(name), alpha=step_size)
+            proximal_step(d, g.pop(name), rho=rho, step_size=step_size)
         if prox is not None:
             # δ ← GST_γη(δ)                                           (Algorithm 1, line 7)
             delta = prox(delta)
@@ -153,18 +110,6 @@ def smoothed_gradient(
     return mean
 
 
-def shrink(norm: Tensor, alpha: Tensor | float) -> Tensor:
-    """Factor max(0, 1 − α/‖v_S‖₂) of the group soft threshold, per group.
-
-    GST_α(v)_S = 0 if ‖v_S‖₂ ≤ α, else (1 − α/‖v_S‖₂)·v_S, which shrinks the norm of each group by α.
-
-    Args:
-        norm: ‖v_S‖₂ per group.
-        alpha: α ≥ 0.
-    """
-    return torch.where(norm > alpha, 1 - alpha / norm.clamp_min(torch.finfo(norm.dtype).tiny), torch.zeros_like(norm))
-
-
 class LossGradient:
     """Gradient of the mean next-token loss over calibration windows with respect to some weights of a model.
 
@@ -199,7 +144,9 @@ class LossGradient:
                 kwargs = {"input_ids": ids, "labels": ids, "use_cache": False}
                 loss = torch.func.functional_call(self.model, leaves, kwargs=kwargs).loss
             if not torch.isfinite(loss):
-                where = _first_non_finite(self.model, leaves, kwargs)
+                where = first_non_finite(
+                    self.model, partial(torch.func.functional_call, self.model, leaves, kwargs=kwargs)
+                )
                 raise NonFiniteError(f"{at}: the loss is {loss.item()}; {where}")
             gradients = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
             for name, g in gradients.items():
@@ -208,44 +155,3 @@ class LossGradient:
                         f"{at}: the gradient of {name} is not finite; load the model in bfloat16 or float32"
                     )
             yield len(batch) / self.windows, gradients
-
-
-def _first_non_finite(model: nn.Module, weights: Tensors, kwargs: dict[str, Any]) -> str:
-    """Says in which module a NaN or infinity appears first, by one more forward pass."""
-    found: list[str] = []
-
-    def watch(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            first = output[0] if isinstance(output, tuple) else output
-            if not found and isinstance(first, Tensor) and not torch.isfinite(first).all():
-                found.append(name)
-
-        return hook
-
-    handles = [module.register_forward_hook(watch(name)) for name, module in model.named_modules() if name]
-    try:
-        with torch.no_grad():
-            torch.func.functional_call(model, weights, kwargs=kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not found:
-        return "every layer's output is finite, the loss itself overflows; load the model in bfloat16 or float32"
-    return f"{found[0]} is the first with a non-finite output; check its weights, or load the model in another dtype"
-
-
-@contextmanager
-def scoring_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no parameter requires a gradient; afterwards everything is as it was, also on an error."""
-    training = {module: module.training for module in model.modules()}
-    requires = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    try:
-        model.eval()
-        for parameter in requires:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode
-        for parameter, flag in requires.items():
-            parameter.requires_grad_(flag)

@@ -1,0 +1,31 @@
+"""Gradient of the Gaussian-smoothed loss and of its Moreau envelope (paper: MoreauPruner, Section 4, Algorithm 1).
+
+    smoothed loss     g_σ(w) = E_z f(w + z),  z ~ N(0, σ²)                          (Definition 1)
+    Moreau envelope   g_σ^ρ(w) = inf_v g_σ(v) + ‖v − w‖² / (2ρ)                     (Eq. 6)
+    its gradient      ∇g_σ^ρ(w) = −(v* − w) / ρ                                     (Eq. 10)
+
+v* is found by gradient steps on δ = v − w, so that w itself is never overwritten. Nothing here knows of pruning.
+"""
+
+from .engine import Engine, Micro
+from .mode import scoring_mode
+from .moreau import MoreauRun
+from .noise import Noise
+from .reference import LossGradient, Tensors, moreau_gradient, smoothed_gradient
+from .state import State
+from .steps import proximal_step, shrink
+
+__all__ = [
+    "Engine",
+    "LossGradient",
+    "Micro",
+    "MoreauRun",
+    "Noise",
+    "State",
+    "Tensors",
+    "moreau_gradient",
+    "proximal_step",
+    "scoring_mode",
+    "shrink",
+    "smoothed_gradient",
+]

@@ -1,0 +1,307 @@
+"""The scoring engine: gradients of the calibration loss at moved weights, matrix by matrix, and never all at once.
+
+While the engine is on, every linear layer in scope (and the embedding, where it is) computes with a weight v that is
+made for it alone and dropped:
+
+    forward    v = w + δ + z        y = x·vᵀ
+    backward   v again, from the same seed     ∂x = ∂y·v     g = ∂yᵀ·x  →  on_gradient(name, g), and g is dropped
+
+So the model's weights are neither overwritten nor copied, and no more than one matrix's gradient exists, unless several
+micro-batches or draws make one gradient: then one float32 accumulator per weight. Autograd keeps no graph below the
+first layer in scope. One code path serves CPU and CUDA; nothing waits for the device but the loss of each micro-batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..errors import NonFiniteError, UnsupportedModelError
+from .finite import first_non_finite
+
+# ∇f in pieces: name, g of the weight's shape in any dtype, and the factor that makes it the gradient.
+OnGradient = Callable[[str, Tensor, float], None]
+# v for a weight: name, w, and a buffer to write it to.
+MovedWeight = Callable[[str, Tensor, Tensor], Tensor]
+_FLOAT16_SCALE = 2.0**16
+
+
+@dataclass(frozen=True)
+class Micro:
+    """One forward and backward pass.
+
+    Attributes:
+        batch: token ids `(windows, length)`.
+        share: its part of the gradient.
+        moved: the weights it computes with; `None`: w.
+        label: where the computation stands, for messages.
+    """
+
+    batch: Tensor
+    share: float
+    moved: MovedWeight | None
+    label: str
+
+
+@dataclass
+class _Weight:
+    """A weight in scope, and the modules that use it (two where the embedding is tied to the head)."""
+
+    name: str
+    modules: list[nn.Module] = field(default_factory=list)
+    waiting: int = 0  # uses whose gradients have not come yet in this pass
+
+    def now(self) -> Tensor:
+        """w, on the device where it computes: loaded for a while if accelerate keeps it elsewhere."""
+        return _loaded(self.modules[0], "weight")
+
+
+class Engine:
+    """Computes gradients of the mean next-token loss with respect to some weights of a model.
+
+    Args:
+        model: a causal language model in `scoring_mode`.
+        names: the weights in scope, each of a linear layer or of the embedding.
+    """
+
+    def __init__(self, model: PreTrainedModel, names: Sequence[str]):
+        self.model = model
+        self.weights = {name: _Weight(name) for name in names}
+        by_identity = {id(model.get_parameter(name)): self.weights[name] for name in names}
+        for module in model.modules():
+            owner = by_identity.get(id(getattr(module, "weight", None)))
+            if owner is not None:
+                if not isinstance(module, (nn.Linear, nn.Embedding)):
+                    raise UnsupportedModelError(f"{owner.name}: a {type(module).__name__} cannot be scored")
+                owner.modules.append(module)
+        self.processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        self.loss_scale = 1.0
+        self._anchor = torch.zeros((), requires_grad=True)  # so that outputs need gradients where inputs do not
+        self._buffers: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
+        self._sums: dict[str, Tensor] = {}
+        self._checks: dict[str, Tensor] = {}
+        self._shared = False
+        self._now: tuple[Micro, bool, bool, OnGradient] | None = None
+
+    def weight(self, name: str) -> Tensor:
+        """Returns w, `(out, in)`, on the device where it computes."""
+        return self.weights[name].now()
+
+    def run(self, micros: Sequence[Micro], on_gradient: OnGradient, *, everywhere: bool = True) -> float:
+        """One gradient from some passes: `on_gradient` gets each weight's, in the order of the backward pass.
+
+        Args:
+            micros: the passes; their shares over all processes add up to 1.
+            on_gradient: is given g and a factor, once for each weight; it may not keep g.
+            everywhere: the passes of all processes make one gradient; otherwise each makes its own.
+
+        Returns:
+            The loss, in this process.
+
+        Raises:
+            NonFiniteError: the loss or a gradient is NaN or infinite; says where.
+        """
+        total = 0.0
+        shared = everywhere and self.processes > 1
+        self._shared = shared
+        self._checks.clear()
+        with self._moved_forward():
+            for i, micro in enumerate(micros):
+                last = i == len(micros) - 1
+                self._now = (micro, last, len(micros) == 1 and not shared, on_gradient)
+                for weight in self.weights.values():
+                    weight.waiting = len(weight.modules)
+                total += micro.share * self._pass(micro)
+        self._check_gradients(micros[-1].label)
+        return total
+
+    def choose_loss_scale(self, micro: Micro) -> None:
+        """For a float16 model: the largest power of 2 with which no gradient overflows, and room for them to grow."""
+        if self.model.dtype != torch.float16:
+            return
+        self.loss_scale = _FLOAT16_SCALE
+        while True:
+            try:
+                self.run([micro], lambda name, g, scale: None, everywhere=False)
+                break
+            except NonFiniteError:
+                if self.loss_scale <= 1:
+                    raise
+                self.loss_scale /= 16
+        self.loss_scale = max(1.0, self.loss_scale / 16)
+
+    def _pass(self, micro: Micro) -> float:
+        ids = micro.batch.to(self.model.device if self.model.device.type != "meta" else "cpu")
+        with torch.enable_grad():
+            # mean over windows and targets of −log p(x_{t+1} | x_≤t)                  (Eq. 1)
+            loss = self.model(input_ids=ids, labels=ids, use_cache=False).loss
+            scaled = loss * self.loss_scale
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            forward = partial(self.model, input_ids=ids, labels=ids, use_cache=False)
+            raise NonFiniteError(f"{micro.label}: the loss is {value}; {first_non_finite(self.model, forward)}")
+        scaled.backward()
+        return value
+
+    def _check_gradients(self, label: str) -> None:
+        if not self._checks:
+            return
+        sums = [check.cpu() for check in self._checks.values()]  # the one wait for all gradients of a run
+        for name, check in zip(self._checks, sums, strict=True):
+            if not torch.isfinite(check):
+                raise NonFiniteError(
+                    f"{label}: the gradient of {name} is not finite; load the model in bfloat16 or float32"
+                )
+
+    def sum_over_processes(self, tensor: Tensor) -> Tensor:
+        """In place: adds up what every process has."""
+        if self.processes > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    # what the patched layers call
+
+    def moved_weight(self, weight: _Weight) -> Tensor:
+        """v of the pass that runs."""
+        assert self._now is not None  # within `run`
+        w = weight.now()
+        moved = self._now[0].moved
+        return w if moved is None else moved(weight.name, w, self.buffer("v", tuple(w.shape), w.dtype, w.device))
+
+    def receive(self, weight: _Weight, g: Tensor) -> None:
+        """Takes one use's part of a weight's gradient, and passes the gradient on when it is complete."""
+        assert self._now is not None  # within `run`
+        micro, last, alone, on_gradient = self._now
+        weight.waiting -= 1
+        share = micro.share / self.loss_scale
+        if alone and len(weight.modules) == 1:
+            self._checks[weight.name] = g.sum(dtype=torch.float32)
+            on_gradient(weight.name, g, share)
+            return
+        if weight.name in self._sums:
+            self._sums[weight.name].add_(g, alpha=share)
+        else:
+            self._sums[weight.name] = g.to(torch.float32, copy=True).mul_(share)
+        if last and not weight.waiting:
+            total = self._sums.pop(weight.name)
+            if self._shared:
+                self.sum_over_processes(total)
+            self._checks[weight.name] = total.sum()
+            on_gradient(weight.name, total, 1.0)
+
+    def buffer(self, use: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """A place for one matrix, the same for every weight: what is in it lasts until the next one is asked for."""
+        key = (use, dtype, device)
+        if key not in self._buffers:
+            largest = max(self.model.get_parameter(name).numel() for name in self.weights)
+            self._buffers[key] = torch.empty(largest, dtype=dtype, device=device)
+        return self._buffers[key][: math.prod(shape)].view(shape)
+
+    @contextmanager
+    def _moved_forward(self) -> Iterator[None]:
+        """In place, for a while: the modules in scope compute with moved weights."""
+        before: list[tuple[nn.Module, Any]] = []
+        try:
+            for weight in self.weights.values():
+                for module in weight.modules:
+                    before.append((module, module.__dict__.get("forward")))
+                    function = _Linear if isinstance(module, nn.Linear) else _Embedding
+                    module.__dict__["forward"] = _Use(self, weight, module, function)
+            yield
+        finally:
+            for module, forward in before:
+                if forward is None:
+                    del module.__dict__["forward"]
+                else:
+                    module.__dict__["forward"] = forward
+            self._now = None
+            self._sums.clear()
+
+
+@dataclass(frozen=True)
+class _Use:
+    """The forward of one module while the engine is on."""
+
+    engine: Engine
+    weight: _Weight
+    module: Any
+    function: Any
+
+    def __call__(self, x: Tensor) -> Tensor:
+        device = _device(self.module)
+        return self.function.apply(x.to(device), self.engine._anchor, self)
+
+
+class _Linear(torch.autograd.Function):
+    """y = x·vᵀ + b."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, anchor: Tensor, use: _Use) -> Tensor:
+        ctx.use = use
+        ctx.save_for_backward(x)
+        bias = None if use.module.bias is None else _loaded(use.module, "bias")
+        return F.linear(x, use.engine.moved_weight(use.weight), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None]:
+        (x,), use, dy = ctx.saved_tensors, ctx.use, gradients[0]
+        dx = dy @ use.engine.moved_weight(use.weight) if ctx.needs_input_grad[0] else None
+        rows, columns = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
+        g = use.engine.buffer("g", (rows.shape[1], columns.shape[1]), x.dtype, x.device)
+        torch.mm(rows.T, columns, out=g)  # g = ∂yᵀ·x  (out, in)
+        use.engine.receive(use.weight, g)
+        return dx, None, None
+
+
+class _Embedding(torch.autograd.Function):
+    """y = v[ids]; the ids get no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, ids: Tensor, anchor: Tensor, use: _Use) -> Tensor:
+        ctx.use = use
+        ctx.save_for_backward(ids)
+        return F.embedding(ids, use.engine.moved_weight(use.weight))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None]:
+        (ids,), use, dy = ctx.saved_tensors, ctx.use, gradients[0]
+        g = torch.zeros(use.weight.now().shape, dtype=torch.float32, device=dy.device)
+        rows = dy.reshape(-1, dy.shape[-1]).float()
+        if use.module.padding_idx is not None:  # as torch's embedding: the padding's row gets none
+            rows = rows * (ids.reshape(-1, 1) != use.module.padding_idx)
+        use.engine.receive(use.weight, g.index_add_(0, ids.reshape(-1), rows))
+        return None, None, None
+
+
+def _device(module: Any) -> torch.device:
+    weight = module.weight
+    return weight.device if weight.device.type != "meta" else torch.device(_offload(module).execution_device)
+
+
+def _loaded(module: Any, name: str) -> Tensor:
+    parameter = getattr(module, name)
+    if parameter.device.type != "meta":
+        return parameter.detach()
+    hook = _offload(module)
+    return hook.weights_map[name].to(hook.execution_device)
+
+
+def _offload(module: Any) -> Any:
+    """The hook by which accelerate keeps a module's weights elsewhere."""
+    hook = getattr(module, "_hf_hook", None)
+    for candidate in (hook, *getattr(hook, "hooks", ())):
+        if getattr(candidate, "weights_map", None) is not None:
+            return candidate
+    raise UnsupportedModelError(
+        "a weight is on the meta device and nothing says where it is kept; load the model whole"
+    )

@@ -1,0 +1,91 @@
+"""Algorithm 1 on the engine: δ is updated inside the backward pass, matrix by matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .engine import Engine, Micro
+from .noise import Noise, for_pieces
+from .state import State
+from .steps import proximal_step, shrink
+
+# Row norms ‖δ_S‖₂ of one matrix → α of its group soft threshold.
+Threshold = Callable[[Tensor], Tensor | float]
+
+
+@dataclass(frozen=True)
+class MoreauRun:
+    """Gradient of the Moreau envelope of the smoothed loss (Algorithm 1).
+
+    Attributes:
+        engine: of the model and the weights in scope.
+        batches: token ids, each `(windows, length)`, with their shares of the gradient.
+        noise: of the smoothing.
+        rho: ρ.
+        step_size: γ.
+        steps: T.
+        noise_samples: m, draws per step.
+        threshold: of the rows of each matrix, for MoreauPruner-GS.
+    """
+
+    engine: Engine
+    batches: Sequence[tuple[Tensor, float]]
+    noise: Noise
+    rho: float
+    step_size: float
+    steps: int
+    noise_samples: int = 1
+    threshold: Threshold | None = None
+
+    def iterate(self, delta: State) -> Iterator[int]:
+        """Runs the steps that are left of T, and yields after each its number, from 1; −δ/ρ is the gradient.
+
+        Args:
+            delta: δ; after each step it is committed when the iteration goes on.
+
+        Raises:
+            NonFiniteError: the loss or a gradient is not finite; names the step.
+        """
+        with tqdm(range(delta.step, self.steps), "Moreau steps", leave=False, disable=None) as bar:
+            for t in bar:
+                loss = self.engine.run(
+                    self._micros(t, delta), lambda name, g, scale: self._update(delta, name, g, scale)
+                )
+                bar.set_postfix(loss=f"{loss:.4f}")
+                yield t + 1
+                delta.commit()
+
+    def _micros(self, t: int, delta: State) -> list[Micro]:
+        return [
+            Micro(batch, share / self.noise_samples, self._moved(t, i, delta), f"step {t + 1}, draw {i + 1}")
+            for i in range(self.noise_samples)
+            for batch, share in self.batches
+        ]
+
+    def _moved(self, t: int, draw: int, delta: State) -> Callable[[str, Tensor, Tensor], Tensor]:
+        def moved(name: str, w: Tensor, out: Tensor) -> Tensor:
+            return self.noise.moved(w, delta.get(name, w.device), name, t, draw, out=out)
+
+        return moved
+
+    def _update(self, delta: State, name: str, g: Tensor, scale: float) -> None:
+        d = delta.place(name, g.device)
+        flat, flat_g = d.view(-1), g.reshape(-1)
+
+        def step(index: int, piece: slice) -> None:
+            old = flat[piece]
+            new = proximal_step(old.float(), flat_g[piece], rho=self.rho, step_size=self.step_size, scale=scale)
+            if new.data_ptr() != old.data_ptr():
+                old.copy_(new)
+
+        for_pieces(step, flat)
+        if self.threshold is not None:
+            # δ ← GST_γη(δ)                                           (Algorithm 1, line 7)
+            norm = torch.linalg.vector_norm(d, dim=1, keepdim=True, dtype=torch.float32)
+            d.mul_(shrink(norm, self.threshold(norm)))
+        delta.put(name, d)

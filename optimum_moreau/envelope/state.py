@@ -1,0 +1,162 @@
+"""Where δ is kept: on the weight's device, in CPU memory, or in a file of which one matrix at a time is in memory.
+
+In a file it is kept twice: a step reads the one and writes the other, so that a kill in the middle of a step loses that
+step only. `commit` ends a step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+
+_STEP, _FILES = "step.json", ("delta-0.bin", "delta-1.bin")
+
+
+class State:
+    """One tensor per weight, zero at first.
+
+    Args:
+        shapes: name → shape of each weight.
+        dtype: float32 or bfloat16.
+        device: where it is kept without offload.
+        offload: `None`, `cpu`, or `disk`.
+        folder: of the files, for `disk`; and where `commit` keeps every step, if given.
+        run: what identifies the run, so that another's files are refused.
+    """
+
+    def __init__(
+        self,
+        shapes: Mapping[str, torch.Size],
+        *,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        offload: str | None = None,
+        folder: Path | None = None,
+        run: str = "",
+    ) -> None:
+        self.shapes, self.dtype, self.offload, self.folder, self.run = dict(shapes), dtype, offload, folder, run
+        self.device = device
+        self.step = 0
+        self._starts = dict(zip(self.shapes, accumulate((s.numel() for s in shapes.values()), initial=0), strict=False))
+        self._size = sum(shape.numel() for shape in shapes.values())
+        self._put: set[str] = set()  # since the last step
+        # one block for all, made at once: pieces made one by one between a pass's activations would leave holes
+        self._memory: dict[torch.device, Tensor] = {}
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._resume(folder)
+
+    def get(self, name: str, device: torch.device) -> Tensor | None:
+        """Returns the tensor as last put, on a device; `None` while it is zero.
+
+        Kept in memory on that device it is the tensor itself.
+        """
+        step = self.step + (name in self._put)
+        if not step:
+            return None
+        return self._read(name, step).to(device) if self.offload == "disk" else self._view(name, device).to(device)
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        """Keeps a tensor for the next step."""
+        self._put.add(name)
+        if self.offload == "disk":
+            self._write(name, tensor.detach().to(self.dtype).cpu())
+        else:
+            view = self._view(name, tensor.device)
+            if view.data_ptr() != tensor.data_ptr():  # else it was changed in place
+                view.copy_(tensor)
+
+    def place(self, name: str, device: torch.device) -> Tensor:
+        """Returns where the tensor is kept or, if that is elsewhere, a place for it on the device; zero at first."""
+        found = self.get(name, device)
+        if found is not None:
+            return found
+        if self.offload == "disk" or (self.offload == "cpu" and device.type != "cpu"):
+            return torch.zeros(self.shapes[name], dtype=self.dtype, device=device)
+        return self._view(name, device)
+
+    def _view(self, name: str, device: torch.device) -> Tensor:
+        device = torch.device("cpu") if self.offload == "cpu" else device
+        if device not in self._memory:
+            self._memory[device] = torch.zeros(self._size, dtype=self.dtype, device=device)
+        start, shape = self._starts[name], self.shapes[name]
+        return self._memory[device][start : start + shape.numel()].view(shape)
+
+    def commit(self) -> None:
+        """Ends a step; with a folder, the step is on disk before this returns."""
+        self.step += 1
+        self._put.clear()
+        if self.folder is None:
+            return
+        if self.offload != "disk":
+            self._save(self.folder)
+        partial = self.folder / f"{_STEP}.partial"
+        partial.write_text(json.dumps({"step": self.step, "run": self.run}))
+        _flush(partial)
+        partial.replace(self.folder / _STEP)
+
+    def _resume(self, folder: Path) -> None:
+        marker = folder / _STEP
+        if not marker.is_file():
+            strangers = [path.name for path in folder.iterdir() if path.name not in (*_FILES, f"{_STEP}.partial")]
+            if strangers:
+                raise CheckpointError(
+                    f"{folder}: is not a checkpoint folder ({strangers[0]} is in it); give an empty one"
+                )
+            return
+        try:
+            found = json.loads(marker.read_text())
+            step, run = int(found["step"]), found["run"]
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{marker}: is damaged; remove the folder to start anew") from error
+        if run != self.run:
+            raise CheckpointError(
+                f"{folder}: holds the state of another run (model, text or settings differ); give another folder"
+            )
+        self.step = step
+        if self.offload != "disk":
+            file = folder / _FILES[step % 2]
+            from safetensors.torch import load_file
+
+            for name, tensor in load_file(file).items():
+                self._view(name, torch.device("cpu") if self.offload == "cpu" else self.device).copy_(tensor)
+
+    def _save(self, folder: Path) -> None:
+        from safetensors.torch import save_file
+
+        file = folder / _FILES[self.step % 2]
+        save_file({name: self._view(name, self.device).cpu().contiguous() for name in self.shapes}, file)
+        _flush(file)
+
+    def _map(self, name: str, step: int, mode: str) -> np.memmap:
+        assert self.folder is not None  # offload is disk
+        file = self.folder / _FILES[step % 2]
+        if mode == "r+" and (not file.is_file() or file.stat().st_size != self._size * self.dtype.itemsize):
+            with file.open("wb") as opened:
+                opened.truncate(self._size * self.dtype.itemsize)
+        item = self.dtype.itemsize
+        length = self.shapes[name].numel() * item
+        return np.memmap(file, dtype=np.uint8, mode=mode, offset=self._starts[name] * item, shape=(length,))  # type: ignore[call-overload]
+
+    def _read(self, name: str, step: int) -> Tensor:
+        mapped = self._map(name, step, "r")
+        return torch.from_numpy(np.array(mapped)).view(self.dtype).view(self.shapes[name])
+
+    def _write(self, name: str, tensor: Tensor) -> None:
+        mapped = self._map(name, self.step + 1, "r+")
+        mapped[:] = tensor.contiguous().view(-1).view(torch.uint8).numpy()
+        mapped.flush()
+
+
+def _flush(file: Path) -> None:
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
