@@ -65,6 +65,8 @@ FLAGS = {
     "sequence_length": ("64", 64),
     "batch_size": ("4", 4),
     "multiple_of": ("8", 8),
+    "state_dtype": ("bfloat16", "bfloat16"),
+    "offload": ("disk", "disk"),
     "target_parameters": ("5.5B", 5_500_000_000),
     "target_bytes": ("12GiB", 12 * 2**30),
     "whole_layers": ("2:6", (2, 6)),

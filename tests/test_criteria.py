@@ -281,16 +281,15 @@ def test_sixteen_bit_scores_rank_units_as_float32_does(tokens, criterion, dtype)
     assert torch.corrcoef(torch.stack([full, half]))[0, 1] > 0.98
 
 
-def test_products_are_taken_in_float32(tokens):
+def test_products_are_taken_in_float32():
     """In float16 a gradient of 1e-4 times a weight of 1e-4 is 1e-8, which underflows to zero."""
     model = tiny_model("llama", dtype=torch.float16)
-    shape = model_shape(model)
-    run = Scoring(model, shape.blocks[1:2], [], config("taylor", model))
-    for weight in run.weights().values():
-        weight.data.fill_(1e-4)
-    tiny = {name: torch.full_like(weight, 1e-4) for name, weight in run.weights().items()}
-    for _, elements in run.saliency(tiny):
-        assert all((element > 0).all() for element in elements.values())
+    found = {}
+    run = Scoring(model, model_shape(model).blocks[1:2], [], 0, config("taylor", model), found.__setitem__)
+    for name in run.names:
+        model.get_parameter(name).data.fill_(1e-4)
+        run.emit_saliency(name, torch.full_like(model.get_parameter(name), 1e-4))
+    assert found.keys() == set(run.names) and all((element > 0).all() for element in found.values())
 
 
 def test_gradients_do_not_depend_on_the_batch_size(llama, tokens):

@@ -1,0 +1,80 @@
+"""Run as a script, alone or by torchrun: scores a model as FOLDER/request.json says, and writes what came of it."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from optimum_moreau import MoreauPruner, MoreauPrunerConfig
+from optimum_moreau.envelope import State
+from optimum_moreau.scores import score_units
+from optimum_moreau.summary import reset_peak_memory, resident_bytes
+from optimum_moreau.units import model_shape
+from tests.tiny import tiny_model
+
+LARGE = {"hidden_size": 512, "intermediate_size": 1376, "num_attention_heads": 8, "num_key_value_heads": 8}
+
+
+def main():
+    folder = Path(sys.argv[1])
+    request = json.loads((folder / "request.json").read_text())
+    torch.set_num_threads(1)
+    if "RANK" in os.environ:
+        dist.init_process_group("gloo")
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    model = tiny_model("llama", **({"num_hidden_layers": 6, "head_dim": 64, **LARGE} if request.get("memory") else {}))
+    tokens = torch.randint(0, 64, (6, 16), generator=torch.Generator().manual_seed(0))
+    changes = {"steps": request["steps"]} if request["criterion"].startswith("moreau") else {}
+    changes |= {"passes": 3} if request["criterion"] == "smoothgrad" else {}
+    depth = model.config.num_hidden_layers
+    config = MoreauPrunerConfig(
+        criterion=request["criterion"],
+        unit_ratio=0.5,
+        attention_layers=(0, depth),
+        mlp_layers=(0, depth),
+        sequence_length=16,
+        calibration_samples=6,
+        offload=request.get("offload"),
+        **changes,
+    )
+    if request.get("memory"):
+        measure(folder, model, tokens, config.resolve(model.config))
+        return
+    if request.get("pause"):
+        commit = State.commit
+
+        def slowly(state):
+            commit(state)
+            time.sleep(request["pause"])
+
+        State.commit = slowly
+    checkpoint = folder / "steps" if request.get("checkpoint") else None
+    plan, scores = MoreauPruner(config).plan(model, tokens, checkpoint_dir=checkpoint)
+    plan.save(folder / f"plan-{rank}.json")
+    scores.save(folder / f"scores-{rank}.safetensors")
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def measure(folder, model, tokens, config):
+    """Peak of resident memory above the loaded model; a small run first, for the libraries' own buffers."""
+    small = tiny_model("llama")
+    score_units(small, model_shape(small), tokens, MoreauPrunerConfig(criterion="taylor").resolve(small.config))
+    shape = model_shape(model)
+    names = {name for block in shape.in_scope(config) for name in block.weight_names().values()}
+    reset_peak_memory()
+    before = resident_bytes()
+    score_units(model, shape, tokens, config)
+    found = {
+        "peak_above_model": resident_bytes(peak=True) - before,
+        "scope_bytes": sum(4 * model.get_parameter(name).numel() for name in names),
+    }
+    (folder / "memory.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,397 @@
+"""The scoring engine: what the oracle computes, in the memory it promises, on one process or several, killed or not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import accelerate
+import pytest
+import torch
+
+from optimum_moreau import MoreauPruner, MoreauPrunerConfig, PruningPlan
+from optimum_moreau.envelope import (
+    Engine,
+    LossGradient,
+    Micro,
+    Noise,
+    moreau_gradient,
+    scoring_mode,
+    smoothed_gradient,
+)
+from optimum_moreau.errors import CheckpointError, NonFiniteError, OutOfMemoryError, UnsupportedModelError
+from optimum_moreau.plan import make_plan
+from optimum_moreau.scores import UnitSums, score_units
+from optimum_moreau.units import model_shape
+from tests.tiny import FAMILIES, assert_same_state, snapshot, tiny_model
+
+ALL = {"attention_layers": (0, 3), "mlp_layers": (0, 3)}
+WORKER = Path(__file__).parent / "score_process.py"
+
+
+def config_for(model, criterion="moreau", **changes):
+    few = {"steps": 3} if criterion.startswith("moreau") else {}
+    return MoreauPrunerConfig(**{"criterion": criterion, "unit_ratio": 0.5, **ALL, **few, **changes}).resolve(
+        model.config
+    )
+
+
+def oracle(model, tokens, config):
+    """Unit scores of `moreau` by the plain statement of Algorithm 1 (envelope/reference.py)."""
+    blocks = model_shape(model).scored(config)
+    names = dict.fromkeys(name for block in blocks for name in block.weight_names().values())
+    with scoring_mode(model), torch.no_grad():
+        weights = {name: model.get_parameter(name) for name in names}
+        found = moreau_gradient(
+            LossGradient(model, [tokens]),
+            weights,
+            rho=config.rho,
+            step_size=config.step_size,
+            steps=config.steps,
+            noise=Noise(config.sigma, seed=config.seed),
+            noise_samples=config.noise_samples,
+        )
+        sums = UnitSums(blocks)
+        for name, g in found.items():
+            sums.add(name, (g * weights[name].float()).abs())
+    return sums.combined("sum")
+
+
+@pytest.mark.parametrize("targets", [("attention", "mlp"), ("hidden",), ("attention", "mlp", "hidden")], ids=",".join)
+@pytest.mark.parametrize("family", ["llama", "phi3", "glm4", "qwen3", "exaone4"])
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_the_engine_is_the_oracle(family, targets, tied, tokens):
+    model = tiny_model(family, tie_word_embeddings=tied)
+    config = config_for(model, targets=targets)
+    found = score_units(model, model_shape(model), tokens, config)
+    expected = oracle(model, tokens, config)
+    assert found.values.keys() == expected.keys()
+    for where, value in expected.items():
+        torch.testing.assert_close(found.values[where], value, rtol=1e-5, atol=0)
+    shape = model_shape(model)
+    plans = [make_plan(type(found)(values), shape, config) for values in (found.values, expected)]
+    assert plans[0] == plans[1]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"batch_size": 1}, {"batch_size": 3}, {"noise_samples": 2, "batch_size": 2}], ids=str
+)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_several_passes_make_one_gradient(family, changes, tokens):
+    model = tiny_model(family)
+    config = config_for(model, **changes)
+    found, expected = score_units(model, model_shape(model), tokens, config).values, oracle(model, tokens, config)
+    for where, value in expected.items():
+        torch.testing.assert_close(found[where], value, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("group", ["row", "unit"])
+@pytest.mark.parametrize("changes", [{}, {"average_last": 2}, {"noise_samples": 2}], ids=str)
+def test_a_state_on_disk_changes_no_bit(group, changes, tokens):
+    model = tiny_model("llama")
+    kept = [
+        score_units(
+            model, model_shape(model), tokens, config_for(model, "moreau-gs", channel_group=group, offload=o, **changes)
+        )
+        for o in (None, "cpu", "disk")
+    ]
+    for other in kept[1:]:
+        assert all(torch.equal(value, other.values[where]) for where, value in kept[0].values.items())
+
+
+def test_a_state_in_bfloat16_scores_nearly_the_same(tokens):
+    model = tiny_model("llama")
+    full, half = (
+        score_units(model, model_shape(model), tokens, config_for(model, state_dtype=dtype)).values["layers.1.mlp"]
+        for dtype in ("float32", "bfloat16")
+    )
+    assert not torch.equal(full, half)
+    assert torch.corrcoef(torch.stack([full, half]))[0, 1] > 0.999
+
+
+def test_the_model_is_its_own_again_after_a_run_and_after_an_error(tokens):
+    model = tiny_model("llama").train()
+    before = snapshot(model)
+    names = [name for name, _ in model.named_parameters() if "_proj" in name]
+
+    def fail(name, g, scale):
+        raise RuntimeError("stop")
+
+    with scoring_mode(model):
+        engine = Engine(model, names)
+        engine.run([Micro(tokens, 1.0, None, "")], lambda name, g, scale: None)
+        with pytest.raises(RuntimeError, match="stop"):
+            engine.run([Micro(tokens, 1.0, None, "")], fail)
+    assert_same_state(model, before)
+    assert not any("forward" in vars(module) for module in model.modules())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_no_graph_is_kept_below_the_first_layer_in_scope(tokens):
+    model = tiny_model("llama")
+    needs = {}
+
+    def watch(index):
+        def hook(module, args, output):
+            needs[index] = output.requires_grad
+
+        return hook
+
+    for index, layer in enumerate(model.model.layers):
+        layer.register_forward_hook(watch(index))
+    with scoring_mode(model), torch.no_grad():
+        Engine(model, ["model.layers.1.mlp.up_proj.weight"]).run([Micro(tokens, 1.0, None, "")], lambda *_: None)
+    assert needs == {0: False, 1: True, 2: True}
+
+
+def test_only_the_weights_in_scope_move():
+    """Embedding, norms and head are fixed: a run over one matrix draws noise for that matrix alone."""
+    model, moved = tiny_model("llama"), []
+
+    def move(name, w, out):
+        moved.append(name)
+        return out.copy_(w)
+
+    with scoring_mode(model), torch.no_grad():
+        engine = Engine(model, ["model.layers.2.mlp.up_proj.weight"])
+        engine.run([Micro(torch.arange(8)[None], 1.0, move, "")], lambda *_: None)
+    assert set(moved) == {"model.layers.2.mlp.up_proj.weight"} and len(moved) == 1  # its input needs no gradient
+
+
+def test_a_weight_that_no_linear_layer_holds_is_refused(llama):
+    with pytest.raises(UnsupportedModelError, match=r"model\.norm\.weight: a LlamaRMSNorm cannot be scored"):
+        Engine(llama, ["model.norm.weight"])
+
+
+def test_an_infinite_gradient_is_named(llama, tokens):
+    name = "model.layers.1.self_attn.v_proj.weight"
+    llama.get_submodule(name.removesuffix(".weight")).register_full_backward_hook(
+        lambda module, before, after: tuple(None if g is None else g * float("inf") for g in before)
+    )
+    names = [f"model.layers.{i}.self_attn.v_proj.weight" for i in range(3)]
+    with (
+        scoring_mode(llama),
+        torch.no_grad(),
+        pytest.raises(NonFiniteError, match=r"here: the gradient of model\.layers"),
+    ):
+        Engine(llama, names).run([Micro(tokens, 1.0, None, "here")], lambda *_: None)
+
+
+# float16
+
+
+def test_loss_scaling_saves_gradients_from_underflow():
+    """In float16 gradients of a small loss fall below 6e-8; scaled up they are those of float32."""
+    torch.manual_seed(0)
+    tokens = torch.randint(0, 64, (8, 96))
+    full, half = tiny_model("llama"), tiny_model("llama", dtype=torch.float16)
+    names = [name for name, _ in full.named_parameters() if "_proj" in name]
+    with torch.no_grad():
+        for model in (full, half):
+            model.model.norm.weight.mul_(1e-5)  # a nearly flat loss
+
+    def gradients(model, scaled):
+        found = {}
+        with scoring_mode(model), torch.no_grad():
+            engine = Engine(model, names)
+            micro = Micro(tokens, 1.0, None, "")
+            if scaled:
+                engine.choose_loss_scale(micro)
+            engine.run([micro], lambda name, g, scale: found.__setitem__(name, g.float() * scale))
+        return torch.cat([found[name].flatten() for name in names])
+
+    expected, plain, scaled = gradients(full, False), gradients(half, False), gradients(half, True)
+    lost = ((plain == 0) & (expected != 0)).float().mean()
+    assert lost > 0.1
+    assert ((scaled == 0) & (expected != 0)).float().mean() < 0.1 * lost
+    assert (scaled - expected).norm() < 0.1 * (plain - expected).norm()
+
+
+# Models that accelerate keeps elsewhere
+
+
+@pytest.mark.parametrize("where", ["cpu", "disk"])
+@pytest.mark.parametrize("targets", [("attention", "mlp"), ("hidden",)], ids=",".join)
+def test_an_offloaded_model_scores_as_a_loaded_one(where, targets, tokens, tmp_path):
+    loaded, offloaded = tiny_model("llama"), tiny_model("llama")
+    if where == "cpu":
+        accelerate.cpu_offload(offloaded, execution_device=torch.device("cpu"))
+    else:
+        accelerate.disk_offload(offloaded, offload_dir=str(tmp_path), execution_device=torch.device("cpu"))
+    shape, config = model_shape(loaded), config_for(loaded, targets=targets)
+    expected = score_units(loaded, shape, tokens, config).values
+    found = score_units(offloaded, shape, tokens, config).values
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert all(parameter.device.type == "meta" for parameter in offloaded.parameters())
+
+
+# Noise
+
+
+def test_noise_is_normal_and_independent_of_layer_and_step():
+    w = torch.ones(700, 700)
+    noise = Noise(1.0, relative=False, seed=5)
+    draws = [noise.draw(w, name, step, i) for name, step, i in (("a", 0, 0), ("b", 0, 0), ("a", 1, 0), ("a", 0, 1))]
+    n = w.numel()
+    for z in draws:
+        z = z.double()
+        assert abs(z.mean()) < 5 / n**0.5
+        assert abs(z.var() - 1) < 5 * (2 / n) ** 0.5
+        assert abs((z**4).mean() / z.var() ** 2 - 3) < 5 * (24 / n) ** 0.5
+        assert abs((z**3).mean()) < 5 * (15 / n) ** 0.5
+        lagged = torch.stack([z.flatten()[:-1], z.flatten()[1:]])
+        assert abs(torch.corrcoef(lagged)[0, 1]) < 5 / n**0.5
+        share = (z.abs() > 3).double().mean()
+        assert abs(share - 0.0027) < 5 * (0.0027 / n) ** 0.5
+    between = torch.corrcoef(torch.stack([z.flatten() for z in draws])) - torch.eye(len(draws))
+    assert between.abs().max() < 5 / n**0.5
+
+
+def test_moved_weights_are_weight_plus_delta_plus_noise():
+    w = torch.randn(300, 500, generator=torch.Generator().manual_seed(0))
+    delta = torch.randn(300, 500, generator=torch.Generator().manual_seed(1))
+    noise = Noise(0.1, seed=2)
+    z = noise.draw(w, "x", 1, 0)
+    torch.testing.assert_close(noise.moved(w, delta, "x", 1, 0), w + delta + z)
+    torch.testing.assert_close(noise.moved(w, None, "x", 1, 0, out=torch.empty_like(w)), w + z)
+    assert torch.equal(Noise(0.0).moved(w, None, "x", 1, 0), w)
+    half = noise.moved(w.bfloat16(), delta, "x", 1, 0)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), w + delta + z, rtol=0.02, atol=0.02)
+
+
+def test_the_smoothed_gradient_of_the_engine_is_that_of_the_oracle(llama, tokens):
+    names = [name for name, _ in llama.named_parameters() if "mlp" in name]
+    noise, found = Noise(0.1, seed=1), {}
+    with scoring_mode(llama), torch.no_grad():
+        weights = {name: llama.get_parameter(name) for name in names}
+        expected = smoothed_gradient(LossGradient(llama, [tokens]), weights, noise, draws=2)
+        micros = [
+            Micro(tokens, 0.5, lambda name, w, out, i=i: noise.moved(w, None, name, 0, i, out=out), "")
+            for i in range(2)
+        ]
+        Engine(llama, names).run(micros, lambda name, g, scale: found.__setitem__(name, g * scale))
+    for name in names:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-7)
+
+
+# Processes of their own
+
+
+def worker(folder, *arguments, **environment):
+    command = [sys.executable, *(arguments or ["-P"]), str(WORKER), str(folder)]
+    return subprocess.Popen(
+        command,
+        env={**os.environ, "PYTHONPATH": str(WORKER.parents[1]), **environment},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finished(process):
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+
+
+@pytest.mark.parametrize("criterion", ["moreau", "taylor-second", "taylor-mixed", "smoothgrad"])
+def test_two_processes_make_the_plan_of_one(criterion, tmp_path):
+    plans = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        (folder / "request.json").write_text(json.dumps({"criterion": criterion, "steps": 3}))
+        launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--standalone"]
+        finished(worker(folder, *(launch if processes == 2 else [])))
+        plans += [PruningPlan.load(path) for path in sorted(folder.glob("plan-*.json"))]
+    assert len(plans) == 3
+    assert plans[0].layers == plans[1].layers == plans[2].layers
+
+
+@pytest.mark.parametrize("offload", [None, "disk"])
+def test_a_killed_run_goes_on_to_the_same_plan_and_scores(offload, tmp_path):
+    request = {"criterion": "moreau-gs", "steps": 12, "offload": offload, "pause": 0.15}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder, pause in ((whole, 0), (killed, 0.15)):
+        folder.mkdir()
+        (folder / "request.json").write_text(json.dumps({**request, "pause": pause, "checkpoint": True}))
+    finished(worker(whole))
+    process = worker(killed)
+    marker = killed / "steps" / "step.json"
+    deadline = time.monotonic() + 120
+    while not (marker.is_file() and json.loads(marker.read_text())["step"] >= 3) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = json.loads(marker.read_text())["step"]
+    assert 3 <= done < 12 and not (killed / "plan-0.json").exists()
+    (killed / "request.json").write_text(json.dumps({**request, "pause": 0, "checkpoint": True}))
+    finished(worker(killed))
+    assert PruningPlan.load(killed / "plan-0.json") == PruningPlan.load(whole / "plan-0.json")
+    assert (killed / "scores-0.safetensors").read_bytes() == (whole / "scores-0.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "moreau"])
+def test_scoring_takes_no_more_memory_than_it_says(criterion, tmp_path):
+    """Peak above the loaded model: of taylor a part of the weights in scope, of moreau little more than δ.
+
+    The C library gives freed blocks back here, so that the peak is what is held and not what was left between.
+    """
+    (tmp_path / "request.json").write_text(json.dumps({"criterion": criterion, "steps": 2, "memory": True}))
+    finished(worker(tmp_path, MALLOC_MMAP_THRESHOLD_="65536"))
+    found = json.loads((tmp_path / "memory.json").read_text())
+    allowed = {"taylor": 0.65, "moreau": 1.65}[criterion]
+    assert found["peak_above_model"] <= allowed * found["scope_bytes"], found
+
+
+# Checkpoint folders
+
+
+def prune(folder, tokens, model=None, **changes):
+    model = model or tiny_model("llama")
+    config = MoreauPrunerConfig(**{"criterion": "moreau", "steps": 2, "sequence_length": 16, **changes})
+    return MoreauPruner(config).plan(model, tokens, checkpoint_dir=folder)
+
+
+def test_a_finished_run_is_read_back_without_computing(tokens, tmp_path, monkeypatch):
+    plan, _ = prune(tmp_path / "steps", tokens)
+    monkeypatch.setattr(Engine, "run", None)
+    assert prune(tmp_path / "steps", tokens)[0] == plan
+
+
+@pytest.mark.parametrize("changes", [{"seed": 1}, {"steps": 3}, {"rho": 0.1}, {"calibration_samples": 2}], ids=str)
+def test_the_steps_of_another_run_are_refused(changes, tokens, tmp_path):
+    prune(tmp_path / "steps", tokens)
+    with pytest.raises(CheckpointError, match="holds the state of another run"):
+        prune(tmp_path / "steps", tokens, **changes)
+    with pytest.raises(CheckpointError, match="holds the state of another run"):
+        prune(tmp_path / "steps", tokens, tiny_model("llama", seed=1))
+
+
+def test_a_folder_of_other_things_is_refused(tokens, tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(CheckpointError, match=r"is not a checkpoint folder \(thesis\.tex is in it\)"):
+        prune(tmp_path, tokens)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_damaged_marker_is_refused(tokens, tmp_path):
+    prune(tmp_path / "steps", tokens)
+    (tmp_path / "steps" / "step.json").write_text("{")
+    with pytest.raises(CheckpointError, match="is damaged; remove the folder"):
+        prune(tmp_path / "steps", tokens)
+
+
+def test_running_out_of_memory_says_what_is_needed_and_what_lowers_it(tokens, monkeypatch):
+    def exhausted(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr("optimum_moreau.pruner.score_units", exhausted)
+    model = tiny_model("llama")
+    before = snapshot(model)
+    with pytest.raises(OutOfMemoryError, match=r"needs about [\d.]+ \w+ with the model: .*offload") as caught:
+        prune(None, tokens, model)
+    assert "\n" not in str(caught.value)
+    assert_same_state(model, before)
