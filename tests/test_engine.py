@@ -22,7 +22,7 @@ from optimum_moreau.envelope import (
     scoring_mode,
     smoothed_gradient,
 )
-from optimum_moreau.errors import CheckpointError, NonFiniteError, OutOfMemoryError, UnsupportedModelError
+from optimum_moreau.errors import CheckpointError, ConfigError, NonFiniteError, OutOfMemoryError, UnsupportedModelError
 from optimum_moreau.plan import make_plan
 from optimum_moreau.scores import UnitSums, score_units
 from optimum_moreau.units import model_shape
@@ -368,6 +368,12 @@ def test_the_steps_of_another_run_are_refused(changes, tokens, tmp_path):
         prune(tmp_path / "steps", tokens, **changes)
     with pytest.raises(CheckpointError, match="holds the state of another run"):
         prune(tmp_path / "steps", tokens, tiny_model("llama", seed=1))
+
+
+@pytest.mark.parametrize("changes", [{"average_last": 2}, {"released": True}], ids=str)
+def test_what_a_checkpoint_would_not_hold_is_refused(changes, tokens, tmp_path):
+    with pytest.raises(ConfigError, match="checkpoint_dir keeps δ of one process; leave it out"):
+        prune(tmp_path / "steps", tokens, **changes)
 
 
 def test_a_folder_of_other_things_is_refused(tokens, tmp_path):

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..config import MoreauPrunerConfig
 from ..envelope import MoreauRun, State, shrink
+from ..errors import ConfigError
 from ..units import Block
 from .criterion import Cost, Criterion, Scoring
 from .released import released_gradient
@@ -32,6 +33,8 @@ def score(run: Scoring) -> None:
     """Emits |δ/ρ ⊙ w| after T steps of Algorithm 1."""
     c = run.config
     assert c.rho is not None and c.step_size is not None and c.steps is not None  # resolved
+    if run.checkpoint is not None and (c.released or (c.average_last or 1) > 1 or run.engine.processes > 1):
+        raise ConfigError("checkpoint_dir keeps δ of one process; leave it out with released, average_last or torchrun")
     if c.released:
         for name, gradient in released_gradient(run).items():
             if name in run.names:
