@@ -5,8 +5,8 @@
 
 Every case is a random LLaMA with every layer in scope and one micro-batch per step. In one process, in turns: the bare
 pass (gradients of every parameter), the engine, and the oracle (envelope/reference.py); medians. Memory is resident
-memory above the loaded model at its peak, in processes of their own: of scoring, and of the same passes without any
-gradient of a weight (`activation_bytes`: activations, in the same allocator). Where the C library keeps freed blocks,
+memory above the loaded model at its peak, in processes of their own: of scoring, and of bare passes that drop each
+weight's gradient at once (`activation_bytes`: activations, same allocator). Where the C library keeps freed blocks,
 the peak is more than what is held: `--trim` makes it give them back, which costs time and shows what is held.
 """
 
@@ -159,17 +159,23 @@ def measure_memory(size, case, dtype, steps, samples, length, device):
 
 
 def measure_activations(size, case, dtype, steps, samples, length, device):
-    """Peak memory above the loaded model of passes in which no weight gets a gradient, but every layer's input does."""
+    """Peak memory above the loaded model of bare passes that drop every weight's gradient as soon as it is there."""
     import torch
 
+    from optimum_moreau.units import model_shape
+
     model = build(size, dtype, device).requires_grad_(False)
+    for block in model_shape(model).blocks:
+        for name in block.weight_names().values():
+            weight = model.get_parameter(name).requires_grad_()
+            if not weight._post_accumulate_grad_hooks:
+                weight.register_post_accumulate_grad_hook(lambda parameter: setattr(parameter, "grad", None))
     ids = torch.randint(VOCABULARY, (1 if case == "taylor-second" else samples, length), device=device)
     warm_up(dtype, device)
 
     def passes():
         for _ in range(2):
-            embeddings = model.model.embed_tokens(ids).requires_grad_()
-            model(inputs_embeds=embeddings, labels=ids, use_cache=False).loss.backward()
+            model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
 
     return {"activation_bytes": peak_of(passes, device)}
 
