@@ -4,6 +4,7 @@ import copy
 import itertools
 from dataclasses import replace
 
+import peft
 import pytest
 import torch
 from torch import nn
@@ -162,6 +163,20 @@ def test_units_hidden_channels_and_layers_are_cut_at_once_as_in_turn(family, tie
     assert once.state_dict().keys() == turns.state_dict().keys()
     ties = once.lm_head.weight is once.model.embed_tokens.weight
     assert ties == once.config.tie_word_embeddings == tied["tie_word_embeddings"]
+
+
+@pytest.mark.parametrize("family", RMS_FAMILIES)
+def test_sizes_follow_the_weights_and_lora_trains_on_a_narrower_shallower_model(family):
+    model = tiny_model(family, dtype=torch.float64)
+    apply_plan(model, hidden_plan(model, cut=UNEVEN, layers=(0, 2)))
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            assert module.weight.shape == (module.out_features, module.in_features)
+    assert model.model.embed_tokens.embedding_dim == model.config.hidden_size == 24
+    lora = peft.get_peft_model(model, peft.LoraConfig(target_modules="all-linear", r=2, init_lora_weights=False))
+    lora(IDS, labels=IDS).loss.backward()
+    expected = logits(lora.eval())
+    assert torch.allclose(logits(lora.merge_and_unload()), expected, atol=1e-9)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

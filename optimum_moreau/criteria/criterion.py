@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -95,6 +96,11 @@ class Cost:
     states: float = 0
     noisy: bool = False
     batch: int | None = None
+
+
+def batches_per_pass(config: MoreauPrunerConfig) -> int:
+    """Number of batches that make one gradient; more than one are summed up in float32."""
+    return math.ceil(config.calibration_samples / (config.batch_size or config.calibration_samples))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ per matrix for `channel_group="row"`, per layer for `channel_group="unit"`.
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from ..config import MoreauPrunerConfig
 from ..envelope import MoreauRun, State, shrink
 from ..errors import ConfigError
 from ..units import Block
-from .criterion import Cost, Criterion, Scoring
+from .criterion import Cost, Criterion, Scoring, batches_per_pass
 from .released import released_gradient
 
 PAPER = "https://arxiv.org/abs/2406.07017"
@@ -118,7 +117,7 @@ def _unit_norms(delta: State, run: Scoring, block: Block) -> Tensor:
 
 def _cost(config: MoreauPrunerConfig) -> Cost:
     draws = config.noise_samples or 1
-    batches = math.ceil(config.calibration_samples / (config.batch_size or config.calibration_samples))
+    batches = batches_per_pass(config)
     floats = (draws * batches > 1) + ((config.average_last or 1) > 1)  # a sum over passes, a sum of the last iterates
     return Cost(passes=(config.steps or 0) * draws, floats=floats, states=1, noisy=True)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 from torch import Tensor
@@ -10,7 +9,7 @@ from tqdm import tqdm
 
 from ..config import MoreauPrunerConfig
 from ..envelope import Micro, Noise
-from .criterion import Cost, Criterion, Scoring
+from .criterion import Cost, Criterion, Scoring, batches_per_pass
 
 
 def score(run: Scoring) -> None:
@@ -29,7 +28,7 @@ def _moved(noise: Noise, i: int) -> Callable[[str, Tensor, Tensor], Tensor]:
 
 
 def _cost(config: MoreauPrunerConfig) -> Cost:
-    batches = math.ceil(config.calibration_samples / (config.batch_size or config.calibration_samples))
+    batches = batches_per_pass(config)
     return Cost(passes=config.passes or 0, floats=1 if batches > 1 else 0, noisy=True)
 
 

@@ -8,13 +8,11 @@ vector   |Σ W ⊙ g|                the sign is kept inside each matrix of a un
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
 from ..config import MoreauPrunerConfig
 from ..envelope import Micro
-from .criterion import Cost, Criterion, Scoring
+from .criterion import Cost, Criterion, Scoring, batches_per_pass
 
 PAPER = "https://arxiv.org/abs/2305.11627"
 
@@ -73,7 +71,7 @@ def _samples(run: Scoring) -> list[Micro]:
 
 
 def _one_pass(config: MoreauPrunerConfig) -> Cost:
-    batches = math.ceil(config.calibration_samples / (config.batch_size or config.calibration_samples))
+    batches = batches_per_pass(config)
     return Cost(passes=1, floats=1 if batches > 1 else 0)  # several batches are summed up
 
 

@@ -66,6 +66,17 @@ class _Weight:
         return _loaded(self.modules[0], "weight")
 
 
+@dataclass(frozen=True)
+class _Running:
+    """The pass that runs: whether it is the last of its gradient, the only one, and one of several processes'."""
+
+    micro: Micro
+    last: bool
+    alone: bool
+    shared: bool
+    on_gradient: OnGradient
+
+
 class Engine:
     """Computes gradients of the mean next-token loss with respect to some weights of a model.
 
@@ -90,8 +101,7 @@ class Engine:
         self._buffers: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
         self._sums: dict[str, Tensor] = {}
         self._checks: dict[str, Tensor] = {}
-        self._shared = False
-        self._now: tuple[Micro, bool, bool, OnGradient] | None = None
+        self._now: _Running | None = None
 
     def weight(self, name: str) -> Tensor:
         """Returns w, `(out, in)`, on the device where it computes."""
@@ -113,12 +123,11 @@ class Engine:
         """
         total = 0.0
         shared = everywhere and self.processes > 1
-        self._shared = shared
         self._checks.clear()
         with self._moved_forward():
             for i, micro in enumerate(micros):
                 last = i == len(micros) - 1
-                self._now = (micro, last, len(micros) == 1 and not shared, on_gradient)
+                self._now = _Running(micro, last, len(micros) == 1 and not shared, shared, on_gradient)
                 for weight in self.weights.values():
                     weight.waiting = len(weight.modules)
                 total += micro.share * self._pass(micro)
@@ -175,29 +184,28 @@ class Engine:
         """v of the pass that runs."""
         assert self._now is not None  # within `run`
         w = weight.now()
-        moved = self._now[0].moved
+        moved = self._now.micro.moved
         return w if moved is None else moved(weight.name, w, self.buffer("v", tuple(w.shape), w.dtype, w.device))
 
     def receive(self, weight: _Weight, g: Tensor) -> None:
         """Takes one use's part of a weight's gradient, and passes the gradient on when it is complete."""
         assert self._now is not None  # within `run`
-        micro, last, alone, on_gradient = self._now
         weight.waiting -= 1
-        share = micro.share / self.loss_scale
-        if alone and len(weight.modules) == 1:
+        share = self._now.micro.share / self.loss_scale
+        if self._now.alone and len(weight.modules) == 1:
             self._checks[weight.name] = g.sum(dtype=torch.float32)
-            on_gradient(weight.name, g, share)
+            self._now.on_gradient(weight.name, g, share)
             return
         if weight.name in self._sums:
             self._sums[weight.name].add_(g, alpha=share)
         else:
             self._sums[weight.name] = g.to(torch.float32, copy=True).mul_(share)
-        if last and not weight.waiting:
+        if self._now.last and not weight.waiting:
             total = self._sums.pop(weight.name)
-            if self._shared:
+            if self._now.shared:
                 self.sum_over_processes(total)
             self._checks[weight.name] = total.sum()
-            on_gradient(weight.name, total, 1.0)
+            self._now.on_gradient(weight.name, total, 1.0)
 
     def buffer(self, use: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         """A place for one matrix, the same for every weight: what is in it lasts until the next one is asked for."""

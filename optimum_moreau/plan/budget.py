@@ -22,7 +22,7 @@ from ..units import Block, ModelShape
 from .counts import Counts, Ranking, UnitCounts, cost_of, nearest_fewer, nearest_of
 from .engines import LegalCounts
 from .explain import adjustments
-from .gains import contributions
+from .gains import contributions, remaining
 from .pruning_plan import Kept, PruningPlan
 
 WAYS = ("layers", "hidden", "units")  # coarsest first
@@ -87,7 +87,7 @@ def make_plan(scores: UnitScores, shape: ModelShape, config: MoreauPrunerConfig)
         kept_layers=tuple(i for i in layers if i not in choice.layers) if choice.layers else None,
         **{**scores.origin, "config": config.to_dict()},
     )
-    rest = shape.without_layers(plan.removed_layers).narrowed(plan.hidden.removed if plan.hidden else 0)
+    rest = remaining(plan, shape)
     LegalCounts.of(rest, config).check({block: len(plan.kept(block).kept) for block in rest.blocks})
     return replace(plan, contributions=contributions(plan, shape), adjustments=adjustments(plan, shape, config))
 
@@ -120,8 +120,8 @@ class _Budget:
         self.shape, self.ranking, self.config = shape, ranking, config
         scope = shape.in_scope(config)
         candidates = [block for block in scope if block.kind == "layers"]
-        order = torch.tensor([float(ranking[block.where]) for block in candidates]).argsort(stable=True).tolist()
-        self.candidates = [candidates[i] for i in order][: shape.depth - 1]  # least important first; one layer stays
+        candidates.sort(key=lambda block: float(ranking[block.where]))  # least important first, stable
+        self.candidates = candidates[: shape.depth - 1]  # one layer stays
         self.units = {block.where for block in scope if block.kind in ("attention", "mlp")}
         self.ways = [way for way in WAYS if way in config.targets or (way == "units" and self.units)]
 

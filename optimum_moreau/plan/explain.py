@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from ..config import MoreauPrunerConfig
 from ..units import Block, ModelShape
 from .engines import LegalCounts
-from .gains import contributions
+from .gains import contributions, remaining
 from .pruning_plan import PruningPlan
 
 _NEAR = 0.01  # share of the parameters by which a request may be missed without a word
@@ -22,7 +22,7 @@ def adjustments(plan: PruningPlan, shape: ModelShape, config: MoreauPrunerConfig
 def _lines(plan: PruningPlan, shape: ModelShape, config: MoreauPrunerConfig) -> Iterator[str]:
     if config.engine != "transformers":
         yield f"every layer is in scope and keeps one shape, in a stock class: {config.engine} reads no other"
-    rest = shape.without_layers(plan.removed_layers).narrowed(plan.hidden.removed if plan.hidden else 0)
+    rest = remaining(plan, shape)
     for kind, shaped in (("hidden", shape), ("attention", rest), ("mlp", rest)):
         reason = LegalCounts.of(shaped, config).reason(kind)
         scope = [block for block in shape.in_scope(config) if block.layer not in plan.removed_layers]

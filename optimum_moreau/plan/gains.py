@@ -8,11 +8,15 @@ from ..units import Block, ModelShape
 from .pruning_plan import PruningPlan
 
 
+def remaining(plan: PruningPlan, shape: ModelShape) -> ModelShape:
+    """The shape once the plan's layers and hidden channels are gone, its heads and MLP channels still whole."""
+    return shape.without_layers(plan.removed_layers).narrowed(plan.hidden.removed if plan.hidden else 0)
+
+
 def contributions(plan: PruningPlan, shape: ModelShape) -> dict[str, int]:
     """Returns exactly how many parameters each kind of unit gives: layers first, then hidden channels, then units."""
-    rest = shape.without_layers(plan.removed_layers)
+    rest, narrow = shape.without_layers(plan.removed_layers), remaining(plan, shape)
     given = {"layers": shape.parameters - rest.parameters}
-    narrow = rest.narrowed(plan.hidden.removed if plan.hidden else 0)
     given["hidden"] = rest.parameters - narrow.parameters
     for kind in ("attention", "mlp"):
         of_kind = [block for block in narrow.blocks if block.kind == kind]
