@@ -64,12 +64,12 @@ def _state(run: Scoring) -> Iterator[State]:
     shapes = {name: run.model.get_parameter(name).shape for name in run.names}
     with tempfile.TemporaryDirectory(prefix="moreau-") as temporary:
         folder = run.checkpoint or (Path(temporary) / "delta" if c.offload == "disk" else None)
-        dtype, device = getattr(torch, c.state_dtype), run.engine.weight(run.names[0]).device
-        yield State(shapes, device=device, dtype=dtype, offload=c.offload, folder=folder, run=run.run)
+        dtype, devices = getattr(torch, c.state_dtype), {name: run.engine.device(name) for name in run.names}
+        yield State(shapes, devices=devices, dtype=dtype, offload=c.offload, folder=folder, run=run.run)
 
 
 def _at(delta: State, name: str, run: Scoring) -> Tensor:
-    device = run.engine.weight(name).device
+    device = run.engine.device(name)
     found = delta.get(name, device)
     return torch.zeros(delta.shapes[name], device=device) if found is None else found
 

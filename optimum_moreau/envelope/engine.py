@@ -31,6 +31,8 @@ from .finite import first_non_finite
 
 # ∇f in pieces: name, g of the weight's shape in any dtype, and the factor that makes it the gradient.
 OnGradient = Callable[[str, Tensor, float], None]
+# Where the gradient of a weight, of that dtype, may be added as it is made; `None`: it is to be given to `OnGradient`.
+Into = Callable[[str, torch.dtype], "Sum | None"]
 # v for a weight: name, w, and a buffer to write it to.
 MovedWeight = Callable[[str, Tensor, Tensor], Tensor]
 _FLOAT16_SCALE = 2.0**16
@@ -51,6 +53,23 @@ class Micro:
     share: float
     moved: MovedWeight | None
     label: str
+
+
+@dataclass(frozen=True)
+class Sum:
+    """S ← keep·S + times·g, computed by the matrix product that makes g, so that g itself never exists.
+
+    Attributes:
+        tensor: S, of the weight's shape.
+        keep: the factor of what is there.
+        times: the factor of the gradient.
+        done: called afterwards, with S.
+    """
+
+    tensor: Tensor
+    keep: float
+    times: float
+    done: Callable[[Tensor], None]
 
 
 @dataclass
@@ -75,6 +94,7 @@ class _Running:
     alone: bool
     shared: bool
     on_gradient: OnGradient
+    into: Into | None
 
 
 class Engine:
@@ -103,16 +123,23 @@ class Engine:
         self._checks: dict[str, Tensor] = {}
         self._now: _Running | None = None
 
+    def device(self, name: str) -> torch.device:
+        """Where a weight computes."""
+        return _device(self.weights[name].modules[0])
+
     def weight(self, name: str) -> Tensor:
         """Returns w, `(out, in)`, on the device where it computes."""
         return self.weights[name].now()
 
-    def run(self, micros: Sequence[Micro], on_gradient: OnGradient, *, everywhere: bool = True) -> float:
+    def run(
+        self, micros: Sequence[Micro], on_gradient: OnGradient, *, into: Into | None = None, everywhere: bool = True
+    ) -> float:
         """One gradient from some passes: `on_gradient` gets each weight's, in the order of the backward pass.
 
         Args:
             micros: the passes; their shares over all processes add up to 1.
             on_gradient: is given g and a factor, once for each weight; it may not keep g.
+            into: where a weight's gradient is added instead, if one pass and one use of the weight make it.
             everywhere: the passes of all processes make one gradient; otherwise each makes its own.
 
         Returns:
@@ -127,7 +154,7 @@ class Engine:
         with self._moved_forward():
             for i, micro in enumerate(micros):
                 last = i == len(micros) - 1
-                self._now = _Running(micro, last, len(micros) == 1 and not shared, shared, on_gradient)
+                self._now = _Running(micro, last, len(micros) == 1 and not shared, shared, on_gradient, into)
                 for weight in self.weights.values():
                     weight.waiting = len(weight.modules)
                 total += micro.share * self._pass(micro)
@@ -186,6 +213,20 @@ class Engine:
         w = weight.now()
         moved = self._now.micro.moved
         return w if moved is None else moved(weight.name, w, self.buffer("v", tuple(w.shape), w.dtype, w.device))
+
+    def add(self, weight: _Weight, rows: Tensor, columns: Tensor) -> None:
+        """Makes g = rowsᵀ·columns, one use's part of a weight's gradient, and takes it."""
+        assert self._now is not None  # within `run`
+        if self._now.into is not None and self._now.alone and len(weight.modules) == 1:
+            found = self._now.into(weight.name, rows.dtype)
+            if found is not None:
+                times = found.times * self._now.micro.share / self.loss_scale
+                found.tensor.addmm_(rows.T, columns, beta=found.keep, alpha=times)
+                self._checks[weight.name] = found.tensor.sum()
+                found.done(found.tensor)
+                return
+        g = self.buffer("g", (rows.shape[1], columns.shape[1]), rows.dtype, rows.device)
+        self.receive(weight, torch.mm(rows.T, columns, out=g))
 
     def receive(self, weight: _Weight, g: Tensor) -> None:
         """Takes one use's part of a weight's gradient, and passes the gradient on when it is complete."""
@@ -265,9 +306,7 @@ class _Linear(torch.autograd.Function):
         (x,), use, dy = ctx.saved_tensors, ctx.use, gradients[0]
         dx = dy @ use.engine.moved_weight(use.weight) if ctx.needs_input_grad[0] else None
         rows, columns = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
-        g = use.engine.buffer("g", (rows.shape[1], columns.shape[1]), x.dtype, x.device)
-        torch.mm(rows.T, columns, out=g)  # g = ∂yᵀ·x  (out, in)
-        use.engine.receive(use.weight, g)
+        use.engine.add(use.weight, rows, columns)  # g = ∂yᵀ·x  (out, in)
         return dx, None, None
 
 

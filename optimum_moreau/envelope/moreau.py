@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .engine import Engine, Micro
+from .engine import Engine, Micro, Sum
 from .noise import Noise, for_pieces
 from .state import State
 from .steps import proximal_step, shrink
@@ -54,7 +54,9 @@ class MoreauRun:
         with tqdm(range(delta.step, self.steps), "Moreau steps", leave=False, disable=None) as bar:
             for t in bar:
                 loss = self.engine.run(
-                    self._micros(t, delta), lambda name, g, scale: self._update(delta, name, g, scale)
+                    self._micros(t, delta),
+                    lambda name, g, scale: self._update(delta, name, g, scale),
+                    into=lambda name, dtype: self._sum(delta, name, dtype),
                 )
                 bar.set_postfix(loss=f"{loss:.4f}")
                 yield t + 1
@@ -73,6 +75,13 @@ class MoreauRun:
 
         return moved
 
+    def _sum(self, delta: State, name: str, dtype: torch.dtype) -> Sum | None:
+        if dtype != delta.dtype:
+            return None
+        # δ ← (1 − γ/ρ)·δ − γ·g                                   (Algorithm 1, line 5)
+        place = delta.place(name, self.engine.device(name))
+        return Sum(place, 1 - self.step_size / self.rho, -self.step_size, lambda d: self._end(delta, name, d))
+
     def _update(self, delta: State, name: str, g: Tensor, scale: float) -> None:
         d = delta.place(name, g.device)
         flat, flat_g = d.view(-1), g.reshape(-1)
@@ -84,6 +93,9 @@ class MoreauRun:
                 old.copy_(new)
 
         for_pieces(step, flat)
+        self._end(delta, name, d)
+
+    def _end(self, delta: State, name: str, d: Tensor) -> None:
         if self.threshold is not None:
             # δ ← GST_γη(δ)                                           (Algorithm 1, line 7)
             norm = torch.linalg.vector_norm(d, dim=1, keepdim=True, dtype=torch.float32)

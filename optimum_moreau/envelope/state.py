@@ -27,7 +27,7 @@ class State:
     Args:
         shapes: name → shape of each weight.
         dtype: float32 or bfloat16.
-        device: where it is kept without offload.
+        devices: where each weight computes, and its tensor is kept without offload.
         offload: `None`, `cpu`, or `disk`.
         folder: of the files, for `disk`; and where `commit` keeps every step, if given.
         run: what identifies the run, so that another's files are refused.
@@ -37,20 +37,20 @@ class State:
         self,
         shapes: Mapping[str, torch.Size],
         *,
-        device: torch.device,
+        devices: Mapping[str, torch.device],
         dtype: torch.dtype = torch.float32,
         offload: str | None = None,
         folder: Path | None = None,
         run: str = "",
     ) -> None:
         self.shapes, self.dtype, self.offload, self.folder, self.run = dict(shapes), dtype, offload, folder, run
-        self.device = device
+        self._devices = {name: torch.device("cpu") if offload else devices[name] for name in self.shapes}
         self.step = 0
         self._starts = dict(zip(self.shapes, accumulate((s.numel() for s in shapes.values()), initial=0), strict=False))
         self._size = sum(shape.numel() for shape in shapes.values())
         self._put: set[str] = set()  # since the last step
-        # one block for all, made at once: pieces made one by one between a pass's activations would leave holes
-        self._memory: dict[torch.device, Tensor] = {}
+        # one block a device, made at once: pieces made one by one between a pass's activations would leave holes
+        self._memory: dict[str, Tensor] = {}
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             self._resume(folder)
@@ -63,7 +63,7 @@ class State:
         step = self.step + (name in self._put)
         if not step:
             return None
-        return self._read(name, step).to(device) if self.offload == "disk" else self._view(name, device).to(device)
+        return self._read(name, step).to(device) if self.offload == "disk" else self._view(name).to(device)
 
     def put(self, name: str, tensor: Tensor) -> None:
         """Keeps a tensor for the next step."""
@@ -71,7 +71,7 @@ class State:
         if self.offload == "disk":
             self._write(name, tensor.detach().to(self.dtype).cpu())
         else:
-            view = self._view(name, tensor.device)
+            view = self._view(name)
             if view.data_ptr() != tensor.data_ptr():  # else it was changed in place
                 view.copy_(tensor)
 
@@ -80,16 +80,18 @@ class State:
         found = self.get(name, device)
         if found is not None:
             return found
-        if self.offload == "disk" or (self.offload == "cpu" and device.type != "cpu"):
+        if self.offload == "disk" or self._devices[name] != device:
             return torch.zeros(self.shapes[name], dtype=self.dtype, device=device)
-        return self._view(name, device)
+        return self._view(name)
 
-    def _view(self, name: str, device: torch.device) -> Tensor:
-        device = torch.device("cpu") if self.offload == "cpu" else device
-        if device not in self._memory:
-            self._memory[device] = torch.zeros(self._size, dtype=self.dtype, device=device)
-        start, shape = self._starts[name], self.shapes[name]
-        return self._memory[device][start : start + shape.numel()].view(shape)
+    def _view(self, name: str) -> Tensor:
+        if not self._memory:
+            for device in dict.fromkeys(self._devices.values()):
+                here = [other for other, place in self._devices.items() if place == device]
+                block = torch.zeros(sum(self.shapes[other].numel() for other in here), dtype=self.dtype, device=device)
+                parts = block.split([self.shapes[other].numel() for other in here])
+                self._memory |= {other: part.view(self.shapes[other]) for other, part in zip(here, parts, strict=True)}
+        return self._memory[name]
 
     def commit(self) -> None:
         """Ends a step; with a folder, the step is on disk before this returns."""
@@ -128,13 +130,13 @@ class State:
             from safetensors.torch import load_file
 
             for name, tensor in load_file(file).items():
-                self._view(name, torch.device("cpu") if self.offload == "cpu" else self.device).copy_(tensor)
+                self._view(name).copy_(tensor)
 
     def _save(self, folder: Path) -> None:
         from safetensors.torch import save_file
 
         file = folder / _FILES[self.step % 2]
-        save_file({name: self._view(name, self.device).cpu().contiguous() for name in self.shapes}, file)
+        save_file({name: self._view(name).cpu().contiguous() for name in self.shapes}, file)
         _flush(file)
 
     def _map(self, name: str, step: int, mode: str) -> np.memmap:
