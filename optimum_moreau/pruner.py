@@ -22,6 +22,7 @@ from .config.quantities import words_for_bytes
 from .errors import MoreauError, OutOfMemoryError
 from .estimate import Estimate, estimate_scoring, skeleton_of
 from .export import check_reachable, with_export
+from .placement import input_device, prepare_offloaded, state_to_save
 from .plan import (
     PLAN_NAME,
     PruningPlan,
@@ -99,6 +100,7 @@ class MoreauPruner:
             MoreauError: of the kind that names the mistake (errors.py).
         """
         check_prunable(model)
+        prepare_offloaded(model)
         shape = model_shape(model)
         config = self.config.resolve(model.config)
         check_reachable(model.config, shape, config)
@@ -184,7 +186,7 @@ class MoreauPruner:
         if self._model is None or self._result is None:
             raise MoreauError("save_pretrained: nothing was pruned yet; call prune or apply first")
         with save_folder(save_directory, overwrite=overwrite) as folder:
-            self._model.save_pretrained(folder)
+            self._model.save_pretrained(folder, state_dict=state_to_save(self._model))
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(folder)
             verification = verify(self._model, folder, self._verification_tokens())
@@ -199,7 +201,7 @@ class MoreauPruner:
         return verification
 
     def _estimate(self, model: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig) -> Estimate:
-        return estimate_scoring(skeleton_of(model), shape, config, model.device.type)
+        return estimate_scoring(skeleton_of(model), shape, config, input_device(model).type)
 
     def _calibration(
         self, model: PreTrainedModel, source: Any, column: str | None, config: MoreauPrunerConfig
@@ -226,6 +228,7 @@ class MoreauPruner:
         return torch.randint(self._model.config.vocab_size, (2, 64), generator=generator)
 
     def _cut(self, model: PreTrainedModel, plan: PruningPlan, scores: UnitScores | None, start: float) -> PruningResult:
+        prepare_offloaded(model)
         shape = model_shape(model)
         before, after = layer_shapes(model.config, plan)
         config = MoreauPrunerConfig.from_dict(plan.config)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .errors import UnsupportedModelError
 from .export import pruned_config
+from .placement import check_loaded, hook_again, loaded, prepare_offloaded, replace_parameter, tie
 from .plan import PruningPlan
 from .units import LAYERS, Block, decoder_layers, model_shape
 
@@ -36,11 +37,12 @@ def apply_plan(model: nn.Module, plan: PruningPlan, export: str | None = None) -
         The export taken: the model type of the result.
 
     Raises:
-        UnsupportedModelError: the model is wrapped, quantised, offloaded or of another family.
+        UnsupportedModelError: the model is wrapped, quantised, sharded, not loaded or of another family.
         PlanError: the plan is for another model; names the first mismatch.
         ExportError: no stock class holds the shapes; names the nearest legal ones. The model is unchanged on any error.
     """
     check_prunable(model)
+    prepare_offloaded(model)
     shape = model_shape(model)
     plan.check_matches(model, shape)
     config = pruned_config(model.config, shape, plan, export or plan.config.get("export", "auto"))
@@ -58,7 +60,7 @@ def apply_plan(model: nn.Module, plan: PruningPlan, export: str | None = None) -
 
 
 def check_prunable(model: Any) -> None:
-    """Refuses wrapped, quantised and offloaded models, saying how to unwrap them.
+    """Refuses wrapped, quantised, sharded and empty models, saying how to unwrap them.
 
     Raises:
         UnsupportedModelError: with what the model is, and what to pass instead.
@@ -91,12 +93,9 @@ def check_prunable(model: Any) -> None:
     if getattr(model, "is_quantized", False) or getattr(model.config, "quantization_config", None):
         raise UnsupportedModelError(f"{name} is quantised; load it in bfloat16, prune, and quantise the result")
     for parameter_name, parameter in model.named_parameters():
-        if parameter.device.type == "meta":
-            raise UnsupportedModelError(
-                f"{parameter_name} is on the meta device (not loaded, or offloaded); load it whole, without offload"
-            )
-        if type(parameter).__name__ == "DTensor":
+        if type(parameter).__name__ == "DTensor" or hasattr(parameter, "ds_id"):  # FSDP2, tensor parallel; ZeRO-3
             raise UnsupportedModelError(f"{parameter_name} is sharded over processes; prune before sharding")
+    check_loaded(model)
 
 
 def _twin(model: nn.Module, config: Any) -> nn.Module:
@@ -114,10 +113,9 @@ def _cut(layer: nn.Module, block: Block, kept: tuple[int, ...]) -> None:
         lines.setdefault(cut.module, []).append(block.lines(cut, module.weight.shape[cut.dim])[list(kept)].flatten())
     for cut in {cut.module: cut for cut in block.cuts}.values():  # a fused matrix is cut once
         module = layer.get_submodule(cut.module)
-        index = torch.cat(lines[cut.module]).to(module.weight.device)
-        module.weight = _selected(module.weight, cut.dim, index)
+        _select(module, "weight", cut.dim, torch.cat(lines[cut.module]))
         if cut.side == "out" and module.bias is not None:
-            module.bias = _selected(module.bias, 0, index)
+            _select(module, "bias", 0, torch.cat(lines[cut.module]))
 
 
 def _cut_hidden(model: nn.Module, hidden: Block, plan: PruningPlan) -> None:
@@ -132,17 +130,14 @@ def _cut_hidden(model: nn.Module, hidden: Block, plan: PruningPlan) -> None:
     for cut in hidden.cuts:
         if (module := _moved(model, cut.module, renumbered)) is None:
             continue
-        index = kept.to(module.weight.device)
-        module.weight = _selected(module.weight, cut.dim, index)
+        _select(module, "weight", cut.dim, kept)
         if cut.side == "out" and module.bias is not None:
-            module.bias = _selected(module.bias, 0, index)
+            _select(module, "bias", 0, kept)
     for name in hidden.vectors:
         if (module := _moved(model, name, renumbered)) is not None:
-            module.weight = _selected(module.weight, 0, kept.to(module.weight.device))
-            with torch.no_grad():
-                module.weight.mul_(fold)
+            _select(module, "weight", 0, kept, times=fold)
     if tied:
-        model.lm_head.weight = model.model.embed_tokens.weight  # type: ignore[union-attr]
+        tie(model.lm_head, model.model.embed_tokens)  # type: ignore[arg-type, union-attr]
 
 
 def _moved(model: nn.Module, name: str, renumbered: dict[int, int]) -> Any:
@@ -153,8 +148,9 @@ def _moved(model: nn.Module, name: str, renumbered: dict[int, int]) -> Any:
     return model.get_submodule(f"{LAYERS}{renumbered[int(index)]}.{rest}") if int(index) in renumbered else None
 
 
-def _selected(parameter: Tensor, dim: int, index: Tensor) -> nn.Parameter:
-    return nn.Parameter(parameter.detach().index_select(dim, index), requires_grad=parameter.requires_grad)
+def _select(module: nn.Module, name: str, dim: int, index: Tensor, times: float = 1.0) -> None:
+    values = loaded(module, name)
+    replace_parameter(module, name, values.index_select(dim, index.to(values.device)).mul_(times))
 
 
 def _take_over(model: nn.Module, twin: nn.Module) -> None:
@@ -167,3 +163,4 @@ def _take_over(model: nn.Module, twin: nn.Module) -> None:
         for key, value in vars(pattern).items():
             if key not in _OWN:
                 module.__dict__[key] = value
+        hook_again(module)

@@ -28,21 +28,8 @@ def main():
     rank = dist.get_rank() if dist.is_initialized() else 0
     model = tiny_model("llama", **({"num_hidden_layers": 6, "head_dim": 64, **LARGE} if request.get("memory") else {}))
     tokens = torch.randint(0, 64, (6, 16), generator=torch.Generator().manual_seed(0))
-    changes = {"steps": request["steps"]} if request["criterion"].startswith("moreau") else {}
-    changes |= {"passes": 3} if request["criterion"] == "smoothgrad" else {}
-    depth = model.config.num_hidden_layers
-    config = MoreauPrunerConfig(
-        criterion=request["criterion"],
-        unit_ratio=0.5,
-        attention_layers=(0, depth),
-        mlp_layers=(0, depth),
-        sequence_length=16,
-        calibration_samples=6,
-        offload=request.get("offload"),
-        **changes,
-    )
     if request.get("memory"):
-        measure(folder, model, tokens, config.resolve(model.config))
+        measure(folder, model, tokens, config_for(model, request["criteria"][0], request))
         return
     if request.get("pause"):
         commit = State.commit
@@ -53,11 +40,30 @@ def main():
 
         State.commit = slowly
     checkpoint = folder / "steps" if request.get("checkpoint") else None
-    plan, scores = MoreauPruner(config).plan(model, tokens, checkpoint_dir=checkpoint)
-    plan.save(folder / f"plan-{rank}.json")
-    scores.save(folder / f"scores-{rank}.safetensors")
+    for criterion in request["criteria"]:
+        pruner = MoreauPruner(config_for(model, criterion, request))
+        plan, scores = pruner.plan(model, tokens, checkpoint_dir=checkpoint)
+        plan.save(folder / f"plan-{criterion}-{rank}.json")
+        scores.save(folder / f"scores-{criterion}-{rank}.safetensors")
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def config_for(model, criterion, request):
+    changes = {"steps": request["steps"]} if criterion.startswith("moreau") else {}
+    changes |= {"passes": 3} if criterion == "smoothgrad" else {}
+    depth = model.config.num_hidden_layers
+    config = MoreauPrunerConfig(
+        criterion=criterion,
+        unit_ratio=0.5,
+        attention_layers=(0, depth),
+        mlp_layers=(0, depth),
+        sequence_length=16,
+        calibration_samples=6,
+        offload=request.get("offload"),
+        **changes,
+    )
+    return config.resolve(model.config)
 
 
 def measure(folder, model, tokens, config):

@@ -8,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import accelerate
 import pytest
 import torch
 
@@ -210,24 +209,6 @@ def test_loss_scaling_saves_gradients_from_underflow():
     assert (scaled - expected).norm() < 0.1 * (plain - expected).norm()
 
 
-# Models that accelerate keeps elsewhere
-
-
-@pytest.mark.parametrize("where", ["cpu", "disk"])
-@pytest.mark.parametrize("targets", [("attention", "mlp"), ("hidden",)], ids=",".join)
-def test_an_offloaded_model_scores_as_a_loaded_one(where, targets, tokens, tmp_path):
-    loaded, offloaded = tiny_model("llama"), tiny_model("llama")
-    if where == "cpu":
-        accelerate.cpu_offload(offloaded, execution_device=torch.device("cpu"))
-    else:
-        accelerate.disk_offload(offloaded, offload_dir=str(tmp_path), execution_device=torch.device("cpu"))
-    shape, config = model_shape(loaded), config_for(loaded, targets=targets)
-    expected = score_units(loaded, shape, tokens, config).values
-    found = score_units(offloaded, shape, tokens, config).values
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
-    assert all(parameter.device.type == "meta" for parameter in offloaded.parameters())
-
-
 # Noise
 
 
@@ -296,23 +277,43 @@ def finished(process):
     assert process.returncode == 0, err
 
 
-@pytest.mark.parametrize("criterion", ["moreau", "taylor-second", "taylor-mixed", "smoothgrad"])
-def test_two_processes_make_the_plan_of_one(criterion, tmp_path):
-    plans = []
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--standalone")
+ACCELERATE = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1")
+ACCELERATE += ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
+
+
+def test_two_processes_make_the_plan_of_one(tmp_path):
+    criteria = ["moreau", "taylor-second", "taylor-mixed", "smoothgrad"]
+    plans = {criterion: [] for criterion in criteria}
     for processes in (1, 2):
         folder = tmp_path / str(processes)
         folder.mkdir()
-        (folder / "request.json").write_text(json.dumps({"criterion": criterion, "steps": 3}))
-        launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--standalone"]
-        finished(worker(folder, *(launch if processes == 2 else [])))
-        plans += [PruningPlan.load(path) for path in sorted(folder.glob("plan-*.json"))]
-    assert len(plans) == 3
-    assert plans[0].layers == plans[1].layers == plans[2].layers
+        (folder / "request.json").write_text(json.dumps({"criteria": criteria, "steps": 3}))
+        finished(worker(folder, *(TORCHRUN if processes == 2 else [])))
+        for criterion in criteria:
+            plans[criterion] += [PruningPlan.load(path).layers for path in sorted(folder.glob(f"plan-{criterion}-*"))]
+    for criterion, (alone, first, second) in plans.items():
+        assert alone == first == second, criterion
+
+
+@pytest.mark.parametrize("launch", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate launch"])
+def test_the_command_line_runs_as_two_processes(launch, tiny_folder, text, tmp_path):
+    (tmp_path / "text.txt").write_text(text)
+    plans = []
+    for start in ((), launch):
+        output = tmp_path / f"plan-{len(start)}.json"
+        flags = ["--calibration", str(tmp_path / "text.txt"), "--samples", "4", "--seq-len", "16", "--steps", "2"]
+        command = [*start, "-m", "optimum_moreau", "plan", str(tiny_folder), "-o", str(output), "--json", *flags]
+        done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["output"] == str(output)  # one process prints
+        plans.append(PruningPlan.load(output))
+    assert plans[0].layers == plans[1].layers
 
 
 @pytest.mark.parametrize("offload", [None, "disk"])
 def test_a_killed_run_goes_on_to_the_same_plan_and_scores(offload, tmp_path):
-    request = {"criterion": "moreau-gs", "steps": 12, "offload": offload, "pause": 0.15}
+    request = {"criteria": ["moreau-gs"], "steps": 12, "offload": offload, "pause": 0.15}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder, pause in ((whole, 0), (killed, 0.15)):
         folder.mkdir()
@@ -326,11 +327,12 @@ def test_a_killed_run_goes_on_to_the_same_plan_and_scores(offload, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     done = json.loads(marker.read_text())["step"]
-    assert 3 <= done < 12 and not (killed / "plan-0.json").exists()
+    assert 3 <= done < 12 and not (killed / "plan-moreau-gs-0.json").exists()
     (killed / "request.json").write_text(json.dumps({**request, "pause": 0, "checkpoint": True}))
     finished(worker(killed))
-    assert PruningPlan.load(killed / "plan-0.json") == PruningPlan.load(whole / "plan-0.json")
-    assert (killed / "scores-0.safetensors").read_bytes() == (whole / "scores-0.safetensors").read_bytes()
+    assert PruningPlan.load(killed / "plan-moreau-gs-0.json") == PruningPlan.load(whole / "plan-moreau-gs-0.json")
+    scores = [(folder / "scores-moreau-gs-0.safetensors").read_bytes() for folder in (killed, whole)]
+    assert scores[0] == scores[1]
 
 
 @pytest.mark.parametrize("criterion", ["taylor", "moreau"])
@@ -339,7 +341,7 @@ def test_scoring_takes_no_more_memory_than_it_says(criterion, tmp_path):
 
     The C library gives freed blocks back here, so that the peak is what is held and not what was left between.
     """
-    (tmp_path / "request.json").write_text(json.dumps({"criterion": criterion, "steps": 2, "memory": True}))
+    (tmp_path / "request.json").write_text(json.dumps({"criteria": [criterion], "steps": 2, "memory": True}))
     finished(worker(tmp_path, MALLOC_MMAP_THRESHOLD_="65536"))
     found = json.loads((tmp_path / "memory.json").read_text())
     allowed = {"taylor": 0.65, "moreau": 1.65}[criterion]

@@ -1,6 +1,7 @@
 """Run as a script in a fresh process, without this package: loads a checkpoint and writes its logits on given tokens.
 
-Reads a JSON request from standard input: folder, tokens and logits (files), device, threads, attention, remote_code.
+Reads a JSON request from standard input: folder, tokens and logits (files), device (or auto), threads, attention,
+remote_code.
 """
 
 import json
@@ -17,10 +18,13 @@ def main() -> None:
     torch.set_num_threads(request["threads"])
     remote = {"trust_remote_code": request["remote_code"]}
     AutoConfig.from_pretrained(request["folder"], **remote)
+    options = {**remote, "device_map": "auto"} if request["device"] == "auto" else remote
     model = AutoModelForCausalLM.from_pretrained(
-        request["folder"], dtype="auto", attn_implementation=request["attention"], use_safetensors=True, **remote
+        request["folder"], dtype="auto", attn_implementation=request["attention"], use_safetensors=True, **options
     )
-    model.eval().to(request["device"])
+    model.eval()
+    if request["device"] != "auto":
+        model.to(request["device"])
     tokens = load_file(request["tokens"])["tokens"]
     with torch.no_grad():
         rows = [model(input_ids=row[None].to(model.device), use_cache=False).logits.float().cpu() for row in tokens]

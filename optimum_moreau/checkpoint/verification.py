@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..errors import CheckpointError
+from ..placement import input_device, is_offloaded
 
 RELOAD_SCRIPT = Path(__file__).parent / "reload_process.py"
 _WINDOWS = 2
@@ -75,10 +76,10 @@ def verify(model: PreTrainedModel, folder: str | Path, tokens: Tensor) -> Verifi
 
 @torch.no_grad()
 def _logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
-    training = model.training
+    training, device = model.training, input_device(model)
     model.eval()
     try:
-        rows = [model(input_ids=row[None].to(model.device), use_cache=False).logits.float().cpu() for row in tokens]
+        rows = [model(input_ids=row[None].to(device), use_cache=False).logits.float().cpu() for row in tokens]
     finally:
         model.train(training)
     return torch.cat(rows)  # (windows, length, vocabulary)
@@ -90,7 +91,7 @@ def _reload(model: PreTrainedModel, folder: Path, tokens: Tensor, work: Path) ->
         "folder": str(folder),
         "tokens": str(work / "tokens.safetensors"),
         "logits": str(work / "logits.safetensors"),
-        "device": str(model.device),
+        "device": "auto" if len(set(getattr(model, "hf_device_map", {}).values())) > 1 else str(input_device(model)),
         "threads": torch.get_num_threads(),
         "attention": model.config._attn_implementation,
         "remote_code": hasattr(model.config, "auto_map"),
@@ -113,11 +114,15 @@ def _reload(model: PreTrainedModel, folder: Path, tokens: Tensor, work: Path) ->
 def parked(model: PreTrainedModel, folder: Path) -> Iterator[None]:
     """In place, for a while: frees the parameters, which are on disk in `folder`, and reads them back at the end.
 
-    Where a parameter's name is not in the files (a family saved under other names), all stay in memory.
+    Where a parameter's name is not in the files (a family saved under other names), all stay in memory; what is
+    offloaded stays where it is.
 
     Raises:
         CheckpointError: a parameter on disk is not the one in memory, which therefore is not freed.
     """
+    if is_offloaded(model):
+        yield
+        return
     files = {name: file for file in folder.glob("*.safetensors") for name in _names(file)}
     parameters = dict(model.named_parameters())
     if not parameters.keys() <= files.keys():

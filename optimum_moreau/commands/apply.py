@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import CHOICES
-from . import options, prune
+from . import options, processes, prune
 
 EXAMPLE = "pruning_plan.json org/model -o pruned"
 show = prune.show
@@ -32,5 +32,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     model, tokenizer = options.load(args)
     pruner = MoreauPruner(tokenizer=tokenizer)
     result = pruner.apply(model, plan, export=args.export)
+    if not processes.is_first():
+        return {}
     verification = pruner.save_pretrained(args.output, overwrite=args.overwrite)
     return prune.report(result.summary, verification, args.output)

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from .. import __version__
 from ..errors import MoreauError
 from ..registry import suggestion
+from . import processes
 
 # verb → one line for the list of verbs; each is a module of this folder with add_arguments, run, show and EXAMPLE.
 VERBS = {
@@ -42,7 +43,8 @@ def prepare(verb: str, parser: argparse.ArgumentParser) -> None:
 def execute(verb: str, args: argparse.Namespace) -> int:
     """Runs a verb; returns the exit code: 0, or 2 after a user's mistake."""
     module = _module(verb)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr, force=True)
+    level = logging.WARNING if processes.is_first() else logging.ERROR  # what all processes say is said once
+    logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr, force=True)
     try:
         with contextlib.redirect_stdout(sys.stderr):
             if verb not in ("criteria", "families", "plan-diff") and not sys.stderr.isatty():
@@ -54,7 +56,10 @@ def execute(verb: str, args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print(f"optimum-moreau {verb}: interrupted; nothing was saved", file=sys.stderr)
         return 130
-    print(json.dumps(result) if args.json else module.show(result))
+    finally:
+        processes.leave()
+    if processes.is_first():
+        print(json.dumps(result) if args.json else module.show(result))
     return 0
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from ..config import CHOICES, SIZES, TARGETS, MoreauPrunerConfig
 from ..errors import ConfigError
 from ..registry import CRITERIA
+from . import processes
 
 
 def _layers(text: str) -> tuple[int, int]:
@@ -174,13 +175,14 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load(args: argparse.Namespace) -> tuple[Any, Any]:
-    """Loads the model and tokenizer that the flags name."""
+    """Loads the model and tokenizer that the flags name; one of several processes loads them on a device of its own."""
     from ..checkpoint import load_model, load_tokenizer
 
+    own_device = processes.join()
     model = load_model(
         args.model,
         dtype=args.dtype,
-        device=args.device,
+        device=args.device or own_device,
         revision=args.revision,
         trust_remote_code=args.trust_remote_code,
     )

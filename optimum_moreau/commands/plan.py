@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from . import dry_run, options
+from . import dry_run, options, processes
 
 EXAMPLE = "org/model -o pruning_plan.json --ratio 0.2 --calibration calibration.txt"
 
@@ -63,6 +63,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         model, tokenizer = options.load(args)
         pruner = MoreauPruner(given, tokenizer=tokenizer, revision=base_revision(args.model, args.revision))
         plan, _ = pruner.plan(model, args.calibration, **options.calibration_from(args))
+    if not processes.is_first():
+        return {}
     shape = model_shape(model)
     export = decide_export(model.config, shape, plan, plan.config["export"])
     plan.save(args.output)

@@ -6,7 +6,7 @@ import argparse
 import logging
 from typing import Any
 
-from . import dry_run, options
+from . import dry_run, options, processes
 
 EXAMPLE = "org/model -o pruned --ratio 0.2 --criterion moreau-gs --calibration calibration.txt"
 
@@ -26,10 +26,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..pruner import MoreauPruner
 
     check_target(args.output, overwrite=args.overwrite)
-    logging.getLogger("optimum_moreau.pruner").setLevel(logging.INFO)  # it says what scoring will take
+    if processes.is_first():
+        logging.getLogger("optimum_moreau.pruner").setLevel(logging.INFO)  # it says what scoring will take
     model, tokenizer = options.load(args)
     pruner = MoreauPruner(config, tokenizer=tokenizer, revision=base_revision(args.model, args.revision))
     result = pruner.prune(model, args.calibration, **options.calibration_from(args))
+    if not processes.is_first():
+        return {}
     verification = pruner.save_pretrained(args.output, overwrite=args.overwrite)
     return report(result.summary, verification, args.output)
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..placement import input_device
+
 SUMMARY = "1 − mean cosine similarity of a layer's input and output"
 PAPER = "https://arxiv.org/abs/2403.03853"
 
@@ -43,7 +45,7 @@ def block_influence(model: PreTrainedModel, layers: nn.ModuleList, batches: Iter
     handles = [layer.register_forward_hook(watch(index)) for index, layer in enumerate(layers)]
     try:
         for batch in batches:
-            model.model(input_ids=batch.to(model.device), use_cache=False)
+            model.model(input_ids=batch.to(input_device(model)), use_cache=False)
             tokens += batch.numel()
     finally:
         for handle in handles:

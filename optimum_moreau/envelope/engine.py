@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import NonFiniteError, UnsupportedModelError
+from ..placement import device_of, input_device, loaded
 from .finite import first_non_finite
 
 # ∇f in pieces: name, g of the weight's shape in any dtype, and the factor that makes it the gradient.
@@ -82,7 +83,7 @@ class _Weight:
 
     def now(self) -> Tensor:
         """w, on the device where it computes: loaded for a while if accelerate keeps it elsewhere."""
-        return _loaded(self.modules[0], "weight")
+        return loaded(self.modules[0], "weight")
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ class Engine:
 
     def device(self, name: str) -> torch.device:
         """Where a weight computes."""
-        return _device(self.weights[name].modules[0])
+        return device_of(self.weights[name].modules[0])
 
     def weight(self, name: str) -> Tensor:
         """Returns w, `(out, in)`, on the device where it computes."""
@@ -177,7 +178,7 @@ class Engine:
         self.loss_scale = max(1.0, self.loss_scale / 16)
 
     def _pass(self, micro: Micro) -> float:
-        ids = micro.batch.to(self.model.device if self.model.device.type != "meta" else "cpu")
+        ids = micro.batch.to(input_device(self.model))
         with torch.enable_grad():
             # mean over windows and targets of −log p(x_{t+1} | x_≤t)                  (Eq. 1)
             loss = self.model(input_ids=ids, labels=ids, use_cache=False).loss
@@ -287,8 +288,7 @@ class _Use:
     function: Any
 
     def __call__(self, x: Tensor) -> Tensor:
-        device = _device(self.module)
-        return self.function.apply(x.to(device), self.engine._anchor, self)
+        return self.function.apply(x.to(device_of(self.module)), self.engine._anchor, self)
 
 
 class _Linear(torch.autograd.Function):
@@ -298,7 +298,7 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, anchor: Tensor, use: _Use) -> Tensor:
         ctx.use = use
         ctx.save_for_backward(x)
-        bias = None if use.module.bias is None else _loaded(use.module, "bias")
+        bias = None if use.module.bias is None else loaded(use.module, "bias")
         return F.linear(x, use.engine.moved_weight(use.weight), bias)
 
     @staticmethod
@@ -328,27 +328,3 @@ class _Embedding(torch.autograd.Function):
             rows = rows * (ids.reshape(-1, 1) != use.module.padding_idx)
         use.engine.receive(use.weight, g.index_add_(0, ids.reshape(-1), rows))
         return None, None, None
-
-
-def _device(module: Any) -> torch.device:
-    weight = module.weight
-    return weight.device if weight.device.type != "meta" else torch.device(_offload(module).execution_device)
-
-
-def _loaded(module: Any, name: str) -> Tensor:
-    parameter = getattr(module, name)
-    if parameter.device.type != "meta":
-        return parameter.detach()
-    hook = _offload(module)
-    return hook.weights_map[name].to(hook.execution_device)
-
-
-def _offload(module: Any) -> Any:
-    """The hook by which accelerate keeps a module's weights elsewhere."""
-    hook = getattr(module, "_hf_hook", None)
-    for candidate in (hook, *getattr(hook, "hooks", ())):
-        if getattr(candidate, "weights_map", None) is not None:
-            return candidate
-    raise UnsupportedModelError(
-        "a weight is on the meta device and nothing says where it is kept; load the model whole"
-    )

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..calibration import check_vocabulary, read_documents, tokenize
 from ..errors import CalibrationError, ConfigError, NonFiniteError
+from ..placement import input_device
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ def _measure(model: PreTrainedModel, segments: Tensor, batch_size: int) -> Perpl
     total = 0.0
     try:
         for batch in tqdm(segments.split(batch_size), desc="perplexity", leave=False, disable=None):
-            ids = batch.to(model.device)
+            ids = batch.to(input_device(model))
             logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()  # (segments, n − 1, vocabulary)
             losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
             total += losses.double().item()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PlanError
+from ..placement import parameter_values
 from ..units import Block, ModelShape
 
 PLAN_NAME = "pruning_plan.json"
@@ -243,7 +244,7 @@ def fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(_sampled_signs(parameter.detach()).numpy().tobytes())
+        digest.update(_sampled_signs(parameter_values(model, name)).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -1,0 +1,30 @@
+"""One command run as several processes, by torchrun or `accelerate launch`: each scores its part of the samples."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def join() -> str | None:
+    """Joins the processes that were launched together; returns this one's device, `None` for a process alone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None
+    import torch
+    from accelerate import PartialState
+
+    return str(PartialState(cpu=not torch.cuda.is_available()).device)
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def leave() -> None:
+    """Ends what `join` began."""
+    if "accelerate" in sys.modules:
+        from accelerate import PartialState
+
+        if PartialState._shared_state:
+            PartialState().destroy_process_group()
