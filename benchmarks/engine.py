@@ -85,7 +85,7 @@ def measure_time(size, case, dtype, steps, samples, length, device, repetitions)
     import torch
 
     from optimum_moreau.envelope import LossGradient, Noise, moreau_gradient, scoring_mode
-    from optimum_moreau.scores import score_units
+    from optimum_moreau.scores import UnitSums, score_units
     from optimum_moreau.units import model_shape
 
     model = build(size, dtype, device)
@@ -108,21 +108,29 @@ def measure_time(size, case, dtype, steps, samples, length, device, repetitions)
         with scoring_mode(model), torch.no_grad():
             weights = {name: model.get_parameter(name) for name in names}
             gradient = LossGradient(model, [tokens])
-            moreau_gradient(gradient, weights, rho=0.05, step_size=1e-3, steps=1, noise=Noise(0.05))
+            noise = Noise(config.sigma)
+            found = moreau_gradient(
+                gradient, weights, rho=config.rho, step_size=config.step_size, steps=steps, noise=noise
+            )
+            sums = UnitSums(shape.scored(config))
+            for name, g in found.items():
+                sums.add(name, (g * weights[name].float()).abs_())
+            sums.combined(config.aggregation)
 
     found: dict[str, list[float]] = {"bare": [], "engine": [], "oracle": []}
     actions = {"bare": bare, "engine": engine} | ({"oracle": oracle} if case == "moreau" and device == "cpu" else {})
-    passes = {
-        "bare": 2,
-        "engine": max(steps if "steps" in CASES[case] or case.startswith(("moreau", "smooth")) else 1, 1),
-    }
+    several = steps if case.startswith(("moreau", "smooth")) else 1
+    passes = {"bare": 2, "engine": several, "oracle": several}
     for turn in range(repetitions + 1):
         for name, action in actions.items():
-            taken = seconds(action, device) / passes.get(name, 1)
+            taken = seconds(action, device) / passes[name]
             if turn:  # the first warms up
                 found[name].append(taken)
     median = {name: statistics.median(values) for name, values in found.items() if values}
-    ratios = [e / b for e, b in zip(found["engine"], found["bare"], strict=True)]
+    ratios, to_oracle = (
+        [e / b for e, b in zip(found["engine"], found[other], strict=True)] if found[other] else []
+        for other in ("bare", "oracle")
+    )
     return {
         "parameters": shape.parameters,
         "step_seconds": median["engine"],
@@ -130,6 +138,7 @@ def measure_time(size, case, dtype, steps, samples, length, device, repetitions)
         "step_over_bare": statistics.median(ratios),
         "spread": max(ratios) - min(ratios),
         "oracle_step_seconds": median.get("oracle"),
+        "step_over_oracle": statistics.median(to_oracle) if to_oracle else None,
     }
 
 
@@ -236,7 +245,7 @@ def main():
     for size in a.sizes:
         for dtype in a.dtypes:
             for case in a.cases:
-                row = {"size": size, "criterion": case, "dtype": dtype}
+                row = {"size": size, "case": case, "criterion": CASES[case]["criterion"], "dtype": dtype}
                 for one in ("memory", "activations") if a.trim else ("time", "memory", "activations"):
                     flags = ["--sizes", size, "--cases", case, "--dtypes", dtype, "--steps", a.steps, "--one", one]
                     flags += ["--samples", a.samples, "--length", a.length, "--device", a.device]
@@ -258,11 +267,12 @@ def main():
 
 def line(row):
     """One row of the table: names, times, ratios, memory."""
-    words = [row["size"], row["criterion"], row["dtype"]]
+    words = [row["size"], row["case"], row["dtype"]]
     if "step_seconds" in row:
         oracle = row["oracle_step_seconds"]
         words += [f"{row['step_seconds']:.2f}", f"{row['bare_seconds']:.2f}"]
-        words += [f"{row['step_over_bare']:.2f} ± {row['spread'] / 2:.2f}", f"{oracle:.2f}" if oracle else ""]
+        words += [f"{row['step_over_bare']:.2f} ± {row['spread'] / 2:.2f}"]
+        words += [f"{oracle:.2f}", f"{row['step_over_oracle']:.2f}"] if oracle else ["", ""]
     words += [f"{row[key] / 2**20:.0f}" for key in ("above_model_bytes", "activation_bytes")]
     words += [f"{row[key]:.2f}" for key in ("peak_over_scope", "layers_over", "estimated_over_measured")]
     return f"| {' | '.join(words)} |"

@@ -17,7 +17,7 @@ from .config import MoreauPrunerConfig
 from .criteria import Scoring
 from .criteria.block_influence import block_influence
 from .envelope import scoring_mode
-from .errors import CalibrationError, NonFiniteError, PlanError
+from .errors import CalibrationError, NonFiniteError, PlanError, UnsupportedModelError
 from .families import Cut
 from .registry import CRITERIA
 from .units import Block, ModelShape, decoder_layers
@@ -102,6 +102,11 @@ def score_units(
     """
     criterion = CRITERIA.get(config.criterion)
     blocks = shape.scored(config)
+    if "gradients" in criterion.needs and any(parameter.is_inference() for parameter in model.parameters()):
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: was made under torch.inference_mode and can have no gradients; load it outside,"
+            " or take a criterion without gradients (magnitude, random)"
+        )
     values: dict[str, Tensor] = {}
     # a caller's inference mode would forbid the gradients; tokens made in it cannot be saved for the backward pass
     with torch.inference_mode(False), scoring_mode(model), torch.no_grad():

@@ -243,6 +243,44 @@ def test_a_model_that_cannot_be_pruned_is_refused_untouched(model, tokens, actio
         action(given, tokens)
 
 
+def detached(model):
+    forward = model.model.forward
+
+    def without_history(*args, **kwargs):
+        output = forward(*args, **kwargs)
+        output.last_hidden_state = output.last_hidden_state.detach()
+        return output
+
+    model.model.forward = without_history
+    return model
+
+
+def made_in_inference_mode(_):
+    with torch.inference_mode():
+        return tiny_model("llama")
+
+
+@pytest.mark.parametrize("make", [detached, made_in_inference_mode])
+@pytest.mark.parametrize("criterion", ["moreau", "taylor", "taylor-second"])
+def test_a_criterion_that_needs_gradients_refuses_a_model_without(model, tokens, criterion, make):
+    given = make(model)
+    config = MoreauPrunerConfig(**{**SMALL, "criterion": criterion})
+    with untouched(given), refusal(UnsupportedModelError, r"gradient.*\(magnitude, random\)"):
+        MoreauPruner(config).prune(given, tokens)
+    assert MoreauPruner(MoreauPrunerConfig(**{**SMALL, "criterion": "magnitude"})).prune(given, tokens)
+
+
+@pytest.mark.parametrize(
+    "mark", [{"ds_id": 3}, {"__class__": type("DTensor", (nn.Parameter,), {})}], ids=["ZeRO", "DTensor"]
+)
+@pytest.mark.parametrize("action", ACTIONS.values(), ids=ACTIONS)
+def test_a_sharded_weight_is_refused_by_name(model, tokens, action, mark):
+    for name, value in mark.items():
+        setattr(model.model.norm.weight, name, value)
+    with refusal(UnsupportedModelError, r"model\.norm\.weight is sharded over processes; prune before sharding"):
+        action(model, tokens)
+
+
 @pytest.mark.parametrize("action", ACTIONS.values(), ids=ACTIONS)
 def test_a_weight_that_is_not_loaded_is_refused_by_name(model, tokens, action):
     model.model.norm.to("meta")

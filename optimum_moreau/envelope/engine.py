@@ -182,6 +182,11 @@ class Engine:
         with torch.enable_grad():
             # mean over windows and targets of −log p(x_{t+1} | x_≤t)                  (Eq. 1)
             loss = self.model(input_ids=ids, labels=ids, use_cache=False).loss
+            if not loss.requires_grad:
+                raise UnsupportedModelError(
+                    f"{micro.label}: no gradient of the loss reaches the weights in scope (a forward that detaches, or"
+                    " runs under torch.no_grad); take that out, or a criterion without gradients (magnitude, random)"
+                )
             scaled = loss * self.loss_scale
         value = float(loss.detach())
         if not math.isfinite(value):

@@ -12,7 +12,8 @@ from torch import nn
 def scoring_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, no parameter requires a gradient; afterwards everything is as it was, also on an error."""
     training = {module: module.training for module in model.modules()}
-    requires = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    parameters = (parameter for parameter in model.parameters() if not parameter.is_inference())  # those never can
+    requires = {parameter: parameter.requires_grad for parameter in parameters}
     try:
         model.eval()
         for parameter in requires:
