@@ -278,7 +278,8 @@ def finished(process):
 
 
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--standalone")
-ACCELERATE = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1")
+# with --cpu accelerate starts one process only
+ACCELERATE = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
 ACCELERATE += ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
 
 
@@ -304,8 +305,12 @@ def test_the_command_line_runs_as_two_processes(launch, tiny_folder, text, tmp_p
         output = tmp_path / f"plan-{len(start)}.json"
         flags = ["--calibration", str(tmp_path / "text.txt"), "--samples", "4", "--seq-len", "16", "--steps", "2"]
         command = [*start, "-m", "optimum_moreau", "plan", str(tiny_folder), "-o", str(output), "--json", *flags]
-        done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=300)
+        environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+        done = subprocess.run(
+            [sys.executable, *command], capture_output=True, text=True, timeout=300, env=environment
+        )
         assert done.returncode == 0, done.stderr
+        assert ("2 processes" in done.stderr) == bool(start)
         assert json.loads(done.stdout)["output"] == str(output)  # one process prints
         plans.append(PruningPlan.load(output))
     assert plans[0].layers == plans[1].layers

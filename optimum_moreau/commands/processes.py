@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 
@@ -13,7 +14,12 @@ def join() -> str | None:
     import torch
     from accelerate import PartialState
 
-    return str(PartialState(cpu=not torch.cuda.is_available()).device)
+    state = PartialState(cpu=not torch.cuda.is_available())
+    logger = logging.getLogger(__name__)
+    logger.setLevel(logging.INFO)  # some launchers start one process where several were asked for
+    if is_first():
+        logger.info("%d processes, each scores its part of the calibration windows", state.num_processes)
+    return str(state.device)
 
 
 def is_first() -> bool:
