@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -43,7 +43,7 @@ class Estimate:
         passes: forward and backward passes over the calibration text.
         model_bytes: the loaded model.
         state_bytes: what the criterion holds while a pass runs.
-        pass_bytes: activations or gradients of one batch, whichever is more.
+        pass_bytes: activations of one batch, and the matrices at work.
         peak_memory_bytes: all together.
         seconds: on this machine, roughly.
     """
@@ -83,16 +83,60 @@ def estimate_scoring(skeleton: PreTrainedModel, shape: ModelShape, config: Morea
         config: resolved.
         device: type of the device that would score, `cpu` or `cuda`.
     """
+    cost, sizes = _cost_and_sizes(skeleton, shape, config)
+    state, within_pass = _memory(skeleton, shape, config, device)
+    return Estimate(
+        cost.passes,
+        shape.bytes,
+        state,
+        within_pass,
+        shape.bytes + state + within_pass,
+        _seconds(cost, shape.parameters, sum(sizes), config, skeleton.dtype, device),
+    )
+
+
+def peak_bytes(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig, device: str) -> int:
+    """The peak alone; computes nothing on the device."""
+    return shape.bytes + sum(_memory(skeleton, shape, config, device))
+
+
+def cheaper(
+    skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig, device: str
+) -> list[tuple[str, int]]:
+    """What would lower the peak: a setting, and the peak with it, the lowest first."""
+    candidates: dict[str, dict[str, Any]] = {
+        "batch_size=1": {"batch_size": 1},
+        f"batch_size={config.calibration_samples}": {"batch_size": config.calibration_samples},
+        "state_dtype='bfloat16'": {"state_dtype": "bfloat16"},
+        "offload='cpu'": {"offload": "cpu"},
+        "offload='disk'": {"offload": "disk"},
+        f"sequence_length={config.sequence_length // 2}": {"sequence_length": config.sequence_length // 2},
+    }
+    now = peak_bytes(skeleton, shape, config, device)
+    found = {
+        name: peak_bytes(skeleton, shape, replace(config, **change), device) for name, change in candidates.items()
+    }
+    return sorted(((name, peak) for name, peak in found.items() if peak < 0.95 * now), key=lambda pair: pair[1])
+
+
+def _cost_and_sizes(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig) -> tuple[Cost, list[int]]:
     blocks = shape.scored(config)
-    cost = CRITERIA.get(config.criterion).cost(config) if blocks else Cost()
     names = {name for block in blocks for name in block.weight_names().values()}
-    sizes = [skeleton.get_parameter(name).numel() for name in names]
+    cost = CRITERIA.get(config.criterion).cost(config) if blocks else Cost()
+    return cost, [skeleton.get_parameter(name).numel() for name in names]
+
+
+def _memory(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig, device: str) -> tuple[int, int]:
+    """Bytes that the criterion holds while a pass runs, and bytes of a pass."""
+    cost, sizes = _cost_and_sizes(skeleton, shape, config)
     scope, matrix = sum(sizes), 4 * max(sizes, default=0)
     itemsize = skeleton.dtype.itemsize
     batch = cost.batch or min(config.batch_size or config.calibration_samples, config.calibration_samples)
-    state_item = 0 if config.offload == "disk" else getattr(torch, config.state_dtype).itemsize
+    elsewhere = config.offload == "disk" or (config.offload == "cpu" and device != "cpu")
+    state_item = 0 if elsewhere else getattr(torch, config.state_dtype).itemsize
     state = scope * (4 * cost.floats + state_item * cost.states)
     if cost.passes:
+        blocks = shape.scored(config)
         within_pass = activation_bytes(skeleton, blocks, batch, config.sequence_length) + _MATRICES * matrix
         if config.released:  # the reference path: δ, its mean, the moved weights and the gradients of every parameter
             state = shape.parameters * (8 + itemsize)
@@ -102,15 +146,7 @@ def estimate_scoring(skeleton: PreTrainedModel, shape: ModelShape, config: Morea
     else:
         within_pass = _MATRICES * matrix
     heap = _HEAP.get(device, 1.0)
-    within_pass, state = round(heap * within_pass), round(heap * state)
-    return Estimate(
-        cost.passes,
-        shape.bytes,
-        state,
-        within_pass,
-        shape.bytes + state + within_pass,
-        _seconds(cost, shape.parameters, scope, config, skeleton.dtype, device),
-    )
+    return round(heap * state), round(heap * within_pass)
 
 
 def skeleton_of(model: PreTrainedModel) -> PreTrainedModel:

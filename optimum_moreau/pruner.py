@@ -20,7 +20,7 @@ from .checkpoint import Verification, model_reference, save_folder, verify
 from .config import MoreauPrunerConfig
 from .config.quantities import words_for_bytes
 from .errors import MoreauError, OutOfMemoryError
-from .estimate import Estimate, estimate_scoring, skeleton_of
+from .estimate import Estimate, cheaper, estimate_scoring, peak_bytes, skeleton_of
 from .export import check_reachable, with_export
 from .placement import input_device, prepare_offloaded, state_to_save
 from .plan import (
@@ -117,17 +117,19 @@ class MoreauPruner:
             lines = self._estimate(model, shape, config).lines
             logger.info("%s: %s", config.decided_by, "; ".join(" ".join(line.split()) for line in lines))
         folder = None if checkpoint_dir is None else Path(checkpoint_dir).expanduser()
-        run = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()
+        bits = {
+            "dtype": str(model.dtype),
+            "device": input_device(model).type,
+            "versions": versions(),
+        }  # decide them too
+        run = hashlib.sha256(json.dumps(origin | bits, sort_keys=True).encode()).hexdigest()
         try:
             found_scores = score_units(model, shape, self._tokens, config, checkpoint=folder, run=run)
         except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is one
             if not _is_out_of_memory(error):
                 raise
-            need = words_for_bytes(self._estimate(model, shape, config).peak_memory_bytes)
-            raise OutOfMemoryError(
-                f"scoring ran out of memory; it needs about {need} with the model: lower batch_size"
-                " (--batch-size 1), keep δ elsewhere (offload, --offload disk) or in bfloat16 (--state-dtype bfloat16)"
-            ) from error
+            raise OutOfMemoryError(self._too_little_memory(model, shape, config)) from error
+        logger.info("scored; peak memory %s", words_for_bytes(peak_memory_bytes()))
         scores = replace(found_scores, origin=origin)
         plan = with_export(make_plan(scores, shape, config), model.config, shape)
         return plan, scores
@@ -199,6 +201,14 @@ class MoreauPruner:
                 scores.save(folder / SCORES_NAME)
             write_card(folder, summary, plan)
         return verification
+
+    def _too_little_memory(self, model: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig) -> str:
+        described = skeleton_of(model), shape, config, input_device(model).type
+        options = [f"{setting} (about {words_for_bytes(peak)})" for setting, peak in cheaper(*described)]
+        return (
+            f"scoring ran out of memory; it needs about {words_for_bytes(peak_bytes(*described))} with the model; what"
+            f" lowers it: {', '.join(options) or 'fewer layers in scope'}"
+        )
 
     def _estimate(self, model: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig) -> Estimate:
         return estimate_scoring(skeleton_of(model), shape, config, input_device(model).type)

@@ -17,8 +17,9 @@ from .config import MoreauPrunerConfig
 from .criteria import Scoring
 from .criteria.block_influence import block_influence
 from .envelope import scoring_mode
-from .errors import CalibrationError, NonFiniteError, PlanError, UnsupportedModelError
+from .errors import CalibrationError, ConfigError, NonFiniteError, PlanError, UnsupportedModelError
 from .families import Cut
+from .placement import is_offloaded, prepare_offloaded
 from .registry import CRITERIA
 from .units import Block, ModelShape, decoder_layers
 
@@ -102,6 +103,15 @@ def score_units(
     """
     criterion = CRITERIA.get(config.criterion)
     blocks = shape.scored(config)
+    if checkpoint is not None and not criterion.resumable(config):
+        raise ConfigError(
+            f"checkpoint_dir: {criterion.name} keeps no steps with these settings; leave it out (it is for moreau and"
+            " moreau-gs, without released and average_last)"
+        )
+    if _distributed() and (checkpoint is not None or config.released):
+        raise ConfigError("checkpoint_dir and released are of one process; leave them out under torchrun")
+    if config.released and is_offloaded(model):
+        raise UnsupportedModelError("released holds the whole model several times; load it without offload")
     if "gradients" in criterion.needs and any(parameter.is_inference() for parameter in model.parameters()):
         raise UnsupportedModelError(
             f"{type(model).__name__}: was made under torch.inference_mode and can have no gradients; load it outside,"
@@ -116,6 +126,7 @@ def score_units(
                 raise CalibrationError("layer_criterion 'block-influence' reads calibration text; give some")
             influence = block_influence(model, decoder_layers(model), tokens.split(config.batch_size or len(tokens)))
             values |= {whole.where: influence[i : i + 1] for i, whole in enumerate(shape.wholes)}
+            prepare_offloaded(model)  # accelerate's passes untie what is tied
         if blocks:
             sums = UnitSums(blocks)
             windows = 0 if tokens is None else len(tokens)

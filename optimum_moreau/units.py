@@ -74,31 +74,32 @@ class Block:
         prefix = "" if self.layer is None else f"{LAYERS}{self.layer}."
         return {cut: f"{prefix}{cut.module}.weight" for cut in self.cuts}
 
-    def lines(self, cut: Cut, extent: int) -> Tensor:
+    def lines(self, cut: Cut, extent: int, device: torch.device | None = None) -> Tensor:
         """Returns which rows (or columns) of a matrix each unit owns.
 
         Args:
             cut: one of the block's.
             extent: size of the matrix along the cut's side.
+            device: of the result; default CPU.
 
         Returns:
-            int64 tensor `(units, width)` on CPU.
+            int64 tensor `(units, width)`.
         """
         widths = [self.n_rep if part == "query" else 1 for part in cut.fused]
         scale = extent // (self.total * sum(widths))
         start = scale * self.total * sum(widths[: cut.part])
         width = scale * widths[cut.part]
-        return start + torch.arange(self.total * width).view(self.total, width)
+        return start + torch.arange(self.total * width, device=device).view(self.total, width)
 
     def sum_per_unit(self, cut: Cut, elements: Tensor) -> Tensor:
         """Sums a weight-shaped `(out, in)` tensor over each unit's rows or columns: float64 `(units,)`."""
         line = elements.sum(dim=1 - cut.dim, dtype=torch.float64)  # (out,) or (in,)
-        return line[self.lines(cut, len(line)).to(line.device)].sum(dim=1)
+        return line[self.lines(cut, len(line), line.device)].sum(dim=1)
 
     def spread(self, cut: Cut, values: Tensor, like: Tensor) -> Tensor:
         """Returns a tensor that broadcasts against the weight `like`: each unit's value on its lines, 1 elsewhere."""
         line = torch.ones(like.shape[cut.dim], dtype=values.dtype, device=like.device)
-        line[self.lines(cut, len(line)).to(like.device)] = values.to(like.device)[:, None]
+        line[self.lines(cut, len(line), like.device)] = values.to(like.device)[:, None]
         return line[:, None] if cut.dim == 0 else line[None, :]
 
 

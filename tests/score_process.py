@@ -2,15 +2,15 @@
 
 import json
 import os
+import signal
 import sys
-import time
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig
-from optimum_moreau.envelope import State
+from optimum_moreau.envelope import State, state
 from optimum_moreau.scores import score_units
 from optimum_moreau.summary import reset_peak_memory, resident_bytes
 from optimum_moreau.units import model_shape
@@ -27,18 +27,12 @@ def main():
         dist.init_process_group("gloo")
     rank = dist.get_rank() if dist.is_initialized() else 0
     model = tiny_model("llama", **({"num_hidden_layers": 6, "head_dim": 64, **LARGE} if request.get("memory") else {}))
-    tokens = torch.randint(0, 64, (6, 16), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(0, 64, (5, 16), generator=torch.Generator().manual_seed(0))
     if request.get("memory"):
         measure(folder, model, tokens, config_for(model, request["criteria"][0], request))
         return
-    if request.get("pause"):
-        commit = State.commit
-
-        def slowly(state):
-            commit(state)
-            time.sleep(request["pause"])
-
-        State.commit = slowly
+    if request.get("die"):
+        die_in(**request["die"])
     checkpoint = folder / "steps" if request.get("checkpoint") else None
     for criterion in request["criteria"]:
         pruner = MoreauPruner(config_for(model, criterion, request))
@@ -47,6 +41,20 @@ def main():
         scores.save(folder / f"scores-{criterion}-{rank}.safetensors")
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def die_in(where, call):
+    """Kills this process in the given call of `State.put` (in the middle of a step) or `_flush` (while it is kept)."""
+    owner = State if where == "put" else state
+    original, calls = getattr(owner, where), []
+
+    def fatal(*args):
+        calls.append(0)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args)
+
+    setattr(owner, where, fatal)
 
 
 def config_for(model, criterion, request):
@@ -59,7 +67,7 @@ def config_for(model, criterion, request):
         attention_layers=(0, depth),
         mlp_layers=(0, depth),
         sequence_length=16,
-        calibration_samples=6,
+        calibration_samples=5,
         offload=request.get("offload"),
         **changes,
     )

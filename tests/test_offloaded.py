@@ -6,16 +6,18 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig
+from optimum_moreau.errors import UnsupportedModelError
 from optimum_moreau.placement import is_offloaded, state_to_save
 from optimum_moreau.scores import score_units
 from optimum_moreau.units import model_shape
 from tests.tiny import tiny_model
 
-TARGETS = [("attention", "mlp"), ("hidden",), ("layers",), ("attention", "mlp", "hidden")]
+TARGETS = [("attention", "mlp"), ("hidden",), ("layers",), ("attention", "mlp", "hidden"), ("hidden", "layers")]
 
 
 def config_for(targets, **changes):
     how_much = {"pruning_ratio": 0.1, "whole_layers": (0, 3)} if "layers" in targets else {"unit_ratio": 0.5}
+    how_much |= {"layer_criterion": "block-influence"} if targets == ("hidden", "layers") else {}
     scope = {"attention_layers": (0, 3), "mlp_layers": (0, 3), "calibration_samples": 4, "sequence_length": 8}
     return MoreauPrunerConfig(criterion="moreau", steps=2, targets=targets, **how_much, **scope, **changes)
 
@@ -72,13 +74,40 @@ def test_an_offloaded_model_is_saved_and_verified(tokens, tmp_path):
     assert is_offloaded(model)
 
 
-@pytest.mark.parametrize("targets", [("attention", "mlp"), ("hidden",)], ids=",".join)
-@pytest.mark.parametrize("place", PLACES)
-def test_scoring_leaves_an_offloaded_model_where_it_is(place, targets, tokens, tmp_path):
+def test_weights_out_of_scope_are_loaded_anew_for_the_backward_pass(tokens, tmp_path):
+    """Else autograd would hold every loaded weight above the first layer in scope until then."""
     tiny_model("llama").save_pretrained(tmp_path)
-    loaded, offloaded = AutoModelForCausalLM.from_pretrained(tmp_path), place(tmp_path, False)
-    away = {name for name, parameter in offloaded.named_parameters() if parameter.is_meta}
-    config = config_for(targets).resolve(loaded.config)
-    expected, found = (score_units(m, model_shape(m), tokens, config).values for m in (loaded, offloaded))
+    model = whole_in_memory(tmp_path, False)
+    shapes = {tuple(parameter.shape) for name, parameter in model.named_parameters() if "mlp" in name or "head" in name}
+    kept = []
+
+    def keep(tensor):
+        kept.append(tuple(tensor.shape))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        score_units(model, model_shape(model), tokens, config_for(("attention",)).resolve(model.config))
+    assert kept and not shapes & {shape for shape in kept}
+
+
+def test_the_published_code_needs_a_loaded_model(tokens, tmp_path):
+    tiny_model("llama").save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match="released holds the whole model several times; load it without"):
+        MoreauPruner(config_for(("mlp",), released=True)).prune(whole_in_memory(tmp_path, False), tokens)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("targets", [("attention", "mlp"), ("hidden",), ("hidden", "layers")], ids=",".join)
+@pytest.mark.parametrize("place", PLACES)
+def test_scoring_leaves_an_offloaded_model_where_it_is(place, targets, tied, tokens, tmp_path):
+    tiny_model("llama", tie_word_embeddings=tied).save_pretrained(tmp_path)
+    loaded, offloaded = AutoModelForCausalLM.from_pretrained(tmp_path), place(tmp_path, tied)
+    away = names_away(offloaded)
+    pruner = MoreauPruner(config_for(targets))
+    expected, found = (pruner.plan(model, tokens)[1].values for model in (loaded, offloaded))
     assert all(torch.equal(found[name], value) for name, value in expected.items())
-    assert {name for name, parameter in offloaded.named_parameters() if parameter.is_meta} == away
+    assert names_away(offloaded) == away
+
+
+def names_away(model):
+    return {name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter.is_meta}

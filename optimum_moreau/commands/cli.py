@@ -54,7 +54,9 @@ def execute(verb: str, args: argparse.Namespace) -> int:
         print(f"optimum-moreau {verb}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"optimum-moreau {verb}: interrupted; nothing was saved", file=sys.stderr)
+        kept = getattr(args, "checkpoint_dir", None)
+        saved = f"the steps done are in {kept}, and the same command goes on from them" if kept else "nothing was saved"
+        print(f"optimum-moreau {verb}: interrupted; {saved}", file=sys.stderr)
         return 130
     finally:
         processes.leave()

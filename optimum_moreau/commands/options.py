@@ -178,11 +178,11 @@ def load(args: argparse.Namespace) -> tuple[Any, Any]:
     """Loads the model and tokenizer that the flags name; one of several processes loads them on a device of its own."""
     from ..checkpoint import load_model, load_tokenizer
 
-    own_device = processes.join()
+    device = processes.join(args.device)
     model = load_model(
         args.model,
         dtype=args.dtype,
-        device=args.device or own_device,
+        device=device,
         revision=args.revision,
         trust_remote_code=args.trust_remote_code,
     )

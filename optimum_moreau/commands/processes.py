@@ -6,15 +6,26 @@ import logging
 import os
 import sys
 
+from ..errors import ConfigError
 
-def join() -> str | None:
-    """Joins the processes that were launched together; returns this one's device, `None` for a process alone."""
+
+def join(device: str | None) -> str | None:
+    """Joins the processes that were launched together; returns this one's device.
+
+    Args:
+        device: the one asked for, if any; a process alone takes it.
+
+    Raises:
+        ConfigError: a device that all processes would share.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return None
+        return device
+    if device not in (None, "cpu", "cuda"):
+        raise ConfigError(f"device: '{device}' would be shared by all processes; leave it out, each takes its own")
     import torch
     from accelerate import PartialState
 
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
     logger = logging.getLogger(__name__)
     logger.setLevel(logging.INFO)  # some launchers start one process where several were asked for
     if is_first():

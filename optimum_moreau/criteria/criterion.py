@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..config import MoreauPrunerConfig
-from ..envelope import Engine, Micro, Noise
+from ..envelope import Engine, Noise
 from ..units import Block
 
 if TYPE_CHECKING:
@@ -54,10 +54,7 @@ class Scoring:
     @cached_property
     def engine(self) -> Engine:
         """Gradients of the calibration loss with respect to the weights in scope."""
-        engine = Engine(self.model, self.names)
-        if self.batches:
-            engine.choose_loss_scale(Micro(self.batches[0], 1.0, None, self.config.criterion))
-        return engine
+        return Engine(self.model, self.names)
 
     def shared_batches(self) -> list[tuple[Tensor, float]]:
         """The batches with their shares of the mean over all windows."""
@@ -117,6 +114,7 @@ class Criterion:
         signed: elements carry a sign, so that the absolute value is taken of their sum.
         partial: with several processes, each emits the scores of its own samples, to be added up.
         cost: of a run with a resolved config.
+        resumable: whether such a run can keep its steps, and go on from them.
     """
 
     name: str
@@ -128,3 +126,4 @@ class Criterion:
     signed: bool = False
     partial: bool = False
     cost: Callable[[MoreauPrunerConfig], Cost] = lambda config: Cost()
+    resumable: Callable[[MoreauPrunerConfig], bool] = lambda config: False

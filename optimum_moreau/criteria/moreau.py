@@ -19,7 +19,6 @@ from torch import Tensor
 
 from ..config import MoreauPrunerConfig
 from ..envelope import MoreauRun, State, shrink
-from ..errors import ConfigError
 from ..units import Block
 from .criterion import Cost, Criterion, Scoring, batches_per_pass
 from .released import released_gradient
@@ -32,8 +31,6 @@ def score(run: Scoring) -> None:
     """Emits |δ/ρ ⊙ w| after T steps of Algorithm 1."""
     c = run.config
     assert c.rho is not None and c.step_size is not None and c.steps is not None  # resolved
-    if run.checkpoint is not None and (c.released or (c.average_last or 1) > 1 or run.engine.processes > 1):
-        raise ConfigError("checkpoint_dir keeps δ of one process; leave it out with released, average_last or torchrun")
     if c.released:
         for name, gradient in released_gradient(run).items():
             if name in run.names:
@@ -65,7 +62,14 @@ def _state(run: Scoring) -> Iterator[State]:
     with tempfile.TemporaryDirectory(prefix="moreau-") as temporary:
         folder = run.checkpoint or (Path(temporary) / "delta" if c.offload == "disk" else None)
         dtype, devices = getattr(torch, c.state_dtype), {name: run.engine.device(name) for name in run.names}
-        yield State(shapes, devices=devices, dtype=dtype, offload=c.offload, folder=folder, run=run.run)
+        yield State(
+            shapes,
+            devices=devices,
+            dtype=dtype,
+            offload=c.offload,
+            folder=folder,
+            run=run.run if run.checkpoint else "",
+        )
 
 
 def _at(delta: State, name: str, run: Scoring) -> Tensor:
@@ -122,6 +126,11 @@ def _cost(config: MoreauPrunerConfig) -> Cost:
     return Cost(passes=(config.steps or 0) * draws, floats=floats, states=1, noisy=True)
 
 
+def _resumable(config: MoreauPrunerConfig) -> bool:
+    """Whether δ is all that a step hands on to the next."""
+    return not config.released and (config.average_last or 1) == 1
+
+
 _DEFAULTS: dict[str, Any] = {"sigma": 0.05, "steps": 10, "noise_samples": 1, "average_last": 1}
 
 MOREAU = Criterion(
@@ -132,6 +141,7 @@ MOREAU = Criterion(
     needs=("gradients",),
     defaults={"rho": 0.05, "step_size": 1e-3, **_DEFAULTS},
     cost=_cost,
+    resumable=_resumable,
 )
 MOREAU_GS = Criterion(
     name="moreau-gs",
@@ -141,4 +151,5 @@ MOREAU_GS = Criterion(
     needs=("gradients",),
     defaults={"rho": 0.2, "step_size": 2e-4, "eta": None, "eta_quantile": 0.1, **_DEFAULTS},
     cost=_cost,
+    resumable=_resumable,
 )

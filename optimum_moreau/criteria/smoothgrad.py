@@ -17,10 +17,12 @@ def score(run: Scoring) -> None:
     c = run.config
     assert c.passes is not None  # resolved
     weight = 1 / c.passes
-    for i in tqdm(range(c.passes), desc="noisy passes", leave=False, disable=None):
+    bar = tqdm(range(c.passes), desc="noisy passes", leave=False, disable=run.engine.hides_progress)
+    for i in bar:
         moved = _moved(run.noise(), i)
         micros = [Micro(batch, share, moved, f"pass {i + 1}") for batch, share in run.shared_batches()]
-        run.engine.run(micros, lambda name, g, scale: run.emit_saliency(name, g, scale * weight))
+        loss = run.engine.run(micros, lambda name, g, scale: run.emit_saliency(name, g, scale * weight))
+        bar.set_postfix(loss=f"{loss:.4f}")
 
 
 def _moved(noise: Noise, i: int) -> Callable[[str, Tensor, Tensor], Tensor]:

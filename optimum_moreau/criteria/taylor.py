@@ -8,7 +8,10 @@ vector   |Σ W ⊙ g|                the sign is kept inside each matrix of a un
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import Tensor
+from tqdm import tqdm
 
 from ..config import MoreauPrunerConfig
 from ..envelope import Micro
@@ -65,9 +68,11 @@ def _micros(run: Scoring) -> list[Micro]:
     return [Micro(batch, share, None, run.config.criterion) for batch, share in run.shared_batches()]
 
 
-def _samples(run: Scoring) -> list[Micro]:
-    """The windows one by one, whatever the batch size."""
-    return [Micro(one, 1.0, None, run.config.criterion) for batch in run.batches for one in batch.split(1)]
+def _samples(run: Scoring) -> Iterator[Micro]:
+    """The windows one by one, whatever the batch size, with a progress bar."""
+    windows = [one for batch in run.batches for one in batch.split(1)]
+    for one in tqdm(windows, "windows", leave=False, disable=run.engine.hides_progress):
+        yield Micro(one, 1.0, None, run.config.criterion)
 
 
 def _one_pass(config: MoreauPrunerConfig) -> Cost:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -36,7 +36,7 @@ OnGradient = Callable[[str, Tensor, float], None]
 Into = Callable[[str, torch.dtype], "Sum | None"]
 # v for a weight: name, w, and a buffer to write it to.
 MovedWeight = Callable[[str, Tensor, Tensor], Tensor]
-_FLOAT16_SCALE = 2.0**16
+_FLOAT16_SCALE = 2.0**12
 
 
 @dataclass(frozen=True)
@@ -116,13 +116,23 @@ class Engine:
                 if not isinstance(module, (nn.Linear, nn.Embedding)):
                     raise UnsupportedModelError(f"{owner.name}: a {type(module).__name__} cannot be scored")
                 owner.modules.append(module)
+        scored = {module for weight in self.weights.values() for module in weight.modules}
+        # autograd would keep the loaded weights of these until the backward pass
+        self._reloaded = [
+            m for m in model.modules() if isinstance(m, nn.Linear) and m.weight.is_meta and m not in scored
+        ]
         self.processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-        self.loss_scale = 1.0
+        self._loss_scale: float | None = None if model.dtype == torch.float16 else 1.0
         self._anchor = torch.zeros((), requires_grad=True)  # so that outputs need gradients where inputs do not
         self._buffers: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
         self._sums: dict[str, Tensor] = {}
         self._checks: dict[str, Tensor] = {}
         self._now: _Running | None = None
+
+    @property
+    def hides_progress(self) -> bool | None:
+        """For tqdm's `disable`: one process of several shows a bar, and none does where there is no terminal."""
+        return True if self.processes > 1 and dist.get_rank() else None
 
     def device(self, name: str) -> torch.device:
         """Where a weight computes."""
@@ -144,11 +154,13 @@ class Engine:
             everywhere: the passes of all processes make one gradient; otherwise each makes its own.
 
         Returns:
-            The loss, in this process.
+            The loss: the sum of all passes' losses by their shares.
 
         Raises:
             NonFiniteError: the loss or a gradient is NaN or infinite; says where.
         """
+        if self._loss_scale is None:
+            self._loss_scale = self._chosen_loss_scale(micros[0])
         total = 0.0
         shared = everywhere and self.processes > 1
         self._checks.clear()
@@ -160,22 +172,22 @@ class Engine:
                     weight.waiting = len(weight.modules)
                 total += micro.share * self._pass(micro)
         self._check_gradients(micros[-1].label)
-        return total
+        return float(self.sum_over_processes(torch.tensor(total, device=input_device(self.model)))) if shared else total
 
-    def choose_loss_scale(self, micro: Micro) -> None:
-        """For a float16 model: the largest power of 2 with which no gradient overflows, and room for them to grow."""
-        if self.model.dtype != torch.float16:
-            return
-        self.loss_scale = _FLOAT16_SCALE
+    def _chosen_loss_scale(self, micro: Micro) -> float:
+        """For a float16 model: 2^12, or less by factors of 16, so that at w no gradient overflows 16 times as much.
+
+        Found at w itself, so that a run that is gone on with finds the same.
+        """
+        self._loss_scale = 16 * _FLOAT16_SCALE
         while True:
             try:
-                self.run([micro], lambda name, g, scale: None, everywhere=False)
-                break
+                self.run([replace(micro, moved=None)], lambda name, g, scale: None, everywhere=False)
+                return max(1.0, self._loss_scale / 16)
             except NonFiniteError:
-                if self.loss_scale <= 1:
+                if self._loss_scale <= 1:
                     raise
-                self.loss_scale /= 16
-        self.loss_scale = max(1.0, self.loss_scale / 16)
+                self._loss_scale /= 16
 
     def _pass(self, micro: Micro) -> float:
         ids = micro.batch.to(input_device(self.model))
@@ -187,20 +199,33 @@ class Engine:
                     f"{micro.label}: no gradient of the loss reaches the weights in scope (a forward that detaches, or"
                     " runs under torch.no_grad); take that out, or a criterion without gradients (magnitude, random)"
                 )
-            scaled = loss * self.loss_scale
+            scaled = loss * (self._loss_scale or 1.0)
         value = float(loss.detach())
+        self._agree(math.isfinite(value), micro.label)
         if not math.isfinite(value):
             forward = partial(self.model, input_ids=ids, labels=ids, use_cache=False)
             raise NonFiniteError(f"{micro.label}: the loss is {value}; {first_non_finite(self.model, forward)}")
         scaled.backward()
         return value
 
+    def _agree(self, finite: bool, label: str) -> None:
+        """Where processes sum their gradients: stops with those whose loss is not finite, which will not."""
+        if self._now is None or not self._now.shared:
+            return
+        others = self.sum_over_processes(torch.tensor(float(not finite), device=input_device(self.model)))
+        if finite and others:
+            raise NonFiniteError(f"{label}: the loss of another process is not finite; see its message")
+
     def _check_gradients(self, label: str) -> None:
         if not self._checks:
             return
-        sums = [check.cpu() for check in self._checks.values()]  # the one wait for all gradients of a run
-        for name, check in zip(self._checks, sums, strict=True):
-            if not torch.isfinite(check):
+        devices: dict[torch.device, list[str]] = {}
+        for name, check in self._checks.items():
+            devices.setdefault(check.device, []).append(name)
+        for names in devices.values():
+            finite = torch.isfinite(torch.stack([self._checks[name] for name in names]))
+            if not finite.all():  # the one wait, per device, for all gradients of a run
+                name = names[int(finite.logical_not().nonzero()[0])]
                 raise NonFiniteError(
                     f"{label}: the gradient of {name} is not finite; load the model in bfloat16 or float32"
                 )
@@ -226,7 +251,7 @@ class Engine:
         if self._now.into is not None and self._now.alone and len(weight.modules) == 1:
             found = self._now.into(weight.name, rows.dtype)
             if found is not None:
-                times = found.times * self._now.micro.share / self.loss_scale
+                times = found.times * self._now.micro.share / (self._loss_scale or 1.0)
                 found.tensor.addmm_(rows.T, columns, beta=found.keep, alpha=times)
                 self._checks[weight.name] = found.tensor.sum()
                 found.done(found.tensor)
@@ -238,7 +263,7 @@ class Engine:
         """Takes one use's part of a weight's gradient, and passes the gradient on when it is complete."""
         assert self._now is not None  # within `run`
         weight.waiting -= 1
-        share = self._now.micro.share / self.loss_scale
+        share = self._now.micro.share / (self._loss_scale or 1.0)
         if self._now.alone and len(weight.modules) == 1:
             self._checks[weight.name] = g.sum(dtype=torch.float32)
             self._now.on_gradient(weight.name, g, share)
@@ -267,6 +292,9 @@ class Engine:
         """In place, for a while: the modules in scope compute with moved weights."""
         before: list[tuple[nn.Module, Any]] = []
         try:
+            for linear in self._reloaded:
+                before.append((linear, linear.__dict__.get("forward")))
+                linear.__dict__["forward"] = partial(_reload_forward, linear)
             for weight in self.weights.values():
                 for module in weight.modules:
                     before.append((module, module.__dict__.get("forward")))
@@ -315,6 +343,23 @@ class _Linear(torch.autograd.Function):
         return dx, None, None
 
 
+def _reload_forward(module: nn.Linear, x: Tensor) -> Tensor:
+    return _Reloaded.apply(x.to(device_of(module)), module)
+
+
+class _Reloaded(torch.autograd.Function):
+    """y = x·wᵀ + b of an offloaded layer out of scope, whose w is loaded anew for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, module: nn.Linear) -> Tensor:
+        ctx.module = module
+        return F.linear(x, loaded(module, "weight"), None if module.bias is None else loaded(module, "bias"))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] @ loaded(ctx.module, "weight"), None
+
+
 class _Embedding(torch.autograd.Function):
     """y = v[ids]; the ids get no gradient."""
 
@@ -327,7 +372,7 @@ class _Embedding(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None]:
         (ids,), use, dy = ctx.saved_tensors, ctx.use, gradients[0]
-        g = torch.zeros(use.weight.now().shape, dtype=torch.float32, device=dy.device)
+        g = torch.zeros(use.module.weight.shape, dtype=torch.float32, device=dy.device)
         rows = dy.reshape(-1, dy.shape[-1]).float()
         if use.module.padding_idx is not None:  # as torch's embedding: the padding's row gets none
             rows = rows * (ids.reshape(-1, 1) != use.module.padding_idx)

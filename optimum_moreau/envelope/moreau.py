@@ -51,7 +51,9 @@ class MoreauRun:
         Raises:
             NonFiniteError: the loss or a gradient is not finite; names the step.
         """
-        with tqdm(range(delta.step, self.steps), "Moreau steps", leave=False, disable=None) as bar:
+        with tqdm(
+            range(delta.step, self.steps), "Moreau steps", leave=False, disable=self.engine.hides_progress
+        ) as bar:
             for t in bar:
                 loss = self.engine.run(
                     self._micros(t, delta),

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import CheckpointError
@@ -101,10 +103,14 @@ class State:
             return
         if self.offload != "disk":
             self._save(self.folder)
+        if not self.run:  # a folder that nobody goes on from
+            return
+        _flush(self.folder / _FILES[self.step % 2])
         partial = self.folder / f"{_STEP}.partial"
         partial.write_text(json.dumps({"step": self.step, "run": self.run}))
         _flush(partial)
         partial.replace(self.folder / _STEP)
+        _flush(self.folder)
 
     def _resume(self, folder: Path) -> None:
         marker = folder / _STEP
@@ -125,29 +131,45 @@ class State:
                 f"{folder}: holds the state of another run (model, text or settings differ); give another folder"
             )
         self.step = step
-        if self.offload != "disk":
-            file = folder / _FILES[step % 2]
-            from safetensors.torch import load_file
-
-            for name, tensor in load_file(file).items():
-                self._view(name).copy_(tensor)
+        file = folder / _FILES[step % 2]
+        try:
+            if self.offload == "disk":
+                whole = file.stat().st_size == self._size * self.dtype.itemsize
+            else:
+                found = load_file(file)
+                whole = found.keys() == self.shapes.keys()
+                for name, tensor in found.items():
+                    self._view(name).copy_(tensor)
+        except (OSError, SafetensorError):
+            whole = False
+        if not whole:
+            raise CheckpointError(f"{file}: is missing or damaged; remove the folder to start anew")
 
     def _save(self, folder: Path) -> None:
-        from safetensors.torch import save_file
-
         file = folder / _FILES[self.step % 2]
         save_file({name: self._view(name).cpu().contiguous() for name in self.shapes}, file)
-        _flush(file)
 
     def _map(self, name: str, step: int, mode: str) -> np.memmap:
         assert self.folder is not None  # offload is disk
         file = self.folder / _FILES[step % 2]
         if mode == "r+" and (not file.is_file() or file.stat().st_size != self._size * self.dtype.itemsize):
-            with file.open("wb") as opened:
-                opened.truncate(self._size * self.dtype.itemsize)
+            self._make(file, self._size * self.dtype.itemsize)
         item = self.dtype.itemsize
         length = self.shapes[name].numel() * item
         return np.memmap(file, dtype=np.uint8, mode=mode, offset=self._starts[name] * item, shape=(length,))  # type: ignore[call-overload]
+
+    def _make(self, file: Path, size: int) -> None:
+        with file.open("wb") as opened:
+            if not hasattr(os, "posix_fallocate"):  # macOS
+                opened.truncate(size)
+                return
+            try:  # room for all of it now: a map that finds the disk full later kills the process
+                os.posix_fallocate(opened.fileno(), 0, size)
+            except OSError as error:
+                raise CheckpointError(
+                    f"{file}: no room for δ, twice {size:,} bytes ({error.strerror}); give a folder elsewhere"
+                    " (--checkpoint-dir, or the environment's TMPDIR)"
+                ) from error
 
     def _read(self, name: str, step: int) -> Tensor:
         mapped = self._map(name, step, "r")
@@ -156,9 +178,12 @@ class State:
     def _write(self, name: str, tensor: Tensor) -> None:
         mapped = self._map(name, self.step + 1, "r+")
         mapped[:] = tensor.contiguous().view(-1).view(torch.uint8).numpy()
-        mapped.flush()
 
 
-def _flush(file: Path) -> None:
-    with file.open("rb") as opened:
-        os.fsync(opened.fileno())
+def _flush(path: Path) -> None:
+    """Puts a file, or the names in a folder, on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
