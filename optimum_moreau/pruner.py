@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .calibration import CalibrationSet, load_calibration
 from .card import write_card
 from .checkpoint import Verification, model_reference, save_folder, verify
-from .config import MoreauPrunerConfig
+from .config import SIZES, MoreauPrunerConfig
 from .config.quantities import words_for_bytes
 from .errors import MoreauError, OutOfMemoryError
 from .estimate import Estimate, cheaper, estimate_scoring, peak_bytes, skeleton_of
@@ -37,6 +37,9 @@ from .surgery import apply_plan, check_prunable
 from .units import ModelShape, model_shape
 
 logger = logging.getLogger(__name__)
+
+# Settings that change no score: the steps of a run serve another that differs in these.
+_AFTER_SCORING = {*SIZES, "budget", "aggregation", "multiple_of", "uniform", "fold_norms", "export"}
 
 
 @dataclass(frozen=True)
@@ -117,19 +120,20 @@ class MoreauPruner:
             lines = self._estimate(model, shape, config).lines
             logger.info("%s: %s", config.decided_by, "; ".join(" ".join(line.split()) for line in lines))
         folder = None if checkpoint_dir is None else Path(checkpoint_dir).expanduser()
-        bits = {
+        decides = {
+            "config": {key: value for key, value in config.to_dict().items() if key not in _AFTER_SCORING},
             "dtype": str(model.dtype),
             "device": input_device(model).type,
             "versions": versions(),
-        }  # decide them too
-        run = hashlib.sha256(json.dumps(origin | bits, sort_keys=True).encode()).hexdigest()
+        }
+        run = hashlib.sha256(json.dumps(origin | decides, sort_keys=True).encode()).hexdigest()
         try:
             found_scores = score_units(model, shape, self._tokens, config, checkpoint=folder, run=run)
         except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is one
             if not _is_out_of_memory(error):
                 raise
             raise OutOfMemoryError(self._too_little_memory(model, shape, config)) from error
-        logger.info("scored; peak memory %s", words_for_bytes(peak_memory_bytes()))
+        logger.info("scored; peak memory %s, Python and its libraries included", words_for_bytes(peak_memory_bytes()))
         scores = replace(found_scores, origin=origin)
         plan = with_export(make_plan(scores, shape, config), model.config, shape)
         return plan, scores

@@ -109,7 +109,7 @@ def score_units(
             " moreau-gs, without released and average_last)"
         )
     if _distributed() and (checkpoint is not None or config.released):
-        raise ConfigError("checkpoint_dir and released are of one process; leave them out under torchrun")
+        raise ConfigError("checkpoint_dir and released work in one process only; leave them out under torchrun")
     if config.released and is_offloaded(model):
         raise UnsupportedModelError("released holds the whole model several times; load it without offload")
     if "gradients" in criterion.needs and any(parameter.is_inference() for parameter in model.parameters()):

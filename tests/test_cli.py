@@ -156,7 +156,8 @@ def test_prune_prints_one_json_object_and_nothing_else(pruned):
 
 
 def test_standard_error_foretells_memory_and_time_and_shows_no_progress_bars_where_it_is_no_terminal(pruned):
-    (line,) = pruned[0].stderr.splitlines()
+    line, peak = pruned[0].stderr.splitlines()
+    assert re.fullmatch(r"INFO: scored; peak memory [\d.]+ [MG]iB, Python and its libraries included", peak)
     size = r"[\d.]+ [KM]iB"
     parts = f"about {size} at the peak: model {size}, criterion {size}, one pass {size}"
     assert re.fullmatch(
@@ -200,7 +201,7 @@ def test_optimum_cli_prunes_to_an_own_type_which_evaluate_loads(command, tiny_fo
     scope = ("--attention-layers", "1:2", "--mlp-layers", "1:2", "--unit-ratio", "0.5", "--criterion", "magnitude")
     process = run(BIN / "optimum-cli", "moreau", "prune", tiny_folder, "-o", tmp_path / "own", *scope)
     assert "moreau_llama" in process.stdout
-    _, notice = process.stderr.splitlines()  # says where an own type loads, and how to get a stock one
+    _, _, notice = process.stderr.splitlines()  # says where an own type loads, and how to get a stock one
     assert notice.startswith("WARNING: ") and "--attention-layers 0:3" in notice
     code, out, err = command("evaluate", tmp_path / "own", "--text", text_file, "--json")
     assert (code, err) == (0, "") and json.loads(out)["perplexity"] > 1

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -403,7 +404,7 @@ def test_what_a_checkpoint_would_not_hold_is_refused(changes, tokens, tmp_path, 
 @pytest.mark.parametrize("changes", [{"released": True}, {}], ids=["released", "checkpoint"])
 def test_what_one_process_must_do_alone_is_refused_to_several(changes, tokens, tmp_path, monkeypatch):
     monkeypatch.setattr("optimum_moreau.scores._distributed", lambda: True)
-    with pytest.raises(ConfigError, match="are of one process; leave them out under torchrun"):
+    with pytest.raises(ConfigError, match="work in one process only; leave them out under torchrun"):
         prune(None if changes else tmp_path / "steps", tokens, **changes)
 
 
@@ -421,6 +422,25 @@ def test_a_folder_of_other_things_is_refused(tokens, tmp_path):
     with pytest.raises(CheckpointError, match=r"is not a checkpoint folder \(thesis\.tex is in it\)"):
         prune(tmp_path, tokens)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("offload", [None, "disk"])
+def test_a_folder_that_cannot_hold_the_steps_is_refused_before_the_first(offload, tokens, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(Engine, "run", None)
+    with pytest.raises(CheckpointError, match=r"file: cannot be written \(.*\); give another folder"):
+        prune(tmp_path / "file", tokens, offload=offload)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
+    with pytest.raises(CheckpointError, match=r"no room for δ, which is kept twice \([\d,]+ bytes, 1,000 are free\)"):
+        prune(tmp_path / "steps", tokens, offload=offload)
+
+
+def test_another_ratio_goes_on_from_the_same_steps(tokens, tmp_path, monkeypatch, caplog):
+    prune(tmp_path / "steps", tokens, pruning_ratio=0.1)
+    expected, _ = prune(None, tokens, pruning_ratio=0.05)
+    monkeypatch.setattr(Engine, "run", None)
+    assert prune(tmp_path / "steps", tokens, pruning_ratio=0.05)[0].layers == expected.layers
+    assert "going on after step 2 of 2" in caplog.text
 
 
 def test_a_damaged_marker_is_refused(tokens, tmp_path):

@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -45,6 +46,8 @@ def execute(verb: str, args: argparse.Namespace) -> int:
     module = _module(verb)
     level = logging.WARNING if processes.is_first() else logging.ERROR  # what all processes say is said once
     logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr, force=True)
+    with contextlib.suppress(ValueError):  # outside the main thread
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop cleans up as Ctrl-C does
     try:
         with contextlib.redirect_stdout(sys.stderr):
             if verb not in ("criteria", "families", "plan-diff") and not sys.stderr.isatty():
@@ -56,7 +59,8 @@ def execute(verb: str, args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         kept = getattr(args, "checkpoint_dir", None)
         saved = f"the steps done are in {kept}, and the same command goes on from them" if kept else "nothing was saved"
-        print(f"optimum-moreau {verb}: interrupted; {saved}", file=sys.stderr)
+        if processes.is_first():
+            print(f"optimum-moreau {verb}: interrupted; {saved}", file=sys.stderr)
         return 130
     finally:
         processes.leave()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,10 @@ def _state(run: Scoring) -> Iterator[State]:
     """δ, where and in which dtype the config says."""
     c = run.config
     shapes = {name: run.model.get_parameter(name).shape for name in run.names}
-    with tempfile.TemporaryDirectory(prefix="moreau-") as temporary:
-        folder = run.checkpoint or (Path(temporary) / "delta" if c.offload == "disk" else None)
+    with ExitStack() as stack:
+        folder = run.checkpoint
+        if folder is None and c.offload == "disk":
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="moreau-"))) / "delta"
         dtype, devices = getattr(torch, c.state_dtype), {name: run.engine.device(name) for name in run.names}
         yield State(
             shapes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from .engine import Engine, Micro, Sum
 from .noise import Noise, for_pieces
 from .state import State
 from .steps import proximal_step, shrink
+
+logger = logging.getLogger(__name__)
 
 # Row norms ‖δ_S‖₂ of one matrix → α of its group soft threshold.
 Threshold = Callable[[Tensor], Tensor | float]
@@ -51,6 +54,8 @@ class MoreauRun:
         Raises:
             NonFiniteError: the loss or a gradient is not finite; names the step.
         """
+        if delta.step:
+            logger.warning("going on after step %d of %d, from %s", delta.step, self.steps, delta.folder)
         with tqdm(
             range(delta.step, self.steps), "Moreau steps", leave=False, disable=self.engine.hides_progress
         ) as bar:

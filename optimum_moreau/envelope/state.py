@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from itertools import accumulate
 from pathlib import Path
@@ -54,7 +55,7 @@ class State:
         # one block a device, made at once: pieces made one by one between a pass's activations would leave holes
         self._memory: dict[str, Tensor] = {}
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+            self._check_usable(folder)
             self._resume(folder)
 
     def get(self, name: str, device: torch.device) -> Tensor | None:
@@ -112,14 +113,31 @@ class State:
         partial.replace(self.folder / _STEP)
         _flush(self.folder)
 
+    def _check_usable(self, folder: Path) -> None:
+        """Refuses, before any step, a folder that is another's or cannot hold the state."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{_STEP}.partial").touch()
+            ours = (*_FILES, _STEP, f"{_STEP}.partial")
+            strangers = [path.name for path in folder.iterdir() if path.name not in ours]
+            missing = 2 * self._size * self.dtype.itemsize - sum(
+                (folder / name).stat().st_size for name in _FILES if (folder / name).is_file()
+            )
+            room = shutil.disk_usage(folder).free
+        except OSError as error:
+            raise CheckpointError(f"{folder}: cannot be written ({error.strerror}); give another folder") from error
+        if strangers:
+            (folder / f"{_STEP}.partial").unlink()
+            raise CheckpointError(f"{folder}: is not a checkpoint folder ({strangers[0]} is in it); give an empty one")
+        if room < missing:
+            raise CheckpointError(
+                f"{folder}: no room for δ, which is kept twice ({missing:,} bytes, {room:,} are free); give a folder"
+                " elsewhere (--checkpoint-dir, or the environment's TMPDIR)"
+            )
+
     def _resume(self, folder: Path) -> None:
         marker = folder / _STEP
         if not marker.is_file():
-            strangers = [path.name for path in folder.iterdir() if path.name not in (*_FILES, f"{_STEP}.partial")]
-            if strangers:
-                raise CheckpointError(
-                    f"{folder}: is not a checkpoint folder ({strangers[0]} is in it); give an empty one"
-                )
             return
         try:
             found = json.loads(marker.read_text())
@@ -147,7 +165,10 @@ class State:
 
     def _save(self, folder: Path) -> None:
         file = folder / _FILES[self.step % 2]
-        save_file({name: self._view(name).cpu().contiguous() for name in self.shapes}, file)
+        try:
+            save_file({name: self._view(name).cpu().contiguous() for name in self.shapes}, file)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{file}: cannot be written ({error}); the step before it is kept") from error
 
     def _map(self, name: str, step: int, mode: str) -> np.memmap:
         assert self.folder is not None  # offload is disk
@@ -167,7 +188,7 @@ class State:
                 os.posix_fallocate(opened.fileno(), 0, size)
             except OSError as error:
                 raise CheckpointError(
-                    f"{file}: no room for δ, twice {size:,} bytes ({error.strerror}); give a folder elsewhere"
+                    f"{file}: no room for {size:,} bytes of δ ({error.strerror}); give a folder elsewhere"
                     " (--checkpoint-dir, or the environment's TMPDIR)"
                 ) from error
 
