@@ -15,8 +15,8 @@ class ConfigError(MoreauError, ValueError):
     """A setting is unknown, out of its range, or contradicts another."""
 
 
-class CalibrationError(MoreauError, ValueError):
-    """The text, its column or its token ids cannot serve."""
+class DataError(MoreauError, ValueError):
+    """A text, its fields or its token ids cannot serve."""
 
 
 class UnsupportedModelError(MoreauError, ValueError):
@@ -41,6 +41,10 @@ class ExportError(MoreauError, ValueError):
 
 class CheckpointError(MoreauError, OSError):
     """A folder cannot be read or written, or what was written does not load back as it was."""
+
+
+class HubError(MoreauError, OSError):
+    """The Hub refused something, or cannot be reached."""
 
 
 @contextmanager

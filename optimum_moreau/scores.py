@@ -17,7 +17,7 @@ from .config import MoreauPrunerConfig
 from .criteria import Scoring
 from .criteria.block_influence import block_influence
 from .envelope import scoring_mode
-from .errors import CalibrationError, ConfigError, NonFiniteError, PlanError, UnsupportedModelError
+from .errors import ConfigError, DataError, NonFiniteError, PlanError, UnsupportedModelError
 from .families import Cut
 from .placement import is_offloaded, prepare_offloaded
 from .registry import CRITERIA
@@ -99,7 +99,7 @@ def score_units(
 
     Raises:
         NonFiniteError: a loss, gradient or score is NaN or infinite.
-        CalibrationError: tokens are missing.
+        DataError: tokens are missing.
     """
     criterion = CRITERIA.get(config.criterion)
     blocks = shape.scored(config)
@@ -123,7 +123,7 @@ def score_units(
         batches = [] if tokens is None else _own_batches(tokens.clone(), config.batch_size or len(tokens))
         if "layers" in config.targets and config.layer_criterion == "block-influence":
             if tokens is None:
-                raise CalibrationError("layer_criterion 'block-influence' reads calibration text; give some")
+                raise DataError("layer_criterion 'block-influence' reads calibration text; give some")
             influence = block_influence(model, decoder_layers(model), tokens.split(config.batch_size or len(tokens)))
             values |= {whole.where: influence[i : i + 1] for i, whole in enumerate(shape.wholes)}
             prepare_offloaded(model)  # accelerate's passes untie what is tied
@@ -145,7 +145,7 @@ def _own_batches(tokens: Tensor, batch_size: int) -> list[Tensor]:
     if _distributed():
         tokens = tokens[dist.get_rank() :: dist.get_world_size()]
         if not len(tokens):
-            raise CalibrationError(f"{dist.get_world_size()} processes for fewer windows; raise calibration_samples")
+            raise DataError(f"{dist.get_world_size()} processes for fewer windows; raise calibration_samples")
     return list(tokens.split(batch_size))
 
 

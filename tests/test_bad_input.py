@@ -18,9 +18,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditional
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig, PruningPlan, apply_plan, perplexity
 from optimum_moreau.checkpoint import load_model, load_tokenizer
 from optimum_moreau.errors import (
-    CalibrationError,
     CheckpointError,
     ConfigError,
+    DataError,
     ExportError,
     MoreauError,
     NonFiniteError,
@@ -385,7 +385,7 @@ def test_a_folder_that_holds_no_such_model_is_refused(refused, folder, text_file
     damage(folder)
     refused(message, "prune", folder, "-o", tmp_path / "out", "--calibration", text_file, *SMALL_FLAGS)
     refused(message, "evaluate", folder, "--text", text_file, "--seq-len", 16)
-    with refusal((CheckpointError, UnsupportedModelError, CalibrationError), message):
+    with refusal((CheckpointError, UnsupportedModelError, DataError), message):
         perplexity(load_model(str(folder)), load_tokenizer(str(folder)), text_file, sequence_length=16)
 
 
@@ -424,7 +424,7 @@ TEXTS = {
 }
 SOURCES = {
     "no strings": ([], r"list of strings: holds no text"),
-    "numbers": ([1, 2], r"a list must hold strings; pass token ids as one tensor"),
+    "numbers": ([1, 2], r"a list must hold strings or records; pass token ids as one tensor"),
     "ids too high": (torch.full((1, 16), 300), r"token ids: token id 300 is outside the model's vocabulary of \d+"),
     "ids below zero": (torch.full((1, 16), -1), r"token ids: token id -1 is outside the model's vocabulary of \d+"),
     "ids not whole": (torch.zeros(1, 16), r"token ids: \(1, 16\) of torch\.float32; pass integers"),
@@ -439,7 +439,7 @@ def test_a_text_that_cannot_serve_is_refused(refused, model, tokenizer, tiny_fol
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)
-    with untouched(model), refusal(CalibrationError, message):
+    with untouched(model), refusal(DataError, message):
         MoreauPruner(MoreauPrunerConfig(**SMALL), tokenizer=tokenizer).prune(model, path)
     refused(message, "prune", tiny_folder, "-o", tmp_path / "out", "--calibration", path, *SMALL_FLAGS)
     refused(message, "evaluate", tiny_folder, "--text", path, "--seq-len", 16)
@@ -448,7 +448,7 @@ def test_a_text_that_cannot_serve_is_refused(refused, model, tokenizer, tiny_fol
 @pytest.mark.parametrize("source", SOURCES)
 def test_calibration_that_cannot_serve_leaves_the_model_alone(model, tokenizer, source):
     given, message = SOURCES[source]
-    with untouched(model), refusal(CalibrationError, message):
+    with untouched(model), refusal(DataError, message):
         MoreauPruner(MoreauPrunerConfig(**SMALL), tokenizer=tokenizer).prune(model, given)
 
 
@@ -461,7 +461,7 @@ def test_a_column_that_is_not_there_is_refused_with_the_nearest_name(refused, ti
 
 
 def test_text_without_a_tokenizer_is_refused(model):
-    with untouched(model), refusal(CalibrationError, r"a tokenizer is needed .*MoreauPruner\(config, tokenizer="):
+    with untouched(model), refusal(DataError, r"a tokenizer is needed .*MoreauPruner\(config, tokenizer="):
         MoreauPruner(MoreauPrunerConfig(**SMALL)).prune(model, [TEXT])
 
 

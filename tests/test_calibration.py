@@ -7,8 +7,9 @@ import datasets
 import pytest
 import torch
 
-from optimum_moreau.calibration import load_calibration, read_documents, tokenize
-from optimum_moreau.errors import CalibrationError
+from optimum_moreau.calibration import load_calibration, tokenize
+from optimum_moreau.errors import DataError
+from optimum_moreau.sources import read_documents
 from tests.tiny import TEXT
 
 DOCUMENTS = [f"Document number {i}. {TEXT}" * 3 for i in range(6)]
@@ -82,7 +83,7 @@ def test_a_text_file_is_one_document(tmp_path, tokenizer):
 def test_a_dataset_and_a_column_by_name(tokenizer):
     rows = datasets.Dataset.from_dict({"title": ["t"] * 6, "story": DOCUMENTS})
     assert torch.equal(draw(rows, tokenizer, column="story").tokens, draw(DOCUMENTS, tokenizer).tokens)
-    with pytest.raises(CalibrationError, match=r"no text column 'stroy'. Did you mean 'story'.*title, story"):
+    with pytest.raises(DataError, match=r"no text column 'stroy'. Did you mean 'story'.*title, story"):
         draw(rows, tokenizer, column="stroy")
 
 
@@ -99,7 +100,7 @@ def test_a_hub_dataset_is_streamed_by_id_config_split_and_column(tmp_path, token
     documents = read_documents("hub:./repo:default:train:text")
     assert sorted(documents) == sorted(DOCUMENTS)
     assert draw("hub:./repo", tokenizer).source == "hub:./repo"
-    with pytest.raises(CalibrationError, match="cannot be loaded"):
+    with pytest.raises(DataError, match="cannot be loaded"):
         read_documents("hub:./nowhere")
 
 
@@ -111,7 +112,7 @@ def test_token_ids_are_taken_as_they_are():
 
 @pytest.mark.parametrize("bad", [70, -1])
 def test_token_ids_outside_the_vocabulary_are_refused(bad):
-    with pytest.raises(CalibrationError, match=f"token id {bad} is outside the model's vocabulary of 64"):
+    with pytest.raises(DataError, match=f"token id {bad} is outside the model's vocabulary of 64"):
         load_calibration(torch.full((2, 8), bad), samples=2, sequence_length=8, vocab_size=64)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from optimum_moreau import Perplexity, perplexity
-from optimum_moreau.errors import CalibrationError
+from optimum_moreau.errors import DataError
 from tests.tiny import TEXT, tiny_model
 
 TEXTS = [TEXT * 4, TEXT * 3]
@@ -68,5 +68,5 @@ def test_the_mode_is_left_as_it_was(model, tokenizer):
 
 
 def test_text_shorter_than_a_segment_is_refused(model, tokenizer):
-    with pytest.raises(CalibrationError, match="one segment needs 128"):
+    with pytest.raises(DataError, match="one segment needs 128"):
         perplexity(model, tokenizer, ["too short"])

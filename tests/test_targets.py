@@ -11,7 +11,7 @@ from torch import nn
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig, PruningPlan, apply_plan
 from optimum_moreau.criteria.block_influence import block_influence
-from optimum_moreau.errors import CalibrationError, PlanError, UnsupportedModelError
+from optimum_moreau.errors import DataError, PlanError, UnsupportedModelError
 from optimum_moreau.families import FAMILIES as ROWS
 from optimum_moreau.plan import Kept, make_plan, removed_parameters
 from optimum_moreau.scores import UnitScores, score_units
@@ -233,7 +233,7 @@ def test_a_plan_whose_layers_are_damaged_leaves_the_model_alone(llama):
 
 def test_block_influence_without_text_is_refused(llama):
     config = MoreauPrunerConfig(targets=("layers",), layer_criterion="block-influence").resolve(llama.config)
-    with pytest.raises(CalibrationError, match="block-influence' reads calibration text"):
+    with pytest.raises(DataError, match="block-influence' reads calibration text"):
         score_units(llama, model_shape(llama), None, config)
 
 

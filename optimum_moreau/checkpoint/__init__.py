@@ -7,7 +7,6 @@ from .loading import (
     load_model,
     load_skeleton,
     load_tokenizer,
-    model_reference,
 )
 from .saving import check_file, check_target, save_folder
 from .verification import Verification, verify
@@ -22,7 +21,6 @@ __all__ = [
     "load_model",
     "load_skeleton",
     "load_tokenizer",
-    "model_reference",
     "save_folder",
     "verify",
 ]

@@ -144,15 +144,6 @@ def load_tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:
         ) from error
 
 
-def model_reference(name_or_path: str | None) -> str | None:
-    """A model's name for records: a Hub id as it is, of a local path the last folder only."""
-    if not name_or_path:
-        return None
-    path = Path(name_or_path)
-    local = path.exists() or path.is_absolute() or len(path.parts) > 2
-    return path.resolve().name if local else name_or_path
-
-
 def base_revision(name: str, revision: str | None = None) -> str | None:
     """Returns the commit of a Hub model that was loaded, read off the cache; `None` for a folder."""
     from huggingface_hub import try_to_load_from_cache

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ..placement import input_device
+from .papers import SHORT_GPT
 
 SUMMARY = "1 − mean cosine similarity of a layer's input and output"
-PAPER = "https://arxiv.org/abs/2403.03853"
+PAPER = SHORT_GPT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -19,9 +19,10 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..calibration import check_vocabulary, read_documents, tokenize
-from ..errors import CalibrationError, ConfigError, NonFiniteError
+from ..calibration import check_vocabulary, tokenize
+from ..errors import ConfigError, DataError, NonFiniteError
 from ..placement import input_device
+from ..sources import read_documents
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def perplexity(
         max_segments: only the first so many segments.
 
     Raises:
-        CalibrationError: the text cannot be read, is shorter than one segment, or is not of the model's vocabulary.
+        DataError: the text cannot be read, is shorter than one segment, or is not of the model's vocabulary.
         NonFiniteError: a loss is NaN or infinite.
     """
     segments = segment(read_documents(text, column=column), tokenizer, sequence_length)
@@ -113,9 +114,7 @@ def segment(documents: list[str], tokenizer: PreTrainedTokenizerBase, sequence_l
     ids = torch.cat([tokenize(document, tokenizer) for document in documents])
     count = len(ids) // sequence_length
     if not count:
-        raise CalibrationError(
-            f"evaluation text: {len(ids)} tokens, one segment needs {sequence_length}; give longer text"
-        )
+        raise DataError(f"evaluation text: {len(ids)} tokens, one segment needs {sequence_length}; give longer text")
     return ids[: count * sequence_length].view(count, sequence_length)
 
 

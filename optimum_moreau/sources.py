@@ -1,0 +1,181 @@
+"""Files, Hub datasets, `datasets.Dataset`s and lists → records and documents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import DataError, first_line, quiet
+from .registry import suggestion
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+DEFAULT_TEXT = Path(__file__).parent / "data" / "calibration.txt"
+_RECORD_LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+_HUB_PREFIX = "hub:"
+HUB_DOCUMENTS = 2000  # of a Hub dataset read for calibration, which is streamed: this many documents, shuffled
+
+Record = Mapping[str, Any]
+
+
+def read_documents(
+    source: Any,
+    *,
+    column: str | None = None,
+    seed: int = 0,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> list[str]:
+    """Reads the documents of a path, a Hub dataset, strings or a `datasets.Dataset`; `load_calibration` says which.
+
+    Records with a field `messages` (chat) become one document each through the tokenizer's chat template.
+
+    Raises:
+        DataError: nothing there, an unknown file type, a missing column, or no text at all.
+    """
+    records, hub_column = read_records(source, seed=seed, limit=HUB_DOCUMENTS)
+    column, name = column or hub_column, source_name(source)
+    if column is None and "messages" in records[0] and "text" not in records[0]:
+        documents = [chat_text(record["messages"], tokenizer, name) for record in records]
+    else:
+        key = text_field(records, name, column)
+        documents = [record[key] for record in records if record[key]]
+    if not any(text.strip() for text in documents):
+        raise DataError(f"{name}: holds no text")
+    return documents
+
+
+def read_records(source: Any, *, seed: int = 0, limit: int | None = None) -> tuple[Sequence[Record], str | None]:
+    """Reads the records of a source; a text file is one record with the field `text`, and so is each string of a list.
+
+    Args:
+        source: as for `load_calibration`, or a list of dictionaries.
+        seed: of the order in which a Hub dataset is read.
+        limit: how many records of a Hub dataset are read.
+
+    Returns:
+        The records, at least one, and the column that a Hub id names.
+
+    Raises:
+        DataError: nothing there, of an unknown type, or empty.
+    """
+    column = None
+    if isinstance(source, str) and source.startswith(_HUB_PREFIX):
+        records, column = _read_hub(source, seed, limit)
+    elif isinstance(source, (str, Path)):
+        records = _read_file(Path(source))
+    elif isinstance(source, dict):
+        raise DataError(f"the dataset holds several splits ({', '.join(source)}); pass one of them")
+    elif hasattr(source, "column_names"):
+        records = source
+    else:
+        records = [{"text": item} if isinstance(item, str) else item for item in source]
+        if not all(isinstance(record, Mapping) for record in records):
+            raise DataError("a list must hold strings or records; pass token ids as one tensor")
+    if not len(records):
+        raise DataError(f"{source_name(source)}: holds no text")
+    return records, column
+
+
+def source_name(source: Any) -> str:
+    """A name for records and messages that gives away no folder of this machine."""
+    if isinstance(source, str) and source.startswith(_HUB_PREFIX):
+        return source
+    if isinstance(source, (str, Path)):
+        return "optimum_moreau's own text" if source == DEFAULT_TEXT else Path(source).name
+    if hasattr(source, "column_names"):
+        return str(getattr(getattr(source, "info", None), "dataset_name", None) or "dataset")
+    return "list of strings"
+
+
+def model_reference(name_or_path: str | None) -> str | None:
+    """A model's name for records: a Hub id as it is, of a local path the last folder only."""
+    if not name_or_path:
+        return None
+    path = Path(name_or_path)
+    local = path.exists() or path.is_absolute() or len(path.parts) > 2
+    return path.resolve().name if local else name_or_path
+
+
+def text_field(records: Sequence[Record], name: str, column: str | None) -> str:
+    """The field that holds the text: the one named, or `text`, or the only one of strings.
+
+    Raises:
+        DataError: there is none; names those there are.
+    """
+    strings = [key for key, value in records[0].items() if isinstance(value, str) or value is None]
+    if column is None:
+        column = "text" if "text" in strings or len(strings) != 1 else strings[0]
+    if column not in strings:
+        hint = suggestion(column, strings)
+        raise DataError(
+            f"{name}: no text column '{column}'.{hint} Columns of text: {', '.join(strings) or 'none'}; choose one with"
+            " calibration_column (--calibration-column, --text-column)"
+        )
+    return column
+
+
+def chat_text(
+    messages: Sequence[Record], tokenizer: PreTrainedTokenizerBase | None, name: str, *, answer_follows: bool = False
+) -> str:
+    """A chat as the tokenizer's template writes it.
+
+    Args:
+        messages: dictionaries with `role` and `content`.
+        tokenizer: with a chat template.
+        name: of the source, for messages.
+        answer_follows: end where the assistant's answer begins.
+
+    Raises:
+        DataError: no template, or messages that it cannot write.
+    """
+    if tokenizer is None or not tokenizer.chat_template:
+        raise DataError(f"{name}: holds chat messages, and the tokenizer has no chat template; give plain text")
+    try:
+        text = tokenizer.apply_chat_template(
+            [dict(one) for one in messages], tokenize=False, add_generation_prompt=answer_follows
+        )
+    except Exception as error:  # a template may raise anything
+        raise DataError(f"{name}: the tokenizer's chat template cannot write it ({first_line(error)})") from error
+    return str(text)
+
+
+def _read_file(path: Path) -> Sequence[Record]:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; a path, or hub:id[:config[:split[:column]]] for a dataset of the Hub")
+    if path.suffix in _RECORD_LOADERS:
+        from datasets import Dataset
+        from datasets.exceptions import DatasetGenerationError
+
+        if not path.stat().st_size:
+            raise DataError(f"{path.name}: the file is empty")
+        loader = {"json": Dataset.from_json, "csv": Dataset.from_csv, "parquet": Dataset.from_parquet}
+        try:
+            with quiet("datasets"):
+                return loader[_RECORD_LOADERS[path.suffix]](str(path), keep_in_memory=True)
+        except (DatasetGenerationError, ValueError, OSError) as error:
+            raise DataError(f"{path.name}: damaged, or holds no {path.suffix[1:]} records") from error
+    if path.suffix not in ("", ".txt", ".md"):
+        raise DataError(f"{path.name}: unknown file type '{path.suffix}'; use .txt, {', '.join(_RECORD_LOADERS)}")
+    try:
+        return [{"text": path.read_text(encoding="utf-8")}]
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path.name}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+
+
+def _read_hub(source: str, seed: int, limit: int | None) -> tuple[Sequence[Record], str | None]:
+    from datasets import load_dataset
+
+    parts = source.removeprefix(_HUB_PREFIX).split(":")
+    dataset_id, config, split, column = (parts + [""] * 4)[:4]
+    try:
+        if limit is None:
+            return load_dataset(dataset_id, config or None, split=split or "train"), column or None
+        rows = load_dataset(dataset_id, config or None, split=split or "train", streaming=True)
+        return list(islice(rows.shuffle(seed=seed, buffer_size=limit), limit)), column or None
+    except Exception as error:  # datasets raises many types; each is "this dataset cannot be had"
+        raise DataError(f"{source}: cannot be loaded ({type(error).__name__}: {first_line(error)})") from error
