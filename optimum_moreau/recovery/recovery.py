@@ -1,0 +1,251 @@
+"""LoRA recovery of a pruned model: train an adapter, merge it, save both."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..envelope import scoring_mode
+from ..errors import ConfigError, MoreauError, NonFiniteError, UnsupportedModelError
+from ..plan import fingerprint
+from ..sources import model_reference
+from ..surgery import check_prunable
+from .examples import TrainingData, load_examples
+from .settings import RecoveryConfig
+from .training import train
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+RECOVERY_NAME = "recovery_summary.json"
+ADAPTER_FOLDER = "adapter"
+
+
+@dataclass(frozen=True)
+class RecoverySummary:
+    """What a recovery did.
+
+    Attributes:
+        settings: of the run.
+        data: source, counts and hash of the examples.
+        training: steps, losses, seconds.
+        trainable_parameters: of the adapter.
+        teacher: name of the model distilled from, if any.
+    """
+
+    settings: Mapping[str, Any]
+    data: Mapping[str, Any]
+    training: Mapping[str, Any]
+    trainable_parameters: int
+    teacher: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the summary as a dictionary that JSON can hold."""
+        return asdict(self)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the summary as JSON."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A trained LoRA adapter, apart from its model.
+
+    Attributes:
+        weights: as peft saves them.
+        config: of peft; it names the base model by its Hub id, or not at all.
+    """
+
+    weights: Mapping[str, Tensor]
+    config: LoraConfig
+
+    def save(self, folder: Path) -> None:
+        """Writes `adapter_model.safetensors` and `adapter_config.json`."""
+        from safetensors.torch import save_file
+
+        folder.mkdir()
+        save_file(dict(self.weights), folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        self.config.save_pretrained(str(folder))
+
+
+@dataclass
+class MoreauRecovery:
+    """Tunes a pruned model with LoRA and merges the adapter into it, in place.
+
+    Args:
+        config: the settings; default `RecoveryConfig()`, the paper's protocol.
+        tokenizer: of the model.
+    """
+
+    config: RecoveryConfig = field(default_factory=RecoveryConfig)
+    tokenizer: PreTrainedTokenizerBase | None = None
+    summary: RecoverySummary | None = field(default=None, init=False)
+    adapter: Adapter | None = field(default=None, init=False)
+
+    def train(
+        self,
+        model: PreTrainedModel,
+        data: Any,
+        *,
+        teacher: PreTrainedModel | None = None,
+        work_dir: str | Path | None = None,
+        training_arguments: Mapping[str, Any] | None = None,
+    ) -> RecoverySummary:
+        """In place: tunes the model and merges the adapter into its weights.
+
+        Args:
+            model: a pruned (or any) causal language model.
+            data: records with `instruction`, `input`, `output`; or `messages`; or text: a file, `hub:id[…]`, a
+                `datasets.Dataset`, or a list.
+            teacher: the unpruned model, to learn from its logits as well.
+            work_dir: folder of the Trainer's states; a run that was killed goes on from it. Default: a temporary one.
+            training_arguments: of `transformers.TrainingArguments`, over what the config says.
+
+        Raises:
+            DataError: fields are missing, or nothing is left to learn from.
+            ConfigError: the settings do not fit the model or the teacher.
+            NonFiniteError: the loss is NaN or infinite; the model is as it was, the last state stays in `work_dir`.
+            CheckpointError: `work_dir` is another run's.
+        """
+        check_prunable(model)
+        if self.tokenizer is None:
+            raise MoreauError("a tokenizer is needed: MoreauRecovery(config, tokenizer=tokenizer)")
+        _check_fits(model, self.config, teacher)
+        examples = load_examples(
+            data,
+            self.tokenizer,
+            sequence_length=self.config.sequence_length,
+            loss_on=self.config.loss_on,
+            packing=self.config.packing,
+            validation=self.config.validation,
+            seed=self.config.seed,
+        )
+        with ExitStack() as stack:
+            if work_dir is None:
+                work_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="moreau-recovery-"))
+            if teacher is not None:
+                stack.enter_context(scoring_mode(teacher))
+            found = self._tune(model, examples, teacher, Path(work_dir), training_arguments)
+        self.summary = RecoverySummary(
+            settings=self.config.to_dict(),
+            data=examples.to_dict(),
+            training=found,
+            trainable_parameters=sum(weight.numel() for weight in self.adapter.weights.values()) if self.adapter else 0,
+            teacher=None if teacher is None else model_reference(teacher.config.name_or_path) or "another model",
+        )
+        return self.summary
+
+    def _tune(
+        self,
+        model: PreTrainedModel,
+        examples: TrainingData,
+        teacher: PreTrainedModel | None,
+        work: Path,
+        training_arguments: Mapping[str, Any] | None,
+    ) -> dict[str, Any]:
+        import torch
+        from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+
+        assert self.tokenizer is not None  # `train` saw to it
+        c = self.config
+        run = [fingerprint(model), c.to_dict(), examples.sha256, teacher and fingerprint(teacher)]
+        training, use_cache = model.training, model.config.use_cache  # the Trainer turns the cache off
+        requires = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+        lora = LoraConfig(
+            r=c.rank, lora_alpha=c.alpha, lora_dropout=c.dropout, target_modules="all-linear", task_type="CAUSAL_LM"
+        )
+        torch.manual_seed(c.seed)
+        tuned: Any = get_peft_model(model, lora)
+        lora.base_model_name_or_path = _hub_id(model)
+        try:
+            found = train(
+                tuned,
+                self.tokenizer,
+                examples,
+                c,
+                work,
+                run=hashlib.sha256(json.dumps(run).encode()).hexdigest(),
+                teacher=teacher,
+                training_arguments=training_arguments,
+            )
+            weights = {
+                name: w.detach().cpu().contiguous()
+                for name, w in get_peft_model_state_dict(tuned, save_embedding_layers=False).items()
+            }
+            for name, weight in weights.items():
+                if not torch.isfinite(weight).all():
+                    raise NonFiniteError(f"recovery: {name} of the adapter is not finite; lower the learning rate")
+        except BaseException:
+            tuned.unload()
+            raise
+        else:
+            tuned.merge_and_unload()
+            lora.inference_mode = True
+            self.adapter = Adapter(weights, lora)
+        finally:
+            model.train(training)
+            model.config.use_cache = use_cache
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(requires[name])
+            if hasattr(model, "peft_config"):
+                del model.peft_config
+            model._hf_peft_config_loaded = False
+        return found
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the adapter, in a folder of its own, and the summary into the folder of a saved model.
+
+        Args:
+            folder: of the merged model.
+
+        Raises:
+            MoreauError: nothing was trained yet.
+        """
+        if self.adapter is None or self.summary is None:
+            raise MoreauError("save: nothing was trained yet; call train first")
+        shutil.rmtree(Path(folder) / ADAPTER_FOLDER, ignore_errors=True)
+        self.adapter.save(Path(folder) / ADAPTER_FOLDER)
+        self.summary.save(Path(folder) / RECOVERY_NAME)
+
+
+def recover(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: Any,
+    config: RecoveryConfig | None = None,
+    **options: Any,
+) -> MoreauRecovery:
+    """In place: tunes a model with LoRA and merges the adapter; `options` are those of `MoreauRecovery.train`."""
+    recovery = MoreauRecovery(config or RecoveryConfig(), tokenizer)
+    recovery.train(model, dataset, **options)
+    return recovery
+
+
+def _check_fits(model: PreTrainedModel, config: RecoveryConfig, teacher: PreTrainedModel | None) -> None:
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and config.sequence_length > positions:
+        raise ConfigError(f"sequence_length: {config.sequence_length} is more than the model's {positions} positions")
+    if teacher is not None and teacher.config.vocab_size != model.config.vocab_size:
+        raise ConfigError(
+            f"teacher: has a vocabulary of {teacher.config.vocab_size}, the model {model.config.vocab_size}; take the"
+            " model that was pruned"
+        )
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise UnsupportedModelError("recovery: the model is offloaded; load it whole, or on several GPUs")
+
+
+def _hub_id(model: PreTrainedModel) -> str | None:
+    """The model's Hub id; nothing for a folder of this machine."""
+    name = model.config.name_or_path
+    return name if name and name.count("/") == 1 and not Path(name).expanduser().exists() else None

@@ -1,0 +1,225 @@
+"""Training on transformers' Trainer: the loss, with or without a teacher, and runs that can be gone on with."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import (
+    DataCollatorForSeq2Seq,
+    EarlyStoppingCallback,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+)
+
+from ..errors import CheckpointError, ConfigError, NonFiniteError
+from .examples import IGNORED, TrainingData
+from .settings import RecoveryConfig
+
+_RUN = "run.json"
+
+
+def distillation_loss(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """T²·KL(p_T ‖ p_S), summed over the tokens with loss (Hinton et al. 2015, arXiv 1503.02531).
+
+    p_T = softmax(teacher/T), p_S = softmax(student/T); the factor T² keeps the gradient's scale.
+
+    Args:
+        student: logits `(windows, length, vocabulary)`.
+        teacher: the same.
+        labels: `(windows, length)`; position i of the logits predicts label i + 1.
+        temperature: T.
+    """
+    learnt = labels[:, 1:] != IGNORED
+    p_s = F.log_softmax(student[:, :-1][learnt].float() / temperature, dim=-1)  # (tokens, vocabulary)
+    p_t = F.log_softmax(teacher[:, :-1][learnt].float() / temperature, dim=-1)
+    return temperature**2 * F.kl_div(p_s, p_t, log_target=True, reduction="sum")
+
+
+class RecoveryTrainer(Trainer):
+    """The Trainer with a teacher, and a stop at the first loss that is not finite.
+
+    Args:
+        teacher: the unpruned model, or none.
+        temperature: T of the distillation.
+        share: of the distillation in the loss.
+    """
+
+    def __init__(self, *args: Any, teacher: Any, temperature: float, share: float, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.teacher, self.temperature, self.share = teacher, temperature, share
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """(1 − share)·cross entropy + share·T²·KL(p_T ‖ p_S), each a mean over the tokens with loss."""
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        if self.teacher is not None:
+            with torch.no_grad():
+                teacher = self.teacher(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+            labels = inputs["labels"]
+            total = distillation_loss(outputs.logits, teacher, labels, self.temperature)
+            count = (labels[:, 1:] != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+            loss = (1 - self.share) * loss + self.share * total / count
+        return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """One pass; raises NonFiniteError where the loss is NaN or infinite."""
+        loss = super().training_step(*args, **kwargs)
+        if not math.isfinite(float(loss)):
+            kept = last_state(Path(str(self.args.output_dir)))
+            where = f"the state of step {kept.name.rpartition('-')[2]} is kept" if kept else "no state was kept yet"
+            raise NonFiniteError(
+                f"recovery, step {self.state.global_step + 1}: the loss is {float(loss)}; {where}; lower the learning"
+                " rate, or load the model in bfloat16 or float32"
+            )
+        return loss
+
+
+def train(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    data: TrainingData,
+    config: RecoveryConfig,
+    work: Path,
+    *,
+    run: str,
+    teacher: Any = None,
+    training_arguments: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Trains the parameters of a model that require gradients, in place; goes on from the work folder's last state.
+
+    Args:
+        model: a peft model.
+        tokenizer: of the model.
+        data: what to learn.
+        config: the settings.
+        work: private folder of the Trainer's states.
+        run: what identifies the run, so that another's states are refused.
+        teacher: the unpruned model in `scoring_mode`, on the same device, for distillation.
+        training_arguments: of `TrainingArguments`, over what the config says.
+
+    Returns:
+        Steps, losses, seconds, tokens.
+
+    Raises:
+        ConfigError: training arguments that do not go together.
+        CheckpointError: the work folder is another run's.
+        NonFiniteError: a loss is NaN or infinite.
+    """
+    _claim(work, run)
+    collator = DataCollatorForSeq2Seq(_with_padding(tokenizer), label_pad_token_id=IGNORED)
+    trainer = RecoveryTrainer(
+        model=model,
+        args=_arguments(model, data, config, work, training_arguments or {}),
+        train_dataset=data.train,
+        eval_dataset=data.validation or None,
+        data_collator=collator,
+        callbacks=[EarlyStoppingCallback(config.patience)] if config.patience else [],
+        teacher=teacher,
+        temperature=config.temperature,
+        share=config.distillation,
+    )
+    trainer.remove_callback(PrinterCallback)  # it would print every loss to standard output
+    state = last_state(work)
+    done = trainer.train(resume_from_checkpoint=str(state) if state else None)
+    validation = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return {
+        "steps": trainer.state.global_step,
+        "epochs": round(trainer.state.epoch or 0.0, 4),
+        "train_loss": done.training_loss,
+        "first_loss": losses[0] if losses else None,
+        "last_loss": losses[-1] if losses else None,
+        "validation_loss": None if not validation else min(validation) if config.patience else validation[-1],
+        "seconds": done.metrics["train_runtime"],
+    }
+
+
+def last_state(work: Path) -> Path | None:
+    """The last state that was written to its end: the Trainer writes trainer_state.json last."""
+    found = []
+    for folder in work.glob("checkpoint-*"):
+        try:
+            json.loads((folder / "trainer_state.json").read_text())
+            found.append((int(folder.name.rpartition("-")[2]), folder))
+        except (OSError, ValueError):
+            continue
+    return max(found)[1] if found else None
+
+
+def _claim(work: Path, run: str) -> None:
+    """Makes the work folder this run's, or sees that it is."""
+    marker = work / _RUN
+    if marker.is_file():
+        if json.loads(marker.read_text()) != {"run": run}:
+            raise CheckpointError(
+                f"{work}: holds the state of another recovery (model, data or settings differ); remove it, or give"
+                " another folder (--work-dir)"
+            )
+        return
+    if work.is_dir() and any(work.iterdir()):
+        raise CheckpointError(f"{work}: is not a recovery's work folder, and not empty; give another (--work-dir)")
+    work.mkdir(parents=True, exist_ok=True)
+    marker.write_text(json.dumps({"run": run}))
+
+
+def _arguments(
+    model: Any, data: TrainingData, config: RecoveryConfig, work: Path, given: Mapping[str, Any]
+) -> TrainingArguments:
+    micro = min(config.micro_batch_size, config.batch_size, len(data.train))
+    batch = min(config.batch_size, len(data.train))
+    evaluate = {"eval_strategy": "steps", "eval_steps": config.save_steps} if data.validation else {}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"} if config.patience else {}
+    values = {
+        "output_dir": str(work),
+        "per_device_train_batch_size": micro,
+        "per_device_eval_batch_size": micro,
+        "gradient_accumulation_steps": 1,
+        "num_train_epochs": config.epochs,
+        "max_steps": config.max_steps or -1,
+        "learning_rate": config.learning_rate,
+        "warmup_steps": config.warmup,
+        "lr_scheduler_type": "linear",
+        "logging_steps": 10,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,
+        "save_steps": config.save_steps,
+        "save_total_limit": 2,
+        "activation_checkpointing": config.gradient_checkpointing,
+        "use_cpu": model.device.type == "cpu",
+        "seed": config.seed,
+        "remove_unused_columns": False,
+        "report_to": "none",
+        "disable_tqdm": not sys.stderr.isatty(),
+        **evaluate,
+        **best,
+        **given,
+    }
+    try:
+        arguments = TrainingArguments(**values)
+        if "gradient_accumulation_steps" not in given:
+            arguments.gradient_accumulation_steps = max(1, batch // (micro * arguments.world_size))
+        return arguments
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"training arguments: {error}") from error
+
+
+def _with_padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A copy that can pad: padded positions carry no attention and no loss, so any token serves."""
+    import copy
+
+    if tokenizer.pad_token is not None:
+        return tokenizer
+    copied = copy.deepcopy(tokenizer)
+    copied.pad_token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.convert_ids_to_tokens(0)
+    return copied
