@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
+from jinja2 import TemplateError
+from yaml import YAMLError
 
 from .config import MoreauPrunerConfig
 from .config.quantities import words_for_bytes
 from .criteria import block_influence
+from .criteria.papers import BIBTEX
+from .errors import CheckpointError, first_line, quiet
+from .evaluation.records import STAGES, Measurement, by_stage
 from .families import CUSTOM_PREFIX
 from .plan import PruningPlan
+from .recovery import RecoverySummary
 from .registry import CRITERIA
 from .summary import PruningSummary
 
@@ -32,39 +39,113 @@ def template_path() -> Path:
     return packaged if packaged.is_file() else Path(__file__).parents[1] / _TEMPLATE
 
 
-def write_card(folder: str | Path, summary: PruningSummary, plan: PruningPlan) -> Path:
+def write_card(
+    folder: str | Path,
+    summary: PruningSummary,
+    plan: PruningPlan,
+    *,
+    recovery: RecoverySummary | None = None,
+    measurements: Sequence[Measurement] = (),
+    template: str | Path | None = None,
+) -> Path:
     """Writes README.md into a pruned model's folder; returns the file.
 
     Args:
         folder: the model's folder.
         summary: of the run.
         plan: of the run.
+        recovery: what was tuned afterwards, if anything.
+        measurements: before pruning and after.
+        template: instead of the one that ships (jinja2).
+
+    Raises:
+        CheckpointError: the template is missing, or is not one.
     """
     config = MoreauPrunerConfig.from_dict(plan.config)
     is_hub_id = plan.base_model is not None and "/" in plan.base_model
+    title = f"{plan.base_model or summary.export}, pruned"
+    sources = [summary.calibration.get("source"), *([recovery.data["source"]] if recovery else [])]
+    hub_sources = [source.split(":")[1] for source in sources if source and source.startswith("hub:")]
+    results = _results(measurements)
     data = ModelCardData(
+        **summary.base_card,
+        datasets=list(dict.fromkeys(hub_sources)) or None,
+        model_name=title if results else None,
+        eval_results=results or None,
         base_model=plan.base_model if is_hub_id else None,
         base_model_relation="finetune" if is_hub_id else None,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=TAGS,
     )
-    card = ModelCard.from_template(
+    card = _render(
         data,
-        template_path=str(template_path()),
+        template,
         summary=summary,
+        recovery=recovery,
         criteria=_criteria(config),
         settings={key: _words(key, value) for key, value in plan.config.items() if value is not None},
         layers=list(zip(summary.layers_before, summary.layers_after, strict=True)),
         unit_names=_UNITS,
         removed_words=_removed_words(summary),
         own_type=summary.export.startswith(CUSTOM_PREFIX),
-        title=f"{plan.base_model or summary.export}, pruned",
+        title=title,
+        citations=[BIBTEX[paper] for paper in dict.fromkeys(one[2] for one in _criteria(config)) if paper in BIBTEX],
+        evaluation=list(by_stage(measurements).items()),
+        stages=[stage for stage in STAGES if any(one.stage == stage for one in measurements)],
     )
     path = Path(folder) / "README.md"
     card.text = card.text.rstrip() + "\n"
     card.save(path)
     return path
+
+
+def read_base_card(name: str | None, revision: str | None = None) -> dict[str, Any]:
+    """Licence and language from the card of a base model; nothing where there is none, or it names none.
+
+    Args:
+        name: folder or Hub id.
+        revision: of the Hub repository.
+    """
+    if not name:
+        return {}
+    folder = Path(name).expanduser()
+    try:
+        with quiet("huggingface_hub"):
+            card = folder / "README.md" if folder.is_dir() else hf_hub_download(name, "README.md", revision=revision)
+            found = ModelCard.load(card).data.to_dict()
+    except (OSError, ValueError, YAMLError):  # no card, no network, not a card
+        return {}
+    return {key: found[key] for key in ("license", "license_name", "license_link", "language") if found.get(key)}
+
+
+def _render(data: ModelCardData, template: str | Path | None, **values: Any) -> ModelCard:
+    path = template_path() if template is None else Path(template).expanduser()
+    if not path.is_file():
+        raise CheckpointError(f"{path.name}: no such card template")
+    try:
+        return ModelCard.from_template(data, template_path=str(path), **values)
+    except (TemplateError, UnicodeDecodeError, YAMLError, ValueError) as error:
+        raise CheckpointError(f"{path.name}: cannot be used as a card template ({first_line(error)})") from error
+
+
+def _results(measurements: Sequence[Measurement]) -> list[EvalResult]:
+    """What the card's metadata says was measured of this model: the last stage of each figure."""
+    found = []
+    for (dataset, metric, protocol), values in by_stage(measurements).items():
+        stage = next((stage for stage in ("recovered", "pruned") if stage in values), None)
+        if stage is not None:
+            found.append(
+                EvalResult(
+                    task_type="text-generation",
+                    dataset_type="text",
+                    dataset_name=dataset,
+                    metric_type=metric,
+                    metric_name=f"{metric}, {protocol}",
+                    metric_value=round(values[stage], 4),
+                )
+            )
+    return found
 
 
 def _criteria(config: MoreauPrunerConfig) -> list[tuple[str, str, str]]:

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from .errors import CheckpointError, first_line
 from .plan import Kept, PruningPlan
 
 SUMMARY_NAME = "pruning_summary.json"
@@ -27,6 +28,9 @@ class PruningSummary:
         criterion: its name.
         parameters_before: of the base model, tied ones counted once.
         parameters_after: of the pruned model.
+        bytes_before: of the base model's weights, in its dtype.
+        bytes_after: of the pruned model's.
+        dtype: of the weights.
         ratio_requested: share of the parameters asked for, if that was asked for.
         ratio_achieved: share of the parameters removed.
         unit_ratio_requested: share of the units in scope asked for, if that was asked for.
@@ -41,6 +45,7 @@ class PruningSummary:
         calibration: source, seed, counts and hash of the tokens; empty if the criterion needs none.
         seconds: scoring, planning and cutting.
         peak_memory_bytes: highest resident memory of the process, or allocated on the GPU.
+        base_card: licence and language of the base model, as its card names them; empty where it cannot be read.
         versions: of the packages involved.
         verified_max_abs_difference: largest logit difference after the reload from disk; `None` before saving.
     """
@@ -49,6 +54,9 @@ class PruningSummary:
     criterion: str
     parameters_before: int
     parameters_after: int
+    bytes_before: int
+    bytes_after: int
+    dtype: str
     ratio_requested: float | None
     ratio_achieved: float
     unit_ratio_requested: float | tuple[float, ...] | None
@@ -63,6 +71,7 @@ class PruningSummary:
     calibration: Mapping[str, Any]
     seconds: float
     peak_memory_bytes: int
+    base_card: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     verified_max_abs_difference: float | None = None
 
@@ -73,6 +82,18 @@ class PruningSummary:
     def save(self, path: str | Path) -> None:
         """Writes the summary as JSON."""
         Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> PruningSummary:
+        """Reads a summary.
+
+        Raises:
+            CheckpointError: the file is missing or damaged.
+        """
+        try:
+            return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
+        except (OSError, json.JSONDecodeError, TypeError) as error:
+            raise CheckpointError(f"{path}: cannot be read as a pruning summary ({first_line(error)})") from error
 
 
 def layer_shapes(model_config: Any, plan: PruningPlan) -> tuple[list[dict[str, int]], list[dict[str, int] | None]]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from .criterion import Criterion, Scoring
-
-PAPER = "https://arxiv.org/abs/1608.08710"
+from .papers import FILTER_PRUNING
 
 
 def score_l1(run: Scoring) -> None:
@@ -17,5 +16,5 @@ def score_l2(run: Scoring) -> None:
     run.by_weight(lambda name, w: w.square())
 
 
-MAGNITUDE = Criterion(name="magnitude", summary="Σ|W|, p = 1", paper=PAPER, score=score_l1)
-MAGNITUDE_L2 = Criterion(name="magnitude-l2", summary="Σ|W|², p = 2", paper=PAPER, score=score_l2)
+MAGNITUDE = Criterion(name="magnitude", summary="Σ|W|, p = 1", paper=FILTER_PRUNING, score=score_l1)
+MAGNITUDE_L2 = Criterion(name="magnitude-l2", summary="Σ|W|², p = 2", paper=FILTER_PRUNING, score=score_l2)

@@ -21,9 +21,9 @@ from ..config import MoreauPrunerConfig
 from ..envelope import MoreauRun, State, shrink
 from ..units import Block
 from .criterion import Cost, Criterion, Scoring, batches_per_pass
+from .papers import MOREAU_PRUNER
 from .released import released_gradient
 
-PAPER = "https://arxiv.org/abs/2406.07017"
 Threshold = Callable[[Tensor], Tensor | float]
 
 
@@ -138,7 +138,7 @@ _DEFAULTS: dict[str, Any] = {"sigma": 0.05, "steps": 10, "noise_samples": 1, "av
 MOREAU = Criterion(
     name="moreau",
     summary="gradient of the Moreau envelope, Σ|∇g^ρ(w)⊙w|",
-    paper=PAPER,
+    paper=MOREAU_PRUNER,
     score=score,
     needs=("gradients",),
     defaults={"rho": 0.05, "step_size": 1e-3, **_DEFAULTS},
@@ -148,7 +148,7 @@ MOREAU = Criterion(
 MOREAU_GS = Criterion(
     name="moreau-gs",
     summary="gradient of the Moreau envelope, group-sparse per channel",
-    paper=PAPER,
+    paper=MOREAU_PRUNER,
     score=score,
     needs=("gradients",),
     defaults={"rho": 0.2, "step_size": 2e-4, "eta": None, "eta_quantile": 0.1, **_DEFAULTS},

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..units import Block
 from .criterion import Criterion, Scoring
+from .papers import LLM_PRUNER
 
 
 def score(run: Scoring) -> None:
@@ -40,6 +41,6 @@ def _uniform(block: Block, seed: int) -> Tensor:
 RANDOM = Criterion(
     name="random",
     summary="uniform random scores, seeded",
-    paper="https://arxiv.org/abs/2305.11627",
+    paper=LLM_PRUNER,
     score=score,
 )

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from ..config import MoreauPrunerConfig
 from ..envelope import Micro, Noise
 from .criterion import Cost, Criterion, Scoring, batches_per_pass
+from .papers import MOREAU_PRUNER
 
 
 def score(run: Scoring) -> None:
@@ -37,7 +38,7 @@ def _cost(config: MoreauPrunerConfig) -> Cost:
 SMOOTHGRAD = Criterion(
     name="smoothgrad",
     summary="|g(w+z)⊙w| averaged over noisy passes",
-    paper="https://arxiv.org/abs/2406.07017",
+    paper=MOREAU_PRUNER,
     score=score,
     needs=("gradients",),
     defaults={"sigma": 0.05, "passes": 100},

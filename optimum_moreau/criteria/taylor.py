@@ -16,8 +16,7 @@ from tqdm import tqdm
 from ..config import MoreauPrunerConfig
 from ..envelope import Micro
 from .criterion import Cost, Criterion, Scoring, batches_per_pass
-
-PAPER = "https://arxiv.org/abs/2305.11627"
+from .papers import LLM_PRUNER
 
 
 def score_first(run: Scoring) -> None:
@@ -91,7 +90,7 @@ def _mixed_cost(config: MoreauPrunerConfig) -> Cost:
 TAYLOR = Criterion(
     name="taylor",
     summary="first-order Taylor, Σ|W⊙g| (LLM-Pruner)",
-    paper=PAPER,
+    paper=LLM_PRUNER,
     score=score_first,
     needs=("gradients",),
     cost=_one_pass,
@@ -99,7 +98,7 @@ TAYLOR = Criterion(
 TAYLOR_SECOND = Criterion(
     name="taylor-second",
     summary="second-order Taylor, Σ|W²⊙h|",
-    paper=PAPER,
+    paper=LLM_PRUNER,
     score=score_second,
     needs=("gradients",),
     cost=_second_cost,
@@ -108,7 +107,7 @@ TAYLOR_SECOND = Criterion(
 TAYLOR_MIXED = Criterion(
     name="taylor-mixed",
     summary="both orders, Σ|W⊙g − ½W²⊙h|",
-    paper=PAPER,
+    paper=LLM_PRUNER,
     score=score_mixed,
     needs=("gradients",),
     cost=_mixed_cost,
@@ -116,7 +115,7 @@ TAYLOR_MIXED = Criterion(
 TAYLOR_VECTOR = Criterion(
     name="taylor-vector",
     summary="first order with signs, |ΣW⊙g|",
-    paper=PAPER,
+    paper=LLM_PRUNER,
     score=score_vector,
     needs=("gradients",),
     cost=_one_pass,

@@ -174,6 +174,26 @@ class PruningPlan:
         except PlanError as error:
             raise PlanError(f"{path}: {error}") from error
 
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str | Path, *, revision: str | None = None, token: str | None = None
+    ) -> PruningPlan:
+        """Reads the plan of a pruned model, from its folder or from the Hub.
+
+        Raises:
+            PlanError: there is none, or it is damaged.
+        """
+        if Path(name_or_path).expanduser().exists():
+            return cls.load(Path(name_or_path).expanduser())
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HFValidationError
+
+        try:
+            file = hf_hub_download(str(name_or_path), PLAN_NAME, revision=revision, token=token)
+        except (HFValidationError, OSError) as error:  # those of the Hub are OSErrors
+            raise PlanError(f"{name_or_path}: no folder here, and no {PLAN_NAME} on the Hub") from error
+        return cls.load(file)
+
     def check_matches(self, model: nn.Module, shape: ModelShape) -> None:
         """Refuses a model that the plan was not made for, naming the first mismatch.
 

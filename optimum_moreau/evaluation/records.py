@@ -1,0 +1,64 @@
+"""What was measured of a model before and after pruning, saved beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError, first_line
+
+EVALUATION_NAME = "evaluation.json"
+STAGES = ("before", "pruned", "recovered")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One figure of one stage.
+
+    Attributes:
+        stage: `before` pruning, `pruned`, or `recovered`.
+        dataset: name of the file or dataset, without folders.
+        metric: its name, e.g. `perplexity`.
+        protocol: how it was measured, e.g. `128-token segments`.
+        value: the figure.
+    """
+
+    stage: str
+    dataset: str
+    metric: str
+    protocol: str
+    value: float
+
+    @property
+    def what(self) -> tuple[str, str, str]:
+        """What is measured, whatever the stage."""
+        return self.dataset, self.metric, self.protocol
+
+
+def by_stage(measurements: Sequence[Measurement]) -> dict[tuple[str, str, str], dict[str, float]]:
+    """What is measured → stage → value, the last where a stage was measured twice."""
+    found: dict[tuple[str, str, str], dict[str, float]] = {}
+    for one in measurements:
+        found.setdefault(one.what, {})[one.stage] = one.value
+    return found
+
+
+def save_measurements(measurements: Sequence[Measurement], path: str | Path) -> None:
+    """Writes measurements as JSON."""
+    Path(path).write_text(json.dumps([asdict(one) for one in measurements], indent=2) + "\n", encoding="utf-8")
+
+
+def load_measurements(path: str | Path) -> list[Measurement]:
+    """Reads measurements.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    try:
+        values: list[dict[str, Any]] = json.loads(Path(path).read_text(encoding="utf-8"))
+        return [Measurement(**value) for value in values]
+    except (OSError, json.JSONDecodeError, TypeError) as error:
+        raise CheckpointError(f"{path}: cannot be read as measurements ({first_line(error)})") from error
