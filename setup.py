@@ -10,7 +10,7 @@ from setuptools.command.build_py import build_py
 HERE = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"', (HERE / "optimum_moreau" / "__init__.py").read_text(), re.M).group(1)
 
-TEST = ["pytest>=8", "pytest-xdist>=3.6", "peft>=0.21", "setuptools>=77"]
+TEST = ["pytest>=8", "pytest-xdist>=3.6", "setuptools>=77"]
 
 
 class BuildWithTemplate(build_py):
@@ -41,6 +41,7 @@ setup(
         "optimum_moreau.evaluation",
         "optimum_moreau.modeling",
         "optimum_moreau.plan",
+        "optimum_moreau.recovery",
         "optimum.commands.register",
     ],
     # A namespace folder of optimum: optimum-cli finds the verbs there (no __init__.py on the way).
@@ -51,8 +52,10 @@ setup(
         "torch>=2.6",
         "transformers>=5.23,<6",
         "optimum>=2.3",
-        "huggingface_hub>=2.0",
+        "huggingface_hub>=2.4",
+        "httpx2>=2",
         "safetensors>=0.6",
+        "peft>=0.21",
         "accelerate>=1.15",
         "datasets>=5.0",
         "evaluate>=0.4.6",

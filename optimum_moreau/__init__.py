@@ -10,8 +10,10 @@ if TYPE_CHECKING:
     from .config import MoreauPrunerConfig
     from .errors import MoreauError
     from .evaluation import Perplexity, perplexity
+    from .hub import Published, push_folder
     from .plan import PruningPlan
     from .pruner import MoreauPruner, PruningResult
+    from .recovery import MoreauRecovery, RecoveryConfig, RecoverySummary, recover
     from .surgery import apply_plan
 
 __version__ = "0.1.0"
@@ -22,7 +24,13 @@ _PUBLIC = {
     "PruningResult": ".pruner",
     "MoreauPrunerConfig": ".config",
     "PruningPlan": ".plan",
+    "Published": ".hub",
+    "push_folder": ".hub",
     "apply_plan": ".surgery",
+    "MoreauRecovery": ".recovery",
+    "RecoveryConfig": ".recovery",
+    "RecoverySummary": ".recovery",
+    "recover": ".recovery",
     "CalibrationSet": ".calibration",
     "load_calibration": ".calibration",
     "Perplexity": ".evaluation",

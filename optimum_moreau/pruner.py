@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,16 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .calibration import CalibrationSet, load_calibration
-from .card import write_card
-from .checkpoint import Verification, model_reference, save_folder, verify
+from .card import read_base_card, write_card
+from .checkpoint import Verification, load_model, load_tokenizer, save_folder, verify
 from .config import SIZES, MoreauPrunerConfig
 from .config.quantities import words_for_bytes
-from .errors import MoreauError, OutOfMemoryError
+from .errors import CheckpointError, MoreauError, OutOfMemoryError
 from .estimate import Estimate, cheaper, estimate_scoring, peak_bytes, skeleton_of
+from .evaluation import perplexity
+from .evaluation.records import EVALUATION_NAME, Measurement, load_measurements, save_measurements
 from .export import check_reachable, with_export
+from .hub import Published, push_folder
 from .placement import input_device, prepare_offloaded, state_to_save
 from .plan import (
     PLAN_NAME,
@@ -31,7 +36,9 @@ from .plan import (
     make_plan,
     removed_unit_share,
 )
+from .recovery import MoreauRecovery, RecoveryConfig, RecoverySummary
 from .scores import SCORES_NAME, UnitScores, needs_text, score_units
+from .sources import model_reference, source_name
 from .summary import SUMMARY_NAME, PruningSummary, layer_shapes, peak_memory_bytes, versions
 from .surgery import apply_plan, check_prunable
 from .units import ModelShape, model_shape
@@ -78,6 +85,8 @@ class MoreauPruner:
         self.revision = revision
         self._model: PreTrainedModel | None = None
         self._result: PruningResult | None = None
+        self._recovery: MoreauRecovery | None = None
+        self.measurements: list[Measurement] = []
         self._tokens: Tensor | None = None  # that a saved checkpoint is verified on
 
     def plan(
@@ -176,7 +185,82 @@ class MoreauPruner:
         self._tokens = None
         return self._cut(model, replace(plan, config=config.to_dict()), None, start)
 
-    def save_pretrained(self, save_directory: str | Path, *, overwrite: bool = False) -> Verification:
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, *, dtype: str = "auto", device: str | None = None, trust_remote_code: bool = False
+    ) -> MoreauPruner:
+        """Loads what `save_pretrained` wrote, to go on with it: `recover`, `save_pretrained`.
+
+        Args:
+            folder: of a pruned model.
+            dtype: `auto` (as saved), `float32`, `bfloat16` or `float16`.
+            device: torch device, or `auto`; default: cuda where there is one.
+            trust_remote_code: run modeling code that lies beside the weights.
+
+        Raises:
+            CheckpointError: it is not such a folder.
+        """
+        path = Path(folder).expanduser()
+        if path.is_dir() and not (path / PLAN_NAME).is_file():
+            raise CheckpointError(f"{folder}: holds no {PLAN_NAME}; give a folder that prune or apply wrote")
+        model = load_model(str(folder), dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+        plan = PruningPlan.load(path / PLAN_NAME)
+        tokenizer = load_tokenizer(str(folder), trust_remote_code=trust_remote_code)
+        pruner = cls(MoreauPrunerConfig.from_dict(plan.config), tokenizer=tokenizer, revision=plan.revision)
+        scores = UnitScores.load(path / SCORES_NAME) if (path / SCORES_NAME).is_file() else None
+        pruner._model = model
+        if (path / EVALUATION_NAME).is_file():
+            pruner.measurements = load_measurements(path / EVALUATION_NAME)
+        pruner._result = PruningResult(PruningSummary.load(path / SUMMARY_NAME), plan, scores)
+        return pruner
+
+    def recover(
+        self,
+        data: Any,
+        config: RecoveryConfig | None = None,
+        *,
+        teacher: PreTrainedModel | None = None,
+        work_dir: str | Path | None = None,
+        training_arguments: Mapping[str, Any] | None = None,
+    ) -> RecoverySummary:
+        """In place: tunes the pruned model with LoRA and merges the adapter; arguments as for `MoreauRecovery.train`.
+
+        Raises:
+            MoreauError: nothing was pruned yet, or of the kind that names the mistake (errors.py).
+        """
+        if self._model is None:
+            raise MoreauError("recover: nothing was pruned yet; call prune, apply or from_pretrained first")
+        self._recovery = MoreauRecovery(config or RecoveryConfig(), self.tokenizer)
+        return self._recovery.train(
+            self._model, data, teacher=teacher, work_dir=work_dir, training_arguments=training_arguments
+        )
+
+    def evaluate(
+        self, text: Any, model: PreTrainedModel | None = None, *, sequence_length: int = 128, **settings: Any
+    ) -> float:
+        """Measures the perplexity on a text, for the record and the card; other settings as for `perplexity`.
+
+        Args:
+            text: a file, `hub:` name, strings or a dataset.
+            model: before `prune`: the model to be pruned; otherwise the pruned one is measured.
+            sequence_length: tokens per segment.
+            **settings: as for `perplexity`.
+
+        Raises:
+            MoreauError: neither a model nor a pruned one; no tokenizer; or of the text (errors.py).
+        """
+        measured = model or self._model
+        if measured is None or self.tokenizer is None:
+            raise MoreauError("evaluate: needs a model (or prune one first) and a tokenizer")
+        found = perplexity(measured, self.tokenizer, text, sequence_length=sequence_length, **settings).perplexity
+        stage = "before" if model is not None else "pruned" if self._recovery is None else "recovered"
+        protocol = f"{sequence_length}-token segments"
+        self.measurements.append(Measurement(stage, source_name(text), "perplexity", protocol, found))
+        return found
+
+    def save_pretrained(
+        self, save_directory: str | Path, *, overwrite: bool = False, card_template: str | Path | None = None
+    ) -> Verification:
         """Writes the pruned model, tokenizer, plan, scores, config, summary and card; verified by a reload.
 
         All or nothing: the files are written beside the target and verified there; then the folder is renamed.
@@ -184,6 +268,7 @@ class MoreauPruner:
         Args:
             save_directory: folder to write.
             overwrite: replace a folder that holds a model.
+            card_template: of the card, instead of the one that ships (jinja2).
 
         Raises:
             CheckpointError: the folder may not or cannot be written, or does not load back as it was.
@@ -203,8 +288,37 @@ class MoreauPruner:
             summary.save(folder / SUMMARY_NAME)
             if scores is not None:
                 scores.save(folder / SCORES_NAME)
-            write_card(folder, summary, plan)
+            if self._recovery is not None:
+                self._recovery.save(folder)
+            if self.measurements:
+                save_measurements(self.measurements, folder / EVALUATION_NAME)
+            write_card(
+                folder,
+                summary,
+                plan,
+                recovery=None if self._recovery is None else self._recovery.summary,
+                measurements=self.measurements,
+                template=card_template,
+            )
         return verification
+
+    def push_to_hub(self, repo_id: str, *, save_directory: str | Path | None = None, **options: Any) -> Published:
+        """Publishes the pruned model: saves it, verified, and pushes the folder in one commit.
+
+        Args:
+            repo_id: `namespace/name` on the Hub.
+            save_directory: folder that `save_pretrained` wrote; default: a temporary one is written.
+            **options: `private`, `revision`, `create_pr`, `commit_message`, `token`, `overwrite_card` of `push_folder`.
+
+        Raises:
+            HubError: says what the Hub refused, and what to do.
+            MoreauError: nothing was pruned yet, or of the save (errors.py).
+        """
+        if save_directory is not None:
+            return push_folder(save_directory, repo_id, **options)
+        with tempfile.TemporaryDirectory(prefix="moreau-push-") as work:
+            self.save_pretrained(Path(work) / "model")
+            return push_folder(Path(work) / "model", repo_id, **options)
 
     def _too_little_memory(self, model: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig) -> str:
         described = skeleton_of(model), shape, config, input_device(model).type
@@ -249,12 +363,16 @@ class MoreauPruner:
         hidden, scope = model.config.hidden_size, shape.in_scope(config)
         plan = replace(plan, contributions=contributions(plan, shape))  # it may have been edited by hand
         removed = sum(plan.contributions.values())
+        base_card = read_base_card(model.config.name_or_path, self.revision)
         export = apply_plan(model, plan)
         summary = PruningSummary(
             base_model=plan.base_model,
             criterion=config.decided_by,
             parameters_before=shape.parameters,
             parameters_after=shape.parameters - removed,
+            bytes_before=shape.bytes,
+            bytes_after=model_shape(model).bytes,
+            dtype=str(model.dtype).removeprefix("torch."),
             ratio_requested=config.pruning_ratio,
             ratio_achieved=removed / shape.parameters,
             unit_ratio_requested=config.unit_ratio,
@@ -269,8 +387,10 @@ class MoreauPruner:
             calibration=dict(plan.calibration),
             seconds=time.perf_counter() - start,
             peak_memory_bytes=peak_memory_bytes(),
+            base_card=base_card,
             versions=versions(),
         )
+        self._recovery = None
         self._model, self._result = model, PruningResult(summary, plan, scores)
         return self._result
 

@@ -41,7 +41,7 @@ def test_the_python_example_runs(after_the_demo, capsys):
 
 def test_the_commands_run(after_the_demo, capsys):
     lines = [line for block in blocks(README, "console") for line in block.splitlines() if "moreau" in line]
-    assert len(lines) == 10
+    assert len(lines) == 12
     for line in lines:
         words = shlex.split(line)
         arguments = words[2:] if words[0] == "optimum-cli" else words[1:]

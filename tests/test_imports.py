@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "optimum_moreau"
 # Top to bottom; a module imports only from rooms above its own (and inside its own room, if that is a folder).
 ROOMS = [
     ["errors", "registry"],
-    ["placement"],
+    ["placement", "sources"],
     ["config", "calibration", "envelope"],
     ["families"],
     ["units"],
@@ -21,9 +21,10 @@ ROOMS = [
     ["modeling"],
     ["export", "estimate"],
     ["surgery"],
-    ["evaluation"],
+    ["evaluation", "recovery"],
     ["summary"],
     ["checkpoint", "card"],
+    ["hub"],
     ["pruner"],
     ["commands"],
     ["optimum_cli", "__main__"],

@@ -31,8 +31,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     plan = PruningPlan.load(args.plan)
     model, tokenizer = options.load(args)
     pruner = MoreauPruner(tokenizer=tokenizer)
+    if args.evaluate:
+        pruner.evaluate(args.evaluate, model)
     result = pruner.apply(model, plan, export=args.export)
     if not processes.is_first():
         return {}
-    verification = pruner.save_pretrained(args.output, overwrite=args.overwrite)
-    return prune.report(result.summary, verification, args.output)
+    if args.evaluate:
+        pruner.evaluate(args.evaluate)
+    verification = pruner.save_pretrained(args.output, overwrite=args.overwrite, card_template=args.card_template)
+    return prune.report(result.summary, verification, args.output) | prune.measured(pruner)

@@ -144,13 +144,19 @@ def replanned(origin: Mapping[str, Any], args: argparse.Namespace) -> MoreauPrun
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the model, and how to load it."""
     parser.add_argument("model", metavar="MODEL", help="folder or Hub id of the model")
+    group = add_loading_arguments(parser)
+    group.add_argument("--revision", help="branch, tag or commit on the Hub")
+
+
+def add_loading_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Adds how to load a model."""
     group = parser.add_argument_group("loading")
     group.add_argument("--dtype", default="auto", help="auto (as saved) | float32 | bfloat16 | float16")
     group.add_argument("--device", help="cpu, cuda, cuda:1, …, or auto for all GPUs (default: cuda where there is one)")
-    group.add_argument("--revision", help="branch, tag or commit on the Hub")
     group.add_argument(
         "--trust-remote-code", action="store_true", help="run modeling code that lies beside the weights"
     )
+    return group
 
 
 def add_calibration_arguments(parser: argparse.ArgumentParser) -> None:
@@ -172,6 +178,8 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the folder to write."""
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace a folder that holds a model")
+    parser.add_argument("--evaluate", metavar="TEXT", help="measure the perplexity on a text, for the card")
+    parser.add_argument("--card-template", type=Path, metavar="FILE", help="of the model card (jinja2)")
 
 
 def load(args: argparse.Namespace) -> tuple[Any, Any]:

@@ -30,11 +30,27 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         logging.getLogger("optimum_moreau.pruner").setLevel(logging.INFO)  # it says what scoring will take
     model, tokenizer = options.load(args)
     pruner = MoreauPruner(config, tokenizer=tokenizer, revision=base_revision(args.model, args.revision))
+    if args.evaluate:
+        pruner.evaluate(args.evaluate, model)
     result = pruner.prune(model, args.calibration, **options.calibration_from(args))
     if not processes.is_first():
         return {}
-    verification = pruner.save_pretrained(args.output, overwrite=args.overwrite)
-    return report(result.summary, verification, args.output)
+    if args.evaluate:
+        pruner.evaluate(args.evaluate)
+    verification = pruner.save_pretrained(args.output, overwrite=args.overwrite, card_template=args.card_template)
+    return report(result.summary, verification, args.output) | measured(pruner)
+
+
+def measured(pruner: Any) -> dict[str, Any]:
+    """The perplexities of each stage, if any were measured."""
+    found = {one.stage: one.value for one in pruner.measurements}
+    return {"perplexity": found} if found else {}
+
+
+def perplexity_line(result: dict[str, Any]) -> list[str]:
+    """The same for a reader."""
+    stages = ", ".join(f"{stage} {value:.4f}" for stage, value in result.get("perplexity", {}).items())
+    return [f"perplexity  {stages}"] if stages else []
 
 
 def report(summary: Any, verification: Any, output: Any) -> dict[str, Any]:
@@ -66,6 +82,7 @@ def show(result: dict[str, Any]) -> str:
             f"  (−{100 * result['ratio_achieved']:.2f} %{dry_run.parts(result)}; units in scope: {units})",
             f"export      {result['export']}",
             *(f"note        {line}" for line in result["adjustments"]),
+            *perplexity_line(result),
             f"verified    by a reload in a fresh process; logits differ by {result['verified_max_abs_difference']:g}",
             f"time        {result['seconds']:.1f} s for scoring and cutting,"
             f" peak memory {result['peak_memory_bytes'] / 2**30:.2f} GiB",

@@ -1,0 +1,211 @@
+"""Publishes a saved folder on the Hub: one commit, the card there merged with ours, checked by loading it back."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx2
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.utils import validate_repo_id
+
+from .errors import HubError, first_line
+
+logger = logging.getLogger(__name__)
+
+_BEGIN, _END = "<!-- optimum-moreau: begin -->", "<!-- optimum-moreau: end -->"
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+_TRIES = 4
+_LONGEST_WAIT = 60.0  # seconds
+_STATUS = {
+    400: "the Hub refuses the files",
+    401: "no token, or one that is not valid: log in (hf auth login), or set HF_TOKEN",
+    403: "the token may not write there: it is read-only, or of another account",
+    404: "no such repository or namespace, or the token cannot see it",
+    409: "it changed meanwhile",
+    429: "the Hub asks for fewer requests",
+}
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Published:
+    """What `push_folder` did.
+
+    Attributes:
+        repo_id: of the model.
+        url: of the commit, or of the pull request.
+        commit: its hash.
+        files: path in the repository → bytes.
+    """
+
+    repo_id: str
+    url: str
+    commit: str
+    files: dict[str, int]
+
+
+def files_to_push(folder: str | Path) -> dict[str, int]:
+    """Returns what a push sends: path in the repository → bytes.
+
+    Raises:
+        HubError: no model there, or pickled files.
+    """
+    path = Path(folder).expanduser()
+    if not (path / "config.json").is_file():
+        raise HubError(f"{folder}: holds no model (config.json); give a folder that prune, apply or recover wrote")
+    files = {
+        str(file.relative_to(path).as_posix()): file.stat().st_size
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
+    }
+    pickles = [name for name in files if name.endswith(_PICKLES)]
+    if pickles:
+        raise HubError(f"{folder}: {pickles[0]} may be a pickle; only safetensors are pushed: remove it")
+    return files
+
+
+def push_folder(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str | None = None,
+    token: str | None = None,
+    overwrite_card: bool = False,
+) -> Published:
+    """Publishes a saved folder in one commit; creates the repository where there is none.
+
+    A push that broke off is done again: what was uploaded is recognised by its hash and not sent twice.
+
+    Args:
+        folder: of a saved model.
+        repo_id: `namespace/name`.
+        private: for a repository that is created; default: the account's.
+        revision: branch, made where it is missing.
+        create_pr: as a pull request.
+        commit_message: default: what was pruned is named.
+        token: of the Hub; default: the one that is logged in.
+        overwrite_card: replace the card there, instead of merging with it.
+
+    Raises:
+        HubError: says what the Hub refused, and what to do; the token is never named.
+    """
+    files = files_to_push(folder)
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise HubError(f"{repo_id}: is no name for a repository ({first_line(error)})") from error
+    path, api = Path(folder).expanduser(), HfApi(token=token)
+
+    def commit() -> Any:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        if revision is not None and not create_pr:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        operations = [CommitOperationAdd(name, str(path / name)) for name in files if name != "README.md"]
+        card = path / "README.md"
+        if card.is_file():
+            theirs = None if overwrite_card else _remote_card(api, repo_id, revision)
+            operations.append(CommitOperationAdd("README.md", merged_card(theirs, ModelCard.load(card)).encode()))
+        return api.create_commit(
+            repo_id,
+            operations,
+            commit_message=commit_message or "Upload a pruned model with optimum-moreau",
+            revision=revision,
+            create_pr=create_pr,
+        )
+
+    found = _patiently(commit, repo_id)
+    return Published(repo_id, found.pr_url or found.commit_url, found.oid, files)
+
+
+def merged_card(theirs: ModelCard | None, ours: ModelCard) -> str:
+    """Our card within theirs: what they wrote stays, what an earlier push wrote is replaced.
+
+    Args:
+        theirs: the card on the Hub, if any.
+        ours: the card of the folder.
+    """
+    part = f"{_BEGIN}\n\n{ours.text.strip()}\n\n{_END}"
+    data, text = ours.data.to_dict(), part
+    if theirs is not None:
+        data = _merged(theirs.data.to_dict(), data)
+        before, begun, rest = theirs.text.partition(_BEGIN)
+        after = rest.partition(_END)[2] if begun else ""
+        text = "\n\n".join(piece.strip() for piece in (before, part, after) if piece.strip())
+    return f"---\n{ModelCardData(ignore_metadata_errors=True, **data)}\n---\n\n{text}\n"
+
+
+def _merged(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
+    """Ours over theirs; of lists, all that is in either."""
+    found = dict(theirs)
+    for key, value in ours.items():
+        old = theirs.get(key)
+        if isinstance(old, list) and isinstance(value, list) and key != "model-index":
+            value = [*old, *(one for one in value if one not in old)]
+        found[key] = value
+    return found
+
+
+def _remote_card(api: HfApi, repo_id: str, revision: str | None) -> ModelCard | None:
+    with tempfile.TemporaryDirectory() as work:
+        try:
+            file = api.hf_hub_download(repo_id, "README.md", revision=revision, local_dir=work)
+            return ModelCard.load(file, ignore_metadata_errors=True)
+        except (EntryNotFoundError, ValueError):  # there is none, or it is none
+            return None
+
+
+def verify_published(published: Published, folder: str | Path, *, token: str | None = None) -> None:
+    """Downloads what was published into an empty cache, and compares every file but the card with the folder's.
+
+    Raises:
+        HubError: it cannot be read back, or differs.
+    """
+    with tempfile.TemporaryDirectory() as cache:
+
+        def download() -> str:
+            return snapshot_download(published.repo_id, revision=published.commit, cache_dir=cache, token=token)
+
+        there = Path(_patiently(download, published.repo_id))
+        for name in published.files:
+            if name != "README.md" and _hash(there / name) != _hash(Path(folder).expanduser() / name):
+                raise HubError(f"{published.repo_id}: {name} on the Hub is not what was sent; push again")
+
+
+def _hash(file: Path) -> str:
+    if not file.is_file():
+        return ""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _patiently(action: Callable[[], T], repo_id: str) -> T:
+    """Tries again, a few times, what may go better later: a busy or failing Hub, a broken connection, a conflict."""
+    for attempt in range(_TRIES):
+        try:
+            return action()
+        except HfHubHTTPError as error:
+            status = error.response.status_code if error.response is not None else 0
+            again = status in (409, 429) or status >= 500
+            wait = float(error.response.headers.get("Retry-After", 2**attempt)) if again else 0.0
+            reason = _STATUS.get(status, f"the Hub failed ({status})")
+        except (httpx2.TransportError, ConnectionError, TimeoutError) as error:
+            again, wait, reason = True, float(2**attempt), f"the connection broke ({type(error).__name__})"
+        except LocalTokenNotFoundError:
+            again, wait, reason = False, 0.0, _STATUS[401]
+        if not again or attempt == _TRIES - 1:
+            later = "; what was uploaded stays, the same command goes on from it" if again else ""
+            raise HubError(f"{repo_id}: {reason}{later}") from None  # a traceback could hold the token
+        logger.warning("%s: %s; trying again in %.0f s", repo_id, reason, min(wait, _LONGEST_WAIT))
+        time.sleep(min(wait, _LONGEST_WAIT))
+    raise AssertionError("unreachable")
