@@ -69,6 +69,7 @@ def config_for(model, criterion, request):
         sequence_length=16,
         calibration_samples=5,
         offload=request.get("offload"),
+        batch_size=request.get("batch_size"),
         **changes,
     )
     return config.resolve(model.config)

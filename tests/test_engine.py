@@ -284,13 +284,14 @@ ACCELERATE = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processe
 ACCELERATE += ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
 
 
-def test_two_processes_make_the_plan_of_one(tmp_path):
+@pytest.mark.parametrize("batch_size", [None, 1])  # 1: of five windows one process makes three passes, the other two
+def test_two_processes_make_the_plan_of_one(batch_size, tmp_path):
     criteria = ["moreau", "taylor-second", "taylor-mixed", "smoothgrad"]
     plans, scores = ({criterion: [] for criterion in criteria} for _ in range(2))
     for processes in (1, 2):
         folder = tmp_path / str(processes)
         folder.mkdir()
-        (folder / "request.json").write_text(json.dumps({"criteria": criteria, "steps": 3}))
+        (folder / "request.json").write_text(json.dumps({"criteria": criteria, "steps": 3, "batch_size": batch_size}))
         finished(worker(folder, *(TORCHRUN if processes == 2 else [])))
         for criterion in criteria:
             plans[criterion] += [PruningPlan.load(path).layers for path in sorted(folder.glob(f"plan-{criterion}-*"))]

@@ -201,7 +201,8 @@ class Engine:
                 )
             scaled = loss * (self._loss_scale or 1.0)
         value = float(loss.detach())
-        self._agree(math.isfinite(value), micro.label)
+        if self._now is not None and (self._now.last or not math.isfinite(value)):
+            self._agree(math.isfinite(value), micro.label)  # once in each process, however many passes it makes
         if not math.isfinite(value):
             forward = partial(self.model, input_ids=ids, labels=ids, use_cache=False)
             raise NonFiniteError(f"{micro.label}: the loss is {value}; {first_non_finite(self.model, forward)}")
