@@ -61,6 +61,7 @@ setup(
         "evaluate>=0.4.6",
         "jinja2>=3.1",
         "tqdm>=4.67",
+        "pyyaml>=6",
     ],
     extras_require={"test": TEST, "dev": [*TEST, "ruff>=0.14", "mypy>=1.18"]},
     entry_points={"console_scripts": ["optimum-moreau=optimum_moreau.commands:main"]},

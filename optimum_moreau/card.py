@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
-from jinja2 import TemplateError
+from jinja2 import Environment, TemplateError
 from yaml import YAMLError
 
 from .config import MoreauPrunerConfig
@@ -119,10 +119,24 @@ def read_base_card(name: str | None, revision: str | None = None) -> dict[str, A
     return {key: found[key] for key in ("license", "license_name", "license_link", "language") if found.get(key)}
 
 
+def check_template(path: str | Path | None) -> None:
+    """Refuses, before any work is done, a card template that cannot be used; `None` is the one that ships.
+
+    Raises:
+        CheckpointError: it is missing, or is not one.
+    """
+    file = template_path() if path is None else Path(path).expanduser()
+    if not file.is_file():
+        raise CheckpointError(f"{file.name}: no such card template")
+    try:
+        Environment().parse(file.read_text(encoding="utf-8"))
+    except (TemplateError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{file.name}: cannot be used as a card template ({first_line(error)})") from error
+
+
 def _render(data: ModelCardData, template: str | Path | None, **values: Any) -> ModelCard:
+    check_template(template)
     path = template_path() if template is None else Path(template).expanduser()
-    if not path.is_file():
-        raise CheckpointError(f"{path.name}: no such card template")
     try:
         return ModelCard.from_template(data, template_path=str(path), **values)
     except (TemplateError, UnicodeDecodeError, YAMLError, ValueError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import tempfile
 import time
@@ -12,11 +13,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx2
+import torch
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from .errors import HubError, first_line
+from .checkpoint import reload_logits
+from .errors import CheckpointError, HubError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +75,25 @@ def files_to_push(folder: str | Path) -> dict[str, int]:
     return files
 
 
+def check_access(repo_id: str, token: str | None = None) -> None:
+    """Refuses, before any work is done, a name that is not legal, and a token that is missing or may only read.
+
+    Raises:
+        HubError: says which.
+    """
+    _check_name(repo_id)
+    found = _patiently(lambda: HfApi(token=token).whoami(), repo_id)
+    if found.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise HubError(f"{repo_id}: {_STATUS[403]}")
+
+
+def _check_name(repo_id: str) -> None:
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise HubError(f"{repo_id}: is no name for a repository ({first_line(error)})") from error
+
+
 def push_folder(
     folder: str | Path,
     repo_id: str,
@@ -101,10 +123,7 @@ def push_folder(
         HubError: says what the Hub refused, and what to do; the token is never named.
     """
     files = files_to_push(folder)
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise HubError(f"{repo_id}: is no name for a repository ({first_line(error)})") from error
+    _check_name(repo_id)
     path, api = Path(folder).expanduser(), HfApi(token=token)
 
     def commit() -> Any:
@@ -166,12 +185,15 @@ def _remote_card(api: HfApi, repo_id: str, revision: str | None) -> ModelCard | 
 
 
 def verify_published(published: Published, folder: str | Path, *, token: str | None = None) -> None:
-    """Downloads what was published into an empty cache, and compares every file but the card with the folder's.
+    """Downloads what was published into an empty cache, compares every file but the card, and loads it from there.
+
+    It is loaded by its name on the Hub, in a fresh process; the modeling file of an own type runs only after it was
+    seen to be the folder's.
 
     Raises:
-        HubError: it cannot be read back, or differs.
+        HubError: it cannot be read back, differs, or does not load.
     """
-    with tempfile.TemporaryDirectory() as cache:
+    with tempfile.TemporaryDirectory() as cache, tempfile.TemporaryDirectory() as work:
 
         def download() -> str:
             return snapshot_download(published.repo_id, revision=published.commit, cache_dir=cache, token=token)
@@ -180,6 +202,14 @@ def verify_published(published: Published, folder: str | Path, *, token: str | N
         for name in published.files:
             if name != "README.md" and _hash(there / name) != _hash(Path(folder).expanduser() / name):
                 raise HubError(f"{published.repo_id}: {name} on the Hub is not what was sent; push again")
+        own_type = "auto_map" in json.loads((there / "config.json").read_text(encoding="utf-8"))
+        options: dict[str, Any] = {"remote_code": own_type, "revision": published.commit, "cache": cache}
+        try:
+            logits = reload_logits(published.repo_id, torch.arange(2, 10)[None], Path(work), **options)
+        except CheckpointError as error:
+            raise HubError(f"{published.repo_id}: what is on the Hub {error}") from error
+        if not torch.isfinite(logits).all():
+            raise HubError(f"{published.repo_id}: what is on the Hub computes logits that are not finite")
 
 
 def _hash(file: Path) -> str:

@@ -17,29 +17,23 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .calibration import CalibrationSet, load_calibration
-from .card import read_base_card, write_card
-from .checkpoint import Verification, load_model, load_tokenizer, save_folder, verify
+from .card import read_base_card
+from .checkpoint import Verification, load_config, load_model, load_tokenizer, save_folder, verify
 from .config import SIZES, MoreauPrunerConfig
 from .config.quantities import words_for_bytes
-from .errors import CheckpointError, MoreauError, OutOfMemoryError
+from .errors import MoreauError, OutOfMemoryError
 from .estimate import Estimate, cheaper, estimate_scoring, peak_bytes, skeleton_of
 from .evaluation import perplexity
-from .evaluation.records import EVALUATION_NAME, Measurement, load_measurements, save_measurements
+from .evaluation.records import Measurement
 from .export import check_reachable, with_export
 from .hub import Published, push_folder
 from .placement import input_device, prepare_offloaded, state_to_save
-from .plan import (
-    PLAN_NAME,
-    PruningPlan,
-    contributions,
-    fingerprint,
-    make_plan,
-    removed_unit_share,
-)
+from .plan import PruningPlan, contributions, fingerprint, make_plan, removed_unit_share
+from .records import Records
 from .recovery import MoreauRecovery, RecoveryConfig, RecoverySummary
-from .scores import SCORES_NAME, UnitScores, needs_text, score_units
-from .sources import model_reference, source_name
-from .summary import SUMMARY_NAME, PruningSummary, layer_shapes, peak_memory_bytes, versions
+from .scores import UnitScores, needs_text, score_units
+from .sources import content_hash, model_reference, source_name
+from .summary import PruningSummary, layer_shapes, peak_memory_bytes, versions
 from .surgery import apply_plan, check_prunable
 from .units import ModelShape, model_shape
 
@@ -189,7 +183,7 @@ class MoreauPruner:
     def from_pretrained(
         cls, folder: str | Path, *, dtype: str = "auto", device: str | None = None, trust_remote_code: bool = False
     ) -> MoreauPruner:
-        """Loads what `save_pretrained` wrote, to go on with it: `recover`, `save_pretrained`.
+        """Loads what `save_pretrained` wrote, to go on with it: recover, evaluate, save, push.
 
         Args:
             folder: of a pruned model.
@@ -200,18 +194,14 @@ class MoreauPruner:
         Raises:
             CheckpointError: it is not such a folder.
         """
-        path = Path(folder).expanduser()
-        if path.is_dir() and not (path / PLAN_NAME).is_file():
-            raise CheckpointError(f"{folder}: holds no {PLAN_NAME}; give a folder that prune or apply wrote")
-        model = load_model(str(folder), dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-        plan = PruningPlan.load(path / PLAN_NAME)
+        load_config(str(folder), trust_remote_code=trust_remote_code)  # whether there is a model at all
+        found = Records.load(Path(folder).expanduser())
         tokenizer = load_tokenizer(str(folder), trust_remote_code=trust_remote_code)
-        pruner = cls(MoreauPrunerConfig.from_dict(plan.config), tokenizer=tokenizer, revision=plan.revision)
-        scores = UnitScores.load(path / SCORES_NAME) if (path / SCORES_NAME).is_file() else None
-        pruner._model = model
-        if (path / EVALUATION_NAME).is_file():
-            pruner.measurements = load_measurements(path / EVALUATION_NAME)
-        pruner._result = PruningResult(PruningSummary.load(path / SUMMARY_NAME), plan, scores)
+        config = MoreauPrunerConfig.from_dict(found.plan.config)
+        pruner = cls(config, tokenizer=tokenizer, revision=found.plan.revision)
+        pruner._model = load_model(str(folder), dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+        pruner._result = PruningResult(found.summary, found.plan, found.scores)
+        pruner._recovery, pruner.measurements = found.recovery, list(found.measurements)
         return pruner
 
     def recover(
@@ -235,6 +225,18 @@ class MoreauPruner:
             self._model, data, teacher=teacher, work_dir=work_dir, training_arguments=training_arguments
         )
 
+    def merge_adapter(self, folder: str | Path) -> RecoverySummary:
+        """In place: merges a LoRA adapter that was trained elsewhere on the pruned model, as peft saved it.
+
+        Raises:
+            CheckpointError: no adapter there, or one for another model.
+            MoreauError: nothing was pruned yet.
+        """
+        if self._model is None:
+            raise MoreauError("merge_adapter: nothing was pruned yet; call prune, apply or from_pretrained first")
+        self._recovery = MoreauRecovery(tokenizer=self.tokenizer)
+        return self._recovery.merge(self._model, folder)
+
     def evaluate(
         self, text: Any, model: PreTrainedModel | None = None, *, sequence_length: int = 128, **settings: Any
     ) -> float:
@@ -255,11 +257,17 @@ class MoreauPruner:
         found = perplexity(measured, self.tokenizer, text, sequence_length=sequence_length, **settings).perplexity
         stage = "before" if model is not None else "pruned" if self._recovery is None else "recovered"
         protocol = f"{sequence_length}-token segments"
-        self.measurements.append(Measurement(stage, source_name(text), "perplexity", protocol, found))
+        key = content_hash(text) if isinstance(text, (str, Path)) else ""
+        self.measurements.append(Measurement(stage, source_name(text), "perplexity", protocol, found, key))
         return found
 
     def save_pretrained(
-        self, save_directory: str | Path, *, overwrite: bool = False, card_template: str | Path | None = None
+        self,
+        save_directory: str | Path,
+        *,
+        overwrite: bool = False,
+        card_template: str | Path | None = None,
+        inputs: str = "",
     ) -> Verification:
         """Writes the pruned model, tokenizer, plan, scores, config, summary and card; verified by a reload.
 
@@ -269,6 +277,7 @@ class MoreauPruner:
             save_directory: folder to write.
             overwrite: replace a folder that holds a model.
             card_template: of the card, instead of the one that ships (jinja2).
+            inputs: hash of what the model was made from, by which a chain recognises its work; for the summary.
 
         Raises:
             CheckpointError: the folder may not or cannot be written, or does not load back as it was.
@@ -281,25 +290,10 @@ class MoreauPruner:
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(folder)
             verification = verify(self._model, folder, self._verification_tokens())
-            plan, scores = self._result.plan, self._result.scores
-            summary = replace(self._result.summary, verified_max_abs_difference=verification.max_abs_difference)
-            plan.save(folder / PLAN_NAME)
-            MoreauPrunerConfig.from_dict(plan.config).save_pretrained(folder)
-            summary.save(folder / SUMMARY_NAME)
-            if scores is not None:
-                scores.save(folder / SCORES_NAME)
-            if self._recovery is not None:
-                self._recovery.save(folder)
-            if self.measurements:
-                save_measurements(self.measurements, folder / EVALUATION_NAME)
-            write_card(
-                folder,
-                summary,
-                plan,
-                recovery=None if self._recovery is None else self._recovery.summary,
-                measurements=self.measurements,
-                template=card_template,
-            )
+            difference = verification.max_abs_difference
+            summary = replace(self._result.summary, verified_max_abs_difference=difference, inputs=inputs)
+            records = Records(summary, self._result.plan, self._result.scores, self._recovery, tuple(self.measurements))
+            records.save(folder, card_template)
         return verification
 
     def push_to_hub(self, repo_id: str, *, save_directory: str | Path | None = None, **options: Any) -> Published:

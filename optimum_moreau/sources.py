@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -88,6 +89,25 @@ def source_name(source: Any) -> str:
     if hasattr(source, "column_names"):
         return str(getattr(getattr(source, "info", None), "dataset_name", None) or "dataset")
     return "list of strings"
+
+
+def content_hash(source: str | Path) -> str:
+    """sha256 of what a source holds: of a file, of every visible file of a folder, or of a Hub id's name.
+
+    Args:
+        source: a path, or a name on the Hub, whose content the name stands for.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        with path.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    if path.is_dir():
+        for file in sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith(".")):
+            digest.update(f"{file.name}\0{content_hash(file)}\0".encode())
+    else:
+        digest.update(str(source).encode())
+    return digest.hexdigest()
 
 
 def model_reference(name_or_path: str | None) -> str | None:

@@ -48,6 +48,7 @@ class PruningSummary:
         base_card: licence and language of the base model, as its card names them; empty where it cannot be read.
         versions: of the packages involved.
         verified_max_abs_difference: largest logit difference after the reload from disk; `None` before saving.
+        inputs: sha256 of what a chain made it from; empty outside a chain.
     """
 
     base_model: str | None
@@ -74,6 +75,7 @@ class PruningSummary:
     base_card: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     verified_max_abs_difference: float | None = None
+    inputs: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the summary as a dictionary that JSON can hold."""

@@ -70,7 +70,7 @@ STEPS = (
     "transformers.PreTrainedModel.save_pretrained",
     "transformers.PreTrainedTokenizerBase.save_pretrained",
     "optimum_moreau.pruner.PruningPlan.save",
-    "optimum_moreau.pruner.write_card",
+    "optimum_moreau.records.write_card",
 )
 
 

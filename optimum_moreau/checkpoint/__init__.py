@@ -9,7 +9,7 @@ from .loading import (
     load_tokenizer,
 )
 from .saving import check_file, check_target, save_folder
-from .verification import Verification, verify
+from .verification import Verification, reload_logits, verify
 
 __all__ = [
     "Verification",
@@ -21,6 +21,7 @@ __all__ = [
     "load_model",
     "load_skeleton",
     "load_tokenizer",
+    "reload_logits",
     "save_folder",
     "verify",
 ]

@@ -1,7 +1,7 @@
 """Run as a script in a fresh process, without this package: loads a checkpoint and writes its logits on given tokens.
 
-Reads a JSON request from standard input: folder, tokens and logits (files), device (or auto), threads, attention,
-remote_code.
+Reads a JSON request from standard input: name (folder or Hub id), revision, tokens and logits (files), device (or
+auto), threads, attention, remote_code.
 """
 
 import json
@@ -16,11 +16,11 @@ def main() -> None:
     """Loads, computes, writes."""
     request = json.load(sys.stdin)
     torch.set_num_threads(request["threads"])
-    remote = {"trust_remote_code": request["remote_code"]}
-    AutoConfig.from_pretrained(request["folder"], **remote)
+    remote = {"trust_remote_code": request["remote_code"], "revision": request["revision"]}
+    AutoConfig.from_pretrained(request["name"], **remote)
     options = {**remote, "device_map": "auto"} if request["device"] == "auto" else remote
     model = AutoModelForCausalLM.from_pretrained(
-        request["folder"], dtype="auto", attn_implementation=request["attention"], use_safetensors=True, **options
+        request["name"], dtype="auto", attn_implementation=request["attention"], use_safetensors=True, **options
     )
     model.eval()
     if request["device"] != "auto":

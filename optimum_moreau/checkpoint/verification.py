@@ -86,23 +86,65 @@ def _logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
 
 
 def _reload(model: PreTrainedModel, folder: Path, tokens: Tensor, work: Path) -> Tensor:
+    spread = len(set(getattr(model, "hf_device_map", {}).values())) > 1
+    return reload_logits(
+        str(folder),
+        tokens,
+        work,
+        device="auto" if spread else str(input_device(model)),
+        attention=model.config._attn_implementation,
+        remote_code=hasattr(model.config, "auto_map"),
+    )
+
+
+def reload_logits(
+    name: str,
+    tokens: Tensor,
+    work: Path,
+    *,
+    device: str = "cpu",
+    attention: str | None = None,
+    remote_code: bool = False,
+    revision: str = "main",
+    cache: str | None = None,
+) -> Tensor:
+    """The logits of a checkpoint, computed in a fresh process that knows neither this package nor the network.
+
+    Args:
+        name: folder, or Hub id of what is in the cache.
+        tokens: token ids `(windows, length)`.
+        work: an empty folder.
+        device: torch device, or `auto`.
+        attention: implementation; default: the model's.
+        remote_code: run the modeling file beside the weights.
+        revision: of the Hub.
+        cache: of the Hub; default: the user's.
+
+    Returns:
+        Logits `(windows, length, vocabulary)`, float32.
+
+    Raises:
+        CheckpointError: it does not load.
+    """
     save_file({"tokens": tokens}, work / "tokens.safetensors")
     request = {
-        "folder": str(folder),
+        "name": name,
+        "revision": revision,
         "tokens": str(work / "tokens.safetensors"),
         "logits": str(work / "logits.safetensors"),
-        "device": "auto" if len(set(getattr(model, "hf_device_map", {}).values())) > 1 else str(input_device(model)),
+        "device": device,
         "threads": torch.get_num_threads(),
-        "attention": model.config._attn_implementation,
-        "remote_code": hasattr(model.config, "auto_map"),
+        "attention": attention,
+        "remote_code": remote_code,
     }
+    places = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(work / "modules")}
     process = subprocess.run(
         [sys.executable, "-P", str(RELOAD_SCRIPT)],
         input=json.dumps(request),
         capture_output=True,
         text=True,
         cwd=work,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(work / "modules")},
+        env={**os.environ, **places, **({"HF_HUB_CACHE": cache} if cache else {})},
     )
     if process.returncode:
         reason = (process.stderr.strip().split("\n") or [""])[-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Cuts and saves; returns what was done."""
+    from ..card import check_template
     from ..checkpoint import check_target
     from ..plan import PruningPlan
     from ..pruner import MoreauPruner
 
     check_target(args.output, overwrite=args.overwrite)
+    check_template(args.card_template)
     plan = PruningPlan.load(args.plan)
     model, tokenizer = options.load(args)
     pruner = MoreauPruner(tokenizer=tokenizer)
@@ -39,4 +42,5 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.evaluate:
         pruner.evaluate(args.evaluate)
     verification = pruner.save_pretrained(args.output, overwrite=args.overwrite, card_template=args.card_template)
-    return prune.report(result.summary, verification, args.output) | prune.measured(pruner)
+    summary = replace(result.summary, verified_max_abs_difference=verification.max_abs_difference)
+    return prune.report(summary) | {"output": args.output} | options.perplexities(pruner.measurements)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from ..config import CHOICES, SIZES, TARGETS, MoreauPrunerConfig
 from ..errors import ConfigError
 from ..registry import CRITERIA
 from . import processes
+
+if TYPE_CHECKING:
+    from ..evaluation.records import Measurement
 
 
 def _layers(text: str) -> tuple[int, int]:
@@ -38,8 +40,10 @@ def _choice(field: str) -> str:
     return " | ".join(str(choice) for choice in CHOICES[field])
 
 
-# field of MoreauPrunerConfig → (short alias, type, metavar, help); the flag is the field's name with hyphens.
-_FIELDS: dict[str, tuple[str | None, Callable[[str], Any], str, str]] = {
+# field → (short alias, type, metavar, help); the flag is the field's name with hyphens. A type of bool is a switch.
+Fields = Mapping[str, tuple[str | None, Callable[[str], Any], str | None, str]]
+
+_FIELDS: Fields = {
     "criterion": (None, str, "NAME", f"how weights are scored: {', '.join(CRITERIA)} (default moreau-gs)"),
     "pruning_ratio": ("--ratio", float, "SHARE", "share of the model's parameters to remove (default 0.2)"),
     "unit_ratio": (None, _ratio, "SHARE[,SHARE]", "instead: share of the units in scope; one, or one per target"),
@@ -73,22 +77,38 @@ _FIELDS: dict[str, tuple[str | None, Callable[[str], Any], str, str]] = {
     "offload": (None, str, "NAME", "where δ is kept: cpu | disk (default: the device that scores)"),
     "seed": (None, int, "N", "of windows, noise and random scores (default 0)"),
     "export": (None, str, "NAME", f"class of the result: {_choice('export')}"),
+    "uniform": (None, bool, None, "every layer in scope keeps the same number of heads and channels"),
+    "fold_norms": (None, bool, None, "hidden channels: keep the norms' averages over the original width"),
+    "released": (None, bool, None, "the published code's update, for comparison"),
 }
-_SWITCHES = {
-    "uniform": "every layer in scope keeps the same number of heads and channels",
-    "fold_norms": "hidden channels: keep the norms' averages over the original width",
-    "released": "the published code's update, for comparison",
-}
+
+
+def add_fields(group: argparse._ArgumentGroup, fields: Fields, prefix: str = "") -> None:
+    """Adds one flag per field, each beginning with the prefix; what is not given is `None`."""
+    for field, (alias, kind, metavar, text) in fields.items():
+        names = [alias.removeprefix("--")] if alias else []
+        flags = [f"--{prefix}{name.replace('_', '-')}" for name in (*names, field)]
+        dest = f"{prefix}{field}".replace("-", "_")
+        if kind is bool:
+            group.add_argument(*flags, dest=dest, action="store_true", default=None, help=text)
+        else:
+            group.add_argument(*flags, dest=dest, type=kind, metavar=metavar, help=text)
+
+
+def given(args: argparse.Namespace, fields: Fields, prefix: str = "") -> dict[str, Any]:
+    """The fields whose flags were given."""
+    found = {field: getattr(args, f"{prefix}{field}".replace("-", "_")) for field in fields}
+    return {field: value for field, value in found.items() if value is not None}
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds one flag per field of `MoreauPrunerConfig`."""
-    group = parser.add_argument_group("what and how to prune")
-    for field, (alias, kind, metavar, text) in _FIELDS.items():
-        flags = [flag for flag in (alias, f"--{field.replace('_', '-')}") if flag]
-        group.add_argument(*flags, dest=field, type=kind, metavar=metavar, help=text)
-    for field, text in _SWITCHES.items():
-        group.add_argument(f"--{field.replace('_', '-')}", action="store_true", default=None, help=text)
+    add_fields(parser.add_argument_group("what and how to prune"), _FIELDS)
+
+
+def settings_from(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of `MoreauPrunerConfig` whose flags were given."""
+    return given(args, _FIELDS)
 
 
 def config_from(args: argparse.Namespace) -> MoreauPrunerConfig:
@@ -97,12 +117,7 @@ def config_from(args: argparse.Namespace) -> MoreauPrunerConfig:
     Raises:
         ConfigError: a value is out of its range or contradicts another.
     """
-    return MoreauPrunerConfig(**_given(args))
-
-
-def _given(args: argparse.Namespace) -> dict[str, Any]:
-    fields = (*_FIELDS, *_SWITCHES)
-    return {field: value for field in fields if (value := getattr(args, field)) is not None}
+    return MoreauPrunerConfig(**settings_from(args))
 
 
 # What may change when a model is planned again from saved scores; the rest decided the scores.
@@ -130,22 +145,24 @@ def replanned(origin: Mapping[str, Any], args: argparse.Namespace) -> MoreauPrun
     """
     if not origin.get("config"):
         raise ConfigError(f"{args.from_scores}: carries no config; score the model again with `plan` or `prune`")
-    given = _given(args)
-    for field in given:
+    changed = settings_from(args)
+    for field in changed:
         if field not in _REPLANNED:
             raise ConfigError(f"{field} decided the scores; leave it out, or score again without --from-scores")
-    if any(size in given for size in SIZES):
-        given = {**dict.fromkeys(SIZES), **given}
-    if "engine" in given:  # what the last one made of the scope does not hold for another
-        given = {"attention_layers": None, "mlp_layers": None, "uniform": False, "export": "auto", **given}
-    return MoreauPrunerConfig.from_dict({**origin["config"], **given})
+    if any(size in changed for size in SIZES):
+        changed = {**dict.fromkeys(SIZES), **changed}
+    if "engine" in changed:  # what the last one made of the scope does not hold for another
+        changed = {"attention_layers": None, "mlp_layers": None, "uniform": False, "export": "auto", **changed}
+    return MoreauPrunerConfig.from_dict({**origin["config"], **changed})
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the model, and how to load it."""
-    parser.add_argument("model", metavar="MODEL", help="folder or Hub id of the model")
+def add_model_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Adds the model, and how to load it; where it is not required, a recipe may hold it, and the dtype."""
+    parser.add_argument("model", metavar="MODEL", nargs=None if required else "?", help="folder or Hub id of the model")
     group = add_loading_arguments(parser)
     group.add_argument("--revision", help="branch, tag or commit on the Hub")
+    if not required:
+        parser.set_defaults(dtype=None)
 
 
 def add_loading_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -174,12 +191,12 @@ def calibration_from(args: argparse.Namespace) -> dict[str, Any]:
     return {"calibration_column": args.calibration_column, "checkpoint_dir": args.checkpoint_dir}
 
 
-def add_output_arguments(parser: argparse.ArgumentParser) -> None:
+def add_output_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Adds the folder to write."""
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="folder to write")
+    parser.add_argument("-o", "--output", required=required, metavar="FOLDER", help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace a folder that holds a model")
     parser.add_argument("--evaluate", metavar="TEXT", help="measure the perplexity on a text, for the card")
-    parser.add_argument("--card-template", type=Path, metavar="FILE", help="of the model card (jinja2)")
+    parser.add_argument("--card-template", metavar="FILE", help="of the model card (jinja2)")
 
 
 def load(args: argparse.Namespace) -> tuple[Any, Any]:
@@ -195,3 +212,15 @@ def load(args: argparse.Namespace) -> tuple[Any, Any]:
         trust_remote_code=args.trust_remote_code,
     )
     return model, load_tokenizer(args.model, revision=args.revision, trust_remote_code=args.trust_remote_code)
+
+
+def perplexities(measurements: Sequence[Measurement]) -> dict[str, Any]:
+    """The perplexity of each stage, if any was measured."""
+    found = {one.stage: one.value for one in measurements}
+    return {"perplexity": found} if found else {}
+
+
+def perplexity_line(result: Mapping[str, Any]) -> list[str]:
+    """The same for a reader."""
+    stages = ", ".join(f"{stage} {value:.4f}" for stage, value in result.get("perplexity", {}).items())
+    return [f"perplexity  {stages}"] if stages else []

@@ -4,57 +4,67 @@ from __future__ import annotations
 
 import argparse
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from . import dry_run, options, processes
+from . import dry_run, options, processes, push, recover
+
+if TYPE_CHECKING:
+    from ..summary import PruningSummary
 
 EXAMPLE = "org/model -o pruned --ratio 0.2 --criterion moreau-gs --calibration calibration.txt"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this verb's arguments."""
-    options.add_model_arguments(parser)
-    options.add_output_arguments(parser)
+    options.add_model_arguments(parser, required=False)
+    options.add_output_arguments(parser, required=False)
     options.add_calibration_arguments(parser)
     options.add_config_arguments(parser)
+    group = parser.add_argument_group("the chain: recovery and publishing afterwards (recover --help, push --help)")
+    options.add_fields(group, recover.STEP, "recover_")
+    group.add_argument("--recover-output", metavar="FOLDER", help="folder of the tuned model (OUTPUT-recovered)")
+    options.add_fields(group, recover.TRAINING, "recover_")
+    group.add_argument("--push", metavar="REPO", help="publish the last model as namespace/name on the Hub")
+    options.add_fields(group, push.STEP, "push_")
+    parser.add_argument("--config", metavar="RECIPE", help="file of the whole chain (YAML); flags are over it")
+    parser.add_argument("--print-config", action="store_true", help="print that file for these flags, and do nothing")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Prunes and saves; returns what was done."""
-    config = options.config_from(args)
-    from ..checkpoint import base_revision, check_target
-    from ..pruner import MoreauPruner
+    """Prunes and saves, and goes on to recovery and publishing where they are asked for; returns what was done."""
+    from ..recipe import Recipe, overridden, read_recipe
 
-    check_target(args.output, overwrite=args.overwrite)
+    recipe = Recipe.from_dict(overridden(read_recipe(args.config) if args.config else {}, _recipe_from(args)))
+    if args.print_config:
+        return recipe.to_dict()
+    from . import chain
+
     if processes.is_first():
         logging.getLogger("optimum_moreau.pruner").setLevel(logging.INFO)  # it says what scoring will take
-    model, tokenizer = options.load(args)
-    pruner = MoreauPruner(config, tokenizer=tokenizer, revision=base_revision(args.model, args.revision))
-    if args.evaluate:
-        pruner.evaluate(args.evaluate, model)
-    result = pruner.prune(model, args.calibration, **options.calibration_from(args))
+    done = chain.run(recipe, args)
     if not processes.is_first():
         return {}
-    if args.evaluate:
-        pruner.evaluate(args.evaluate)
-    verification = pruner.save_pretrained(args.output, overwrite=args.overwrite, card_template=args.card_template)
-    return report(result.summary, verification, args.output) | measured(pruner)
+    steps = {step: done[step] for step in ("recovery", "push") if step in done}
+    counts = report(done["summary"]) | {"output": done["output"], "steps": done["steps"]}
+    return counts | options.perplexities(done["measurements"]) | steps
 
 
-def measured(pruner: Any) -> dict[str, Any]:
-    """The perplexities of each stage, if any were measured."""
-    found = {one.stage: one.value for one in pruner.measurements}
-    return {"perplexity": found} if found else {}
+def _recipe_from(args: argparse.Namespace) -> dict[str, Any]:
+    """What the flags say of a recipe."""
+    plain = ("model", "revision", "dtype", "calibration", "calibration_column", "evaluate", "card_template", "output")
+    found = {name: value for name in plain if (value := getattr(args, name)) is not None}
+    sections = {
+        "prune": options.settings_from(args),
+        "recover": options.given(
+            args, {**recover.STEP, "output": recover.STEP["data"], **recover.TRAINING}, "recover_"
+        ),
+        "push": ({"repo": args.push} if args.push else {}) | options.given(args, push.STEP, "push_"),
+    }
+    return found | {name: section for name, section in sections.items() if section}
 
 
-def perplexity_line(result: dict[str, Any]) -> list[str]:
-    """The same for a reader."""
-    stages = ", ".join(f"{stage} {value:.4f}" for stage, value in result.get("perplexity", {}).items())
-    return [f"perplexity  {stages}"] if stages else []
-
-
-def report(summary: Any, verification: Any, output: Any) -> dict[str, Any]:
-    """What `prune` and `apply` print as JSON."""
+def report(summary: PruningSummary) -> dict[str, Any]:
+    """What `prune` and `apply` print as JSON, of a summary that was saved."""
     return {
         "parameters_before": summary.parameters_before,
         "parameters_after": summary.parameters_after,
@@ -66,15 +76,18 @@ def report(summary: Any, verification: Any, output: Any) -> dict[str, Any]:
         "adjustments": list(summary.adjustments),
         "criterion": summary.criterion,
         "export": summary.export,
-        "verified_max_abs_difference": verification.max_abs_difference,
+        "verified_max_abs_difference": summary.verified_max_abs_difference,
         "seconds": summary.seconds,
         "peak_memory_bytes": summary.peak_memory_bytes,
-        "output": str(output),
     }
 
 
 def show(result: dict[str, Any]) -> str:
-    """The same for a reader."""
+    """The same for a reader; of --print-config, the recipe's file."""
+    if "model" in result:
+        from ..recipe import Recipe
+
+        return Recipe.from_dict(result).to_yaml().rstrip()
     units = ", ".join(f"{100 * share:.1f} % of {kind}" for kind, share in result["unit_ratio_achieved"].items())
     return "\n".join(
         [
@@ -82,10 +95,12 @@ def show(result: dict[str, Any]) -> str:
             f"  (−{100 * result['ratio_achieved']:.2f} %{dry_run.parts(result)}; units in scope: {units})",
             f"export      {result['export']}",
             *(f"note        {line}" for line in result["adjustments"]),
-            *perplexity_line(result),
+            *(recover.training_lines(result["recovery"]) if "recovery" in result else []),
+            *options.perplexity_line(result),
             f"verified    by a reload in a fresh process; logits differ by {result['verified_max_abs_difference']:g}",
             f"time        {result['seconds']:.1f} s for scoring and cutting,"
             f" peak memory {result['peak_memory_bytes'] / 2**30:.2f} GiB",
             f"saved       {result['output']}",
+            *([push.show(result["push"])] if "push" in result else []),
         ]
     )

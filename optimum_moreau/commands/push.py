@@ -3,48 +3,58 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from . import options
+
+if TYPE_CHECKING:
+    from ..recipe import PushStep
 
 EXAMPLE = "pruned me/model-pruned --private"
+
+
+STEP: options.Fields = {  # the fields of PushStep
+    "private": (None, bool, None, "where the repository is made: private"),
+    "revision": (None, str, "BRANCH", "branch, made where it is missing"),
+    "create_pr": (None, bool, None, "as a pull request"),
+    "commit_message": (None, str, "TEXT", "of the commit"),
+    "overwrite_card": (None, bool, None, "replace the card there, instead of merging"),
+    "verify": (None, bool, None, "download it again into an empty cache, compare, and load it in a fresh process"),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this verb's arguments."""
     parser.add_argument("folder", metavar="FOLDER", help="folder that prune, apply or recover wrote")
     parser.add_argument("repo", metavar="REPO", help="namespace/name on the Hub; made where it is missing")
-    parser.add_argument("--private", action="store_true", default=None, help="where it is made: private")
-    parser.add_argument("--revision", help="branch, made where it is missing")
-    parser.add_argument("--create-pr", action="store_true", help="as a pull request")
-    parser.add_argument("--commit-message", metavar="TEXT", help="of the commit")
-    parser.add_argument("--overwrite-card", action="store_true", help="replace the card there, instead of merging")
+    options.add_fields(parser.add_argument_group("how"), STEP)
     parser.add_argument("--dry-run", action="store_true", help="list what would be sent, and send nothing")
-    parser.add_argument("--verify", action="store_true", help="download it again into an empty cache, and compare")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Publishes; returns what was sent. The token is the one that is logged in, or HF_TOKEN."""
-    from ..hub import files_to_push, push_folder, verify_published
+    from ..hub import files_to_push
+    from ..recipe import PushStep
 
     if args.dry_run:
         return {"repo": args.repo, "files": files_to_push(args.folder), "sent": False}
-    published = push_folder(
-        args.folder,
-        args.repo,
-        private=args.private,
-        revision=args.revision,
-        create_pr=args.create_pr,
-        commit_message=args.commit_message,
-        overwrite_card=args.overwrite_card,
-    )
-    if args.verify:
-        verify_published(published, args.folder)
+    return publish(args.folder, PushStep(args.repo, **options.given(args, STEP)))
+
+
+def publish(folder: str, step: PushStep) -> dict[str, Any]:
+    """Publishes a folder; returns what was sent."""
+    from ..hub import push_folder, verify_published
+
+    published = push_folder(folder, step.repo, **step.options())
+    if step.verify:
+        verify_published(published, folder)
     return {
         "repo": published.repo_id,
         "files": published.files,
         "sent": True,
         "commit": published.commit,
         "url": published.url,
-        "verified": args.verify,
+        "verified": bool(step.verify),
     }
 
 
@@ -55,5 +65,9 @@ def show(result: dict[str, Any]) -> str:
     files = [f"  {name}  {words_for_bytes(size)}" for name, size in result["files"].items()]
     if not result["sent"]:
         return "\n".join([f"would send to {result['repo']}:", *files])
-    checked = ["verified    downloaded again, every file is what was sent"] if result["verified"] else []
+    checked = (
+        ["verified    downloaded again, every file is what was sent; loads in a fresh process"]
+        if result["verified"]
+        else []
+    )
     return "\n".join([f"sent        {len(files)} files to {result['url']}", *checked])

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from . import options, processes, prune
+from . import options, processes
+
+if TYPE_CHECKING:
+    from ..recipe import RecoverStep
 
 EXAMPLE = "pruned --data alpaca.json -o recovered --epochs 2"
 
-# field of RecoveryConfig → (short alias, type, metavar, help); the flag is the field's name with hyphens.
-_FIELDS: dict[str, tuple[str | None, Callable[[str], Any], str, str]] = {
+TRAINING: options.Fields = {  # the fields of RecoveryConfig
     "epochs": (None, float, "N", "passes over the records (default 2)"),
     "max_steps": (None, int, "N", "instead: optimizer steps"),
     "batch_size": (None, int, "N", "sequences per optimizer step, accumulated (default 64)"),
@@ -31,78 +32,124 @@ _FIELDS: dict[str, tuple[str | None, Callable[[str], Any], str, str]] = {
     "temperature": (None, float, "X", "of the distillation (default 2)"),
     "distillation": (None, float, "SHARE", "of the teacher in the loss (default 0.5)"),
     "seed": (None, int, "N", "of order, split and dropout (default 0)"),
+    "packing": (None, bool, None, "fill every sequence with as many records as fit"),
+    "gradient_checkpointing": (None, bool, None, "trade time for memory"),
 }
-_SWITCHES = {
-    "packing": "fill every sequence with as many records as fit",
-    "gradient_checkpointing": "trade time for memory",
+STEP: options.Fields = {  # the fields of RecoverStep
+    "data": (
+        None,
+        str,
+        "FILE",
+        "records with instruction, input, output; or messages; or text; or hub:id[:config[:split[:column]]]",
+    ),
+    "teacher": (None, str, "MODEL", "the unpruned model, to learn from its logits as well"),
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this verb's arguments."""
     parser.add_argument("model", metavar="PRUNED", help="folder that prune or apply wrote")
-    parser.add_argument(
-        "--data",
-        required=True,
-        metavar="FILE",
-        help="records with instruction, input, output; or messages; or text; or hub:id[:config[:split[:column]]]",
-    )
     options.add_output_arguments(parser)
-    parser.add_argument("--teacher", metavar="MODEL", help="the unpruned model, to learn from its logits as well")
+    options.add_fields(parser.add_argument_group("what to learn"), STEP)
+    parser.add_argument("--adapter", metavar="FOLDER", help="instead of --data: merge a LoRA adapter trained on PRUNED")
     parser.add_argument("--work-dir", type=Path, metavar="FOLDER", help="of a run's states (default .OUTPUT.recovery)")
     options.add_loading_arguments(parser)
-    group = parser.add_argument_group("training")
-    for field, (alias, kind, metavar, text) in _FIELDS.items():
-        flags = [flag for flag in (alias, f"--{field.replace('_', '-')}") if flag]
-        group.add_argument(*flags, dest=field, type=kind, metavar=metavar, help=text)
-    for field, text in _SWITCHES.items():
-        group.add_argument(f"--{field.replace('_', '-')}", action="store_true", default=None, help=text)
+    options.add_fields(parser.add_argument_group("training"), TRAINING)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Tunes, merges and saves; returns what was done."""
+    """Tunes, or takes an adapter; merges and saves; returns what was done."""
+    from ..errors import ConfigError
+    from ..recipe import RecoverStep
+
+    settings = options.given(args, {**STEP, **TRAINING})
+    if args.adapter and settings:
+        raise ConfigError(f"--adapter: is trained already; leave --{next(iter(settings)).replace('_', '-')} out")
+    if not args.adapter and not args.data:
+        raise ConfigError("--data: give the records to tune on, or --adapter, trained elsewhere")
+    return tune(
+        args.model,
+        None if args.adapter else RecoverStep.from_dict(settings),
+        args.output,
+        adapter=args.adapter,
+        evaluate=args.evaluate,
+        template=args.card_template,
+        overwrite=args.overwrite,
+        work_dir=args.work_dir,
+        loading={
+            "dtype": args.dtype,
+            "device": processes.join(args.device),
+            "trust_remote_code": args.trust_remote_code,
+        },
+    )
+
+
+def tune(
+    folder: str,
+    step: RecoverStep | None,
+    output: str | Path,
+    *,
+    loading: dict[str, Any],
+    adapter: str | None = None,
+    evaluate: str | None = None,
+    template: str | Path | None = None,
+    overwrite: bool = False,
+    work_dir: Path | None = None,
+    inputs: str = "",
+) -> dict[str, Any]:
+    """Tunes the model of a folder, or merges an adapter into it; saves it to another; returns what was done."""
+    from ..card import check_template
     from ..checkpoint import check_target, load_model
     from ..pruner import MoreauPruner
-    from ..recovery import RecoveryConfig
 
-    given = {field: getattr(args, field) for field in (*_FIELDS, *_SWITCHES) if getattr(args, field) is not None}
-    config = RecoveryConfig(**given)
-    target = check_target(args.output, overwrite=args.overwrite)
-    device = processes.join(args.device)
-    loading = {"dtype": args.dtype, "device": device, "trust_remote_code": args.trust_remote_code}
-    pruner = MoreauPruner.from_pretrained(args.model, **loading)
-    teacher = None if args.teacher is None else load_model(args.teacher, **loading)
-    work = args.work_dir or target.with_name(f".{target.name}.recovery")
-    summary = pruner.recover(args.data, config, teacher=teacher, work_dir=work)
+    target = check_target(output, overwrite=overwrite)
+    check_template(template)
+    work = work_dir or target.with_name(f".{target.name}.recovery")
+    pruner = MoreauPruner.from_pretrained(folder, **loading)
+    if step is None:
+        summary = pruner.merge_adapter(str(adapter))
+    else:
+        teacher = None if step.teacher is None else load_model(step.teacher, **loading)
+        summary = pruner.recover(step.data, step.config, teacher=teacher, work_dir=work)
     if not processes.is_first():
         return {}
-    if args.evaluate:
-        pruner.evaluate(args.evaluate)
-    verification = pruner.save_pretrained(args.output, overwrite=args.overwrite, card_template=args.card_template)
+    if evaluate:
+        pruner.evaluate(evaluate)
+    verification = pruner.save_pretrained(output, overwrite=overwrite, card_template=template, inputs=inputs)
     shutil.rmtree(work, ignore_errors=True)
     return {
         **summary.training,
         "trainable_parameters": summary.trainable_parameters,
         "data": dict(summary.data),
-        **prune.measured(pruner),
+        **options.perplexities(pruner.measurements),
         "verified_max_abs_difference": verification.max_abs_difference,
-        "output": str(args.output),
+        "output": str(output),
     }
 
 
 def show(result: dict[str, Any]) -> str:
     """The same for a reader."""
-    data, held_out = result["data"], result["validation_loss"]
-    loss = f"first {result['first_loss']:.4f}, last {result['last_loss']:.4f}"
     return "\n".join(
         [
-            f"data        {data['train_sequences']:,} sequences of {data['source']},"
-            f" {data['validation_sequences']:,} held out",
-            f"training    {result['steps']} steps, {result['trainable_parameters']:,} parameters in the adapter,"
-            f" {result['seconds']:.0f} s",
-            f"loss        {loss}" + ("" if held_out is None else f"; held out {held_out:.4f}"),
-            *prune.perplexity_line(result),
+            *training_lines(result),
+            *options.perplexity_line(result),
             f"verified    by a reload in a fresh process; logits differ by {result['verified_max_abs_difference']:g}",
             f"saved       {result['output']}, the adapter in {result['output']}/adapter",
         ]
     )
+
+
+def training_lines(result: dict[str, Any]) -> list[str]:
+    """What was learnt, for a reader."""
+    data = result["data"]
+    if "steps" not in result:
+        return [f"adapter     {data['source']}, {result['trainable_parameters']:,} parameters, merged"]
+    held_out = result["validation_loss"]
+    loss = f"first {result['first_loss']:.4f}, last {result['last_loss']:.4f}"
+    return [
+        f"data        {data['train_sequences']:,} sequences of {data['source']},"
+        f" {data['validation_sequences']:,} held out",
+        f"training    {result['steps']} steps, {result['trainable_parameters']:,} parameters in the adapter,"
+        f" {result['seconds']:.0f} s",
+        f"loss        {loss}" + ("" if held_out is None else f"; held out {held_out:.4f}"),
+    ]

@@ -24,6 +24,7 @@ class Measurement:
         metric: its name, e.g. `perplexity`.
         protocol: how it was measured, e.g. `128-token segments`.
         value: the figure.
+        sha256: of the file or dataset name that was measured on; empty where it was neither.
     """
 
     stage: str
@@ -31,6 +32,7 @@ class Measurement:
     metric: str
     protocol: str
     value: float
+    sha256: str = ""
 
     @property
     def what(self) -> tuple[str, str, str]:

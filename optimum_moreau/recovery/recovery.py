@@ -10,22 +10,19 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..envelope import scoring_mode
-from ..errors import ConfigError, MoreauError, NonFiniteError, UnsupportedModelError
+from ..errors import CheckpointError, ConfigError, MoreauError, NonFiniteError, UnsupportedModelError, first_line
 from ..plan import fingerprint
 from ..sources import model_reference
 from ..surgery import check_prunable
+from .adapter import Adapter, forget_peft
 from .examples import TrainingData, load_examples
 from .settings import RecoveryConfig
 from .training import train
-
-if TYPE_CHECKING:
-    from peft import LoraConfig
 
 RECOVERY_NAME = "recovery_summary.json"
 ADAPTER_FOLDER = "adapter"
@@ -57,26 +54,17 @@ class RecoverySummary:
         """Writes the summary as JSON."""
         Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
 
+    @classmethod
+    def load(cls, path: str | Path) -> RecoverySummary:
+        """Reads a summary.
 
-@dataclass(frozen=True)
-class Adapter:
-    """A trained LoRA adapter, apart from its model.
-
-    Attributes:
-        weights: as peft saves them.
-        config: of peft; it names the base model by its Hub id, or not at all.
-    """
-
-    weights: Mapping[str, Tensor]
-    config: LoraConfig
-
-    def save(self, folder: Path) -> None:
-        """Writes `adapter_model.safetensors` and `adapter_config.json`."""
-        from safetensors.torch import save_file
-
-        folder.mkdir()
-        save_file(dict(self.weights), folder / "adapter_model.safetensors", metadata={"format": "pt"})
-        self.config.save_pretrained(str(folder))
+        Raises:
+            CheckpointError: the file is missing or damaged.
+        """
+        try:
+            return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
+        except (OSError, json.JSONDecodeError, TypeError) as error:
+            raise CheckpointError(f"{path}: cannot be read as a recovery summary ({first_line(error)})") from error
 
 
 @dataclass
@@ -119,18 +107,10 @@ class MoreauRecovery:
             CheckpointError: `work_dir` is another run's.
         """
         check_prunable(model)
-        if self.tokenizer is None:
-            raise MoreauError("a tokenizer is needed: MoreauRecovery(config, tokenizer=tokenizer)")
-        _check_fits(model, self.config, teacher)
-        examples = load_examples(
-            data,
-            self.tokenizer,
-            sequence_length=self.config.sequence_length,
-            loss_on=self.config.loss_on,
-            packing=self.config.packing,
-            validation=self.config.validation,
-            seed=self.config.seed,
-        )
+        check_fits(model.config, self.config, None if teacher is None else teacher.config)
+        if any(parameter.is_meta for parameter in model.parameters()):
+            raise UnsupportedModelError("recovery: the model is offloaded; load it whole, or on several GPUs")
+        examples = self.read(data)
         with ExitStack() as stack:
             if work_dir is None:
                 work_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="moreau-recovery-"))
@@ -143,6 +123,45 @@ class MoreauRecovery:
             training=found,
             trainable_parameters=sum(weight.numel() for weight in self.adapter.weights.values()) if self.adapter else 0,
             teacher=None if teacher is None else model_reference(teacher.config.name_or_path) or "another model",
+        )
+        return self.summary
+
+    def read(self, data: Any) -> TrainingData:
+        """Makes training sequences of the data, as `train` does, and refuses what cannot serve.
+
+        Raises:
+            DataError: fields are missing, or nothing is left to learn from.
+        """
+        if self.tokenizer is None:
+            raise MoreauError("a tokenizer is needed: MoreauRecovery(config, tokenizer=tokenizer)")
+        return load_examples(
+            data,
+            self.tokenizer,
+            sequence_length=self.config.sequence_length,
+            loss_on=self.config.loss_on,
+            packing=self.config.packing,
+            validation=self.config.validation,
+            seed=self.config.seed,
+        )
+
+    def merge(self, model: PreTrainedModel, folder: str | Path) -> RecoverySummary:
+        """In place: merges a LoRA adapter that was trained elsewhere on this model.
+
+        Args:
+            model: the pruned model it was trained on.
+            folder: of the adapter, as peft saves it.
+
+        Raises:
+            CheckpointError: no adapter there that can be read, or one for another model; the model is as it was.
+        """
+        check_prunable(model)
+        self.adapter = Adapter.load(folder)
+        self.adapter.merge_into(model)
+        self.summary = RecoverySummary(
+            settings={"rank": self.adapter.config.r, "alpha": self.adapter.config.lora_alpha},
+            data={"source": Path(folder).name},
+            training={},
+            trainable_parameters=sum(weight.numel() for weight in self.adapter.weights.values()),
         )
         return self.summary
 
@@ -159,7 +178,8 @@ class MoreauRecovery:
 
         assert self.tokenizer is not None  # `train` saw to it
         c = self.config
-        run = [fingerprint(model), c.to_dict(), examples.sha256, teacher and fingerprint(teacher)]
+        base = fingerprint(model)
+        run = [base, c.to_dict(), examples.sha256, teacher and fingerprint(teacher)]
         training, use_cache = model.training, model.config.use_cache  # the Trainer turns the cache off
         requires = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
         lora = LoraConfig(
@@ -192,15 +212,13 @@ class MoreauRecovery:
         else:
             tuned.merge_and_unload()
             lora.inference_mode = True
-            self.adapter = Adapter(weights, lora)
+            self.adapter = Adapter(weights, lora, base)
         finally:
             model.train(training)
             model.config.use_cache = use_cache
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(requires[name])
-            if hasattr(model, "peft_config"):
-                del model.peft_config
-            model._hf_peft_config_loaded = False
+            forget_peft(model)
         return found
 
     def save(self, folder: str | Path) -> None:
@@ -218,6 +236,20 @@ class MoreauRecovery:
         self.adapter.save(Path(folder) / ADAPTER_FOLDER)
         self.summary.save(Path(folder) / RECOVERY_NAME)
 
+    @classmethod
+    def load(cls, folder: str | Path) -> MoreauRecovery | None:
+        """Reads what `save` wrote; `None` where nothing was tuned.
+
+        Raises:
+            CheckpointError: a file is damaged.
+        """
+        if not (Path(folder) / RECOVERY_NAME).is_file():
+            return None
+        found = cls()
+        found.summary = RecoverySummary.load(Path(folder) / RECOVERY_NAME)
+        found.adapter = Adapter.load(Path(folder) / ADAPTER_FOLDER)
+        return found
+
 
 def recover(
     model: PreTrainedModel,
@@ -232,17 +264,25 @@ def recover(
     return recovery
 
 
-def _check_fits(model: PreTrainedModel, config: RecoveryConfig, teacher: PreTrainedModel | None) -> None:
-    positions = getattr(model.config, "max_position_embeddings", None)
+def check_fits(model: PretrainedConfig, config: RecoveryConfig, teacher: PretrainedConfig | None = None) -> None:
+    """Refuses settings that a model, or its teacher, cannot serve.
+
+    Args:
+        model: its config.
+        config: the settings.
+        teacher: its config.
+
+    Raises:
+        ConfigError: says which.
+    """
+    positions = getattr(model, "max_position_embeddings", None)
     if positions is not None and config.sequence_length > positions:
         raise ConfigError(f"sequence_length: {config.sequence_length} is more than the model's {positions} positions")
-    if teacher is not None and teacher.config.vocab_size != model.config.vocab_size:
+    if teacher is not None and teacher.vocab_size != model.vocab_size:
         raise ConfigError(
-            f"teacher: has a vocabulary of {teacher.config.vocab_size}, the model {model.config.vocab_size}; take the"
-            " model that was pruned"
+            f"teacher: has a vocabulary of {teacher.vocab_size}, the model {model.vocab_size}; take the model that was"
+            " pruned"
         )
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise UnsupportedModelError("recovery: the model is offloaded; load it whole, or on several GPUs")
 
 
 def _hub_id(model: PreTrainedModel) -> str | None:

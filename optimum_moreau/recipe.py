@@ -1,0 +1,194 @@
+"""`Recipe`: the whole chain in one YAML file: what to prune and how, what to tune it on, measure it on, publish it as.
+
+What a recipe holds decides the result. How a machine gets there (device, folders to go on from, whether code that lies
+beside the weights may run) is said on the command line only, and so is the token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from .config import SIZES, MoreauPrunerConfig
+from .errors import ConfigError, first_line
+from .recovery import RecoveryConfig
+from .registry import suggestion
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RecoverStep:
+    """What the pruned model is tuned on, and how.
+
+    Attributes:
+        data: records, as for `MoreauRecovery.train`.
+        output: folder of the tuned model; default: the pruned one's name with `-recovered`.
+        teacher: the unpruned model, to learn from its logits as well.
+        config: the settings.
+    """
+
+    data: str
+    output: str | None = None
+    teacher: str | None = None
+    config: RecoveryConfig = field(default_factory=RecoveryConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the step as one flat dictionary."""
+        named = {"data": self.data, "output": self.output, "teacher": self.teacher}
+        return _without_none({**named, **self.config.to_dict()})
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RecoverStep:
+        """Makes the step of a flat dictionary; raises ConfigError for an unknown name."""
+        own = {name: values[name] for name in ("data", "output", "teacher") if name in values}
+        if "data" not in own:
+            raise ConfigError("recover: needs data, the records to tune on (--recover-data)")
+        return cls(config=RecoveryConfig.from_dict({k: v for k, v in values.items() if k not in own}), **own)
+
+
+@dataclass(frozen=True)
+class PushStep:
+    """Where the result is published; the fields are those of `push_folder`, and `verify`: load it back from there."""
+
+    repo: str
+    private: bool | None = None
+    revision: str | None = None
+    create_pr: bool = False
+    commit_message: str | None = None
+    overwrite_card: bool = False
+    verify: bool = False
+
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments of `push_folder`."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("repo", "verify")}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PushStep:
+        """Makes the step of a dictionary; raises ConfigError for an unknown name."""
+        if "repo" not in values:
+            raise ConfigError("push: needs repo, namespace/name on the Hub (--push)")
+        return _made(cls, values, "push")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The whole chain.
+
+    Attributes:
+        model: folder or Hub id of the base model.
+        output: folder of the pruned model.
+        revision: of the base model on the Hub.
+        dtype: to load it in; `auto` is as saved.
+        calibration: text to score on, as for `load_calibration`.
+        calibration_column: its text column.
+        evaluate: text whose perplexity is measured before pruning, after it, and after recovery.
+        card_template: of the model card (jinja2).
+        prune: what to prune and how.
+        recover: tune afterwards, if given.
+        push: publish the last model, if given.
+    """
+
+    model: str
+    output: str
+    revision: str | None = None
+    dtype: str = "auto"
+    calibration: str | None = None
+    calibration_column: str | None = None
+    evaluate: str | None = None
+    card_template: str | None = None
+    prune: MoreauPrunerConfig = field(default_factory=MoreauPrunerConfig)
+    recover: RecoverStep | None = None
+    push: PushStep | None = None
+
+    @property
+    def recovered(self) -> str:
+        """Folder of the tuned model."""
+        named = self.recover.output if self.recover else None
+        return named or f"{self.output.rstrip('/')}-recovered"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the recipe as a dictionary that YAML and JSON can hold; what is not set is left out."""
+        found = {one.name: getattr(self, one.name) for one in fields(self)}
+        found["prune"] = _without_none(self.prune.to_dict())
+        found["recover"] = None if self.recover is None else self.recover.to_dict()
+        found["push"] = None if self.push is None else _without_none(vars(self.push))
+        return _without_none(found)
+
+    def to_yaml(self) -> str:
+        """Returns the recipe as the file that `read_recipe` reads."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
+        """Makes a recipe of a dictionary.
+
+        Raises:
+            ConfigError: an unknown or missing name, or a value that is not valid.
+        """
+        for name, flag in (("model", "MODEL"), ("output", "--output")):
+            if name not in values:
+                raise ConfigError(f"{name}: is missing; give it ({flag}) or a recipe that holds it (--config)")
+        steps: dict[str, Any] = {"prune": MoreauPrunerConfig.from_dict(_section(values, "prune"))}
+        if "recover" in values:
+            steps["recover"] = RecoverStep.from_dict(_section(values, "recover"))
+        if "push" in values:
+            steps["push"] = PushStep.from_dict(_section(values, "push"))
+        return _made(cls, {**values, **steps}, "recipe")
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """Reads a recipe's file as a dictionary, for `Recipe.from_dict`.
+
+    Raises:
+        ConfigError: no such file, or not YAML.
+    """
+    try:
+        found = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as a recipe ({first_line(error)})") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: is no recipe; `prune … --print-config` writes one")
+    return found
+
+
+def overridden(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a recipe's file says, with what was given over it, section by section.
+
+    Args:
+        recipe: of the file.
+        given: of the command line; a size in it replaces the file's, whichever of the four that is.
+    """
+    found = {**recipe, **given}
+    for name in ("prune", "recover", "push"):
+        if name in recipe and name in given:
+            old = dict(_section(recipe, name))
+            if name == "prune" and any(size in given[name] for size in SIZES):
+                old = {key: value for key, value in old.items() if key not in SIZES}
+            found[name] = {**old, **given[name]}
+    return found
+
+
+def _made(kind: type[T], values: Mapping[str, Any], where: str) -> T:
+    known = [one.name for one in fields(kind)]  # type: ignore[arg-type]
+    for name, value in values.items():
+        if name not in known:
+            raise ConfigError(f"{where}: unknown name '{name}'.{suggestion(name, known)}")
+        if name not in ("prune", "recover", "push") and not isinstance(value, (str, bool, type(None))):
+            raise ConfigError(f"{where}: {name}: {value!r} is no text")
+    return kind(**values)
+
+
+def _section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = values.get(name, {})
+    if not isinstance(found, Mapping):
+        raise ConfigError(f"{name}: {found!r:.40} is no dictionary of settings")
+    return found
+
+
+def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}

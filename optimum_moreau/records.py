@@ -1,0 +1,78 @@
+"""What lies beside the weights of a pruned model: plan, config, scores, summary, measurements, adapter, card."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .card import write_card
+from .config import MoreauPrunerConfig
+from .errors import CheckpointError
+from .evaluation.records import EVALUATION_NAME, Measurement, load_measurements, save_measurements
+from .plan import PLAN_NAME, PruningPlan
+from .recovery import MoreauRecovery
+from .scores import SCORES_NAME, UnitScores
+from .summary import SUMMARY_NAME, PruningSummary
+
+
+@dataclass(frozen=True)
+class Records:
+    """The records of a pruned model.
+
+    Attributes:
+        summary: counts, shares, export, times.
+        plan: which units stayed.
+        scores: the importance of every unit in scope; `None` if a plan was applied.
+        recovery: its summary and adapter, if the model was tuned.
+        measurements: before pruning and after.
+    """
+
+    summary: PruningSummary
+    plan: PruningPlan
+    scores: UnitScores | None = None
+    recovery: MoreauRecovery | None = None
+    measurements: Sequence[Measurement] = ()
+
+    def save(self, folder: Path, card_template: str | Path | None = None) -> None:
+        """Writes them, and the card made of them, into a model's folder.
+
+        Raises:
+            CheckpointError: the template cannot be used.
+        """
+        self.plan.save(folder / PLAN_NAME)
+        MoreauPrunerConfig.from_dict(self.plan.config).save_pretrained(folder)
+        self.summary.save(folder / SUMMARY_NAME)
+        if self.scores is not None:
+            self.scores.save(folder / SCORES_NAME)
+        if self.recovery is not None:
+            self.recovery.save(folder)
+        if self.measurements:
+            save_measurements(self.measurements, folder / EVALUATION_NAME)
+        write_card(
+            folder,
+            self.summary,
+            self.plan,
+            recovery=None if self.recovery is None else self.recovery.summary,
+            measurements=self.measurements,
+            template=card_template,
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> Records:
+        """Reads them from a model's folder.
+
+        Raises:
+            CheckpointError: the folder holds no pruned model, or a damaged file.
+        """
+        if folder.is_dir() and not (folder / PLAN_NAME).is_file():
+            raise CheckpointError(f"{folder}: holds no {PLAN_NAME}; give a folder that prune or apply wrote")
+        plan = PruningPlan.load(folder / PLAN_NAME)
+        scores, measured = folder / SCORES_NAME, folder / EVALUATION_NAME
+        return cls(
+            summary=PruningSummary.load(folder / SUMMARY_NAME),
+            plan=plan,
+            scores=UnitScores.load(scores) if scores.is_file() else None,
+            recovery=MoreauRecovery.load(folder),
+            measurements=load_measurements(measured) if measured.is_file() else (),
+        )
