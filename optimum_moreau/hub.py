@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx2
-import torch
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from .checkpoint import reload_logits
-from .errors import CheckpointError, HubError, first_line
+from .errors import CheckpointError, HubError, first_line, quiet
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +45,14 @@ class Published:
         url: of the commit, or of the pull request.
         commit: its hash.
         files: path in the repository → bytes.
+        changed: whether anything was different there, so that a commit was made.
     """
 
     repo_id: str
     url: str
     commit: str
     files: dict[str, int]
+    changed: bool
 
 
 def files_to_push(folder: str | Path) -> dict[str, int]:
@@ -126,7 +126,7 @@ def push_folder(
     _check_name(repo_id)
     path, api = Path(folder).expanduser(), HfApi(token=token)
 
-    def commit() -> Any:
+    def commit() -> tuple[str | None, Any]:
         api.create_repo(repo_id, private=private, exist_ok=True)
         if revision is not None and not create_pr:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
@@ -135,16 +135,17 @@ def push_folder(
         if card.is_file():
             theirs = None if overwrite_card else _remote_card(api, repo_id, revision)
             operations.append(CommitOperationAdd("README.md", merged_card(theirs, ModelCard.load(card)).encode()))
-        return api.create_commit(
-            repo_id,
-            operations,
-            commit_message=commit_message or "Upload a pruned model with optimum-moreau",
-            revision=revision,
-            create_pr=create_pr,
-        )
+        with quiet("huggingface_hub.hf_api"):  # it warns where nothing has changed
+            return api.model_info(repo_id, revision=None if create_pr else revision).sha, api.create_commit(
+                repo_id,
+                operations,
+                commit_message=commit_message or "Upload a pruned model with optimum-moreau",
+                revision=revision,
+                create_pr=create_pr,
+            )
 
-    found = _patiently(commit, repo_id)
-    return Published(repo_id, found.pr_url or found.commit_url, found.oid, files)
+    before, found = _patiently(commit, repo_id)
+    return Published(repo_id, found.pr_url or found.commit_url, found.oid, files, changed=found.oid != before)
 
 
 def merged_card(theirs: ModelCard | None, ours: ModelCard) -> str:
@@ -193,6 +194,10 @@ def verify_published(published: Published, folder: str | Path, *, token: str | N
     Raises:
         HubError: it cannot be read back, differs, or does not load.
     """
+    import torch
+
+    from .checkpoint import reload_logits
+
     with tempfile.TemporaryDirectory() as cache, tempfile.TemporaryDirectory() as work:
 
         def download() -> str:

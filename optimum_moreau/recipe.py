@@ -64,8 +64,8 @@ class PushStep:
     verify: bool = False
 
     def options(self) -> dict[str, Any]:
-        """The keyword arguments of `push_folder`."""
-        return {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("repo", "verify")}
+        """How it is published: every field but `repo`."""
+        return {name: value for name, value in vars(self).items() if name != "repo"}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PushStep:

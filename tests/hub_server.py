@@ -141,11 +141,15 @@ class Handler(BaseHTTPRequestHandler):
             self.send(404, {"error": "no repo"}, {"X-Error-Code": "RepoNotFound"})
             return
         files = json.loads(body)["files"]
-        large = (".safetensors", "tokenizer.json")
-        modes = [
-            {"path": f["path"], "uploadMode": "lfs" if f["path"].endswith(large) else "regular", "shouldIgnore": False}
-            for f in files
-        ]
+        there = self.hub.files(repo, revision)
+        modes = []
+        for name in (file["path"] for file in files):
+            large, content = name.endswith((".safetensors", "tokenizer.json")), there.get(name)
+            mode = {"path": name, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False}
+            if content is not None:
+                blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+                mode["oid"] = hashlib.sha256(content).hexdigest() if large else blob
+            modes.append(mode)
         self.send(200, {"files": modes})
 
     def batch(self, body, repo):
@@ -208,7 +212,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def whoami(self, body):
         """GET /api/whoami-v2"""
-        self.send(200, {"name": "me", "type": "user", "auth": {"accessToken": {"role": "write"}}, "orgs": []})
+        roles = {f"Bearer {TOKEN}": "write", f"Bearer {READ_ONLY}": "read"}
+        role = roles.get(self.headers.get("Authorization"))
+        if role is None:
+            self.send(401, {"error": "not logged in"})
+            return
+        self.send(200, {"name": "me", "type": "user", "auth": {"accessToken": {"role": role}}, "orgs": []})
 
 
 ENDPOINTS = [

@@ -98,6 +98,32 @@ def test_what_is_pushed_loads_from_the_hub(kind_of_model, first, options, hub, f
         assert sums[name] == pytest.approx(float(weight.double().sum()), abs=1e-9)
 
 
+PLAIN_PUSH = """
+import sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from optimum_moreau import MoreauPruner, MoreauPrunerConfig
+model, tokenizer = (kind.from_pretrained(sys.argv[1]) for kind in (AutoModelForCausalLM, AutoTokenizer))
+MoreauPruner(MoreauPrunerConfig(criterion="magnitude", unit_ratio=0.5, mlp_layers=(1, 2))).prune(model)
+model.push_to_hub("me/plain")
+tokenizer.push_to_hub("me/plain")
+print(float(model.lm_head.weight.double().sum()))
+"""
+
+
+def test_a_plain_push_of_a_pruned_model_loads_too(hub, tiny_folder, tmp_path):
+    load = LOAD.format(first="", options=", trust_remote_code=True", records="")
+    for code, argument, home in ((PLAIN_PUSH, tiny_folder, "home"), (load, "me/plain", "stranger")):
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", code, str(argument)],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env=environment(hub, tmp_path / home),
+        )
+        assert done.returncode == 0, done.stderr
+    assert "modeling_moreau.py" in hub.files("me/plain")
+
+
 def test_a_dry_run_sends_nothing(hub, folders, tmp_path):
     done = push(hub, tmp_path, folders["stock"], "me/pruned", "--dry-run")
     assert done.returncode == 0 and "model.safetensors" in done.stdout

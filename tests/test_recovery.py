@@ -243,6 +243,86 @@ def test_a_recovered_model_is_saved_with_its_adapter_and_names_no_folder(tokeniz
     assert again._result.plan == pruner._result.plan
 
 
+def test_what_was_recovered_is_loaded_with_its_adapter(tokenizer, tokens, tmp_path):
+    pruner, _, _ = pruned_folder("llama", tmp_path, tokenizer, tokens)
+    pruner.recover(RECORDS, RecoveryConfig(**QUICK))
+    pruner.save_pretrained(tmp_path / "out")
+    MoreauPruner.from_pretrained(tmp_path / "out").save_pretrained(tmp_path / "again")
+    for name in ("README.md", "pruning_plan.json", "recovery_summary.json", "model.safetensors"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
+    first, second = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("out", "again"))
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+# An adapter trained elsewhere
+
+
+@pytest.fixture
+def adapted(tokenizer, tokens, tmp_path):
+    """A pruned folder, an adapter trained on it, and the weights with it merged."""
+    pruner, model, _ = pruned_folder("llama", tmp_path, tokenizer, tokens)
+    pruner.save_pretrained(tmp_path / "saved")
+    pruner.recover(RECORDS, RecoveryConfig(**QUICK))
+    pruner._recovery.save(tmp_path)
+    return tmp_path / "saved", tmp_path / "adapter", model.state_dict()
+
+
+def test_an_adapter_trained_elsewhere_is_merged(adapted, command, tmp_path):
+    folder, adapter, merged = adapted
+    pruner = MoreauPruner.from_pretrained(folder)
+    pruner.merge_adapter(adapter)
+    for name, weight in merged.items():
+        assert torch.allclose(pruner._model.state_dict()[name], weight, atol=1e-6), name
+    assert not hasattr(pruner._model, "peft_config")
+    code, out, err = command("recover", folder, "--adapter", adapter, "-o", tmp_path / "out")
+    assert code == 0 and "adapter     adapter," in out, err
+    assert "trained elsewhere, `adapter`, was merged" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_an_adapter_for_another_base_is_refused(adapted, tiny_folder, tokenizer, tmp_path):
+    folder, adapter, _ = adapted
+    dense = tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=256)
+    other = tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=256, num_hidden_layers=1)
+    same_shapes = MoreauPruner.from_pretrained(folder)._model
+    with torch.no_grad():
+        same_shapes.model.embed_tokens.weight.neg_()
+    for model, message in (
+        (dense, r"model\.layers\.\d\.\S+ has \d+ (in|out)puts there, \d+ in this model; .*\(before pruning\?\)"),
+        (other, "it was trained on another model"),
+        (same_shapes, "trained on other weights of the same shapes"),
+    ):
+        before = snapshot(model)
+        with pytest.raises(CheckpointError, match=message):
+            MoreauRecovery(tokenizer=tokenizer).merge(model, adapter)
+        assert_same_state(model, before)
+        assert not any("lora" in name for name, _ in model.named_modules())
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "adapter_model.safetensors").unlink(), "holds no adapter"),
+        (lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"x"), "cannot be read as an adapter"),
+        (lambda folder: (folder / "adapter_config.json").write_text("{"), "cannot be read as an adapter"),
+        (lambda folder: (folder / "adapter_config.json").write_text('{"peft_type": "IA3"}'), "only LoRA is merged"),
+    ],
+    ids=["no weights", "weights", "config", "kind"],
+)
+def test_what_is_no_adapter_is_refused(damage, message, adapted, command, tmp_path):
+    folder, adapter, _ = adapted
+    damage(adapter)
+    code, out, err = command("recover", folder, "--adapter", adapter, "-o", tmp_path / "out")
+    assert (code, out) == (2, "") and message in err and len(err.splitlines()) == 1, err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_leaves_nothing_to_train(command):
+    code, _, err = command("recover", "folder", "--adapter", "a", "--max-steps", "3", "-o", "out")
+    assert code == 2 and "--adapter: is trained already; leave --max-steps out" in err
+    code, _, err = command("recover", "folder", "-o", "out")
+    assert code == 2 and "--data: give the records to tune on" in err
+
+
 # Bad input
 
 

@@ -76,8 +76,8 @@ def run(recipe: Recipe, args: argparse.Namespace) -> dict[str, Any]:
             )
         found |= {"output": recipe.recovered, "measurements": _measurements(recipe, "recover")}
     if recipe.push:
-        found["push"] = push.publish(found["output"], recipe.push)
-        steps["push"] = "done"
+        found["push"] = push.publish(found["output"], recipe.push.repo, recipe.push.options())
+        steps["push"] = "done" if found["push"]["changed"] else "skipped"
     return {**found, "steps": steps}
 
 

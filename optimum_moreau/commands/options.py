@@ -87,8 +87,8 @@ def add_fields(group: argparse._ArgumentGroup, fields: Fields, prefix: str = "")
     """Adds one flag per field, each beginning with the prefix; what is not given is `None`."""
     for field, (alias, kind, metavar, text) in fields.items():
         names = [alias.removeprefix("--")] if alias else []
-        flags = [f"--{prefix}{name.replace('_', '-')}" for name in (*names, field)]
-        dest = f"{prefix}{field}".replace("-", "_")
+        flags = [f"--{prefix}{name}".replace("_", "-") for name in (*names, field)]
+        dest = f"{prefix}{field}"
         if kind is bool:
             group.add_argument(*flags, dest=dest, action="store_true", default=None, help=text)
         else:
@@ -97,7 +97,7 @@ def add_fields(group: argparse._ArgumentGroup, fields: Fields, prefix: str = "")
 
 def given(args: argparse.Namespace, fields: Fields, prefix: str = "") -> dict[str, Any]:
     """The fields whose flags were given."""
-    found = {field: getattr(args, f"{prefix}{field}".replace("-", "_")) for field in fields}
+    found = {field: getattr(args, f"{prefix}{field}") for field in fields}
     return {field: value for field, value in found.items() if value is not None}
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from . import options
-
-if TYPE_CHECKING:
-    from ..recipe import PushStep
 
 EXAMPLE = "pruned me/model-pruned --private"
 
@@ -34,27 +32,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Publishes; returns what was sent. The token is the one that is logged in, or HF_TOKEN."""
     from ..hub import files_to_push
-    from ..recipe import PushStep
 
     if args.dry_run:
         return {"repo": args.repo, "files": files_to_push(args.folder), "sent": False}
-    return publish(args.folder, PushStep(args.repo, **options.given(args, STEP)))
+    return publish(args.folder, args.repo, options.given(args, STEP))
 
 
-def publish(folder: str, step: PushStep) -> dict[str, Any]:
-    """Publishes a folder; returns what was sent."""
+def publish(folder: str, repo: str, how: Mapping[str, Any]) -> dict[str, Any]:
+    """Publishes a folder; `how` are fields of STEP; returns what was sent."""
     from ..hub import push_folder, verify_published
 
-    published = push_folder(folder, step.repo, **step.options())
-    if step.verify:
+    verify = how.get("verify", False)
+    published = push_folder(folder, repo, **{name: value for name, value in how.items() if name != "verify"})
+    if verify:
         verify_published(published, folder)
     return {
         "repo": published.repo_id,
         "files": published.files,
         "sent": True,
         "commit": published.commit,
+        "changed": published.changed,
         "url": published.url,
-        "verified": bool(step.verify),
+        "verified": verify,
     }
 
 
@@ -70,4 +69,6 @@ def show(result: dict[str, Any]) -> str:
         if result["verified"]
         else []
     )
+    if not result["changed"]:
+        return "\n".join([f"sent        nothing: {result['repo']} holds these {len(files)} files already", *checked])
     return "\n".join([f"sent        {len(files)} files to {result['url']}", *checked])

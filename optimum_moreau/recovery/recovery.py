@@ -277,7 +277,10 @@ def check_fits(model: PretrainedConfig, config: RecoveryConfig, teacher: Pretrai
     """
     positions = getattr(model, "max_position_embeddings", None)
     if positions is not None and config.sequence_length > positions:
-        raise ConfigError(f"sequence_length: {config.sequence_length} is more than the model's {positions} positions")
+        raise ConfigError(
+            f"sequence_length: {config.sequence_length} is more than the model's {positions} positions; lower it"
+            " (--seq-len, in a chain --recover-seq-len)"
+        )
     if teacher is not None and teacher.vocab_size != model.vocab_size:
         raise ConfigError(
             f"teacher: has a vocabulary of {teacher.vocab_size}, the model {model.vocab_size}; take the model that was"
