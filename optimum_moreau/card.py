@@ -83,6 +83,7 @@ def write_card(
         template,
         summary=summary,
         recovery=recovery,
+        unused=_unused(recovery),
         criteria=_criteria(config),
         settings={key: _words(key, value) for key, value in plan.config.items() if value is not None},
         layers=list(zip(summary.layers_before, summary.layers_after, strict=True)),
@@ -160,6 +161,14 @@ def _results(measurements: Sequence[Measurement]) -> list[EvalResult]:
                 )
             )
     return found
+
+
+def _unused(recovery: RecoverySummary | None) -> set[str]:
+    """Settings of a recovery that had no part in it."""
+    if recovery is None:
+        return set()
+    without_teacher = set() if recovery.teacher else {"temperature", "distillation"}
+    return without_teacher | ({"epochs"} if recovery.settings.get("max_steps") else set())
 
 
 def _criteria(config: MoreauPrunerConfig) -> list[tuple[str, str, str]]:

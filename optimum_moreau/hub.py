@@ -21,6 +21,7 @@ from .errors import CheckpointError, HubError, first_line, quiet
 
 logger = logging.getLogger(__name__)
 
+PLACEHOLDER = "path/or/repo"  # in a card that is not published yet
 _BEGIN, _END = "<!-- optimum-moreau: begin -->", "<!-- optimum-moreau: end -->"
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 _TRIES = 4
@@ -134,7 +135,9 @@ def push_folder(
         card = path / "README.md"
         if card.is_file():
             theirs = None if overwrite_card else _remote_card(api, repo_id, revision)
-            operations.append(CommitOperationAdd("README.md", merged_card(theirs, ModelCard.load(card)).encode()))
+            ours = ModelCard.load(card)
+            ours.text = ours.text.replace(PLACEHOLDER, repo_id)
+            operations.append(CommitOperationAdd("README.md", merged_card(theirs, ours).encode()))
         with quiet("huggingface_hub.hf_api"):  # it warns where nothing has changed
             return api.model_info(repo_id, revision=None if create_pr else revision).sha, api.create_commit(
                 repo_id,

@@ -16,7 +16,7 @@ from .errors import CheckpointError, first_line
 from .plan import Kept, PruningPlan
 
 SUMMARY_NAME = "pruning_summary.json"
-_PACKAGES = ("optimum-moreau", "torch", "transformers", "optimum", "huggingface_hub", "safetensors")
+_PACKAGES = ("optimum-moreau", "torch", "transformers", "optimum", "peft", "huggingface_hub", "safetensors")
 
 
 @dataclass(frozen=True)

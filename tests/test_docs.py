@@ -41,11 +41,13 @@ def test_the_python_example_runs(after_the_demo, capsys):
 
 def test_the_commands_run(after_the_demo, capsys):
     lines = [line for block in blocks(README, "console") for line in block.splitlines() if "moreau" in line]
-    assert len(lines) == 12
+    assert len(lines) == 14
     for line in lines:
-        words = shlex.split(line)
+        words, redirected, file = shlex.split(line), ">" in line, line.split()[-1]
         arguments = words[2:] if words[0] == "optimum-cli" else words[1:]
-        assert main(arguments) == 0, f"{line}\n{capsys.readouterr().err}"
+        assert main(arguments[:-2] if redirected else arguments) == 0, f"{line}\n{capsys.readouterr().err}"
+        if redirected:
+            (after_the_demo / file).write_text(capsys.readouterr().out)
 
 
 def test_the_table_lists_every_criterion():

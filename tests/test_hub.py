@@ -78,6 +78,7 @@ def test_what_is_pushed_loads_from_the_hub(kind_of_model, first, options, hub, f
     done = push(hub, tmp_path, folders[kind_of_model], "me/pruned", "--verify", "--json")
     assert done.returncode == 0, done.stderr
     files = json.loads(done.stdout)["files"]
+    assert b'from_pretrained("me/pruned")' in hub.files("me/pruned")["README.md"]
     assert files.keys() | {".gitattributes"} == hub.files("me/pruned").keys()
     assert sum("/commit/" in path for method, path in hub.log if method == "POST") == 1
     records = "from optimum_moreau import MoreauPrunerConfig, PruningPlan\n" + "".join(

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -116,6 +117,8 @@ class MoreauRecovery:
                 work_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="moreau-recovery-"))
             if teacher is not None:
                 stack.enter_context(scoring_mode(teacher))
+            stack.enter_context(warnings.catch_warnings())  # peft asks transformers by an old name
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
             found = self._tune(model, examples, teacher, Path(work_dir), training_arguments)
         self.summary = RecoverySummary(
             settings=self.config.to_dict(),
