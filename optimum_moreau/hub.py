@@ -9,13 +9,23 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx2
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData, snapshot_download
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    ModelCard,
+    ModelCardData,
+    snapshot_download,
+)
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import OfflineModeIsEnabled, validate_repo_id
+from yaml import YAMLError
 
 from .errors import CheckpointError, HubError, first_line, quiet
 
@@ -24,6 +34,15 @@ logger = logging.getLogger(__name__)
 PLACEHOLDER = "path/or/repo"  # in a card that is not published yet
 _BEGIN, _END = "<!-- optimum-moreau: begin -->", "<!-- optimum-moreau: end -->"
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+_RECORDS = (
+    "modeling_moreau.py",
+    "pruning_plan.json",
+    "pruning_scores.safetensors",
+    "pruning_summary.json",
+    "moreau_pruner_config.json",
+    "evaluation.json",
+    "recovery_summary.json",
+)
 _TRIES = 4
 _LONGEST_WAIT = 60.0  # seconds
 _STATUS = {
@@ -108,7 +127,8 @@ def push_folder(
 ) -> Published:
     """Publishes a saved folder in one commit; creates the repository where there is none.
 
-    A push that broke off is done again: what was uploaded is recognised by its hash and not sent twice.
+    A push that broke off is done again: what was uploaded is recognised by its hash and not sent twice. What an earlier
+    push left there (weights, adapter, records) and the folder does not hold is removed in the same commit.
 
     Args:
         folder: of a saved model.
@@ -131,7 +151,9 @@ def push_folder(
         api.create_repo(repo_id, private=private, exist_ok=True)
         if revision is not None and not create_pr:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        operations = [CommitOperationAdd(name, str(path / name)) for name in files if name != "README.md"]
+        operations: list[Any] = [CommitOperationAdd(name, str(path / name)) for name in files if name != "README.md"]
+        stale = [name for name in api.list_repo_files(repo_id, revision=revision) if _is_ours(name)]
+        operations += [CommitOperationDelete(name) for name in stale if name not in files]
         card = path / "README.md"
         if card.is_file():
             theirs = None if overwrite_card else _remote_card(api, repo_id, revision)
@@ -184,15 +206,26 @@ def _remote_card(api: HfApi, repo_id: str, revision: str | None) -> ModelCard | 
         try:
             file = api.hf_hub_download(repo_id, "README.md", revision=revision, local_dir=work)
             return ModelCard.load(file, ignore_metadata_errors=True)
-        except (EntryNotFoundError, ValueError):  # there is none, or it is none
+        except EntryNotFoundError:
             return None
+        except (ValueError, YAMLError) as error:
+            reason = f"the card there cannot be read ({first_line(error)}); repair it, or replace it (--overwrite-card)"
+            raise HubError(f"{repo_id}: {reason}") from error
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a push sends such a file: weights, adapter, modeling file, records."""
+    folder, _, file = name.rpartition("/")
+    if folder:
+        return folder == "adapter" and file in ("adapter_model.safetensors", "adapter_config.json")
+    return file in _RECORDS or (file.startswith("model") and file.endswith((".safetensors", ".safetensors.index.json")))
 
 
 def verify_published(published: Published, folder: str | Path, *, token: str | None = None) -> None:
     """Downloads what was published into an empty cache, compares every file but the card, and loads it from there.
 
-    It is loaded by its name on the Hub, in a fresh process; the modeling file of an own type runs only after it was
-    seen to be the folder's.
+    It is loaded by its name on the Hub, in a fresh process, and must compute the folder's logits; the modeling file of
+    an own type runs only after it was seen to be the folder's.
 
     Raises:
         HubError: it cannot be read back, differs, or does not load.
@@ -211,13 +244,15 @@ def verify_published(published: Published, folder: str | Path, *, token: str | N
             if name != "README.md" and _hash(there / name) != _hash(Path(folder).expanduser() / name):
                 raise HubError(f"{published.repo_id}: {name} on the Hub is not what was sent; push again")
         own_type = "auto_map" in json.loads((there / "config.json").read_text(encoding="utf-8"))
-        options: dict[str, Any] = {"remote_code": own_type, "revision": published.commit, "cache": cache}
+        tokens, local = torch.arange(2, 10)[None], str(Path(folder).expanduser().resolve())
         try:
-            logits = reload_logits(published.repo_id, torch.arange(2, 10)[None], Path(work), **options)
+            expected = reload_logits(local, tokens, Path(work), remote_code=own_type)
+            remote: dict[str, Any] = {"revision": published.commit, "cache": cache}
+            found = reload_logits(published.repo_id, tokens, Path(work), remote_code=own_type, **remote)
         except CheckpointError as error:
             raise HubError(f"{published.repo_id}: what is on the Hub {error}") from error
-        if not torch.isfinite(logits).all():
-            raise HubError(f"{published.repo_id}: what is on the Hub computes logits that are not finite")
+        if not torch.equal(found, expected):
+            raise HubError(f"{published.repo_id}: what is on the Hub computes other logits than {folder}; push again")
 
 
 def _hash(file: Path) -> str:
@@ -225,6 +260,20 @@ def _hash(file: Path) -> str:
         return ""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _seconds(retry_after: str | None, otherwise: float) -> float:
+    """What a Retry-After header asks for: seconds, or a date."""
+    if retry_after is None:
+        return otherwise
+    try:
+        return max(0.0, float(retry_after))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):
+        return otherwise
 
 
 def _patiently(action: Callable[[], T], repo_id: str) -> T:
@@ -235,14 +284,16 @@ def _patiently(action: Callable[[], T], repo_id: str) -> T:
         except HfHubHTTPError as error:
             status = error.response.status_code if error.response is not None else 0
             again = status in (409, 429) or status >= 500
-            wait = float(error.response.headers.get("Retry-After", 2**attempt)) if again else 0.0
+            wait = _seconds(error.response.headers.get("Retry-After"), 2.0**attempt) if again else 0.0
             reason = _STATUS.get(status, f"the Hub failed ({status})")
+        except OfflineModeIsEnabled:
+            again, wait, reason = False, 0.0, "HF_HUB_OFFLINE is set; unset it to reach the Hub"
         except (httpx2.TransportError, ConnectionError, TimeoutError) as error:
             again, wait, reason = True, float(2**attempt), f"the connection broke ({type(error).__name__})"
         except LocalTokenNotFoundError:
             again, wait, reason = False, 0.0, _STATUS[401]
         if not again or attempt == _TRIES - 1:
-            later = "; what was uploaded stays, the same command goes on from it" if again else ""
+            later = "; the same command goes on from what was uploaded" if again else ""
             raise HubError(f"{repo_id}: {reason}{later}") from None  # a traceback could hold the token
         logger.warning("%s: %s; trying again in %.0f s", repo_id, reason, min(wait, _LONGEST_WAIT))
         time.sleep(min(wait, _LONGEST_WAIT))

@@ -220,10 +220,9 @@ class MoreauPruner:
         """
         if self._model is None:
             raise MoreauError("recover: nothing was pruned yet; call prune, apply or from_pretrained first")
-        self._recovery = MoreauRecovery(config or RecoveryConfig(), self.tokenizer)
-        return self._recovery.train(
-            self._model, data, teacher=teacher, work_dir=work_dir, training_arguments=training_arguments
-        )
+        recovery = MoreauRecovery(config or RecoveryConfig(), self.tokenizer)
+        recovery.train(self._model, data, teacher=teacher, work_dir=work_dir, training_arguments=training_arguments)
+        return self._recovered(recovery)
 
     def merge_adapter(self, folder: str | Path) -> RecoverySummary:
         """In place: merges a LoRA adapter that was trained elsewhere on the pruned model, as peft saved it.
@@ -234,8 +233,9 @@ class MoreauPruner:
         """
         if self._model is None:
             raise MoreauError("merge_adapter: nothing was pruned yet; call prune, apply or from_pretrained first")
-        self._recovery = MoreauRecovery(tokenizer=self.tokenizer)
-        return self._recovery.merge(self._model, folder)
+        recovery = MoreauRecovery(tokenizer=self.tokenizer)
+        recovery.merge(self._model, folder)
+        return self._recovered(recovery)
 
     def evaluate(
         self, text: Any, model: PreTrainedModel | None = None, *, sequence_length: int = 128, **settings: Any
@@ -313,6 +313,14 @@ class MoreauPruner:
         with tempfile.TemporaryDirectory(prefix="moreau-push-") as work:
             self.save_pretrained(Path(work) / "model")
             return push_folder(Path(work) / "model", repo_id, **options)
+
+    def _recovered(self, recovery: MoreauRecovery) -> RecoverySummary:
+        """Keeps a recovery that went well; the one before it, if any, stays on record."""
+        assert recovery.summary is not None
+        if self._recovery is not None and self._recovery.summary is not None:
+            recovery.summary = replace(recovery.summary, earlier=self._recovery.summary.to_dict())
+        self._recovery = recovery
+        return recovery.summary
 
     def _too_little_memory(self, model: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig) -> str:
         described = skeleton_of(model), shape, config, input_device(model).type

@@ -84,7 +84,8 @@ class Handler(BaseHTTPRequestHandler):
                 time.sleep(due[3])
             else:
                 self.body()
-                headers = {"Retry-After": "0"} if due[2] in (429, 500, 409) else {}
+                after = due[3] if len(due) > 3 else "0"
+                headers = {"Retry-After": after} if due[2] in (429, 500, 409) else {}
                 self.send(due[2], {"error": "as asked for"}, headers)
                 return
         body = self.body()
@@ -178,6 +179,8 @@ class Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif entry["key"] == "lfsFile":
                 files[value["path"]] = self.hub.lfs[value["oid"]]
+            elif entry["key"] == "deletedFile":
+                del files[value["path"]]
         digest = self.hub.commit(repo, revision, files)
         url = f"{self.hub.url}/{repo}/commit/{digest}"
         self.send(200, {"success": True, "commitOid": digest, "commitUrl": url, "hookOutput": ""})

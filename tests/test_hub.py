@@ -2,13 +2,16 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from optimum_moreau.hub import merged_card
 from tests.hub_server import READ_ONLY, TOKEN, Hub
@@ -140,6 +143,8 @@ FAILURES = {
 PASSING = {
     "409": ("POST", "/commit/", 409),
     "429": ("POST", "/preupload/", 429),
+    "429 until a date": ("POST", "/preupload/", 429, "Wed, 21 Oct 2015 07:28:00 GMT"),
+    "429 until whenever": ("POST", "/preupload/", 429, "later"),
     "500": ("POST", "/commit/", 500),
     "cut connection": ("PUT", "/lfs/", "cut"),
     "500 in the upload": ("PUT", "/lfs/", 500),
@@ -204,6 +209,41 @@ def test_the_card_on_the_hub_is_merged_and_replaced_when_asked(hub, folders, tmp
     assert {"mine", "pruned"} <= set(merged.data.tags)
     assert push(hub, tmp_path, folders["stock"], "me/pruned", "--overwrite-card").returncode == 0
     assert b"My own words." not in hub.files("me/pruned")["README.md"]
+
+
+def test_a_push_leaves_nothing_of_the_one_before(hub, folders, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder, model in ((first, "own"), (second, "stock")):
+        shutil.copytree(folders[model], folder)
+    (first / "adapter").mkdir()
+    for file in ("model-00001-of-00002.safetensors", "recovery_summary.json", "adapter/adapter_config.json"):
+        (first / file).write_text("{}")
+    assert push(hub, tmp_path, first, "me/pruned").returncode == 0
+    hub.commit("me/pruned", "main", {**hub.files("me/pruned"), "model-q8.gguf": b"mine", "notes.md": b"mine"})
+    assert push(hub, tmp_path, second, "me/pruned", "--verify").returncode == 0
+    there = hub.files("me/pruned")
+    assert there.keys() - {path.name for path in second.iterdir()} == {".gitattributes", "model-q8.gguf", "notes.md"}
+
+
+def test_weights_that_would_be_loaded_instead_are_found(hub, folders, tmp_path):
+    assert push(hub, tmp_path, folders["stock"], "me/pruned").returncode == 0
+    sharded = tmp_path / "sharded"
+    model = AutoModelForCausalLM.from_pretrained(folders["stock"])
+    with torch.no_grad():
+        model.lm_head.weight.neg_()
+    model.save_pretrained(sharded, max_shard_size="20KB")
+    done = push(hub, tmp_path, sharded, "me/pruned", "--verify")
+    assert done.returncode == 0, done.stderr
+    assert "model.safetensors" not in hub.files("me/pruned")
+
+
+def test_a_card_that_cannot_be_read_is_not_replaced_unasked(hub, folders, tmp_path):
+    assert push(hub, tmp_path, folders["stock"], "me/pruned").returncode == 0
+    hub.commit("me/pruned", "main", {**hub.files("me/pruned"), "README.md": b"---\na: [\n---\nMy words.\n"})
+    done = push(hub, tmp_path, folders["stock"], "me/pruned")
+    assert done.returncode == 2 and "the card there cannot be read" in done.stderr and "Traceback" not in done.stderr
+    assert hub.files("me/pruned")["README.md"].endswith(b"My words.\n")
+    assert push(hub, tmp_path, folders["stock"], "me/pruned", "--overwrite-card").returncode == 0
 
 
 def test_merging_keeps_what_they_wrote_and_unites_lists():

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -20,7 +25,8 @@ if TYPE_CHECKING:
 
 _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."  # of every weight that peft saves
-_A, _B = ".lora_A.weight", ".lora_B.weight"  # (r, in_features), (out_features, r)
+# (r, in_features), (out_features, r), and (out_features,) of DoRA
+_KINDS = (".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector")
 
 
 @dataclass(frozen=True)
@@ -64,45 +70,47 @@ class Adapter:
             raise CheckpointError(f"{path.name}: cannot be read as an adapter ({first_line(error)})") from error
         if not isinstance(config, LoraConfig):
             raise CheckpointError(f"{path.name}: is an adapter of type {config.peft_type}; only LoRA is merged")
-        if config.base_model_name_or_path and Path(config.base_model_name_or_path).expanduser().exists():
-            config.base_model_name_or_path = None  # a folder of this machine
+        config.base_model_name_or_path = hub_id(config.base_model_name_or_path)
         return cls(weights, config, base)
 
     def merge_into(self, model: PreTrainedModel) -> None:
         """In place: W ← W + α/r·BA for every weight that was adapted.
 
         Raises:
-            CheckpointError: the adapter was trained on another model; this one is as it was.
+            CheckpointError: the adapter was trained on another model, or is not whole; this model is as it was.
         """
-        from peft import get_peft_model, set_peft_model_state_dict
+        from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
         self._check_base(model)
-        tuned: Any = get_peft_model(model, self.config)
-        loaded: Any = set_peft_model_state_dict(tuned, dict(self.weights))
-        if loaded.unexpected_keys:
-            tuned.unload()
-            forget_peft(model)
-            raise CheckpointError(
-                f"adapter: {loaded.unexpected_keys[0]} is not in this model; it was trained on another"
-            )
-        tuned.merge_and_unload()
-        forget_peft(model)
+        try:
+            with lora_on(model, copy.deepcopy(self.config)) as tuned:
+                expected = get_peft_model_state_dict(tuned, save_embedding_layers=False).keys()
+                if odd := sorted(expected ^ self.weights.keys()):
+                    where = "is missing in the adapter" if odd[0] in expected else "is not in this model"
+                    raise CheckpointError(f"adapter: {odd[0]} {where}; it is not whole, or of another model")
+                set_peft_model_state_dict(tuned, dict(self.weights))
+        except (RuntimeError, ValueError) as error:  # peft's own, of a config that does not go with the weights
+            raise CheckpointError(f"adapter: cannot be put on this model ({first_line(error)})") from error
 
     def _check_base(self, model: PreTrainedModel) -> None:
         modules = dict(model.named_modules())
+        head = model.get_output_embeddings() if model.config.tie_word_embeddings else None
         for name, weight in self.weights.items():
-            kind = _A if name.endswith(_A) else _B if name.endswith(_B) else None
-            if kind is None:
-                continue
-            target = name.removeprefix(_PREFIX).removesuffix(kind)
+            if not name.endswith(_KINDS):
+                raise CheckpointError(f"adapter: {name} is no LoRA of a linear layer; only those are merged")
+            if not torch.isfinite(weight).all():
+                raise CheckpointError(f"adapter: {name} is not finite")
+            target, _, kind = name.removeprefix(_PREFIX).partition(".lora_")
             module = modules.get(target)
             if not isinstance(module, nn.Linear):
-                raise CheckpointError(f"adapter: this model has no {target}; it was trained on another model")
-            found, expected = (
-                (weight.shape[1], module.in_features) if kind == _A else (weight.shape[0], module.out_features)
-            )
+                raise CheckpointError(f"adapter: this model has no linear layer {target}; it was trained on another")
+            if module is head:
+                raise CheckpointError(f"adapter: {target} is tied to the embeddings, which a merge would change too")
+            if kind.startswith("A"):
+                found, expected, side = weight.shape[1], module.in_features, "inputs"
+            else:
+                found, expected, side = weight.shape[0], module.out_features, "outputs"
             if found != expected:
-                side = "inputs" if kind == _A else "outputs"
                 raise CheckpointError(
                     f"adapter: {target} has {found} {side} there, {expected} in this model; it was trained on another"
                     " model (before pruning?)"
@@ -113,8 +121,44 @@ class Adapter:
             )
 
 
-def forget_peft(model: PreTrainedModel) -> None:
-    """In place: removes the marks that peft leaves on a model whose adapter was merged or unloaded."""
-    if hasattr(model, "peft_config"):
-        del model.peft_config
-    model._hf_peft_config_loaded = False
+@contextmanager
+def lora_on(model: PreTrainedModel, config: LoraConfig) -> Iterator[Any]:
+    """In place: LoRA on a model, merged into its weights when the block ends; after an error the model is as it was.
+
+    Args:
+        model: any causal language model.
+        config: of peft; names the base model by its Hub id afterwards, or not at all.
+    """
+    from peft import get_peft_model
+
+    training, use_cache = model.training, model.config.use_cache
+    requires = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    tuned: Any = None
+    try:
+        tuned = get_peft_model(model, config)
+        config.base_model_name_or_path = hub_id(model.config.name_or_path)
+        yield tuned
+    except BaseException:
+        if tuned is not None:
+            tuned.unload()
+        raise
+    else:
+        tuned.merge_and_unload()
+        config.inference_mode = True
+    finally:
+        model.train(training)
+        model.config.use_cache = use_cache
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(requires[name])
+        if hasattr(model, "peft_config"):  # the marks that peft leaves
+            del model.peft_config
+        model._hf_peft_config_loaded = False
+
+
+def hub_id(name: str | None) -> str | None:
+    """A model's Hub id; nothing for a folder, of this machine or another."""
+    try:
+        validate_repo_id(name or "")
+    except HFValidationError:
+        return None
+    return name if name and name.count("/") == 1 and not Path(name).exists() else None

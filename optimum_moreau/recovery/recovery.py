@@ -20,7 +20,7 @@ from ..errors import CheckpointError, ConfigError, MoreauError, NonFiniteError, 
 from ..plan import fingerprint
 from ..sources import model_reference
 from ..surgery import check_prunable
-from .adapter import Adapter, forget_peft
+from .adapter import Adapter, lora_on
 from .examples import TrainingData, load_examples
 from .settings import RecoveryConfig
 from .training import train
@@ -39,6 +39,7 @@ class RecoverySummary:
         training: steps, losses, seconds.
         trainable_parameters: of the adapter.
         teacher: name of the model distilled from, if any.
+        earlier: the summary of the tuning before this one, if the model had been tuned already.
     """
 
     settings: Mapping[str, Any]
@@ -46,6 +47,7 @@ class RecoverySummary:
     training: Mapping[str, Any]
     trainable_parameters: int
     teacher: str | None = None
+    earlier: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the summary as a dictionary that JSON can hold."""
@@ -109,8 +111,7 @@ class MoreauRecovery:
         """
         check_prunable(model)
         check_fits(model.config, self.config, None if teacher is None else teacher.config)
-        if any(parameter.is_meta for parameter in model.parameters()):
-            raise UnsupportedModelError("recovery: the model is offloaded; load it whole, or on several GPUs")
+        _check_whole(model)
         examples = self.read(data)
         with ExitStack() as stack:
             if work_dir is None:
@@ -158,6 +159,7 @@ class MoreauRecovery:
             CheckpointError: no adapter there that can be read, or one for another model; the model is as it was.
         """
         check_prunable(model)
+        _check_whole(model)
         self.adapter = Adapter.load(folder)
         self.adapter.merge_into(model)
         self.summary = RecoverySummary(
@@ -177,21 +179,17 @@ class MoreauRecovery:
         training_arguments: Mapping[str, Any] | None,
     ) -> dict[str, Any]:
         import torch
-        from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+        from peft import LoraConfig, get_peft_model_state_dict
 
         assert self.tokenizer is not None  # `train` saw to it
         c = self.config
         base = fingerprint(model)
         run = [base, c.to_dict(), examples.sha256, teacher and fingerprint(teacher)]
-        training, use_cache = model.training, model.config.use_cache  # the Trainer turns the cache off
-        requires = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
         lora = LoraConfig(
             r=c.rank, lora_alpha=c.alpha, lora_dropout=c.dropout, target_modules="all-linear", task_type="CAUSAL_LM"
         )
         torch.manual_seed(c.seed)
-        tuned: Any = get_peft_model(model, lora)
-        lora.base_model_name_or_path = _hub_id(model)
-        try:
+        with lora_on(model, lora) as tuned:
             found = train(
                 tuned,
                 self.tokenizer,
@@ -209,19 +207,7 @@ class MoreauRecovery:
             for name, weight in weights.items():
                 if not torch.isfinite(weight).all():
                     raise NonFiniteError(f"recovery: {name} of the adapter is not finite; lower the learning rate")
-        except BaseException:
-            tuned.unload()
-            raise
-        else:
-            tuned.merge_and_unload()
-            lora.inference_mode = True
-            self.adapter = Adapter(weights, lora, base)
-        finally:
-            model.train(training)
-            model.config.use_cache = use_cache
-            for name, parameter in model.named_parameters():
-                parameter.requires_grad_(requires[name])
-            forget_peft(model)
+        self.adapter = Adapter(weights, lora, base)
         return found
 
     def save(self, folder: str | Path) -> None:
@@ -291,7 +277,6 @@ def check_fits(model: PretrainedConfig, config: RecoveryConfig, teacher: Pretrai
         )
 
 
-def _hub_id(model: PreTrainedModel) -> str | None:
-    """The model's Hub id; nothing for a folder of this machine."""
-    name = model.config.name_or_path
-    return name if name and name.count("/") == 1 and not Path(name).expanduser().exists() else None
+def _check_whole(model: PreTrainedModel) -> None:
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise UnsupportedModelError("recovery: the model is offloaded; load it whole, or on several GPUs")
