@@ -95,12 +95,22 @@ def estimate_scoring(skeleton: PreTrainedModel, shape: ModelShape, config: Morea
     )
 
 
-def peak_bytes(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig, device: str) -> int:
+def _peak_bytes(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig, device: str) -> int:
     """The peak alone; computes nothing on the device."""
     return shape.bytes + sum(_memory(skeleton, shape, config, device))
 
 
-def cheaper(
+def too_little_memory(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig, device: str) -> str:
+    """What to say where scoring ran out of memory: what it needs, and what lowers that."""
+    described = skeleton, shape, config, device
+    options = [f"{setting} (about {words_for_bytes(peak)})" for setting, peak in _cheaper(*described)]
+    return (
+        f"scoring ran out of memory; it needs about {words_for_bytes(_peak_bytes(*described))} with the model; what"
+        f" lowers it: {', '.join(options) or 'fewer layers in scope'}"
+    )
+
+
+def _cheaper(
     skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig, device: str
 ) -> list[tuple[str, int]]:
     """What would lower the peak: a setting, and the peak with it, the lowest first."""
@@ -112,9 +122,9 @@ def cheaper(
         "offload='disk'": {"offload": "disk"},
         f"sequence_length={config.sequence_length // 2}": {"sequence_length": config.sequence_length // 2},
     }
-    now = peak_bytes(skeleton, shape, config, device)
+    now = _peak_bytes(skeleton, shape, config, device)
     found = {
-        name: peak_bytes(skeleton, shape, replace(config, **change), device) for name, change in candidates.items()
+        name: _peak_bytes(skeleton, shape, replace(config, **change), device) for name, change in candidates.items()
     }
     return sorted(((name, peak) for name, peak in found.items() if peak < 0.95 * now), key=lambda pair: pair[1])
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .calibration import CalibrationSet, load_calibration
 from .card import read_base_card
@@ -22,7 +22,7 @@ from .checkpoint import Verification, load_config, load_model, load_tokenizer, s
 from .config import SIZES, MoreauPrunerConfig
 from .config.quantities import words_for_bytes
 from .errors import MoreauError, OutOfMemoryError
-from .estimate import Estimate, cheaper, estimate_scoring, peak_bytes, skeleton_of
+from .estimate import estimate_scoring, skeleton_of, too_little_memory
 from .evaluation import perplexity
 from .evaluation.records import Measurement
 from .export import check_reachable, with_export
@@ -35,7 +35,7 @@ from .scores import UnitScores, needs_text, score_units
 from .sources import content_hash, model_reference, source_name
 from .summary import PruningSummary, layer_shapes, peak_memory_bytes, versions
 from .surgery import apply_plan, check_prunable
-from .units import ModelShape, model_shape
+from .units import model_shape
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ class MoreauPruner:
         shape = model_shape(model)
         config = self.config.resolve(model.config)
         check_reachable(model.config, shape, config)
-        found = self._calibration(model, calibration, calibration_column, config)
+        found = self.read_calibration(model.config, calibration, calibration_column=calibration_column)
         self._tokens = None if found is None else found.tokens
         origin = {
             "base_model": model_reference(model.config.name_or_path),
@@ -120,7 +120,7 @@ class MoreauPruner:
             "calibration": found.to_dict() if found else {},
         }
         if logger.isEnabledFor(logging.INFO):
-            lines = self._estimate(model, shape, config).lines
+            lines = estimate_scoring(skeleton_of(model), shape, config, input_device(model).type).lines
             logger.info("%s: %s", config.decided_by, "; ".join(" ".join(line.split()) for line in lines))
         folder = None if checkpoint_dir is None else Path(checkpoint_dir).expanduser()
         decides = {
@@ -135,7 +135,8 @@ class MoreauPruner:
         except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is one
             if not _is_out_of_memory(error):
                 raise
-            raise OutOfMemoryError(self._too_little_memory(model, shape, config)) from error
+            described = skeleton_of(model), shape, config, input_device(model).type
+            raise OutOfMemoryError(too_little_memory(*described)) from error
         logger.info("scored; peak memory %s, Python and its libraries included", words_for_bytes(peak_memory_bytes()))
         scores = replace(found_scores, origin=origin)
         plan = with_export(make_plan(scores, shape, config), model.config, shape)
@@ -322,31 +323,29 @@ class MoreauPruner:
         self._recovery = recovery
         return recovery.summary
 
-    def _too_little_memory(self, model: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig) -> str:
-        described = skeleton_of(model), shape, config, input_device(model).type
-        options = [f"{setting} (about {words_for_bytes(peak)})" for setting, peak in cheaper(*described)]
-        return (
-            f"scoring ran out of memory; it needs about {words_for_bytes(peak_bytes(*described))} with the model; what"
-            f" lowers it: {', '.join(options) or 'fewer layers in scope'}"
-        )
-
-    def _estimate(self, model: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig) -> Estimate:
-        return estimate_scoring(skeleton_of(model), shape, config, input_device(model).type)
-
-    def _calibration(
-        self, model: PreTrainedModel, source: Any, column: str | None, config: MoreauPrunerConfig
+    def read_calibration(
+        self, model_config: PretrainedConfig, calibration: Any = None, *, calibration_column: str | None = None
     ) -> CalibrationSet | None:
-        """The calibration windows; none for a criterion that reads none."""
-        if not needs_text(config):
+        """Reads the calibration windows, as `plan` does; `None` where the criterion reads none.
+
+        Args:
+            model_config: of the model to be pruned.
+            calibration: as for `plan`.
+            calibration_column: text column of a file of records.
+
+        Raises:
+            DataError: the text cannot serve.
+        """
+        if not needs_text(self.config):
             return None
         return load_calibration(
-            source,
+            calibration,
             self.tokenizer,
-            samples=config.calibration_samples,
-            sequence_length=config.sequence_length,
-            seed=config.seed,
-            column=column,
-            vocab_size=model.config.vocab_size,
+            samples=self.config.calibration_samples,
+            sequence_length=self.config.sequence_length,
+            seed=self.config.seed,
+            column=calibration_column,
+            vocab_size=model_config.vocab_size,
         )
 
     def _verification_tokens(self) -> Tensor:

@@ -46,9 +46,10 @@ class RecoverStep:
     def from_dict(cls, values: Mapping[str, Any]) -> RecoverStep:
         """Makes the step of a flat dictionary; raises ConfigError for an unknown name."""
         own = {name: values[name] for name in ("data", "output", "teacher") if name in values}
-        if "data" not in own:
+        if own.get("data") is None:
             raise ConfigError("recover: needs data, the records to tune on (--recover-data)")
-        return cls(config=RecoveryConfig.from_dict({k: v for k, v in values.items() if k not in own}), **own)
+        config = RecoveryConfig.from_dict({name: value for name, value in values.items() if name not in own})
+        return _made(cls, {**own, "config": config}, "recover")
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class PushStep:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PushStep:
         """Makes the step of a dictionary; raises ConfigError for an unknown name."""
-        if "repo" not in values:
+        if values.get("repo") is None:
             raise ConfigError("push: needs repo, namespace/name on the Hub (--push)")
         return _made(cls, values, "push")
 
@@ -111,6 +112,13 @@ class Recipe:
         named = self.recover.output if self.recover else None
         return named or f"{self.output.rstrip('/')}-recovered"
 
+    def with_full_paths(self) -> Recipe:
+        """The same with `~` as the user's folder, which a shell does not see to within a file."""
+        values = {key: _expanded(value) for key, value in self.to_dict().items()}
+        if self.recover is not None:
+            values["recover"] = {key: _expanded(value) for key, value in values["recover"].items()}
+        return type(self).from_dict(values)
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the recipe as a dictionary that YAML and JSON can hold; what is not set is left out."""
         found = {one.name: getattr(self, one.name) for one in fields(self)}
@@ -131,12 +139,12 @@ class Recipe:
             ConfigError: an unknown or missing name, or a value that is not valid.
         """
         for name, flag in (("model", "MODEL"), ("output", "--output")):
-            if name not in values:
+            if values.get(name) is None:
                 raise ConfigError(f"{name}: is missing; give it ({flag}) or a recipe that holds it (--config)")
         steps: dict[str, Any] = {"prune": MoreauPrunerConfig.from_dict(_section(values, "prune"))}
-        if "recover" in values:
+        if values.get("recover") is not None:
             steps["recover"] = RecoverStep.from_dict(_section(values, "recover"))
-        if "push" in values:
+        if values.get("push") is not None:
             steps["push"] = PushStep.from_dict(_section(values, "push"))
         return _made(cls, {**values, **steps}, "recipe")
 
@@ -174,17 +182,24 @@ def overridden(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str,
 
 
 def _made(kind: type[T], values: Mapping[str, Any], where: str) -> T:
-    known = [one.name for one in fields(kind)]  # type: ignore[arg-type]
+    known: dict[str, Any] = {one.name: one for one in fields(kind)}  # type: ignore[arg-type]
     for name, value in values.items():
         if name not in known:
             raise ConfigError(f"{where}: unknown name '{name}'.{suggestion(name, known)}")
-        if name not in ("prune", "recover", "push") and not isinstance(value, (str, bool, type(None))):
+        wanted = str(known[name].type).split(" | ")
+        if "bool" in wanted and not (isinstance(value, bool) or (value is None and "None" in wanted)):
+            raise ConfigError(f"{where}: {name}: {value!r} is not true or false")
+        if "str" in wanted and not (isinstance(value, str) or (value is None and "None" in wanted)):
             raise ConfigError(f"{where}: {name}: {value!r} is no text")
     return kind(**values)
 
 
+def _expanded(value: Any) -> Any:
+    return str(Path(value).expanduser()) if isinstance(value, str) and value.startswith("~") else value
+
+
 def _section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    found = values.get(name, {})
+    found = values.get(name) or {}
     if not isinstance(found, Mapping):
         raise ConfigError(f"{name}: {found!r:.40} is no dictionary of settings")
     return found

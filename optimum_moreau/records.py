@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from .card import write_card
 from .config import MoreauPrunerConfig
-from .errors import CheckpointError
+from .errors import CheckpointError, first_line
 from .evaluation.records import EVALUATION_NAME, Measurement, load_measurements, save_measurements
 from .plan import PLAN_NAME, PruningPlan
 from .recovery import MoreauRecovery
@@ -49,6 +50,25 @@ class Records:
             self.recovery.save(folder)
         if self.measurements:
             save_measurements(self.measurements, folder / EVALUATION_NAME)
+        self._write_card(folder, card_template)
+
+    def rewrite_card(self, folder: Path, card_template: str | Path | None = None) -> None:
+        """Writes measurements and card anew beside weights that are there already.
+
+        Raises:
+            CheckpointError: the template cannot be used, or the folder not be written; it is as it was.
+        """
+        try:
+            with tempfile.TemporaryDirectory(dir=folder, prefix=".card-") as work:
+                save_measurements(self.measurements, Path(work) / EVALUATION_NAME)
+                self._write_card(Path(work), card_template)
+                for file in sorted(Path(work).iterdir()):
+                    if file.name != EVALUATION_NAME or self.measurements:
+                        file.replace(folder / file.name)
+        except OSError as error:
+            raise CheckpointError(f"{folder}: cannot be written ({first_line(error)})") from error
+
+    def _write_card(self, folder: Path, card_template: str | Path | None) -> None:
         write_card(
             folder,
             self.summary,

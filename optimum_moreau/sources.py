@@ -91,6 +91,17 @@ def source_name(source: Any) -> str:
     return "list of strings"
 
 
+def dataset_commit(source: str) -> str | None:
+    """The commit of `hub:id[…]` that would be read; `None` where the Hub cannot be asked."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return HfApi().dataset_info(source.removeprefix(_HUB_PREFIX).split(":")[0]).sha
+    except (HfHubHTTPError, HFValidationError, OSError):
+        return None
+
+
 def content_hash(source: str | Path) -> str:
     """sha256 of what a source holds: of a file, of every visible file of a folder, or of a Hub id's name.
 

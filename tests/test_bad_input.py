@@ -146,7 +146,8 @@ SETTINGS = {
 INCOMPLETE = {
     "": "optimum-moreau: error: the following arguments are required: VERB",
     "prnue model": "optimum-moreau: error: argument VERB: invalid choice: 'prnue' .*prune",
-    "prune": "optimum-moreau prune: error: the following arguments are required: MODEL, -o/--output",
+    "prune": r"optimum-moreau prune: error: model: is missing; give it \(MODEL\)",
+    "prune model": r"optimum-moreau prune: error: output: is missing; give it \(--output\)",
     "evaluate model": "optimum-moreau evaluate: error: the following arguments are required: --text",
     "evaluate model --text t --seq-len 1": "optimum-moreau evaluate: error: --sequence-length: 1 is not .* ≥ 2",
 }

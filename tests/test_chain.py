@@ -100,6 +100,13 @@ def test_flags_replace_a_size_and_keep_the_rest():
         ("model: m\noutput: o\npush: {repo: a/b, token: hf_x}\n", "push: unknown name 'token'"),
         ("model: m\noutput: o\ntrust_remote_code: true\n", "unknown name 'trust_remote_code'"),
         ("model: 3\noutput: o\n", "model: 3 is no text"),
+        ("model: m\noutput: null\n", "output: is missing"),
+        ("model: m\noutput: o\nrecover: {data: 3}\n", "recover: data: 3 is no text"),
+        ("model: m\noutput: o\nrecover: {data: d, packing: 'no'}\n", "packing: 'no' is not true or false"),
+        ("model: m\noutput: o\nrecover: {data: d, seed: a}\n", "seed: 'a' is not a whole number"),
+        ("model: m\noutput: o\nrecover: {data: d, distillation: a}\n", "distillation: 'a' is not a share"),
+        ("model: m\noutput: o\nrecover: {data: d, learning_rate: 1e-4}\n", "in YAML write 1.0e-4"),
+        ("model: m\noutput: o\npush: {repo: a/b, create_pr: 'false'}\n", "create_pr: 'false' is not true or false"),
         ("output: o\n", "model: is missing"),
         ("- a\n", "is no recipe"),
         ("a: [\n", "cannot be read as a recipe"),
@@ -145,6 +152,47 @@ def test_only_what_depends_on_a_change_is_done_again(files, command):
     assert done["steps"] == {"prune": "done", "recover": "done"}
 
 
+def test_a_folder_without_its_weights_is_made_again(files, command):
+    arguments = chain("--json")
+    assert command(*arguments)[0] == 0
+    (files / "out" / "model.safetensors").unlink()
+    assert command(*arguments)[0] == 2
+    assert json.loads(command(*arguments, "--overwrite")[1])["steps"] == {"prune": "done"}
+
+
+def test_a_home_folder_in_a_recipe_is_the_users(files, command, monkeypatch):
+    monkeypatch.setenv("HOME", str(files))
+    _, out, _ = command(*chain("-o", "~/there", "--print-config"))
+    (files / "recipe.yaml").write_text(out)
+    assert "output: ~/there" in out
+    for step in ("done", "skipped"):
+        assert json.loads(command("prune", "--config", "recipe.yaml", "--json")[1])["steps"] == {"prune": step}
+    assert (files / "there" / "config.json").is_file() and not (files / "~").exists()
+
+
+def test_states_of_another_recovery_are_no_obstacle(files, command):
+    assert command(*chain())[0] == 0
+    assert command(*recovering("--recover-max-steps", "3"))[0] == 0
+    left = files / ".out-recovered.recovery-0123abcd"
+    left.mkdir()
+    (left / "run.json").write_text('{"run": "another"}')
+    code, _, err = command(*recovering("--overwrite"))
+    assert code == 0, err
+    assert sorted(path.name for path in files.glob(".out*")) == [left.name]
+
+
+def test_a_card_template_given_later_changes_the_card_alone(files, command):
+    assert command(*recovering("--evaluate", "text.txt"))[0] == 0
+    (files / "card.md").write_text("---\n{{ card_data }}\n---\nMine: {{ title }}\n")
+    (files / "out-recovered" / "model.gguf").write_text("converted")
+    before = contents(files / "out-recovered")
+    assert command(*recovering("--evaluate", "text.txt", "--card-template", "card.md"))[0] == 0
+    after = contents(files / "out-recovered")
+    assert {path.name for path in after if after[path] != before.get(path)} == {"README.md"}
+    assert before.keys() == after.keys()
+    assert "Mine: tiny-llama, pruned" in (files / "out-recovered" / "README.md").read_text()
+
+
 def test_what_was_not_measured_is_measured_later(files, command):
     assert command(*recovering())[0] == 0
     assert not (files / "out-recovered" / "evaluation.json").exists()
@@ -163,7 +211,10 @@ def test_what_was_not_measured_is_measured_later(files, command):
     [
         (("--recover-data", "missing.json"), "missing.json: no such file"),
         (("--recover-seq-len", "100000"), "sequence_length: 100000 is more than the model's"),
-        (("--recover-output", "out"), "out is the pruned model's folder"),
+        (("--recover-output", "out"), "out is out's folder, or one lies in the other"),
+        (("--recover-output", "out/tuned"), "out/tuned is out's folder, or one lies in the other"),
+        (("-o", "model/pruned"), "model/pruned is model's folder, or one lies in the other"),
+        (("--calibration", "missing.txt"), "missing.txt: no such file"),
         (("--recover-teacher", "nowhere"), "nowhere: no such folder"),
         (("--evaluate", "missing.txt"), "missing.txt: no such file"),
         (("--card-template", "missing.md"), "missing.md: no such card template"),

@@ -43,6 +43,7 @@ def test_the_commands_run(after_the_demo, capsys):
     lines = [line for block in blocks(README, "console") for line in block.splitlines() if "moreau" in line]
     assert len(lines) == 14
     for line in lines:
+        capsys.readouterr()
         words, redirected, file = shlex.split(line), ">" in line, line.split()[-1]
         arguments = words[2:] if words[0] == "optimum-cli" else words[1:]
         assert main(arguments[:-2] if redirected else arguments) == 0, f"{line}\n{capsys.readouterr().err}"

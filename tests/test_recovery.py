@@ -1,5 +1,6 @@
 """Recovery: what is learnt, that the merge is the adapter on the model, that nothing is lost, and what is saved."""
 
+import copy
 import json
 import os
 import signal
@@ -11,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from peft import PeftModel
-from safetensors.torch import load_file
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig, MoreauRecovery, RecoveryConfig, recover
@@ -296,6 +297,83 @@ def test_an_adapter_for_another_base_is_refused(adapted, tiny_folder, tokenizer,
             MoreauRecovery(tokenizer=tokenizer).merge(model, adapter)
         assert_same_state(model, before)
         assert not any("lora" in name for name, _ in model.named_modules())
+
+
+def changed(folder, change):
+    """Changes the tensors of an adapter's file."""
+    file = folder / "adapter_model.safetensors"
+    weights = load_file(file)
+    change(weights)
+    save_file(weights, file)
+
+
+def with_config(folder, **changes):
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+Q = "base_model.model.model.layers.1.self_attn.q_proj.lora_"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda f: changed(f, lambda w: w[f"{Q}A.weight"].fill_(float("nan"))),
+            r"A\.weight is not finite",
+        ),
+        (lambda f: changed(f, lambda w: w.pop(f"{Q}B.weight")), r"q_proj\.lora_B\.weight is missing in the adapter"),
+        (lambda f: changed(f, lambda w: w.clear()), "is missing in the adapter"),
+        (
+            lambda f: changed(f, lambda w: w.update({"a.modules_to_save": torch.ones(2)})),
+            "is no LoRA of a linear layer",
+        ),
+        (lambda f: with_config(f, r=4), "cannot be put on this model"),
+        (lambda f: with_config(f, target_modules=["nope"]), "cannot be put on this model"),
+    ],
+    ids=["nan", "half a pair", "empty", "other kind", "rank", "targets"],
+)
+def test_an_adapter_that_is_not_whole_leaves_the_model_as_it_was(damage, message, adapted, tokenizer):
+    folder, adapter, _ = adapted
+    model = MoreauPruner.from_pretrained(folder)._model
+    before, requires = snapshot(model), {name: p.requires_grad for name, p in model.named_parameters()}
+    damage(adapter)
+    with pytest.raises(CheckpointError, match=message):
+        MoreauRecovery(tokenizer=tokenizer).merge(model, adapter)
+    assert_same_state(model, before)
+    assert requires == {name: p.requires_grad for name, p in model.named_parameters()}
+
+
+def test_an_adapter_on_tied_embeddings_is_refused(tokenizer, tmp_path):
+    model = tiny_model("llama", vocab_size=len(tokenizer), tie_word_embeddings=True)
+    tuned = get_peft_model(copy.deepcopy(model), LoraConfig(target_modules=["q_proj", "lm_head"]))
+    tuned.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    with pytest.raises(CheckpointError, match="lm_head is tied to the embeddings"):
+        MoreauRecovery(tokenizer=tokenizer).merge(model, tmp_path / "adapter")
+
+
+def test_a_merged_adapter_names_no_folder_and_no_folder_is_removed(adapted, command, tmp_path):
+    folder, adapter, _ = adapted
+    with_config(adapter, base_model_name_or_path="/home/someone/pruned")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").touch()
+    flags = ("--adapter", adapter, "-o", tmp_path / "out")
+    code, _, err = command("recover", folder, *flags, "--work-dir", tmp_path / "mine")
+    assert code == 2 and "--work-dir: is for the states of a training" in err
+    assert command("recover", folder, *flags)[0] == 0
+    assert (tmp_path / "mine" / "file").exists()
+    saved = json.loads((tmp_path / "out" / "adapter" / "adapter_config.json").read_text())
+    assert saved["base_model_name_or_path"] is None
+
+
+def test_a_second_tuning_keeps_the_record_of_the_first(adapted, tokenizer, tmp_path):
+    pruner = MoreauPruner.from_pretrained(adapted[0])
+    pruner.merge_adapter(adapted[1])
+    pruner.recover(RECORDS, RecoveryConfig(**QUICK))
+    pruner.save_pretrained(tmp_path / "twice")
+    summary = json.loads((tmp_path / "twice" / "recovery_summary.json").read_text())
+    assert summary["training"]["steps"] == 4 and summary["earlier"]["data"]["source"] == "adapter"
+    assert "It had been tuned before, on `adapter`" in (tmp_path / "twice" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

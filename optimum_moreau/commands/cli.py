@@ -61,6 +61,8 @@ def execute(verb: str, args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         kept = getattr(args, "checkpoint_dir", None)
         saved = f"the steps done are in {kept}, and the same command goes on from them" if kept else "nothing was saved"
+        if verb == "recover" or getattr(args, "recover_data", None) or getattr(args, "config", None):
+            saved = "the same command goes on from what is done"
         if processes.is_first():
             print(f"optimum-moreau {verb}: interrupted; {saved}", file=sys.stderr)
         return 130

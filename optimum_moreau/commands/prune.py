@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 EXAMPLE = "org/model -o pruned --ratio 0.2 --criterion moreau-gs --calibration calibration.txt"
 
+_RECOVER: options.Fields = {**recover.STEP, **recover.OUTPUT, **recover.TRAINING}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this verb's arguments."""
@@ -21,9 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_calibration_arguments(parser)
     options.add_config_arguments(parser)
     group = parser.add_argument_group("the chain: recovery and publishing afterwards (recover --help, push --help)")
-    options.add_fields(group, recover.STEP, "recover_")
-    group.add_argument("--recover-output", metavar="FOLDER", help="folder of the tuned model (OUTPUT-recovered)")
-    options.add_fields(group, recover.TRAINING, "recover_")
+    options.add_fields(group, _RECOVER, "recover_")
     group.add_argument("--push", metavar="REPO", help="publish the last model as namespace/name on the Hub")
     options.add_fields(group, push.STEP, "push_")
     parser.add_argument("--config", metavar="RECIPE", help="file of the whole chain (YAML); flags are over it")
@@ -55,9 +55,7 @@ def _recipe_from(args: argparse.Namespace) -> dict[str, Any]:
     found = {name: value for name in plain if (value := getattr(args, name)) is not None}
     sections = {
         "prune": options.settings_from(args),
-        "recover": options.given(
-            args, {**recover.STEP, "output": recover.STEP["data"], **recover.TRAINING}, "recover_"
-        ),
+        "recover": options.given(args, _RECOVER, "recover_"),
         "push": ({"repo": args.push} if args.push else {}) | options.given(args, push.STEP, "push_"),
     }
     return found | {name: section for name, section in sections.items() if section}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,7 @@ STEP: options.Fields = {  # the fields of RecoverStep
     ),
     "teacher": (None, str, "MODEL", "the unpruned model, to learn from its logits as well"),
 }
+OUTPUT: options.Fields = {"output": (None, str, "FOLDER", "folder of the tuned model (default OUTPUT-recovered)")}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,63 +69,74 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError(f"--adapter: is trained already; leave --{next(iter(settings)).replace('_', '-')} out")
     if not args.adapter and not args.data:
         raise ConfigError("--data: give the records to tune on, or --adapter, trained elsewhere")
+    if args.adapter and args.work_dir:
+        raise ConfigError("--work-dir: is for the states of a training, and --adapter trains nothing; leave it out")
     return tune(
         args.model,
-        None if args.adapter else RecoverStep.from_dict(settings),
+        args.adapter or RecoverStep.from_dict(settings),
         args.output,
-        adapter=args.adapter,
         evaluate=args.evaluate,
-        template=args.card_template,
-        overwrite=args.overwrite,
-        work_dir=args.work_dir,
+        work=args.work_dir,
         loading={
             "dtype": args.dtype,
             "device": processes.join(args.device),
             "trust_remote_code": args.trust_remote_code,
         },
+        saving={"overwrite": args.overwrite, "card_template": args.card_template},
     )
 
 
 def tune(
     folder: str,
-    step: RecoverStep | None,
-    output: str | Path,
+    step: RecoverStep | str,
+    output: str,
     *,
-    loading: dict[str, Any],
-    adapter: str | None = None,
+    loading: Mapping[str, Any],
+    saving: Mapping[str, Any],
     evaluate: str | None = None,
-    template: str | Path | None = None,
-    overwrite: bool = False,
-    work_dir: Path | None = None,
-    inputs: str = "",
+    work: Path | None = None,
 ) -> dict[str, Any]:
-    """Tunes the model of a folder, or merges an adapter into it; saves it to another; returns what was done."""
+    """Tunes the model of a folder, or merges an adapter into it, and saves it to another folder.
+
+    Args:
+        folder: of the pruned model.
+        step: what to learn and how, or the folder of an adapter.
+        output: folder to write.
+        loading: keyword arguments of `load_model`.
+        saving: keyword arguments of `save_pretrained`.
+        evaluate: text to measure the perplexity on.
+        work: folder of the training's states; removed when the model is saved.
+
+    Returns:
+        What was done.
+    """
     from ..card import check_template
     from ..checkpoint import check_target, load_model
     from ..pruner import MoreauPruner
 
-    target = check_target(output, overwrite=overwrite)
-    check_template(template)
-    work = work_dir or target.with_name(f".{target.name}.recovery")
+    target = check_target(output, overwrite=saving["overwrite"])
+    check_template(saving["card_template"])
     pruner = MoreauPruner.from_pretrained(folder, **loading)
-    if step is None:
-        summary = pruner.merge_adapter(str(adapter))
+    if isinstance(step, str):
+        summary = pruner.merge_adapter(step)
     else:
+        work = work or target.with_name(f".{target.name}.recovery")
         teacher = None if step.teacher is None else load_model(step.teacher, **loading)
         summary = pruner.recover(step.data, step.config, teacher=teacher, work_dir=work)
     if not processes.is_first():
         return {}
     if evaluate:
         pruner.evaluate(evaluate)
-    verification = pruner.save_pretrained(output, overwrite=overwrite, card_template=template, inputs=inputs)
-    shutil.rmtree(work, ignore_errors=True)
+    verification = pruner.save_pretrained(output, **saving)
+    if work is not None:
+        shutil.rmtree(work, ignore_errors=True)
     return {
         **summary.training,
         "trainable_parameters": summary.trainable_parameters,
         "data": dict(summary.data),
         **options.perplexities(pruner.measurements),
         "verified_max_abs_difference": verification.max_abs_difference,
-        "output": str(output),
+        "output": output,
     }
 
 

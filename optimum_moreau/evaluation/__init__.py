@@ -1,5 +1,5 @@
 """What a model is worth: perplexity."""
 
-from .perplexity import Perplexity, PerplexityResult, perplexity
+from .perplexity import SEGMENT, Perplexity, PerplexityResult, perplexity, segment
 
-__all__ = ["Perplexity", "PerplexityResult", "perplexity"]
+__all__ = ["SEGMENT", "Perplexity", "PerplexityResult", "perplexity", "segment"]

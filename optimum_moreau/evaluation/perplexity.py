@@ -26,6 +26,7 @@ from ..sources import read_documents
 
 logger = logging.getLogger(__name__)
 
+SEGMENT = 128  # tokens, of the papers' tables
 _DESCRIPTION = "Token-weighted perplexity of a causal language model over non-overlapping segments."
 
 
@@ -71,7 +72,7 @@ class Perplexity(evaluate.Metric):
         predictions: list[str],
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        sequence_length: int = 128,
+        sequence_length: int = SEGMENT,
         batch_size: int = 8,
     ) -> dict[str, Any]:
         segments = segment(predictions, tokenizer, sequence_length)
@@ -83,7 +84,7 @@ def perplexity(
     tokenizer: PreTrainedTokenizerBase,
     text: Any,
     *,
-    sequence_length: int = 128,
+    sequence_length: int = SEGMENT,
     batch_size: int = 8,
     column: str | None = None,
     max_segments: int | None = None,

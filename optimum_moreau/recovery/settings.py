@@ -68,12 +68,18 @@ class RecoveryConfig:
         for name in ("epochs", "learning_rate", "temperature"):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-                raise ConfigError(f"{name}: {value!r} is not a number > 0")
+                hint = "; in YAML write 1.0e-4, with the point" if isinstance(value, str) else ""
+                raise ConfigError(f"{name}: {value!r} is not a number > 0{hint}")
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
+            raise ConfigError(f"seed: {self.seed!r} is not a whole number ≥ 0")
+        for name in ("packing", "gradient_checkpointing"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name}: {getattr(self, name)!r} is not true or false")
         for name in ("dropout", "warmup", "validation"):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not 0 <= value < 1:
                 raise ConfigError(f"{name}: {value!r} is not a share in [0, 1)")
-        if not 0 <= self.distillation <= 1:
+        if not isinstance(self.distillation, (int, float)) or not 0 <= self.distillation <= 1:
             raise ConfigError(f"distillation: {self.distillation!r} is not a share in [0, 1]")
         if self.loss_on not in LOSS_ON:
             raise ConfigError(f"loss_on: unknown value '{self.loss_on}'. Known: {', '.join(LOSS_ON)}")
