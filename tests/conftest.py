@@ -95,6 +95,14 @@ def command(capsys):
     return run
 
 
+@pytest.fixture
+def unverified(monkeypatch):
+    """Skips the fresh process, in tests of what surrounds it."""
+    from optimum_moreau.checkpoint import Verification
+
+    monkeypatch.setattr("optimum_moreau.pruner.verify", lambda model, folder, tokens: Verification(0.0, tokens.numel()))
+
+
 @pytest.fixture(scope="session")
 def shared():
     """The folder of real models and texts beside the checkout."""

@@ -134,6 +134,13 @@ def test_a_dry_run_sends_nothing(hub, folders, tmp_path):
     assert not hub.log
 
 
+def assert_arrived(hub, folder):
+    """Every file but the card is there as it is in the folder."""
+    there = hub.files("me/pruned")
+    for path in folder.iterdir():
+        assert path.name == "README.md" or there[path.name] == path.read_bytes(), path.name
+
+
 # the endpoint that fails, and what the message says where it goes on failing
 FAILURES = {
     "401": (("POST", "/api/repos/create", 401), "no token, or one that is not valid"),
@@ -158,15 +165,17 @@ def test_a_refusal_is_told_in_one_line_and_a_second_try_completes(failure, messa
     done = push(hub, tmp_path, folders["stock"], "me/pruned")
     assert done.returncode == 2
     assert message in done.stderr and "Traceback" not in done.stderr and TOKEN not in done.stderr + done.stdout
-    again = push(hub, tmp_path, folders["stock"], "me/pruned", "--verify")
+    again = push(hub, tmp_path, folders["stock"], "me/pruned")
     assert again.returncode == 0, again.stderr
+    assert_arrived(hub, folders["stock"])
 
 
 @pytest.mark.parametrize("failure", PASSING.values(), ids=PASSING)
 def test_what_passes_is_waited_for(failure, hub, folders, tmp_path):
     hub.failures.append(failure)
-    done = push(hub, tmp_path, folders["stock"], "me/pruned", "--verify")
+    done = push(hub, tmp_path, folders["stock"], "me/pruned")
     assert done.returncode == 0, done.stderr
+    assert_arrived(hub, folders["stock"])
     assert not hub.failures and TOKEN not in done.stderr + done.stdout
 
 
@@ -220,7 +229,7 @@ def test_a_push_leaves_nothing_of_the_one_before(hub, folders, tmp_path):
         (first / file).write_text("{}")
     assert push(hub, tmp_path, first, "me/pruned").returncode == 0
     hub.commit("me/pruned", "main", {**hub.files("me/pruned"), "model-q8.gguf": b"mine", "notes.md": b"mine"})
-    assert push(hub, tmp_path, second, "me/pruned", "--verify").returncode == 0
+    assert push(hub, tmp_path, second, "me/pruned").returncode == 0
     there = hub.files("me/pruned")
     assert there.keys() - {path.name for path in second.iterdir()} == {".gitattributes", "model-q8.gguf", "notes.md"}
 

@@ -36,12 +36,6 @@ def pruner(tokenizer, text):
     return pruner
 
 
-@pytest.fixture
-def unverified(monkeypatch):
-    """Skips the fresh process, in tests of what surrounds it."""
-    monkeypatch.setattr("optimum_moreau.pruner.verify", lambda model, folder, tokens: Verification(0.0, tokens.numel()))
-
-
 def old_model(folder):
     folder.mkdir()
     (folder / "config.json").write_text("{}")
