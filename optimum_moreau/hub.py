@@ -21,6 +21,8 @@ from huggingface_hub import (
     HfApi,
     ModelCard,
     ModelCardData,
+    constants,
+    get_token,
     snapshot_download,
 )
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
@@ -101,13 +103,26 @@ def check_access(repo_id: str, token: str | None = None) -> None:
     Raises:
         HubError: says which.
     """
-    _check_name(repo_id)
+    check_name(repo_id)
+    _check_token(repo_id, token)
     found = _patiently(lambda: HfApi(token=token).whoami(), repo_id)
     if found.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise HubError(f"{repo_id}: {_STATUS[403]}")
 
 
-def _check_name(repo_id: str) -> None:
+def _check_token(repo_id: str, token: str | None) -> None:
+    if token is None and get_token() is None:
+        raise HubError(f"{repo_id}: {_STATUS[401]}")
+
+
+def check_name(repo_id: str) -> None:
+    """Refuses a name that is none for a repository.
+
+    Raises:
+        HubError: says why.
+    """
+    if repo_id.count("/") != 1:
+        raise HubError(f"{repo_id}: is no name for a repository; give namespace/name")
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
@@ -144,7 +159,8 @@ def push_folder(
         HubError: says what the Hub refused, and what to do; the token is never named.
     """
     files = files_to_push(folder)
-    _check_name(repo_id)
+    check_name(repo_id)
+    _check_token(repo_id, token)
     path, api = Path(folder).expanduser(), HfApi(token=token)
 
     def commit() -> tuple[str | None, Any]:
@@ -289,11 +305,14 @@ def _patiently(action: Callable[[], T], repo_id: str) -> T:
         except OfflineModeIsEnabled:
             again, wait, reason = False, 0.0, "HF_HUB_OFFLINE is set; unset it to reach the Hub"
         except (httpx2.TransportError, ConnectionError, TimeoutError) as error:
-            again, wait, reason = True, float(2**attempt), f"the connection broke ({type(error).__name__})"
+            again, wait = True, float(2**attempt)
+            reached = not isinstance(error, httpx2.ConnectError)
+            reason = "the connection broke" if reached else f"{constants.ENDPOINT} cannot be reached"
+            reason += f" ({type(error).__name__})"
         except LocalTokenNotFoundError:
             again, wait, reason = False, 0.0, _STATUS[401]
         if not again or attempt == _TRIES - 1:
-            later = "; the same command goes on from what was uploaded" if again else ""
+            later = "; run the same again later: what was uploaded is not sent twice" if again else ""
             raise HubError(f"{repo_id}: {reason}{later}") from None  # a traceback could hold the token
         logger.warning("%s: %s; trying again in %.0f s", repo_id, reason, min(wait, _LONGEST_WAIT))
         time.sleep(min(wait, _LONGEST_WAIT))

@@ -155,10 +155,14 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: no such file, or not YAML.
     """
+    if not Path(path).expanduser().is_file():
+        raise ConfigError(f"{path}: no such recipe")
     try:
         found = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read as a recipe ({first_line(error)})") from error
+        raise ConfigError(
+            f"{path}: is no YAML ({first_line(error)}); `prune … --print-config` writes a recipe"
+        ) from error
     if not isinstance(found, dict):
         raise ConfigError(f"{path}: is no recipe; `prune … --print-config` writes one")
     return found

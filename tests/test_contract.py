@@ -25,8 +25,6 @@ from tests.bare_environment import make_bare_environment
 from tests.fresh_process import NEW_TOKENS, PROMPT
 from tests.tiny import FAMILIES, assert_same_state, cut_plan, snapshot, tiny_model
 
-pytestmark = pytest.mark.xdist_group("contract")  # the folders are made once, by one worker
-
 SCRIPT = Path(__file__).parent / "fresh_process.py"
 MHA = {"num_key_value_heads": 4}
 BIASES = {"attention_bias": True, "mlp_bias": True}

@@ -144,7 +144,7 @@ def pruned_folder(family, tmp_path, tokenizer, tokens, **changes):
 def test_the_merged_model_is_the_adapter_on_the_pruned_one(family, tied, tokenizer, tokens, tmp_path):
     pruner, model, folder = pruned_folder(family, tmp_path, tokenizer, tokens, tie_word_embeddings=tied)
     before = snapshot(model)
-    pruner.recover(RECORDS, RecoveryConfig(**QUICK))
+    pruner.recover(RECORDS, RecoveryConfig(**{**QUICK, "learning_rate": 5e-3}))
     pruner._recovery.save(tmp_path)
     adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), tmp_path / "adapter").eval()
     model.eval()
@@ -223,6 +223,27 @@ def test_a_killed_recovery_goes_on_to_the_same_adapter(tmp_path):
     found, expected = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (killed, whole))
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], weight) for name, weight in expected.items())
+
+
+def test_a_run_that_ended_and_was_not_saved_learns_no_more(tokenizer, tmp_path):
+    def run():
+        model = tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=256)
+        recovery = recover(model, tokenizer, RECORDS, RecoveryConfig(**QUICK), work_dir=tmp_path / "work")
+        return recovery.summary.training, recovery.adapter.weights
+
+    (first, before), (second, after) = run(), run()
+    assert second["steps"] == first["steps"] == 4 and second["last_loss"] == first["last_loss"]
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+
+
+def test_the_first_of_few_steps_learns_too(model, tokenizer):
+    before = snapshot(model)
+    training = recover(model, tokenizer, RECORDS, RecoveryConfig(**{**QUICK, "max_steps": 1})).summary.training
+    assert training["steps"] == 1
+    with pytest.raises(AssertionError):
+        assert_same_state(model, before)
+    longer = recover(model, tokenizer, RECORDS, RecoveryConfig(**{**QUICK, "max_steps": 3})).summary.training
+    assert longer["last_loss"] != longer["first_loss"]
 
 
 # What is saved

@@ -41,6 +41,7 @@ def run(recipe: Recipe, args: argparse.Namespace) -> dict[str, Any]:
     done = {step: inputs.made_from(folders[step], key) for step, key in keys.items()}
     for step in keys:
         if not done[step]:
+            inputs.check_same(folders[step], overwrite=args.overwrite)
             check_target(folders[step], overwrite=args.overwrite)
     inputs.check_inputs(recipe, config, done, args.trust_remote_code)
 

@@ -70,6 +70,15 @@ def made_from(folder: str, key: str) -> bool:
     return all((path / shard).is_file() for shard in shards)
 
 
+def check_same(folder: str, *, overwrite: bool) -> None:
+    """Says of a model's folder that would be replaced, and may not be, that it is of other inputs."""
+    if not overwrite and (Path(folder) / SUMMARY_NAME).is_file():
+        raise CheckpointError(
+            f"{folder}: holds a model made from other inputs (settings, texts, model or version), or not whole; choose"
+            " another folder, or replace it (--overwrite), which keeps the steps whose inputs are the same"
+        )
+
+
 def check_apart(recipe: Recipe, outputs: list[str]) -> None:
     """Refuses to write a folder within another of the chain's: replacing the one would destroy the other."""
     teacher = recipe.recover.teacher if recipe.recover else None

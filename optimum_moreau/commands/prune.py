@@ -96,9 +96,16 @@ def show(result: dict[str, Any]) -> str:
             *(recover.training_lines(result["recovery"]) if "recovery" in result else []),
             *options.perplexity_line(result),
             f"verified    by a reload in a fresh process; logits differ by {result['verified_max_abs_difference']:g}",
-            f"time        {result['seconds']:.1f} s for scoring and cutting,"
-            f" peak memory {result['peak_memory_bytes'] / 2**30:.2f} GiB",
+            *_time_line(result),
             f"saved       {result['output']}",
             *([push.show(result["push"])] if "push" in result else []),
         ]
     )
+
+
+def _time_line(result: dict[str, Any]) -> list[str]:
+    """What pruning took, if it was done now."""
+    if result.get("steps", {}).get("prune") == "skipped":
+        return []
+    peak = result["peak_memory_bytes"] / 2**30
+    return [f"time        {result['seconds']:.1f} s for scoring and cutting, peak memory {peak:.2f} GiB"]

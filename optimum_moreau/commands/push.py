@@ -31,9 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Publishes; returns what was sent. The token is the one that is logged in, or HF_TOKEN."""
-    from ..hub import files_to_push
+    from ..hub import check_name, files_to_push
 
     if args.dry_run:
+        check_name(args.repo)
         return {"repo": args.repo, "files": files_to_push(args.folder), "sent": False}
     return publish(args.folder, args.repo, options.given(args, STEP))
 

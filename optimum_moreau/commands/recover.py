@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +27,7 @@ TRAINING: options.Fields = {  # the fields of RecoveryConfig
     "rank": (None, int, "N", "r of LoRA (default 8)"),
     "alpha": (None, int, "N", "α of LoRA (default 16)"),
     "dropout": (None, float, "SHARE", "on the adapters' inputs (default 0.05)"),
-    "loss_on": (None, str, "NAME", "answer (of instructions and chats) | all tokens"),
+    "loss_on": (None, str, "NAME", "answer (of instructions and chats; default) | all"),
     "validation": (None, float, "SHARE", "records held out (default 0.05, at most 2000)"),
     "patience": (None, int, "N", "stop after N evaluations without a lower validation loss"),
     "save_steps": (None, int, "N", "steps between kept states, and between evaluations (default 100)"),
@@ -112,9 +113,14 @@ def tune(
     """
     from ..card import check_template
     from ..checkpoint import check_target, load_model
+    from ..errors import ConfigError
     from ..pruner import MoreauPruner
 
     target = check_target(output, overwrite=saving["overwrite"])
+    if target == Path(folder).expanduser().resolve():
+        raise ConfigError(f"{output}: is the pruned model itself; give another folder")
+    if processes.is_first():
+        logging.getLogger("optimum_moreau.recovery.training").setLevel(logging.INFO)  # it says that it begins
     check_template(saving["card_template"])
     pruner = MoreauPruner.from_pretrained(folder, **loading)
     if isinstance(step, str):

@@ -111,7 +111,14 @@ def load_examples(
             " raise the sequence length, or learn from all tokens (loss_on='all')"
         )
     if skipped:
-        logger.warning("%s: %d of %d records have no token to learn from: skipped", name, skipped, len(records))
+        logger.warning(
+            "%s: %d of %d records are skipped: the answer begins behind the first %d tokens, or is empty (raise the"
+            " sequence length, or learn from all tokens)",
+            name,
+            skipped,
+            len(records),
+            sequence_length,
+        )
     if len(groups) == 1:  # one long text: its pieces are what can be held out
         groups = [[example] for example in groups[0]]
     order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed)).tolist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import sys
 from collections.abc import Mapping
@@ -11,6 +12,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from peft import set_peft_model_state_dict
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
     DataCollatorForSeq2Seq,
@@ -18,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
+    TrainerState,
     TrainingArguments,
 )
 
@@ -25,7 +29,10 @@ from ..errors import CheckpointError, ConfigError, NonFiniteError
 from .examples import IGNORED, TrainingData
 from .settings import RecoveryConfig
 
-_RUN = "run.json"
+logger = logging.getLogger(__name__)
+
+_RUN, _STATE = "run.json", "trainer_state.json"
+_LOGGED = 10  # steps whose mean loss is one entry of the log
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float) -> Tensor:
@@ -109,7 +116,8 @@ def train(
         training_arguments: of `TrainingArguments`, over what the config says.
 
     Returns:
-        Steps, losses, seconds, tokens.
+        Steps, epochs, losses (first and last that were logged, the lowest or last held out), seconds since it was
+        started last.
 
     Raises:
         ConfigError: training arguments that do not go together.
@@ -131,17 +139,29 @@ def train(
     )
     trainer.remove_callback(PrinterCallback)  # it would print every loss to standard output
     state = last_state(work)
-    done = trainer.train(resume_from_checkpoint=str(state) if state else None)
+    before = TrainerState.load_from_json(str(state / _STATE)) if state else None
+    if before is not None and before.global_step >= before.max_steps:  # it ended, and was not saved
+        weights = load_file(state / "adapter_model.safetensors")  # type: ignore[operator]
+        set_peft_model_state_dict(model, weights)
+        trainer.state, seconds = before, 0.0
+    else:
+        arguments = trainer.args
+        logger.info(
+            "training: %s of %d sequences, on %s",
+            f"{arguments.max_steps} steps" if arguments.max_steps > 0 else f"{arguments.num_train_epochs:g} epochs",
+            arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size,
+            data.source,
+        )
+        seconds = trainer.train(resume_from_checkpoint=str(state) if state else None).metrics["train_runtime"]
     validation = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return {
         "steps": trainer.state.global_step,
         "epochs": round(trainer.state.epoch or 0.0, 4),
-        "train_loss": done.training_loss,
         "first_loss": losses[0] if losses else None,
         "last_loss": losses[-1] if losses else None,
         "validation_loss": None if not validation else min(validation) if config.patience else validation[-1],
-        "seconds": done.metrics["train_runtime"],
+        "seconds": seconds,
     }
 
 
@@ -150,7 +170,7 @@ def last_state(work: Path) -> Path | None:
     found = []
     for folder in work.glob("checkpoint-*"):
         try:
-            json.loads((folder / "trainer_state.json").read_text())
+            json.loads((folder / _STATE).read_text())
             found.append((int(folder.name.rpartition("-")[2]), folder))
         except (OSError, ValueError):
             continue
@@ -178,6 +198,7 @@ def _arguments(
 ) -> TrainingArguments:
     micro = min(config.micro_batch_size, config.batch_size, len(data.train))
     batch = min(config.batch_size, len(data.train))
+    steps = config.max_steps or math.ceil(config.epochs * math.ceil(len(data.train) / batch))
     evaluate = {"eval_strategy": "steps", "eval_steps": config.save_steps} if data.validation else {}
     best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"} if config.patience else {}
     values = {
@@ -188,9 +209,9 @@ def _arguments(
         "num_train_epochs": config.epochs,
         "max_steps": config.max_steps or -1,
         "learning_rate": config.learning_rate,
-        "warmup_steps": config.warmup,
+        "warmup_steps": int(config.warmup * steps),
         "lr_scheduler_type": "linear",
-        "logging_steps": 10,
+        "logging_steps": _LOGGED if steps >= 5 * _LOGGED else 1,
         "logging_first_step": True,
         "logging_nan_inf_filter": False,
         "save_steps": config.save_steps,
