@@ -10,6 +10,7 @@ from setuptools.command.build_py import build_py
 HERE = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"', (HERE / "optimum_moreau" / "__init__.py").read_text(), re.M).group(1)
 
+EVAL = ["lm_eval>=0.4.13"]
 TEST = ["pytest>=8", "pytest-xdist>=3.6", "setuptools>=77"]
 
 
@@ -62,8 +63,9 @@ setup(
         "jinja2>=3.1",
         "tqdm>=4.67",
         "pyyaml>=6",
+        "pandas>=2.2",
     ],
-    extras_require={"test": TEST, "dev": [*TEST, "ruff>=0.14", "mypy>=1.18"]},
+    extras_require={"eval": EVAL, "test": [*TEST, *EVAL], "dev": [*TEST, *EVAL, "ruff>=0.14", "mypy>=1.18"]},
     entry_points={"console_scripts": ["optimum-moreau=optimum_moreau.commands:main"]},
     cmdclass={"build_py": BuildWithTemplate},
     classifiers=[

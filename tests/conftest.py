@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from optimum_moreau.commands import main
+from tests.hub_server import Hub
 from tests.tiny import tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -93,6 +94,30 @@ def command(capsys):
         return code, out, "".join(line for line in err.splitlines(keepends=True) if not line.startswith("INFO: "))
 
     return run
+
+
+@pytest.fixture
+def hub():
+    with Hub() as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def folders(tiny_folder, tmp_path_factory, text):
+    """A pruned model of its own type, and a stock one."""
+    from optimum_moreau import MoreauPruner, MoreauPrunerConfig
+    from optimum_moreau.checkpoint import load_model, load_tokenizer
+
+    found = {}
+    for kind, scope in {"own": (1, 2), "stock": (0, 3)}.items():
+        config = MoreauPrunerConfig(
+            criterion="taylor", unit_ratio=0.5, attention_layers=scope, mlp_layers=scope, sequence_length=32
+        )
+        pruner = MoreauPruner(config, tokenizer=load_tokenizer(str(tiny_folder)))
+        pruner.prune(load_model(str(tiny_folder)), [text])
+        found[kind] = tmp_path_factory.mktemp("pruned") / kind
+        pruner.save_pretrained(found[kind])
+    return found
 
 
 @pytest.fixture

@@ -218,8 +218,11 @@ def test_evaluate_measures_what_the_library_measures(command, tiny_folder, text_
     model, tokenizer = load_model(str(tiny_folder)), load_tokenizer(str(tiny_folder))
     assert (code, err) == (0, "")
     result = json.loads(out)
-    assert result == vars(perplexity(model, tokenizer, text_file, sequence_length=32))
-    assert result.keys() == {"perplexity", "tokens", "segments"} and math.isfinite(result["perplexity"])
+    found = vars(perplexity(model, tokenizer, text_file, sequence_length=32))
+    assert result == {"text": "text.txt", "protocol": "32-token segments", **found}
+    assert result.keys() == {"text", "protocol", "perplexity", "tokens", "segments"} and math.isfinite(
+        result["perplexity"]
+    )
 
 
 @pytest.mark.parametrize(("verb", "names"), [("criteria", tuple(CRITERIA)), ("families", tuple(FAMILIES))])

@@ -1,7 +1,6 @@
 """Publishing with the real client, against a Hub on the loopback: what arrives, what loads, what fails."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +13,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from optimum_moreau.hub import merged_card
-from tests.hub_server import READ_ONLY, TOKEN, Hub
+from tests.hub_client import environment, push
+from tests.hub_server import TOKEN
 
 LOAD = """
 import json, sys
@@ -25,51 +25,6 @@ AutoTokenizer.from_pretrained(sys.argv[1]{options})
 {records}
 print(json.dumps({{name: float(w.double().sum()) for name, w in model.state_dict().items()}}))
 """
-
-
-@pytest.fixture
-def hub():
-    with Hub() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def folders(tiny_folder, tmp_path_factory, text):
-    """A pruned model of its own type, and a stock one."""
-    from optimum_moreau import MoreauPruner, MoreauPrunerConfig
-    from optimum_moreau.checkpoint import load_model, load_tokenizer
-
-    found = {}
-    for kind, scope in {"own": (1, 2), "stock": (0, 3)}.items():
-        config = MoreauPrunerConfig(
-            criterion="taylor", unit_ratio=0.5, attention_layers=scope, mlp_layers=scope, sequence_length=32
-        )
-        pruner = MoreauPruner(config, tokenizer=load_tokenizer(str(tiny_folder)))
-        pruner.prune(load_model(str(tiny_folder)), [text])
-        found[kind] = tmp_path_factory.mktemp("pruned") / kind
-        pruner.save_pretrained(found[kind])
-    return found
-
-
-def environment(hub, home, token=TOKEN):
-    """A client of the loopback Hub alone, with an empty cache."""
-    values = {
-        "HF_ENDPOINT": hub.url,
-        "HF_HOME": str(home),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DOWNLOAD_TIMEOUT": "5",
-        "PYTHONPATH": str(Path(__file__).parents[1]),
-    }
-    return {**os.environ, **values, **({"HF_TOKEN": token} if token else {})}
-
-
-def push(hub, tmp_path, *arguments, token=TOKEN):
-    """Runs `optimum-moreau push …` in a process of its own."""
-    command = [sys.executable, "-m", "optimum_moreau", "push", *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=120, env=environment(hub, tmp_path / "home", token)
-    )
 
 
 @pytest.mark.parametrize(
@@ -132,63 +87,6 @@ def test_a_dry_run_sends_nothing(hub, folders, tmp_path):
     done = push(hub, tmp_path, folders["stock"], "me/pruned", "--dry-run")
     assert done.returncode == 0 and "model.safetensors" in done.stdout
     assert not hub.log
-
-
-def assert_arrived(hub, folder):
-    """Every file but the card is there as it is in the folder."""
-    there = hub.files("me/pruned")
-    for path in folder.iterdir():
-        assert path.name == "README.md" or there[path.name] == path.read_bytes(), path.name
-
-
-# the endpoint that fails, and what the message says where it goes on failing
-FAILURES = {
-    "401": (("POST", "/api/repos/create", 401), "no token, or one that is not valid"),
-    "403": (("POST", "/commit/", 403), "the token may not write there"),
-    "404": (("POST", "/preupload/", 404), "no such repository or namespace"),
-}
-PASSING = {
-    "409": ("POST", "/commit/", 409),
-    "429": ("POST", "/preupload/", 429),
-    "429 until a date": ("POST", "/preupload/", 429, "Wed, 21 Oct 2015 07:28:00 GMT"),
-    "429 until whenever": ("POST", "/preupload/", 429, "later"),
-    "500": ("POST", "/commit/", 500),
-    "cut connection": ("PUT", "/lfs/", "cut"),
-    "500 in the upload": ("PUT", "/lfs/", 500),
-    "slow": ("POST", "/preupload/", "slow", 2.0),
-}
-
-
-@pytest.mark.parametrize(("failure", "message"), FAILURES.values(), ids=FAILURES)
-def test_a_refusal_is_told_in_one_line_and_a_second_try_completes(failure, message, hub, folders, tmp_path):
-    hub.failures.append(failure)
-    done = push(hub, tmp_path, folders["stock"], "me/pruned")
-    assert done.returncode == 2
-    assert message in done.stderr and "Traceback" not in done.stderr and TOKEN not in done.stderr + done.stdout
-    again = push(hub, tmp_path, folders["stock"], "me/pruned")
-    assert again.returncode == 0, again.stderr
-    assert_arrived(hub, folders["stock"])
-
-
-@pytest.mark.parametrize("failure", PASSING.values(), ids=PASSING)
-def test_what_passes_is_waited_for(failure, hub, folders, tmp_path):
-    hub.failures.append(failure)
-    done = push(hub, tmp_path, folders["stock"], "me/pruned")
-    assert done.returncode == 0, done.stderr
-    assert_arrived(hub, folders["stock"])
-    assert not hub.failures and TOKEN not in done.stderr + done.stdout
-
-
-@pytest.mark.parametrize(
-    ("token", "message"),
-    [(None, "no token, or one that is not valid"), (READ_ONLY, "the token may not write there")],
-    ids=["none", "read-only"],
-)
-def test_without_the_right_to_write_nothing_is_sent(token, message, hub, folders, tmp_path):
-    done = push(hub, tmp_path, folders["stock"], "me/pruned", token=token)
-    assert done.returncode == 2 and message in done.stderr
-    assert "Traceback" not in done.stderr and READ_ONLY not in done.stderr
-    assert not hub.repositories
 
 
 def test_what_cannot_be_pushed_is_refused_before_a_request(hub, folders, tmp_path):

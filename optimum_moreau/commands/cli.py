@@ -26,7 +26,8 @@ VERBS = {
     "recover": "tune a pruned model with LoRA, merge, save and verify",
     "apply": "apply a plan to its base model, save and verify",
     "push": "publish a saved folder on the Hub",
-    "evaluate": "perplexity of a model on a text",
+    "evaluate": "perplexity of a model on texts, and zero-shot accuracy on tasks",
+    "robustness": "how much plans agree under small changes of model and calibration",
     "criteria": "list the criteria",
     "families": "list the model families",
 }

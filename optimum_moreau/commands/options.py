@@ -82,6 +82,13 @@ _FIELDS: Fields = {
     "released": (None, bool, None, "the published code's update, for comparison"),
 }
 
+# What a comparison of plans leaves to the user: not what it varies itself.
+COMPARED: Fields = {
+    field: flag
+    for field, flag in _FIELDS.items()
+    if field not in ("criterion", *SIZES, "seed", "engine", "tensor_parallel", "export")
+}
+
 
 def add_fields(group: argparse._ArgumentGroup, fields: Fields, prefix: str = "") -> None:
     """Adds one flag per field, each beginning with the prefix; what is not given is `None`."""

@@ -1,0 +1,191 @@
+"""Zero-shot accuracy on multiple-choice tasks, through lm-eval (extra `eval`).
+
+A task is one of lm-eval's, or a file of one's own: `NAME.yaml` as lm-eval reads it, or `NAME.jsonl` with `question`,
+`choices` and `label`; where the blank lies within the text, as in WinoGrande, with `contexts`, `continuation`, `label`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack, redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..errors import ConfigError, DataError, first_line, quiet
+from ..registry import suggestion
+
+# The seven tasks of LLM-Pruner's and MoreauPruner's tables, and the metric that makes their dense rows on LLaMA-7B.
+METRICS = {
+    "boolq": "acc",
+    "piqa": "acc",
+    "hellaswag": "acc_norm",
+    "winogrande": "acc",
+    "arc_easy": "acc",
+    "arc_challenge": "acc_norm",
+    "openbookqa": "acc_norm",
+}
+_METRICS = ("acc", "acc_norm")
+_QUESTION = {"question", "choices", "label"}
+_BLANK = {"contexts", "continuation", "label"}
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """Accuracy on one task.
+
+    Attributes:
+        task: its name.
+        metric: `acc`, or `acc_norm`: by log-likelihood per byte of the choice.
+        value: in [0, 1].
+        stderr: standard error of it.
+        samples: number of questions.
+    """
+
+    task: str
+    metric: str
+    value: float
+    stderr: float
+    samples: int
+
+
+@dataclass(frozen=True)
+class ZeroShot:
+    """Accuracies, and their mean over the tasks.
+
+    Attributes:
+        tasks: one result a task.
+        average: mean of the values.
+        stderr: of the mean, the tasks taken as independent: √(Σ s²) / number of tasks.
+    """
+
+    tasks: tuple[TaskResult, ...]
+
+    @property
+    def average(self) -> float:
+        """Mean of the values."""
+        return sum(one.value for one in self.tasks) / len(self.tasks)
+
+    @property
+    def stderr(self) -> float:
+        """Standard error of the mean, the tasks taken as independent: √(Σ s²) / number of tasks."""
+        return math.sqrt(sum(one.stderr**2 for one in self.tasks)) / len(self.tasks)
+
+
+def zero_shot(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[str] = tuple(METRICS),
+    *,
+    task_path: str | Path | None = None,
+    limit: int | None = None,
+    batch_size: int = 8,
+) -> ZeroShot:
+    """Measures the accuracy of a model on tasks, without examples in the prompt.
+
+    Args:
+        model: a causal language model.
+        tokenizer: its tokenizer.
+        tasks: names; by default the seven of the papers.
+        task_path: folder of task files, so that nothing is downloaded.
+        limit: only the first so many questions of each task.
+        batch_size: sequences per forward pass.
+
+    Raises:
+        ConfigError: lm-eval is not installed, or a task is unknown.
+        DataError: a task file is missing or damaged, or a task's data cannot be had.
+    """
+    try:
+        import lm_eval
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise ConfigError("tasks: need lm-eval, which is not installed: pip install 'optimum-moreau[eval]'") from error
+    wanted: list[Any]  # names, and settings of files
+    if task_path is None:
+        manager, wanted = TaskManager(), [*tasks]
+        _check_known(wanted, manager.all_tasks)
+    else:
+        folder = Path(task_path).expanduser()
+        manager = TaskManager(include_path=str(folder), include_defaults=False)
+        wanted = [_task_of(folder, task) for task in tasks]
+    training = model.training
+    try:
+        with quiet("lm_eval"), ExitStack() as stack:
+            if not sys.stderr.isatty():  # lm-eval's bars ask no terminal
+                stack.enter_context(redirect_stderr(io.StringIO()))
+            found = lm_eval.simple_evaluate(
+                model=HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size),
+                tasks=wanted,
+                num_fewshot=0,
+                limit=limit,
+                task_manager=manager,
+                bootstrap_iters=0,
+                log_samples=False,
+            )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise DataError(f"tasks: cannot be evaluated ({type(error).__name__}: {first_line(error)})") from error
+    finally:
+        model.train(training)
+    return ZeroShot(tuple(_result(task, found) for task in tasks))
+
+
+def metric_of(task: str) -> str:
+    """The metric a task is judged by: the papers', for their tasks and pieces of them (`hellaswag_2k`); else `acc`."""
+    return next((metric for name, metric in METRICS.items() if task == name or task.startswith(f"{name}_")), "acc")
+
+
+def _result(task: str, found: Any) -> TaskResult:
+    values, metric = found["results"][task], metric_of(task)
+    accuracy, samples = values[f"{metric},none"], found["n-samples"][task]["effective"]
+    # lm-eval's standard error of a mean of zeros and ones, which it leaves out without bootstrap
+    stderr = math.sqrt(accuracy * (1 - accuracy) / (samples - 1)) if samples > 1 else 0.0
+    return TaskResult(task, metric, accuracy, stderr, samples)
+
+
+def _check_known(tasks: Sequence[str], known: Sequence[str]) -> None:
+    for task in tasks:
+        if task not in known:
+            raise ConfigError(f"tasks: unknown task '{task}'.{suggestion(task, known)}")
+
+
+def _task_of(folder: Path, task: str) -> str | dict[str, Any]:
+    """The task of a file: its name for lm-eval's own format, its settings for a file of questions."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder of task files")
+    if (folder / f"{task}.yaml").is_file():
+        return task
+    file = folder / f"{task}.jsonl"
+    if not file.is_file():
+        known = sorted({path.stem for path in folder.iterdir() if path.suffix in (".yaml", ".jsonl")})
+        raise DataError(f"{folder}: holds no task '{task}' (.yaml or .jsonl).{suggestion(task, known)}")
+    try:
+        first = json.loads(file.read_text(encoding="utf-8").partition("\n")[0])
+        names = set(first)
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+        raise DataError(f"{file.name}: cannot be read as lines of JSON ({first_line(error)})") from error
+    if not (names >= _QUESTION or names >= _BLANK):
+        raise DataError(
+            f"{file.name}: its records have the fields {', '.join(sorted(names))}; needed are question, choices, label;"
+            " or contexts, continuation, label"
+        )
+    common = {
+        "task": task,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(file)}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "metric_list": [
+            {"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("acc", "acc_norm")
+        ],
+    }
+    if names >= _BLANK:  # each context is completed by one continuation, and the likeliest wins
+        blank = {"doc_to_text": "label", "doc_to_choice": "contexts", "doc_to_target": "continuation"}
+        return {**common, **blank, "target_delimiter": ""}
+    return {**common, "doc_to_text": "question", "doc_to_choice": "choices", "doc_to_target": "label"}
