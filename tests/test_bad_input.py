@@ -148,7 +148,7 @@ INCOMPLETE = {
     "prnue model": "optimum-moreau: error: argument VERB: invalid choice: 'prnue' .*prune",
     "prune": r"optimum-moreau prune: error: model: is missing; give it \(MODEL\)",
     "prune model": r"optimum-moreau prune: error: output: is missing; give it \(--output\)",
-    "evaluate model": "optimum-moreau evaluate: error: the following arguments are required: --text",
+    "evaluate model": "optimum-moreau evaluate: error: --text: give a text to measure the perplexity on, or --tasks",
     "evaluate model --text t --seq-len 1": "optimum-moreau evaluate: error: --sequence-length: 1 is not .* ≥ 2",
 }
 
