@@ -21,7 +21,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..errors import ConfigError, DataError, first_line, quiet
 from ..registry import suggestion
 
-# The seven tasks of LLM-Pruner's and MoreauPruner's tables, and the metric that makes their dense rows on LLaMA-7B.
+# The seven tasks of LLM-Pruner's and MoreauPruner's tables. The papers name no metrics; these are the usual reading of
+# their dense rows on LLaMA-7B, which was not run here.
 METRICS = {
     "boolq": "acc",
     "piqa": "acc",
