@@ -11,6 +11,7 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"', (HERE / "optimum_moreau" / "__init__.py").read_text(), re.M).group(1)
 
 EVAL = ["lm_eval>=0.4.13"]
+REPORT = ["matplotlib>=3.10"]
 TEST = ["pytest>=8", "pytest-xdist>=3.6", "setuptools>=77"]
 
 
@@ -43,11 +44,12 @@ setup(
         "optimum_moreau.modeling",
         "optimum_moreau.plan",
         "optimum_moreau.recovery",
+        "optimum_moreau.report",
         "optimum.commands.register",
     ],
     # A namespace folder of optimum: optimum-cli finds the verbs there (no __init__.py on the way).
     package_dir={"optimum.commands.register": "optimum_moreau/optimum_cli"},
-    package_data={"optimum_moreau": ["py.typed", "data/calibration.txt"]},
+    package_data={"optimum_moreau": ["py.typed", "data/calibration.txt", "report/page.html.j2"]},
     install_requires=[
         "numpy>=1.26",
         "torch>=2.6",
@@ -65,7 +67,12 @@ setup(
         "pyyaml>=6",
         "pandas>=2.2",
     ],
-    extras_require={"eval": EVAL, "test": [*TEST, *EVAL], "dev": [*TEST, *EVAL, "ruff>=0.14", "mypy>=1.18"]},
+    extras_require={
+        "eval": EVAL,
+        "report": REPORT,
+        "test": [*TEST, *EVAL, *REPORT],
+        "dev": [*TEST, *EVAL, *REPORT, "ruff>=0.14", "mypy>=1.18"],
+    },
     entry_points={"console_scripts": ["optimum-moreau=optimum_moreau.commands:main"]},
     cmdclass={"build_py": BuildWithTemplate},
     classifiers=[

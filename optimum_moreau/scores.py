@@ -140,6 +140,38 @@ def score_units(
     return with_layer_sums(UnitScores(_as_on_the_first(values)), shape, config)
 
 
+def score_channels(
+    model: PreTrainedModel, blocks: tuple[Block, ...], tokens: Tensor | None, config: MoreauPrunerConfig
+) -> dict[str, Tensor]:
+    """Scores every channel of every matrix of some blocks, in one process; the model is left bit for bit as it was.
+
+    A channel is a row of a matrix whose rows belong to units, otherwise a column: of `q_proj` a row, of `down_proj` a
+    column. The sum over a unit's channels is its part in the unit's score (paper, Eq. 4).
+
+    Args:
+        model: a causal language model.
+        blocks: heads and MLP channels.
+        tokens: calibration windows `(samples, length)`; may be `None` where `needs_text` says so.
+        config: a resolved config.
+
+    Returns:
+        `model.layers.3.mlp.up_proj.weight` → float64 tensor `(channels,)` on CPU.
+    """
+    dims = {name: cut.dim for block in blocks for cut, name in block.weight_names().items()}
+    found: dict[str, Tensor] = {}
+
+    def add(name: str, elements: Tensor) -> None:
+        line = elements.sum(dim=1 - dims[name], dtype=torch.float64).cpu()
+        found[name] = found[name] + line if name in found else line
+
+    with torch.inference_mode(False), scoring_mode(model), torch.no_grad():
+        batches = [] if tokens is None else list(tokens.clone().split(config.batch_size or len(tokens)))
+        windows = 0 if tokens is None else len(tokens)
+        criterion = CRITERIA.get(config.criterion)
+        criterion.score(Scoring(model, blocks, batches, windows, config, add))
+    return {name: line.abs() for name, line in found.items()}  # signed criteria: the absolute value of the sum
+
+
 def _own_batches(tokens: Tensor, batch_size: int) -> list[Tensor]:
     """The batches of this process: every process takes every n-th window."""
     if _distributed():

@@ -25,6 +25,7 @@ ROOMS = [
     ["summary", "recipe"],
     ["checkpoint", "card"],
     ["hub", "records"],
+    ["report"],
     ["pruner"],
     ["commands"],
     ["optimum_cli", "__main__"],

@@ -28,6 +28,7 @@ VERBS = {
     "push": "publish a saved folder on the Hub",
     "evaluate": "perplexity of a model on texts, and zero-shot accuracy on tasks",
     "robustness": "how much plans agree under small changes of model and calibration",
+    "insight": "the paper's figures for a model: channel ranks, perplexity over layers, ratios and settings",
     "criteria": "list the criteria",
     "families": "list the model families",
 }

@@ -108,6 +108,30 @@ def given(args: argparse.Namespace, fields: Fields, prefix: str = "") -> dict[st
     return {field: value for field, value in found.items() if value is not None}
 
 
+def shares(flag: str, text: str) -> list[float]:
+    """Reads `0.1,0.2`.
+
+    Raises:
+        ConfigError: names the flag.
+    """
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"{flag}: '{text}' is not a share, or several, e.g. 0.1,0.2") from None
+
+
+def whole_numbers(flag: str, text: str) -> list[int]:
+    """Reads `0,15,31`.
+
+    Raises:
+        ConfigError: names the flag.
+    """
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"{flag}: '{text}' is not a whole number, or several, e.g. 0,15,31") from None
+
+
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds one flag per field of `MoreauPrunerConfig`."""
     add_fields(parser.add_argument_group("what and how to prune"), _FIELDS)

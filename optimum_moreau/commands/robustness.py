@@ -36,17 +36,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Compares; returns every agreement."""
     from ..checkpoint import load_model, load_tokenizer
     from ..config import MoreauPrunerConfig
-    from ..errors import CheckpointError, ConfigError
+    from ..errors import CheckpointError
     from ..evaluation.robustness import robustness
+    from ..report import check_installed, draw_agreements, save_figure
+    from ..sources import model_reference
 
-    try:
-        ratios = [float(part) for part in args.ratio.split(",")]
-    except ValueError:
-        raise ConfigError(f"--ratio: '{args.ratio}' is not a share, or several, e.g. 0.1,0.2") from None
+    ratios = options.shares("--ratio", args.ratio)
     for ratio in ratios:
         MoreauPrunerConfig(pruning_ratio=ratio)
     if args.output and args.output.exists() and not args.output.is_dir():
         raise CheckpointError(f"{args.output}: is a file; give a folder")
+    if args.output:
+        check_installed()
     logging.getLogger("optimum_moreau.surgery").setLevel(logging.ERROR)  # every model here is thrown away
     where = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
     found = robustness(
@@ -60,11 +61,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         evaluate=args.evaluate,
         max_segments=args.max_segments,
     )
-    result = {"model": Path(args.model).name, "agreements": [one.to_dict() for one in found]}
+    result = {"model": model_reference(args.model), "agreements": [one.to_dict() for one in found]}
     if args.output:
         args.output.mkdir(parents=True, exist_ok=True)
         (args.output / "robustness.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         (args.output / "robustness.md").write_text(show(result) + "\n", encoding="utf-8")
+        save_figure(draw_agreements(found, str(result["model"])), args.output, "robustness")
     return result
 
 

@@ -76,7 +76,7 @@ class Perplexity(evaluate.Metric):
         batch_size: int = 8,
     ) -> dict[str, Any]:
         segments = segment(predictions, tokenizer, sequence_length)
-        return vars(_measure(model, segments, batch_size))
+        return vars(measure_segments(model, segments, batch_size))
 
 
 def perplexity(
@@ -105,7 +105,7 @@ def perplexity(
         NonFiniteError: a loss is NaN or infinite.
     """
     segments = segment(read_documents(text, column=column), tokenizer, sequence_length)
-    return _measure(model, segments[:max_segments], batch_size)
+    return measure_segments(model, segments[:max_segments], batch_size)
 
 
 def segment(documents: list[str], tokenizer: PreTrainedTokenizerBase, sequence_length: int) -> Tensor:
@@ -120,7 +120,8 @@ def segment(documents: list[str], tokenizer: PreTrainedTokenizerBase, sequence_l
 
 
 @torch.inference_mode()
-def _measure(model: PreTrainedModel, segments: Tensor, batch_size: int) -> PerplexityResult:
+def measure_segments(model: PreTrainedModel, segments: Tensor, batch_size: int = 8) -> PerplexityResult:
+    """Measures a model's perplexity on token ids `(segments, length)`; errors as for `perplexity`."""
     check_vocabulary(segments, model.config.vocab_size, "evaluation text")
     if segments.shape[1] > (positions := getattr(model.config, "max_position_embeddings", None) or segments.shape[1]):
         logger.warning("segments of %d tokens, more than the model's %d positions", segments.shape[1], positions)

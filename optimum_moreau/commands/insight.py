@@ -1,0 +1,124 @@
+"""Draw the paper's figures for a model at hand: how criteria rank its channels, and what their choices cost."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from . import options
+
+EXAMPLE = "org/model -o insight --criteria moreau-gs,taylor --calibration text.txt --evaluate heldout.txt --seeds 3"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this verb's arguments."""
+    options.add_model_arguments(parser)
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FOLDER", help="for insight.json, and .png and .svg figures"
+    )
+    parser.add_argument(
+        "--figures",
+        default="ranking,layers,ratios,sensitivity,map",
+        metavar="NAMES",
+        help="of ranking, layers, ratios, sensitivity, map (default: all)",
+    )
+    parser.add_argument(
+        "--criteria",
+        default="moreau-gs,taylor",
+        metavar="NAMES",
+        help="the first two are compared in ranking; sensitivity is of the first (default moreau-gs,taylor)",
+    )
+    parser.add_argument("--ratio", type=float, default=0.2, metavar="SHARE", help="of map, sensitivity (default 0.2)")
+    parser.add_argument("--ratios", metavar="SHARES", help="of the figure ratios (default 0.05,0.1,0.2,0.3,0.4,0.5)")
+    parser.add_argument("--layers", metavar="NUMBERS", help="of ranking, e.g. 0,15,31 (default: four of them)")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="calibration draws to average (default 1)")
+    parser.add_argument("--evaluate", metavar="TEXT", help="text to measure the perplexity on")
+    parser.add_argument("--max-segments", type=int, metavar="N", help="only the first N segments of that text")
+    group = parser.add_argument_group("calibration")
+    group.add_argument("--calibration", metavar="TEXT", help="text file, records (.jsonl …), or hub:id[…]")
+    options.add_fields(parser.add_argument_group("what and how to prune"), options.COMPARED)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Draws; returns what was found out, and the files."""
+    from ..checkpoint import load_model, load_tokenizer
+    from ..config import MoreauPrunerConfig
+    from ..errors import CheckpointError, ConfigError
+    from ..evaluation.insight import PERPLEXITIES, Insight, check_figures
+    from ..evaluation.study import RATIOS, Study, has_settings
+    from ..report import check_installed, draw_insight, save_figure
+    from ..sources import model_reference, source_name
+
+    check_installed()
+    figures, criteria = ([part.strip() for part in text.split(",")] for text in (args.figures, args.criteria))
+    check_figures(figures)
+    config = MoreauPrunerConfig(**options.given(args, options.COMPARED))
+    ratios = options.shares("--ratios", args.ratios) if args.ratios else list(RATIOS)
+    for value in (args.ratio, *ratios):
+        MoreauPrunerConfig(pruning_ratio=value)
+    for name in criteria:
+        MoreauPrunerConfig(criterion=name)
+    for name, value in (("seeds", args.seeds), ("max-segments", args.max_segments)):
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name}: {value} is not a whole number ≥ 1")
+    if "ranking" in figures and len(criteria) < 2:
+        raise ConfigError("--criteria: the figure ranking compares two; give another, or leave ranking out (--figures)")
+    if "sensitivity" in figures and not has_settings(criteria[0]):
+        raise ConfigError(
+            f"--criteria: {criteria[0]} comes first and has none of the settings η, ρ, σ, T; name moreau or moreau-gs"
+            " first, or leave sensitivity out (--figures)"
+        )
+    if not args.evaluate and (wanting := [name for name in figures if name in PERPLEXITIES]):
+        raise ConfigError(f"--evaluate: {', '.join(wanting)} need a text to measure the perplexity on")
+    if args.output.exists() and not args.output.is_dir():
+        raise CheckpointError(f"{args.output}: is a file; give a folder")
+    where = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
+    study = Study(
+        load_model(args.model, dtype=args.dtype, device=args.device, **where),
+        load_tokenizer(args.model, **where),
+        args.calibration,
+        args.evaluate,
+        config=config,
+        seeds=args.seeds,
+        max_segments=args.max_segments,
+    )
+    layers = options.whole_numbers("--layers", args.layers) if args.layers else None
+    found = Insight(
+        model_reference(args.model) or args.model,
+        source_name(args.evaluate) if args.evaluate else "",
+        f"{study.segment_length}-token segments",
+        args.seeds,
+        ranking=study.ranks(criteria[:2], layers) if "ranking" in figures else (),
+        layers=study.single_layers(criteria) if "layers" in figures else None,
+        ratios=study.over_ratios(criteria, ratios) if "ratios" in figures else None,
+        sensitivity=study.sensitivity(criteria[0], args.ratio) if "sensitivity" in figures else (),
+        plans={name: study.plan(name, args.ratio) for name in criteria} if "map" in figures else {},
+    )
+    args.output.mkdir(parents=True, exist_ok=True)
+    (args.output / "insight.json").write_text(json.dumps(found.to_dict()) + "\n", encoding="utf-8")
+    files = [path for name, figure in draw_insight(found).items() for path in save_figure(figure, args.output, name)]
+    return found.to_dict() | {"files": [str(path) for path in files]}
+
+
+def show(result: dict[str, Any]) -> str:
+    """The same for a reader."""
+    lines = []
+    if result["ranking"]:
+        first, second = result["ranking"][0]["criteria"]
+        least = min(result["ranking"], key=lambda one: one["correlation"])
+        mean = sum(one["correlation"] for one in result["ranking"]) / len(result["ranking"])
+        lines.append(
+            f"ranking     {first} and {second}: mean rank correlation {mean:.2f} over {len(result['ranking'])}"
+            f" matrices, least {least['correlation']:.2f} ({least['module']})"
+        )
+    for name in ("layers", "ratios"):
+        for curve in result[name]["curves"] if result[name] else []:
+            points = ", ".join(f"{x:g}: {y:.2f}" for x, y in zip(curve["x"], curve["mean"], strict=True))
+            lines.append(f"{name:11} {curve['label']}: {points}")
+    for panel in result["sensitivity"]:
+        (curve,) = panel["curves"]
+        points = ", ".join(f"{x:g}: {y:.2f}" for x, y in zip(curve["x"], curve["mean"], strict=True))
+        lines.append(f"sensitivity {panel['title']}: {points}")
+    return "\n".join([*lines, *(f"wrote       {path}" for path in result["files"])])

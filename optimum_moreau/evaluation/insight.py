@@ -1,0 +1,149 @@
+"""What was found out about a model, for the paper's figures: records that a report can draw.
+
+`study.py` finds it out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from ..errors import ConfigError
+from ..plan import PruningPlan
+from ..registry import suggestion
+
+FIGURES = {
+    "ranking": "how two criteria rank the channels of each matrix (paper, Fig. 2, 5, 6)",
+    "layers": "perplexity when a single layer is pruned (paper, Fig. 3)",
+    "ratios": "perplexity over the pruning ratio (paper, Fig. 4a)",
+    "sensitivity": "perplexity over η, ρ, σ and T (paper, Fig. 4b)",
+    "map": "which units of which layer stay",
+}
+PERPLEXITIES = ("layers", "ratios", "sensitivity")  # of them need a text
+
+
+@dataclass(frozen=True)
+class ChannelRanks:
+    """How two criteria rank the channels of one matrix; 1 is the least important.
+
+    Attributes:
+        module: e.g. `layers.3.mlp.up_proj`.
+        criteria: the two.
+        ranks: of each channel, by the first and by the second.
+        correlation: Spearman's, of the two.
+    """
+
+    module: str
+    criteria: tuple[str, str]
+    ranks: tuple[tuple[int, ...], tuple[int, ...]]
+    correlation: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a figure, a mean over the calibration seeds.
+
+    Attributes:
+        label: what it is of.
+        x: abscissae, ascending.
+        mean: perplexity at each.
+        deviation: standard deviation over the seeds at each; 0 with one seed.
+    """
+
+    label: str
+    x: tuple[float, ...]
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Perplexity over one quantity.
+
+    Attributes:
+        title: what is shown.
+        x_label: the quantity, with its unit.
+        curves: one for each criterion.
+        dense: perplexity of the unpruned model.
+        default: where the default lies on the abscissa, if it has one.
+        logarithmic: whether the abscissa is.
+    """
+
+    title: str
+    x_label: str
+    curves: tuple[Curve, ...]
+    dense: float
+    default: float | None = None
+    logarithmic: bool = False
+
+
+@dataclass(frozen=True)
+class Insight:
+    """What was found out about a model.
+
+    Attributes:
+        model: its name, without folders.
+        text: name of what the perplexity was measured on.
+        protocol: how.
+        seeds: calibration draws that every point is a mean over.
+        ranking: of each matrix, in order.
+        layers: perplexity when a single layer is pruned.
+        ratios: perplexity over the pruning ratio.
+        sensitivity: one panel for each setting.
+        plans: criterion → which units stay.
+    """
+
+    model: str
+    text: str = ""
+    protocol: str = ""
+    seeds: int = 1
+    ranking: tuple[ChannelRanks, ...] = ()
+    layers: Panel | None = None
+    ratios: Panel | None = None
+    sensitivity: tuple[Panel, ...] = ()
+    plans: Mapping[str, PruningPlan] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns a dictionary that JSON can hold."""
+        found = asdict(replace(self, plans={}))
+        return found | {"plans": {name: plan.to_dict() for name, plan in self.plans.items()}}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Insight:
+        """Makes one from what `to_dict` gave.
+
+        Raises:
+            ConfigError: it is not that.
+        """
+        try:
+            return cls(
+                **{key: values[key] for key in ("model", "text", "protocol", "seeds")},
+                ranking=tuple(
+                    ChannelRanks(
+                        one["module"],
+                        (one["criteria"][0], one["criteria"][1]),
+                        (tuple(one["ranks"][0]), tuple(one["ranks"][1])),
+                        one["correlation"],
+                    )
+                    for one in values["ranking"]
+                ),
+                layers=_panel(values["layers"]) if values["layers"] else None,
+                ratios=_panel(values["ratios"]) if values["ratios"] else None,
+                sensitivity=tuple(map(_panel, values["sensitivity"])),
+                plans={name: PruningPlan.from_dict(plan) for name, plan in values["plans"].items()},
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f"not what `insight` wrote ({type(error).__name__}: {error})") from error
+
+
+def check_figures(names: Sequence[str]) -> None:
+    """Raises ConfigError for a figure that is not one of FIGURES."""
+    for name in names:
+        if name not in FIGURES:
+            raise ConfigError(f"figures: unknown '{name}'.{suggestion(name, FIGURES)} Known: {', '.join(FIGURES)}")
+
+
+def _panel(values: Mapping[str, Any]) -> Panel:
+    curves = [Curve(one["label"], *(tuple(one[key]) for key in ("x", "mean", "deviation"))) for one in values["curves"]]
+    return Panel(**{**values, "curves": tuple(curves)})

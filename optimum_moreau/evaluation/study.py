@@ -1,0 +1,264 @@
+"""Looks into a model at hand: how criteria rank its channels, and what their choices cost (the paper's figures).
+
+Plans are tried out by masking (`masking.py`), so that one loaded model serves for every point of every curve.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..calibration import load_calibration
+from ..config import SIZES, MoreauPrunerConfig
+from ..errors import ConfigError, UnsupportedModelError
+from ..placement import is_offloaded
+from ..plan import PruningPlan, expected_plan, make_plan
+from ..registry import CRITERIA
+from ..scores import UnitScores, needs_text, score_channels, score_units
+from ..sources import read_documents
+from ..surgery import check_prunable
+from ..units import model_shape
+from .insight import ChannelRanks, Curve, Panel
+from .masking import masked
+from .perplexity import SEGMENT, measure_segments, segment
+
+logger = logging.getLogger(__name__)
+
+RATIOS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
+LAYER_SHARE = 0.25  # of a layer's units, the paper's protocol
+# Settings of the criteria and the factors of their defaults that are tried.
+_SYMBOLS = {"eta_quantile": "η, as a quantile", "eta": "η", "rho": "ρ", "sigma": "σ", "steps": "T"}
+_FACTORS = {"eta_quantile": (0, 0.5, 1, 2, 4), "eta": (1, 1e2, 1e4, 1e6), "steps": (0.1, 0.5, 1, 2)}
+_OTHER_FACTORS = (0.25, 0.5, 1, 2, 4)
+
+
+class Study:
+    """Looks into one model: scores it, tries plans out, measures.
+
+    Args:
+        model: a causal language model, all of it in memory; after each call it is bit for bit as it was.
+        tokenizer: its tokenizer.
+        calibration: text, as for `load_calibration`.
+        evaluate: text to measure the perplexity on, in segments of 128 tokens; needed for all but ranks and plans.
+        config: what is common to all that is tried; sizes and criterion are given to each call.
+        seeds: calibration draws that every point is a mean over.
+        max_segments: of the text.
+
+    Raises:
+        MoreauError: of the kind that names the mistake (errors.py).
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        calibration: Any,
+        evaluate: Any = None,
+        *,
+        config: MoreauPrunerConfig | None = None,
+        seeds: int = 1,
+        max_segments: int | None = None,
+    ) -> None:
+        check_prunable(model)
+        if is_offloaded(model):
+            raise UnsupportedModelError("insight tries plans out in memory; load the model without offload")
+        self.model, self.tokenizer, self.calibration = model, tokenizer, calibration
+        self.config, self.seeds = config or MoreauPrunerConfig(), seeds
+        if not set(self.config.targets) <= {"attention", "mlp"}:
+            raise ConfigError("targets: insight looks into heads and MLP channels; leave hidden and layers out")
+        self.shape = model_shape(model)
+        self.segment_length = SEGMENT
+        self.segments = None
+        if evaluate is not None:
+            self.segments = segment(read_documents(evaluate), tokenizer, self.segment_length)[:max_segments]
+        self._tokens: dict[tuple[int, int, int], Tensor] = {}
+        self._dense: float | None = None
+
+    def ranks(self, criteria: Sequence[str], layers: Iterable[int] | None = None) -> tuple[ChannelRanks, ...]:
+        """Compares how two criteria rank the channels of every matrix of some layers.
+
+        Args:
+            criteria: two names.
+            layers: indices; default: the first, the last and two between.
+        """
+        chosen = sorted(set(layers)) if layers is not None else self._four_layers()
+        for layer in chosen:
+            if not 0 <= layer < self.shape.depth:
+                raise ConfigError(f"layers: {layer} lies outside the model's layers 0 to {self.shape.depth - 1}")
+        if len(criteria) != 2:
+            raise ConfigError(f"criteria: ranks compare two, not {len(criteria)}")
+        # every layer is scored, as for the other figures: noise and δ reach all that may be cut
+        scored = [
+            score_channels(self.model, self.shape.blocks, self._calibration(config, 0), config)
+            for config in (self._config(name, **self._everywhere) for name in criteria)
+        ]
+        found = []
+        for block in (block for block in self.shape.blocks if block.layer in chosen):
+            for name in dict.fromkeys(block.weight_names().values()):
+                frame = pd.DataFrame({side: one[name].numpy() for side, one in zip("ab", scored, strict=True)})
+                ranks = frame.rank(method="first").astype(int)
+                correlation = frame.corr(method="spearman").iloc[0, 1]
+                found.append(
+                    ChannelRanks(
+                        name.removeprefix("model.").removesuffix(".weight"),
+                        (criteria[0], criteria[1]),
+                        (tuple(ranks["a"].tolist()), tuple(ranks["b"].tolist())),
+                        float(correlation) if pd.notna(correlation) else 1.0,
+                    )
+                )
+        return tuple(found)
+
+    def single_layers(self, criteria: Sequence[str], share: float = LAYER_SHARE) -> Panel:
+        """Perplexity when a share of the heads and channels of one layer alone is removed, for every layer."""
+        bar = tqdm(total=len(criteria) * self.seeds * self.shape.depth, desc="layers", leave=False, disable=None)
+        curves = []
+        for name in criteria:
+            runs = []
+            for seed in range(self.seeds):
+                scores, _ = self._scores(name, seed, **self._everywhere)
+                found = []
+                for layer in range(self.shape.depth):
+                    scope = {"attention_layers": (layer, layer + 1), "mlp_layers": (layer, layer + 1)}
+                    found.append(self._cost(scores, self._config(name, seed=seed, unit_ratio=share, **scope)))
+                    bar.update()
+                runs.append(found)
+            curves.append(_curve(name, range(self.shape.depth), runs))
+        bar.close()
+        title = f"{100 * share:g} % of the heads and channels of a single layer removed"
+        return Panel(title, "layer (0 is next to the input)", tuple(curves), self.dense)
+
+    def over_ratios(self, criteria: Sequence[str], ratios: Sequence[float] = RATIOS) -> Panel:
+        """Perplexity over the share of the parameters removed."""
+        ratios = sorted(ratios)
+        expected_plan(self.shape, self._config(criteria[0], pruning_ratio=ratios[-1]))  # refused before any scoring
+        bar = tqdm(total=len(criteria) * self.seeds * len(ratios), desc="ratios", leave=False, disable=None)
+        curves = []
+        for name in criteria:
+            runs = []
+            for seed in range(self.seeds):
+                scores, config = self._scores(name, seed)
+                found = []
+                for ratio in ratios:
+                    found.append(self._cost(scores, _sized(config, pruning_ratio=ratio)))
+                    bar.update()
+                runs.append(found)
+            curves.append(_curve(name, [0, *(100 * ratio for ratio in ratios)], [[self.dense, *run] for run in runs]))
+        bar.close()
+        start, end = self._config(criteria[0]).mlp_layers or (0, 0)
+        title = f"Perplexity over the pruning ratio (layers {start} to {end - 1})"
+        return Panel(title, "parameters removed (%)", tuple(curves), self.dense)
+
+    def sensitivity(self, criterion: str, ratio: float = 0.2) -> tuple[Panel, ...]:
+        """Perplexity over each of the criterion's settings η, ρ, σ and T, the others at their defaults."""
+        resolved = self._config(criterion)
+        defaults = {name: getattr(resolved, name) for name in _SYMBOLS}
+        fields = [name for name, value in defaults.items() if value is not None]
+        if not fields:
+            raise ConfigError(f"sensitivity: {criterion} has none of the settings η, ρ, σ, T; take moreau or moreau-gs")
+        panels, known = [], {}
+        for name in fields:
+            values = sorted({_scaled(name, defaults[name], factor) for factor in _FACTORS.get(name, _OTHER_FACTORS)})
+            runs = []
+            for seed in range(self.seeds):
+                found = []
+                for value in tqdm(values, desc=_SYMBOLS[name], leave=False, disable=None):
+                    key = (seed, "" if value == defaults[name] else name, value if value != defaults[name] else 0)
+                    if key not in known:
+                        scores, config = self._scores(criterion, seed, **{name: value})
+                        known[key] = self._cost(scores, _sized(config, pruning_ratio=ratio))
+                    found.append(known[key])
+                runs.append(found)
+            panels.append(
+                Panel(
+                    f"{_SYMBOLS[name]} ({criterion}, {100 * ratio:g} % removed)",
+                    _SYMBOLS[name],
+                    (_curve(criterion, values, runs),),
+                    self.dense,
+                    defaults[name],
+                    name != "eta_quantile",
+                )
+            )
+        return tuple(panels)
+
+    def plan(self, criterion: str, ratio: float = 0.2) -> PruningPlan:
+        """The plan of a criterion, with the first seed."""
+        scores, config = self._scores(criterion, 0)
+        return make_plan(scores, self.shape, _sized(config, pruning_ratio=ratio))
+
+    @property
+    def dense(self) -> float:
+        """Perplexity of the unpruned model."""
+        if self._dense is None:
+            self._dense = self._perplexity()
+        return self._dense
+
+    @property
+    def _everywhere(self) -> dict[str, Any]:
+        return dict.fromkeys(("attention_layers", "mlp_layers"), (0, self.shape.depth))
+
+    def _four_layers(self) -> list[int]:
+        last = self.shape.depth - 1
+        return sorted({round(last * part / 3) for part in range(4)})
+
+    def _config(self, criterion: str, **changes: Any) -> MoreauPrunerConfig:
+        return _sized(replace(self.config, criterion=criterion), **changes).resolve(self.model.config)
+
+    def _calibration(self, config: MoreauPrunerConfig, seed: int) -> Tensor | None:
+        if not needs_text(config):
+            return None
+        key = (config.calibration_samples, config.sequence_length, seed)
+        if key not in self._tokens:
+            self._tokens[key] = load_calibration(
+                self.calibration,
+                self.tokenizer,
+                samples=config.calibration_samples,
+                sequence_length=config.sequence_length,
+                seed=seed,
+                vocab_size=self.model.config.vocab_size,
+            ).tokens
+        return self._tokens[key]
+
+    def _scores(self, criterion: str, seed: int, **changes: Any) -> tuple[UnitScores, MoreauPrunerConfig]:
+        config = self._config(criterion, seed=seed, **changes)
+        logger.info("scoring by %s, seed %d %s", criterion, seed, changes or "")
+        return score_units(self.model, self.shape, self._calibration(config, seed), config), config
+
+    def _cost(self, scores: UnitScores, config: MoreauPrunerConfig) -> float:
+        with masked(self.model, self.shape, make_plan(scores, self.shape, config)):
+            return self._perplexity()
+
+    def _perplexity(self) -> float:
+        if self.segments is None:
+            raise ConfigError("evaluate: this figure needs a text to measure the perplexity on (--evaluate)")
+        return measure_segments(self.model, self.segments).perplexity
+
+
+def has_settings(criterion: str) -> bool:
+    """Whether a criterion has one of the settings whose sensitivity is shown."""
+    return any(CRITERIA.get(criterion).defaults.get(name) is not None for name in _SYMBOLS)
+
+
+def _sized(config: MoreauPrunerConfig, **changes: Any) -> MoreauPrunerConfig:
+    """The config with other settings; a size that is given stands for the one there was."""
+    sizes = dict.fromkeys(SIZES) if any(size in changes for size in SIZES) else {}
+    return replace(config, **{**sizes, **changes})
+
+
+def _scaled(name: str, default: float, factor: float) -> float:
+    value = default * factor
+    return max(round(value), 1) if name == "steps" else min(value, 0.95) if name == "eta_quantile" else value
+
+
+def _curve(label: str, x: Iterable[float], runs: Sequence[Sequence[float]]) -> Curve:
+    """Mean and deviation over runs, one a seed."""
+    points = list(zip(*runs, strict=True))
+    deviation = tuple(statistics.stdev(point) if len(point) > 1 else 0.0 for point in points)
+    return Curve(label, tuple(float(value) for value in x), tuple(map(statistics.mean, points)), deviation)

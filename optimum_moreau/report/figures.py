@@ -1,0 +1,239 @@
+"""Draws what was found out about a model. Each function takes records and returns a matplotlib `Figure`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..evaluation.insight import ChannelRanks, Insight, Panel
+from ..evaluation.robustness import Agreement
+from ..plan import PruningPlan
+from .style import BLUE, INK, MARKERS, ORANGE, PALETTE, new_figure, style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+_STEEP = 20  # perplexities that span more than this factor are drawn on a logarithmic axis
+_CELLS = 256  # of a map's row; more units than that share a cell
+
+
+def draw_insight(insight: Insight) -> dict[str, Figure]:
+    """Draws every figure that there is something for: name of the figure → figure."""
+    found = {}
+    for kind, words in (("self_attn", "attention"), ("mlp", "mlp")):
+        ranks = [one for one in insight.ranking if f".{kind}." in one.module]
+        if ranks:
+            found[f"ranking-{words}"] = draw_ranking(ranks, insight.model)
+    for name, panels in (
+        ("layers", [insight.layers] if insight.layers else []),
+        ("ratios", [insight.ratios] if insight.ratios else []),
+        ("sensitivity", list(insight.sensitivity)),
+    ):
+        if panels:
+            draws = f" (mean ± deviation of {insight.seeds} calibration draws)" if insight.seeds > 1 else ""
+            found[name] = draw_panels(
+                panels, insight.model + draws, f"perplexity, {insight.protocol}\nof {insight.text}"
+            )
+    if insight.plans:
+        found["map"] = draw_map(insight.plans, insight.model)
+    return found
+
+
+def draw_ranking(ranks: Sequence[ChannelRanks], model: str) -> Figure:
+    """Draws the rank of every channel by one criterion against that by another, one panel a matrix."""
+    places = [one.module.split(".") for one in ranks]  # layers, index, block, matrix
+    layers = list(dict.fromkeys(place[1] for place in places))
+    matrices = list(dict.fromkeys(place[-1] for place in places))
+    with style():
+        figure = new_figure(2.1 * len(matrices) + 0.5, 2.1 * len(layers) + 0.9)
+        grid = figure.subplots(len(layers), len(matrices), squeeze=False)
+        for one, place in zip(ranks, places, strict=True):
+            axes = grid[layers.index(place[1])][matrices.index(place[-1])]
+            total = len(one.ranks[0])
+            axes.plot(*one.ranks, ".", color=BLUE, markersize=max(1.2, min(4.0, 60 / total**0.5)), alpha=0.6,
+                      markeredgewidth=0, rasterized=True)  # fmt: skip
+            axes.plot([1, total], [1, total], color=INK, linewidth=0.8, linestyle=":")
+            axes.set_title(f"layer {place[1]}, {place[-1]}\nrank correlation {one.correlation:.2f}", fontsize=8.5)
+            axes.set_xticks([1, total])
+            axes.set_yticks([1, total])
+            axes.tick_params(labelsize=8)
+            axes.set_aspect("equal")
+        first, second = ranks[0].criteria
+        figure.supxlabel(f"rank by {first} (large: important)", fontsize=10)
+        figure.supylabel(f"rank by {second}", fontsize=10)
+        figure.suptitle(f"{model}: how {first} and {second} rank the channels", fontsize=11)
+    return figure
+
+
+def draw_panels(panels: Sequence[Panel], title: str, y_label: str) -> Figure:
+    """Draws perplexity over one or more quantities, one panel a quantity, with the unpruned model's dashed."""
+    columns = 2 if len(panels) > 1 else 1
+    rows = -(-len(panels) // columns)
+    with style():
+        figure = new_figure(4.2 * columns if columns > 1 else 6.4, 3.1 * rows + 0.6)
+        grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+        values = [value for panel in panels for curve in panel.curves for value in curve.mean]
+        steep = max(values) > _STEEP * min(values)
+        for axes, panel in zip(grid.flat, panels, strict=False):
+            _draw_panel(axes, panel)
+            axes.set_title(panel.title, fontsize=10)
+            axes.set_xlabel(panel.x_label)
+            if steep:
+                axes.set_yscale("log")
+        for axes in list(grid.flat)[len(panels) :]:
+            axes.set_visible(False)
+        for row in grid:
+            row[0].set_ylabel(y_label)
+        grid[0][0].legend(frameon=False)
+        figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def _draw_panel(axes: Axes, panel: Panel) -> None:
+    if panel.logarithmic:
+        axes.set_xscale("log")
+        ticks = sorted({x for curve in panel.curves for x in curve.x})
+        axes.set_xticks(ticks, labels=[f"{x:g}" for x in ticks])
+        axes.minorticks_off()
+    elif all(float(x).is_integer() for curve in panel.curves for x in curve.x) and panel.x_label.startswith("layer"):
+        _whole(axes.xaxis)
+    axes.axhline(panel.dense, color=INK, linestyle="--", linewidth=1, label="unpruned")
+    if panel.default is not None:
+        axes.axvline(panel.default, color=INK, linestyle=":", linewidth=1, label="default")
+    for i, curve in enumerate(panel.curves):
+        color = PALETTE[i % len(PALETTE)]
+        axes.plot(curve.x, curve.mean, color=color, marker=MARKERS[i % len(MARKERS)], markersize=4.5, label=curve.label)
+        if any(curve.deviation):
+            low, high = ([m + side * d for m, d in zip(curve.mean, curve.deviation, strict=True)] for side in (-1, 1))
+            axes.fill_between(curve.x, low, high, color=color, alpha=0.18, linewidth=0)
+
+
+def draw_map(plans: Mapping[str, PruningPlan], model: str) -> Figure:
+    """Draws which heads (or KV groups) and channels of every layer stay, one row of panels a plan."""
+    with style():
+        depth = max(len(plan.layers) for plan in plans.values())
+        height = min(max(0.24 * depth, 1.3), 6.5)
+        hidden = any(plan.hidden is not None for plan in plans.values())
+        figure = new_figure(8.6, (height + 0.75) * len(plans) + (0.7 if hidden else 0) * len(plans) + 0.9)
+        heights = [height, 0.35] if hidden else [height]
+        grid = figure.subplots(
+            len(plans) * len(heights), 2, squeeze=False, width_ratios=[1, 3], height_ratios=heights * len(plans)
+        )
+        for i, (name, plan) in enumerate(plans.items()):
+            for j, (kind, words) in enumerate((("attention", "heads or KV groups"), ("mlp", "MLP channels"))):
+                _draw_blocks(grid[i * len(heights)][j], plan, kind, f"{name}: {words}" if name else words)
+            if hidden:
+                grid[i * 2 + 1][0].set_visible(False)
+                _draw_hidden(grid[i * 2 + 1][1], plan)
+        mappable = _mappable()
+        bar = figure.colorbar(mappable, ax=grid, location="bottom", shrink=0.35, aspect=30, pad=0.03)
+        bar.set_label("share of the units in a cell that stay")
+        figure.suptitle(f"{model}: which units stay", fontsize=11)
+    return figure
+
+
+def _draw_blocks(axes: Axes, plan: PruningPlan, kind: str, title: str) -> None:
+    totals = [blocks[kind].total for blocks in plan.layers.values()]
+    cells = min(max(totals), _CELLS)
+    rows, counts = [], []
+    for index, blocks in plan.layers.items():
+        kept = blocks[kind]
+        gone = index in plan.removed_layers
+        rows.append([float("nan")] * cells if gone else _shares(kept.kept, kept.total, cells))
+        counts.append("layer removed" if gone else f"{len(kept.kept):,}/{kept.total:,}")
+    axes.imshow(rows, aspect="auto", interpolation="nearest", cmap=_colours(), vmin=0, vmax=1,
+                extent=(0, max(totals), len(rows) - 0.5, -0.5))  # fmt: skip
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel("unit", fontsize=9)
+    axes.set_ylabel("layer", fontsize=9)
+    _whole(axes.yaxis)
+    _whole(axes.xaxis)
+    axes.tick_params(labelsize=8)
+    step = max(1, len(rows) // 16)
+    right = axes.secondary_yaxis("right")
+    right.set_yticks(range(0, len(rows), step), labels=counts[::step])
+    right.tick_params(labelsize=7.5, length=0)
+    right.spines["right"].set_visible(False)
+
+
+def _draw_hidden(axes: Axes, plan: PruningPlan) -> None:
+    total = plan.hidden.total if plan.hidden else 1
+    kept = plan.hidden.kept if plan.hidden else (0,)
+    row = _shares(kept, total, min(total, _CELLS))
+    axes.imshow([row], aspect="auto", interpolation="nearest", cmap=_colours(), vmin=0, vmax=1, extent=(0, total, 0, 1))
+    axes.set_yticks([])
+    axes.tick_params(labelsize=8)
+    axes.set_title(f"hidden channels: {len(kept):,}/{total:,}", fontsize=10)
+
+
+def _shares(kept: Sequence[int], total: int, cells: int) -> list[float]:
+    """Share of the units of each cell that stay; units are spread evenly over the cells."""
+    there, stay = [0] * cells, [0] * cells
+    for unit in range(total):
+        there[unit * cells // total] += 1
+    for unit in kept:
+        stay[unit * cells // total] += 1
+    return [s / t if t else stay[-1] for s, t in zip(stay, there, strict=True)]
+
+
+def draw_agreements(agreements: Sequence[Agreement], model: str) -> Figure:
+    """Draws the overlap of kept and of removed units, the dtypes and other changes beside the calibration draws."""
+    criteria = list(dict.fromkeys(one.criterion for one in agreements))
+    several = len({one.ratio for one in agreements}) > 1
+    rows = list(dict.fromkeys(comparison(one, with_ratio=several) for one in agreements))
+    with style():
+        figure = new_figure(8.6, 0.3 * len(rows) * max(1, len(criteria) ** 0.5) + 1.9)
+        panels = figure.subplots(1, 2, sharey=True)
+        for axes, side in zip(panels, ("kept", "removed"), strict=True):
+            for i, criterion in enumerate(criteria):
+                own = [one for one in agreements if one.criterion == criterion]
+                offset = (i - (len(criteria) - 1) / 2) * 0.6 / len(criteria)
+                axes.errorbar(
+                    [getattr(one, side) for one in own],
+                    [rows.index(comparison(one, with_ratio=several)) + offset for one in own],
+                    xerr=[getattr(one, f"{side}_deviation") for one in own],
+                    fmt=MARKERS[i % len(MARKERS)],
+                    color=PALETTE[i % len(PALETTE)],
+                    capsize=2,
+                    markersize=5,
+                    label=criterion,
+                )
+            axes.set_xlim(0, 1.03)
+            axes.set_title(f"units {side}", fontsize=10)
+            axes.set_xlabel("overlap (Jaccard); 1: the same units")
+            axes.grid(axis="x", color=INK, alpha=0.12)
+        panels[0].set_yticks(range(len(rows)), labels=rows)
+        panels[0].set_ylim(len(rows) - 0.5, -0.5)
+        panels[1].legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+        figure.suptitle(f"{model}: does the choice of units survive?", fontsize=11)
+    return figure
+
+
+def comparison(one: Agreement, *, with_ratio: bool = False) -> str:
+    """What an agreement compares, in words."""
+    words = f"two calibration draws ({one.of})" if one.is_draw else " – ".join(one.between)
+    return f"{words}, {100 * one.ratio:g} %" if with_ratio else words
+
+
+def _whole(axis: Axis) -> None:
+    """Ticks at whole numbers only."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _colours() -> Any:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    found = LinearSegmentedColormap.from_list("kept", [ORANGE, "#e8e0d8", BLUE])
+    found.set_bad("#888888")
+    return found
+
+
+def _mappable() -> Any:
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    return ScalarMappable(Normalize(0, 1), _colours())
