@@ -10,7 +10,8 @@ from optimum_moreau import MoreauPruner, MoreauPrunerConfig
 from optimum_moreau.checkpoint import load_model, load_tokenizer
 from optimum_moreau.errors import ConfigError
 from optimum_moreau.evaluation.perplexity import perplexity
-from optimum_moreau.evaluation.robustness import Perturbation, parse_perturbations, robustness
+from optimum_moreau.evaluation.perturbation import Perturbation, parse_perturbations
+from optimum_moreau.evaluation.robustness import robustness
 from optimum_moreau.plan import plan_overlap
 from tests.tiny import tiny_model
 

@@ -29,6 +29,7 @@ VERBS = {
     "evaluate": "perplexity of a model on texts, and zero-shot accuracy on tasks",
     "robustness": "how much plans agree under small changes of model and calibration",
     "insight": "the paper's figures for a model: channel ranks, perplexity over layers, ratios and settings",
+    "report": "one HTML page about a pruned model, or several",
     "criteria": "list the criteria",
     "families": "list the model families",
 }

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..checkpoint import load_model, load_tokenizer
     from ..config import MoreauPrunerConfig
     from ..errors import CheckpointError
-    from ..evaluation.robustness import robustness
+    from ..evaluation.robustness import robustness, verdicts
     from ..report import check_installed, draw_agreements, save_figure
     from ..sources import model_reference
 
@@ -61,7 +61,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         evaluate=args.evaluate,
         max_segments=args.max_segments,
     )
-    result = {"model": model_reference(args.model), "agreements": [one.to_dict() for one in found]}
+    result = {
+        "model": model_reference(args.model),
+        "agreements": [one.to_dict() for one in found],
+        "verdicts": verdicts(found),
+    }
     if args.output:
         args.output.mkdir(parents=True, exist_ok=True)
         (args.output / "robustness.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -86,4 +90,5 @@ def show(result: dict[str, Any]) -> str:
             pair = one["perplexity"]
             row += [f"{pair[0]:.2f}, {pair[1]:.2f}", f"{one['difference']:.2f}"] if pair else ["", ""]
         rows.append(row)
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    table = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([*table, *(["", *result["verdicts"]] if result["verdicts"] else [])])

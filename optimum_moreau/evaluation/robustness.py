@@ -14,58 +14,19 @@ from itertools import combinations
 from typing import Any
 
 import pandas as pd
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..calibration import load_calibration
 from ..config import SIZES, MoreauPrunerConfig
 from ..errors import ConfigError
 from ..plan import PruningPlan, make_plan, plan_overlap
-from ..registry import suggestion
 from ..scores import UnitScores, needs_text, score_units
 from ..surgery import apply_plan, check_prunable
 from ..units import ModelShape, model_shape
 from .perplexity import perplexity
+from .perturbation import BASE, DTYPES, Perturbation, parse_perturbations
 
 logger = logging.getLogger(__name__)
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_KNOWN = (*_DTYPES, "int8", "noise:LEVEL", "samples:N", "seeds:N")
-BASE = "as loaded"
-
-
-@dataclass(frozen=True)
-class Perturbation:
-    """A change of the model, or of how much it is calibrated on.
-
-    Attributes:
-        name: `bf16`, `fp16`, `fp32`, `int8`, `noise:0.01`, `samples:100`, or that of the model as it is.
-        kind: `dtype`, `int8`, `noise`, `samples` or `base`.
-        value: the level, or the number of samples.
-    """
-
-    name: str
-    kind: str
-    value: float = 0.0
-
-    @torch.no_grad()
-    def change(self, model: PreTrainedModel) -> PreTrainedModel:
-        """In place: makes the change; returns the model."""
-        if self.kind == "dtype":
-            changed: Any = model
-            return changed.to(_DTYPES[self.name])
-        generator = torch.Generator().manual_seed(0)
-        for parameter in model.parameters() if self.kind in ("noise", "int8") else ():
-            if parameter.dim() != 2:
-                continue
-            w = parameter.float()
-            if self.kind == "noise":  # w ← w + level·|w|·z
-                z = torch.randn(w.shape, generator=generator).to(w.device)
-                parameter.copy_(w + self.value * w.abs() * z)
-            else:  # w ← round(w/s)·s, s = max|w|/127 of each output row
-                s = w.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / 127
-                parameter.copy_((w / s).round() * s)
-        return model
 
 
 @dataclass(frozen=True)
@@ -107,9 +68,27 @@ class Agreement:
         """Whether two calibration draws are compared."""
         return self.between == ("draw", "draw")
 
+    @property
+    def is_of_dtypes(self) -> bool:
+        """Whether two dtypes are compared."""
+        return set(self.between) <= set(DTYPES)
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the agreement as a dictionary that JSON can hold."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Agreement:
+        """Makes one from what `to_dict` gave.
+
+        Raises:
+            ConfigError: it is not that.
+        """
+        try:
+            first, second = values["between"]
+            return cls(**{**values, "between": (first, second)})
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"not what `robustness` wrote ({type(error).__name__}: {error})") from error
 
 
 @dataclass
@@ -126,37 +105,6 @@ class _Runs:
         size: dict[str, Any] = {**dict.fromkeys(SIZES), "pruning_ratio": ratio}
         config = replace(self.configs[criterion, name], seed=seed, **size)
         return make_plan(self.scores[criterion, name, seed], self.shape, config)
-
-
-def parse_perturbations(text: str) -> tuple[list[Perturbation], int]:
-    """Reads `bf16,fp16,noise:0.01,int8,samples:100,seeds:5`; returns the perturbations and the number of seeds.
-
-    Raises:
-        ConfigError: an unknown name, or a number that is missing or out of range.
-    """
-    found, seeds = [], 1
-    for part in (part.strip() for part in text.split(",")):
-        kind, _, number = part.partition(":")
-        if part in _DTYPES:
-            found.append(Perturbation(part, "dtype"))
-        elif part == "int8":
-            found.append(Perturbation(part, "int8"))
-        elif kind in ("noise", "samples", "seeds"):
-            try:
-                value = float(number) if kind == "noise" else int(number)
-                if not value > 0:
-                    raise ValueError
-            except ValueError:
-                wanted = "a level, e.g. noise:0.01" if kind == "noise" else f"a whole number ≥ 1, e.g. {kind}:5"
-                raise ConfigError(f"perturbations: '{part}' needs {wanted}") from None
-            if kind == "seeds":
-                seeds = int(value)
-            else:
-                found.append(Perturbation(part, kind, value))
-        else:
-            known = ", ".join(_KNOWN)
-            raise ConfigError(f"perturbations: unknown '{part}'.{suggestion(kind, _DTYPES)} Known: {known}")
-    return list(dict.fromkeys(found)), seeds
 
 
 def robustness(
@@ -196,7 +144,7 @@ def robustness(
     configs = {criterion: replace(config or MoreauPrunerConfig(), criterion=criterion) for criterion in criteria}
     model = load()
     check_prunable(model)
-    own = next((name for name, dtype in _DTYPES.items() if dtype == model.dtype), None)
+    own = next((name for name, dtype in DTYPES.items() if dtype == model.dtype), None)
     changes = [Perturbation(BASE, "base"), *(change for change in changes if change.name != own)]
     runs = _Runs(model_shape(model))
     for change in changes:
@@ -314,4 +262,21 @@ def _ranks(first: UnitScores, second: UnitScores) -> dict[str, float]:
         frame = pd.DataFrame({"first": values.numpy(), "second": second.values[block].numpy()})
         correlation = frame.corr(method="spearman").iloc[0, 1]
         found[block] = float(correlation) if pd.notna(correlation) else 1.0
+    return found
+
+
+def verdicts(agreements: Sequence[Agreement]) -> list[str]:
+    """Says of each criterion and ratio whether another dtype or another calibration draw changes more of the choice."""
+    found = []
+    for criterion, ratio in dict.fromkeys((one.criterion, one.ratio) for one in agreements):
+        own = [one for one in agreements if (one.criterion, one.ratio) == (criterion, ratio)]
+        dtypes = min((one for one in own if one.is_of_dtypes), key=lambda one: one.removed, default=None)
+        draws = min((one for one in own if one.is_draw), key=lambda one: one.removed, default=None)
+        if dtypes is None or draws is None:
+            continue
+        more = "calibration draw" if draws.removed < dtypes.removed else "dtype"
+        found.append(
+            f"{criterion}, {100 * ratio:g} %: of the units removed, {' and '.join(dtypes.between)} share"
+            f" {dtypes.removed:.2f}, two calibration draws {draws.removed:.2f}: the {more} threatens the choice more"
+        )
     return found

@@ -1,0 +1,42 @@
+"""What a model writes after some prompts, greedily, to be read side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..errors import ConfigError
+from ..placement import input_device
+
+
+@torch.inference_mode()
+def generations(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, new_tokens: int = 64
+) -> list[str]:
+    """Continues each prompt by the likeliest token each time; returns the continuations.
+
+    Args:
+        model: a causal language model.
+        tokenizer: its tokenizer.
+        prompts: texts, as they are; no chat template.
+        new_tokens: at most.
+
+    Raises:
+        ConfigError: a prompt has no tokens, or there is no token to add.
+    """
+    if new_tokens < 1:
+        raise ConfigError(f"new_tokens: {new_tokens} is not a whole number ≥ 1")
+    found = []
+    for prompt in prompts:
+        tokens = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(input_device(model))
+        if not tokens["input_ids"].numel():
+            raise ConfigError(f"prompt: {prompt!r} has no tokens; give some words")
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        generate: Any = model.generate
+        ids = generate(**tokens, max_new_tokens=new_tokens, do_sample=False, pad_token_id=pad)
+        written = ids[0, tokens["input_ids"].shape[1] :]
+        found.append(str(tokenizer.decode(written, skip_special_tokens=True)))
+    return found

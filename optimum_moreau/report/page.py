@@ -1,0 +1,180 @@
+"""Writes the report: one HTML page that holds everything it shows, for a browser without a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from .. import __version__
+from ..config.quantities import words_for_bytes
+from ..evaluation.insight import FIGURES
+from ..evaluation.records import STAGES, by_stage
+from ..evaluation.robustness import verdicts
+from ..records import Records
+from .evidence import Evidence
+from .figures import comparison, draw_agreements, draw_insight, draw_map
+from .style import inline_svg
+
+_TEMPLATE = "page.html.j2"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A pruned model that the page is about.
+
+    Attributes:
+        name: of its folder.
+        records: what lies beside its weights.
+    """
+
+    name: str
+    records: Records
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What several models write after one prompt.
+
+    Attributes:
+        prompt: the text they continue.
+        texts: name of the model → its continuation.
+    """
+
+    prompt: str
+    texts: Mapping[str, str]
+
+
+def write_report(
+    path: Path, subjects: Sequence[Subject], evidence: Sequence[Evidence] = (), generations: Sequence[Generation] = ()
+) -> None:
+    """Writes the page.
+
+    Args:
+        path: the file.
+        subjects: at least one pruned model.
+        evidence: of their base models.
+        generations: of the models, side by side.
+    """
+    names = [subject.name for subject in subjects]
+    page = _environment().get_template(_TEMPLATE)
+    text = page.render(
+        title=f"{names[0]}, pruned" if len(names) == 1 else f"{len(names)} pruned models",
+        subjects=[_subject(subject) for subject in subjects],
+        facts=_facts(subjects),
+        measured=_measured(subjects),
+        evidence=[_evidence(one) for one in evidence],
+        generations=generations,
+        version=__version__,
+    )
+    path.write_text(text, encoding="utf-8")
+
+
+def _environment() -> Environment:
+    found = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    found.filters["bytes"] = words_for_bytes
+    return found
+
+
+def _subject(subject: Subject) -> dict[str, Any]:
+    """What the page says of one model."""
+    records = subject.records
+    summary, plan = records.summary, records.plan
+    layers = [
+        {
+            "index": index,
+            "heads": [before["heads"], after and after["heads"]],
+            "kv_heads": [before["kv_heads"], after and after["kv_heads"]],
+            "channels": [before["channels"], after and after["channels"]],
+        }
+        for index, (before, after) in enumerate(zip(summary.layers_before, summary.layers_after, strict=True))
+    ]
+    figure = inline_svg(draw_map({"": plan}, subject.name), f"Which units of each layer of {subject.name} stay")
+    return {
+        "name": subject.name,
+        "summary": summary,
+        "layers": layers,
+        "map": Markup(figure),
+        "settings": {key: _words(value) for key, value in plan.config.items() if value is not None},
+        "adjustments": plan.adjustments,
+        "recovery": records.recovery.summary if records.recovery else None,
+        "speed": records.speed,
+    }
+
+
+def _facts(subjects: Sequence[Subject]) -> list[tuple[str, list[str]]]:
+    """Rows of the first table: what was done to each model."""
+    columns = [_facts_of(subject.records) for subject in subjects]
+    return [(name, [column[name] for column in columns]) for name in columns[0]]
+
+
+def _facts_of(records: Records) -> dict[str, str]:
+    summary = records.summary
+    left = [layer for layer in summary.layers_after if layer is not None]
+    return {
+        "base model": summary.base_model or "not recorded",
+        "criterion": summary.criterion,
+        "targets": ", ".join(records.plan.config.get("targets", ())) or "not recorded",
+        "parameters": f"{summary.parameters_before:,} → {summary.parameters_after:,}",
+        "removed": f"{100 * summary.ratio_achieved:.2f} %",
+        "weights": f"{words_for_bytes(summary.bytes_before)} → {words_for_bytes(summary.bytes_after)}, {summary.dtype}",
+        "layers": f"{len(summary.layers_before)} → {len(left)}",
+        "hidden channels": f"{summary.hidden_before:,} → {summary.hidden_after:,}",
+        "loads as": summary.export,
+        "pruning took": f"{summary.seconds:.1f} s",
+        "tuned": "with LoRA" if records.recovery else "no",
+    }
+
+
+def _measured(subjects: Sequence[Subject]) -> list[dict[str, Any]]:
+    """Rows of the second table: every figure, before and after, of each model."""
+    found: dict[tuple[str, str, str], dict[str, dict[str, float]]] = {}
+    for subject in subjects:
+        for what, stages in by_stage(subject.records.measurements).items():
+            found.setdefault(what, {})[subject.name] = stages
+    return [
+        {
+            "what": f"{metric}, {dataset} ({protocol})",
+            "values": [
+                [(stage, values[name][stage]) for stage in STAGES if stage in values.get(name, {})]
+                for name in (subject.name for subject in subjects)
+            ],
+        }
+        for (dataset, metric, protocol), values in found.items()
+    ]
+
+
+def _evidence(one: Evidence) -> dict[str, Any]:
+    """What the page says of a base model."""
+    robustness = None
+    if one.agreements:
+        robustness = {
+            "figure": Markup(
+                inline_svg(
+                    draw_agreements(one.agreements, one.model),
+                    f"Overlap of the units that plans of {one.model} keep and remove",
+                )
+            ),
+            "rows": [(agreement, comparison(agreement)) for agreement in one.agreements],
+            "verdicts": verdicts(one.agreements),
+            "measured": any(agreement.perplexity for agreement in one.agreements),
+        }
+    figures = []
+    for name, figure in (draw_insight(one.insight) if one.insight else {}).items():
+        words = FIGURES[name.partition("-")[0]]
+        figures.append({"words": words, "figure": Markup(inline_svg(figure, f"{one.model}: {words}"))})
+    return {"model": one.model, "robustness": robustness, "figures": figures}
+
+
+def _words(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
