@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 DEFAULT_TEXT = Path(__file__).parent / "data" / "calibration.txt"
 _RECORD_LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 _HUB_PREFIX = "hub:"
-HUB_DOCUMENTS = 2000  # of a Hub dataset read for calibration, which is streamed: this many documents, shuffled
+# A Hub dataset is streamed: so many documents, shuffled, for calibration, and so many of its first for evaluation.
+HUB_DOCUMENTS = 2000
+HUB_EVALUATION_DOCUMENTS = 10_000
 
 Record = Mapping[str, Any]
 
@@ -26,17 +28,19 @@ def read_documents(
     source: Any,
     *,
     column: str | None = None,
-    seed: int = 0,
+    seed: int | None = 0,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> list[str]:
     """Reads the documents of a path, a Hub dataset, strings or a `datasets.Dataset`; `load_calibration` says which.
 
-    Records with a field `messages` (chat) become one document each through the tokenizer's chat template.
+    Records with a field `messages` (chat) become one document each through the tokenizer's chat template. Of a Hub
+    dataset some are read, shuffled by the seed; with `seed=None`, to evaluate on, in order, from the first.
 
     Raises:
         DataError: nothing there, an unknown file type, a missing column, or no text at all.
     """
-    records, hub_column = read_records(source, seed=seed, limit=HUB_DOCUMENTS)
+    limit = HUB_EVALUATION_DOCUMENTS if seed is None else HUB_DOCUMENTS
+    records, hub_column = read_records(source, seed=seed, limit=limit)
     column, name = column or hub_column, source_name(source)
     if column is None and "messages" in records[0] and "text" not in records[0]:
         documents = [chat_text(record["messages"], tokenizer, name) for record in records]
@@ -48,12 +52,12 @@ def read_documents(
     return documents
 
 
-def read_records(source: Any, *, seed: int = 0, limit: int | None = None) -> tuple[Sequence[Record], str | None]:
+def read_records(source: Any, *, seed: int | None = 0, limit: int | None = None) -> tuple[Sequence[Record], str | None]:
     """Reads the records of a source; a text file is one record with the field `text`, and so is each string of a list.
 
     Args:
         source: as for `load_calibration`, or a list of dictionaries.
-        seed: of the order in which a Hub dataset is read.
+        seed: of the order in which a Hub dataset is read; `None`: its own.
         limit: how many records of a Hub dataset are read.
 
     Returns:
@@ -198,7 +202,7 @@ def _read_file(path: Path) -> Sequence[Record]:
         raise DataError(f"{path.name}: not UTF-8 text ({error.reason} at byte {error.start})") from error
 
 
-def _read_hub(source: str, seed: int, limit: int | None) -> tuple[Sequence[Record], str | None]:
+def _read_hub(source: str, seed: int | None, limit: int | None) -> tuple[Sequence[Record], str | None]:
     from datasets import load_dataset
 
     parts = source.removeprefix(_HUB_PREFIX).split(":")
@@ -207,6 +211,7 @@ def _read_hub(source: str, seed: int, limit: int | None) -> tuple[Sequence[Recor
         if limit is None:
             return load_dataset(dataset_id, config or None, split=split or "train"), column or None
         rows = load_dataset(dataset_id, config or None, split=split or "train", streaming=True)
-        return list(islice(rows.shuffle(seed=seed, buffer_size=limit), limit)), column or None
+        rows = rows if seed is None else rows.shuffle(seed=seed, buffer_size=limit)
+        return list(islice(rows, limit)), column or None
     except Exception as error:  # datasets raises many types; each is "this dataset cannot be had"
         raise DataError(f"{source}: cannot be loaded ({type(error).__name__}: {first_line(error)})") from error

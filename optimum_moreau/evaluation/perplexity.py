@@ -64,7 +64,7 @@ class Perplexity(evaluate.Metric):
         self, *, predictions: list[str] | None = None, text: Any = None, column: str | None = None, **settings: Any
     ) -> dict[str, Any]:
         """Measures the perplexity of `predictions`, or of the documents of `text`; settings as for `perplexity`."""
-        documents = read_documents(predictions or [] if text is None else text, column=column)
+        documents = read_documents(predictions or [] if text is None else text, column=column, seed=None)
         return super().compute(predictions=documents, **settings)
 
     def _compute(
@@ -104,7 +104,7 @@ def perplexity(
         DataError: the text cannot be read, is shorter than one segment, or is not of the model's vocabulary.
         NonFiniteError: a loss is NaN or infinite.
     """
-    segments = segment(read_documents(text, column=column), tokenizer, sequence_length)
+    segments = segment(read_documents(text, column=column, seed=None), tokenizer, sequence_length)
     return measure_segments(model, segments[:max_segments], batch_size)
 
 

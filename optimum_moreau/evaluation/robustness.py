@@ -274,9 +274,13 @@ def verdicts(agreements: Sequence[Agreement]) -> list[str]:
         draws = min((one for one in own if one.is_draw), key=lambda one: one.removed, default=None)
         if dtypes is None or draws is None:
             continue
-        more = "calibration draw" if draws.removed < dtypes.removed else "dtype"
+        if draws.removed == dtypes.removed:
+            says = "neither changes the choice more" if draws.removed < 1 else "neither changes the choice"
+        else:
+            more = "calibration draw" if draws.removed < dtypes.removed else "dtype"
+            says = f"the {more} threatens the choice more"
         found.append(
             f"{criterion}, {100 * ratio:g} %: of the units removed, {' and '.join(dtypes.between)} share"
-            f" {dtypes.removed:.2f}, two calibration draws {draws.removed:.2f}: the {more} threatens the choice more"
+            f" {dtypes.removed:.2f}, two calibration draws {draws.removed:.2f}: {says}"
         )
     return found

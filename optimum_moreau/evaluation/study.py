@@ -78,7 +78,7 @@ class Study:
         self.segment_length = SEGMENT
         self.segments = None
         if evaluate is not None:
-            self.segments = segment(read_documents(evaluate), tokenizer, self.segment_length)[:max_segments]
+            self.segments = segment(read_documents(evaluate, seed=None), tokenizer, self.segment_length)[:max_segments]
         self._tokens: dict[tuple[int, int, int], Tensor] = {}
         self._dense: float | None = None
 

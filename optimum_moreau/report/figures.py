@@ -52,7 +52,7 @@ def draw_ranking(ranks: Sequence[ChannelRanks], model: str) -> Figure:
         for one, place in zip(ranks, places, strict=True):
             axes = grid[layers.index(place[1])][matrices.index(place[-1])]
             total = len(one.ranks[0])
-            axes.plot(*one.ranks, ".", color=BLUE, markersize=max(1.2, min(4.0, 60 / total**0.5)), alpha=0.6,
+            axes.plot(*one.ranks, ".", color=BLUE, markersize=max(1.5, min(4.0, 60 / total**0.5)), alpha=0.8,
                       markeredgewidth=0, rasterized=True)  # fmt: skip
             axes.plot([1, total], [1, total], color=INK, linewidth=0.8, linestyle=":")
             axes.set_title(f"layer {place[1]}, {place[-1]}\nrank correlation {one.correlation:.2f}", fontsize=8.5)

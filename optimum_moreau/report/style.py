@@ -25,6 +25,9 @@ MARKERS = "osD^vP"  # every curve has one of its own, besides its colour
 INK = "#1a1a1a"  # text and lines; becomes the page's own colour where a figure stands in a page
 
 
+_DOTS = 150  # per inch, of pictures, and of clouds of points in drawings
+
+
 def check_installed() -> None:
     """Raises ConfigError where matplotlib is not installed."""
     if find_spec("matplotlib") is None:
@@ -62,8 +65,8 @@ def save_figure(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
     """Writes NAME.png (150 dots per inch) and NAME.svg into a folder; returns the files."""
     files = folder / f"{name}.png", folder / f"{name}.svg"
     with style():
-        figure.savefig(files[0], dpi=150)
-        figure.savefig(files[1], metadata={"Date": None})
+        figure.savefig(files[0], dpi=_DOTS)
+        figure.savefig(files[1], dpi=_DOTS, metadata={"Date": None})
     return files
 
 
@@ -76,7 +79,7 @@ def inline_svg(figure: Figure, label: str) -> str:
     """
     buffer = io.StringIO()
     with style():
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+        figure.savefig(buffer, format="svg", dpi=_DOTS, transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()[buffer.getvalue().index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
     svg = svg.replace(INK, "currentColor")
