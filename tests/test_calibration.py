@@ -104,6 +104,15 @@ def test_a_hub_dataset_is_streamed_by_id_config_split_and_column(tmp_path, token
         read_documents("hub:./nowhere")
 
 
+def test_a_hub_dataset_is_evaluated_on_in_its_order(tmp_path, monkeypatch):
+    (tmp_path / "repo").mkdir()
+    write(tmp_path / "repo" / "train.jsonl", "jsonl")
+    monkeypatch.chdir(tmp_path)
+    assert read_documents("hub:./repo:default:train:text", seed=None) == DOCUMENTS
+    monkeypatch.setattr("optimum_moreau.sources.HUB_EVALUATION_DOCUMENTS", 2)
+    assert read_documents("hub:./repo:default:train:text", seed=None) == DOCUMENTS[:2]
+
+
 def test_token_ids_are_taken_as_they_are():
     ids = torch.arange(64).view(2, 32)
     found = load_calibration(ids, samples=4, sequence_length=8, vocab_size=64).tokens
