@@ -53,7 +53,7 @@ def test_masked_is_removed(family, tokens):
             silenced = model(tokens).logits
         assert all(torch.equal(p, model_there[name]) for name, p in model.named_parameters())
         apply_plan(model, plan)
-        torch.testing.assert_close(silenced, model(tokens).logits, rtol=1e-4, atol=1e-5)
+        assert (silenced - model(tokens).logits).abs().max() <= 1e-5 * silenced.abs().max()
 
 
 def test_an_error_within_leaves_the_weights_as_they_were(llama, tokens):

@@ -227,9 +227,7 @@ def _whole(axis: Axis) -> None:
 def _colours() -> Any:
     from matplotlib.colors import LinearSegmentedColormap
 
-    found = LinearSegmentedColormap.from_list("kept", [ORANGE, "#e8e0d8", BLUE])
-    found.set_bad("#888888")
-    return found
+    return LinearSegmentedColormap.from_list("kept", [ORANGE, "#e8e0d8", BLUE]).with_extremes(bad="#888888")
 
 
 def _mappable() -> Any:
