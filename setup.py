@@ -43,6 +43,7 @@ setup(
         "optimum_moreau.modeling",
         "optimum_moreau.plan",
         "optimum_moreau.recovery",
+        "optimum_moreau.speed",
         "optimum.commands.register",
     ],
     # A namespace folder of optimum: optimum-cli finds the verbs there (no __init__.py on the way).
