@@ -28,6 +28,7 @@ VERBS = {
     "push": "publish a saved folder on the Hub",
     "evaluate": "perplexity of a model on texts, and zero-shot accuracy on tasks",
     "robustness": "how much plans agree under small changes of model and calibration",
+    "benchmark": "speed, memory and load time of a model beside its base",
     "criteria": "list the criteria",
     "families": "list the model families",
 }

@@ -77,10 +77,8 @@ class _Subject:
             for metric in ("prefill", "decode", "time to first token")
             for index, batch in enumerate(settings.batch_sizes)
         ]
-        series += [
-            Series(metric, None, tuple(float(one[metric][0]) for one in rounds))
-            for metric in ("load time", "peak memory")
-        ]
+        for metric in ("load time", "peak memory"):
+            series.append(Series(metric, None, tuple(float(one[metric][0]) for one in rounds)))
         layers: Any = self.config.per_layer_config
         hidden = self.config.hidden_size
         return Side(

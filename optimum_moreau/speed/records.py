@@ -171,6 +171,11 @@ class Speed:
         return words.verdict(self)
 
     @property
+    def how(self) -> str:
+        """How it was measured, in one sentence."""
+        return words.how(self)
+
+    @property
     def shape_notes(self) -> tuple[str, ...]:
         """What the shapes of the layers have to do with it."""
         return words.shape_notes(self)

@@ -23,20 +23,35 @@ def cells(row: Row) -> tuple[str, str, str, str, str, str]:
 
 
 def verdict(speed: Speed) -> str:
-    """What is faster and what is not, over prefill, decode and time to first token."""
+    """What is faster and what is not, of prefill and decode; the time to first token is the prefill's once more."""
     if speed.baseline is None:
         return ""
-    rows = [row for row in speed.rows if row.batch_size is not None]
+    rows = [row for row in speed.rows if row.metric in ("prefill", "decode")]
     kinds = {kind: [row for row in rows if row.verdict == kind] for kind in ("faster", "slower", "no speed-up")}
     if not kinds["faster"]:
         said = f"no speed-up on this device ({speed.device}): {_by_metric(rows, batches=False)} as fast as the base"
         return said + (f"; slower: {_by_metric(kinds['slower'])}" if kinds["slower"] else "")
     parts = [f"faster on this device ({speed.device}): {_by_metric(kinds['faster'])}"]
     if kinds["no speed-up"]:
-        parts.append(f"no speed-up: {_by_metric(kinds['no speed-up'])}")
+        parts.append(f"no speed-up on it: {_by_metric(kinds['no speed-up'])}")
     if kinds["slower"]:
         parts.append(f"slower: {_by_metric(kinds['slower'])}")
     return "; ".join(parts)
+
+
+def how(speed: Speed) -> str:
+    """How it was measured."""
+    said = (
+        f"prompts of {speed.prompt_tokens} tokens, {speed.new_tokens} decoded after them, in {speed.dtype}; median (low –"
+        f" high) of {_counted(speed.rounds, 'round')}, of each the median of {_counted(speed.repeats, 'run')} in a fresh"
+        " process"
+    )
+    if speed.baseline is None:
+        return said
+    return (
+        f"{said}, by turns; a ratio above 1 is in favour of the pruned model, and has its name only if it is so in every"
+        f" round, which chance alone makes 1 in {2**speed.rounds}"
+    )
 
 
 def shape_notes(speed: Speed) -> tuple[str, ...]:
@@ -78,11 +93,17 @@ def _odd(what: str, widths: Sequence[Sequence[int]]) -> str:
         if len(some) == 1:
             return str(some[0])
         large, small = (sum(width % tile > 0 for width in some) for tile in (_TILE, _LEAST_TILE))
-        return f"{large} of {len(some)} layers" + (f" (of {_LEAST_TILE} neither: {small})" if small else "")
+        if not large:
+            return "in no layer"
+        return f"in {large} of {len(some)} layers" + (f" (nor of {_LEAST_TILE} in {small})" if small else "")
 
     if not any(width % _TILE for width in widths[0]):
         return ""
-    return ", in the base ".join([f"{what} {counted(widths[0])}", *map(counted, widths[1:])])
+    return ", of the base ".join([f"{what} {counted(widths[0])}", *map(counted, widths[1:])])
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def _by_metric(rows: Sequence[Row], *, batches: bool = True) -> str:
