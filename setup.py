@@ -45,6 +45,7 @@ setup(
         "optimum_moreau.plan",
         "optimum_moreau.recovery",
         "optimum_moreau.report",
+        "optimum_moreau.speed",
         "optimum.commands.register",
     ],
     # A namespace folder of optimum: optimum-cli finds the verbs there (no __init__.py on the way).

@@ -20,6 +20,7 @@ from .families import CUSTOM_PREFIX
 from .plan import PruningPlan
 from .recovery import RecoverySummary
 from .registry import CRITERIA
+from .speed import Speed
 from .summary import PruningSummary
 
 _NOUNS = {
@@ -46,6 +47,7 @@ def write_card(
     *,
     recovery: RecoverySummary | None = None,
     measurements: Sequence[Measurement] = (),
+    speed: Speed | None = None,
     template: str | Path | None = None,
 ) -> Path:
     """Writes README.md into a pruned model's folder; returns the file.
@@ -56,6 +58,7 @@ def write_card(
         plan: of the run.
         recovery: what was tuned afterwards, if anything.
         measurements: before pruning and after.
+        speed: of the model beside its base.
         template: instead of the one that ships (jinja2).
 
     Raises:
@@ -93,6 +96,7 @@ def write_card(
         title=title,
         citations=[BIBTEX[paper] for paper in dict.fromkeys(one[2] for one in _criteria(config)) if paper in BIBTEX],
         evaluation=list(by_stage(measurements).items()),
+        speed=speed,
         stages=[stage for stage in STAGES if any(one.stage == stage for one in measurements)],
     )
     path = Path(folder) / "README.md"
@@ -152,10 +156,10 @@ def _results(measurements: Sequence[Measurement]) -> list[EvalResult]:
         if stage is not None:
             found.append(
                 EvalResult(
-                    task_type="text-generation",
-                    dataset_type="text",
+                    task_type="text-generation" if metric == "perplexity" else "multiple-choice",
+                    dataset_type="text" if metric == "perplexity" else dataset,
                     dataset_name=dataset,
-                    metric_type=metric,
+                    metric_type="accuracy" if metric in ("acc", "acc_norm") else metric,
                     metric_name=f"{metric}, {protocol}",
                     metric_value=round(values[stage], 4),
                 )

@@ -43,6 +43,7 @@ _RECORDS = (
     "pruning_summary.json",
     "moreau_pruner_config.json",
     "evaluation.json",
+    "benchmark.json",
     "recovery_summary.json",
 )
 _TRIES = 4

@@ -1,4 +1,4 @@
-"""What lies beside the weights of a pruned model: plan, config, scores, summary, measurements, adapter, card."""
+"""What lies beside the weights of a pruned model: plan, config, scores, summary, measurements, speed, adapter, card."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from .evaluation.records import EVALUATION_NAME, Measurement, load_measurements,
 from .plan import PLAN_NAME, PruningPlan
 from .recovery import MoreauRecovery
 from .scores import SCORES_NAME, UnitScores
+from .speed import SPEED_NAME, Speed
 from .summary import SUMMARY_NAME, PruningSummary
 
 
@@ -27,6 +28,7 @@ class Records:
         scores: the importance of every unit in scope; `None` if a plan was applied.
         recovery: its summary and adapter, if the model was tuned.
         measurements: before pruning and after.
+        speed: of these very weights beside their base's; a model that is pruned or tuned further has none yet.
     """
 
     summary: PruningSummary
@@ -34,6 +36,7 @@ class Records:
     scores: UnitScores | None = None
     recovery: MoreauRecovery | None = None
     measurements: Sequence[Measurement] = ()
+    speed: Speed | None = None
 
     def save(self, folder: Path, card_template: str | Path | None = None) -> None:
         """Writes them, and the card made of them, into a model's folder.
@@ -48,33 +51,34 @@ class Records:
             self.scores.save(folder / SCORES_NAME)
         if self.recovery is not None:
             self.recovery.save(folder)
-        if self.measurements:
-            save_measurements(self.measurements, folder / EVALUATION_NAME)
-        self._write_card(folder, card_template)
+        self._write_measured(folder, card_template)
 
     def rewrite_card(self, folder: Path, card_template: str | Path | None = None) -> None:
-        """Writes measurements and card anew beside weights that are there already.
+        """Writes what was measured and the card anew beside weights that are there already.
 
         Raises:
             CheckpointError: the template cannot be used, or the folder not be written; it is as it was.
         """
         try:
             with tempfile.TemporaryDirectory(dir=folder, prefix=".card-") as work:
-                save_measurements(self.measurements, Path(work) / EVALUATION_NAME)
-                self._write_card(Path(work), card_template)
+                self._write_measured(Path(work), card_template)
                 for file in sorted(Path(work).iterdir()):
-                    if file.name != EVALUATION_NAME or self.measurements:
-                        file.replace(folder / file.name)
+                    file.replace(folder / file.name)
         except OSError as error:
             raise CheckpointError(f"{folder}: cannot be written ({first_line(error)})") from error
 
-    def _write_card(self, folder: Path, card_template: str | Path | None) -> None:
+    def _write_measured(self, folder: Path, card_template: str | Path | None) -> None:
+        if self.measurements:
+            save_measurements(self.measurements, folder / EVALUATION_NAME)
+        if self.speed is not None:
+            self.speed.save(folder / SPEED_NAME)
         write_card(
             folder,
             self.summary,
             self.plan,
             recovery=None if self.recovery is None else self.recovery.summary,
             measurements=self.measurements,
+            speed=self.speed,
             template=card_template,
         )
 
@@ -88,11 +92,12 @@ class Records:
         if folder.is_dir() and not (folder / PLAN_NAME).is_file():
             raise CheckpointError(f"{folder}: holds no {PLAN_NAME}; give a folder that prune or apply wrote")
         plan = PruningPlan.load(folder / PLAN_NAME)
-        scores, measured = folder / SCORES_NAME, folder / EVALUATION_NAME
+        scores, measured, speed = (folder / name for name in (SCORES_NAME, EVALUATION_NAME, SPEED_NAME))
         return cls(
             summary=PruningSummary.load(folder / SUMMARY_NAME),
             plan=plan,
             scores=UnitScores.load(scores) if scores.is_file() else None,
             recovery=MoreauRecovery.load(folder),
             measurements=load_measurements(measured) if measured.is_file() else (),
+            speed=Speed.load(speed) if speed.is_file() else None,
         )

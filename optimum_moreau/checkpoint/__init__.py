@@ -3,6 +3,7 @@
 from .loading import (
     base_revision,
     check_device,
+    check_same_tokenizer,
     load_config,
     load_model,
     load_skeleton,
@@ -16,6 +17,7 @@ __all__ = [
     "base_revision",
     "check_device",
     "check_file",
+    "check_same_tokenizer",
     "check_target",
     "load_config",
     "load_model",

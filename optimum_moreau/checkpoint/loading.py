@@ -144,6 +144,31 @@ def load_tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:
         ) from error
 
 
+def check_same_tokenizer(
+    first: str, second: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> None:
+    """Refuses two models that read different tokens: what is measured of them per token is not comparable.
+
+    Args:
+        first: folder or Hub id.
+        second: the same, of the other.
+        revision: of the first, on the Hub.
+        trust_remote_code: run code that lies beside the tokenizers.
+
+    Raises:
+        CheckpointError: one has no tokenizer.
+        ConfigError: their vocabularies differ.
+    """
+    one = load_tokenizer(first, revision=revision, trust_remote_code=trust_remote_code).get_vocab()
+    two = load_tokenizer(second, trust_remote_code=trust_remote_code).get_vocab()
+    if one != two:
+        odd = len({token for token in one.keys() | two.keys() if one.get(token) != two.get(token)})
+        raise ConfigError(
+            f"{first} and {second} have different tokenizers ({len(one):,} and {len(two):,} tokens, {odd:,} differ);"
+            " give two models of one tokenizer"
+        )
+
+
 def base_revision(name: str, revision: str | None = None) -> str | None:
     """Returns the commit of a Hub model that was loaded, read off the cache; `None` for a folder."""
     from huggingface_hub import try_to_load_from_cache

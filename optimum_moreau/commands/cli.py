@@ -28,6 +28,7 @@ VERBS = {
     "push": "publish a saved folder on the Hub",
     "evaluate": "perplexity of a model on texts, and zero-shot accuracy on tasks",
     "robustness": "how much plans agree under small changes of model and calibration",
+    "benchmark": "speed, memory and load time of a model beside its base",
     "insight": "the paper's figures for a model: channel ranks, perplexity over layers, ratios and settings",
     "report": "one HTML page about a pruned model, or several",
     "criteria": "list the criteria",

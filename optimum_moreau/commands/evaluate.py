@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from . import options
+from . import options, processes
+
+if TYPE_CHECKING:
+    from ..evaluation.records import Measurement
 
 EXAMPLE = "pruned --text wikitext2.test.txt --seq-len 128 --tasks boolq,piqa --limit 200"
 
@@ -16,6 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this verb's arguments."""
     options.add_model_arguments(parser)
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="sequences per pass (default 8)")
+    parser.add_argument("--baseline", metavar="BASE", help="measure the model that MODEL was pruned from as well")
+    parser.add_argument("--save", action="store_true", help="add the figures to evaluation.json and the card of MODEL")
+    parser.add_argument("--card-template", metavar="FILE", help="of the card that --save writes anew (jinja2)")
     group = parser.add_argument_group("perplexity")
     group.add_argument(
         "--text",
@@ -41,15 +48,56 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measures; returns perplexity, tokens and segments of each text, and the accuracy on each task."""
-    from ..errors import ConfigError
+    """Measures; returns perplexity, tokens and segments of each text, and the accuracy on each task.
+
+    With a baseline, `baseline` holds the same of it, and `differences` what the two differ by.
+    """
+    from ..card import check_template
+    from ..checkpoint import check_same_tokenizer
+    from ..errors import CheckpointError, ConfigError
+    from ..evaluation.records import with_new
+    from ..plan import PLAN_NAME
+    from ..records import Records
+    from ..sources import model_reference
 
     for name, least in (("sequence_length", 2), ("batch_size", 1), ("max_segments", 1), ("limit", 1)):
         if (value := getattr(args, name)) is not None and value < least:
             raise ConfigError(f"--{name.replace('_', '-')}: {value} is not a whole number ≥ {least}")
     if not args.text and not args.tasks:
         raise ConfigError("--text: give a text to measure the perplexity on, or --tasks")
-    model, tokenizer = options.load(args)
+    folder, records = Path(args.model).expanduser(), None
+    if args.save:
+        if not (folder / PLAN_NAME).is_file():
+            raise CheckpointError(
+                f"{args.model}: holds no {PLAN_NAME}; --save needs a folder that prune or apply wrote"
+            )
+        check_template(args.card_template)
+        records = Records.load(folder)
+    where = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
+    if args.baseline:
+        check_same_tokenizer(args.model, args.baseline, **where)
+    found = _measure(args, args.model, args.revision)
+    stage = "pruned" if records is None or records.recovery is None else "recovered"
+    measured = _measurements(found, args, stage)
+    if args.baseline:
+        base = _measure(args, args.baseline, None)
+        before = _measurements(base, args, "before")
+        found["baseline"] = {"model": model_reference(args.baseline), **base}
+        found["differences"] = [
+            {"dataset": one.dataset, "metric": one.metric, "protocol": one.protocol, "value": one.value - two.value}
+            for one, two in zip(measured, before, strict=True)
+        ]
+        measured = [*before, *measured]
+    if records is not None and processes.is_first():
+        changed = replace(records, measurements=with_new(records.measurements, measured))
+        changed.rewrite_card(folder, args.card_template)
+    return {**found, "saved": args.model} if args.save else found
+
+
+def _measure(args: argparse.Namespace, name: str, revision: str | None) -> dict[str, Any]:
+    """Everything that was asked for, of one model, which is freed afterwards."""
+    given = argparse.Namespace(**{**vars(args), "model": name, "revision": revision})
+    model, tokenizer = options.load(given)
     found: dict[str, Any] = {}
     if args.text:
         texts = [_perplexity(model, tokenizer, text, args) for text in args.text]
@@ -82,15 +130,51 @@ def _perplexity(model: Any, tokenizer: Any, text: str, args: argparse.Namespace)
         column=args.text_column,
         max_segments=args.max_segments,
     )
-    return {"text": source_name(text), "protocol": f"{length}-token segments", **vars(result)}
+    first = f", the first {args.max_segments}" if args.max_segments else ""
+    return {"text": source_name(text), "protocol": f"{length}-token segments{first}", **vars(result)}
+
+
+def _measurements(found: Mapping[str, Any], args: argparse.Namespace, stage: str) -> list[Measurement]:
+    """What was found of one model, for the record."""
+    from ..evaluation.records import Measurement
+    from ..sources import content_hash
+
+    measured = [
+        Measurement(stage, one["text"], "perplexity", one["protocol"], one["perplexity"], content_hash(text))
+        for one, text in zip(_texts(found), args.text or [], strict=True)
+    ]
+    for one in found.get("tasks", []):
+        files = [args.task_path / f"{one['task']}{suffix}" for suffix in (".yaml", ".jsonl")] if args.task_path else []
+        file = next((file for file in files if file.is_file()), None)
+        protocol = f"zero-shot, {one['samples']:,} questions"
+        key = content_hash(file) if file else ""
+        measured.append(Measurement(stage, one["task"], one["metric"], protocol, one["value"], key))
+    return measured
+
+
+def _texts(found: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    return found.get("texts", [found] if "perplexity" in found else [])
 
 
 def show(result: dict[str, Any]) -> str:
     """The same for a reader."""
+    lines = _lines(result)
+    if "baseline" in result:
+        lines = [*lines, "", f"base: {result['baseline']['model']}", *_lines(result["baseline"]), "", "above the base"]
+    for one in result.get("differences", []):
+        value = f"{one['value']:+.4f}" if one["metric"] == "perplexity" else f"{100 * one['value']:+.2f} points"
+        lines.append(f"{one['metric']:10}  {value}  ({one['dataset']}, {one['protocol']})")
+    if result.get("saved"):
+        lines.append(f"saved       {result['saved']}/evaluation.json, and the card anew")
+    return "\n".join(lines)
+
+
+def _lines(result: Mapping[str, Any]) -> list[str]:
+    """Of one model."""
     lines = [
         f"perplexity  {one['perplexity']:.4f}  ({one['text']}, {one['protocol']}:"
         f" {one['tokens']:,} tokens in {one['segments']:,} segments)"
-        for one in result.get("texts", [result] if "perplexity" in result else [])
+        for one in _texts(result)
     ]
     for one in result.get("tasks", []):
         accuracy = f"{100 * one['value']:.2f} ± {100 * one['stderr']:.2f} %"
@@ -98,4 +182,4 @@ def show(result: dict[str, Any]) -> str:
     if "average" in result:
         average = f"{100 * result['average']:.2f} ± {100 * result['average_stderr']:.2f} %"
         lines.append(f"{'average':14} {'':8} {average:>16}  (of {len(result['tasks'])} tasks)")
-    return "\n".join(lines)
+    return lines

@@ -48,6 +48,19 @@ def by_stage(measurements: Sequence[Measurement]) -> dict[tuple[str, str, str], 
     return found
 
 
+def with_new(old: Sequence[Measurement], new: Sequence[Measurement]) -> list[Measurement]:
+    """New figures beside the old ones, each in the place of an old one of its stage.
+
+    An old figure of another text of the same name goes: the two would stand side by side as if of one text.
+    """
+    stages = {(one.stage, *one.what) for one in new}
+    texts = {one.what: one.sha256 for one in new}
+    stay = [
+        one for one in old if (one.stage, *one.what) not in stages and texts.get(one.what, one.sha256) == one.sha256
+    ]
+    return [*stay, *new]
+
+
 def save_measurements(measurements: Sequence[Measurement], path: str | Path) -> None:
     """Writes measurements as JSON."""
     Path(path).write_text(json.dumps([asdict(one) for one in measurements], indent=2) + "\n", encoding="utf-8")
