@@ -81,7 +81,7 @@ def draw_panels(panels: Sequence[Panel], title: str, y_label: str) -> Figure:
             axes.set_title(panel.title, fontsize=10)
             axes.set_xlabel(panel.x_label)
             if steep:
-                axes.set_yscale("log")
+                _logarithmic(axes)
         for axes in list(grid.flat)[len(panels) :]:
             axes.set_visible(False)
         for row in grid:
@@ -215,6 +215,16 @@ def comparison(one: Agreement, *, with_ratio: bool = False) -> str:
     """What an agreement compares, in words."""
     words = f"two calibration draws ({one.of})" if one.is_draw else " – ".join(one.between)
     return f"{words}, {100 * one.ratio:g} %" if with_ratio else words
+
+
+def _logarithmic(axes: Axes) -> None:
+    """A logarithmic ordinate with plain numbers: 5, 10, 20, 50, …"""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def _whole(axis: Axis) -> None:
