@@ -1,0 +1,61 @@
+"""The paper's figures on a shared real model, for docs/results.md.
+
+    python benchmarks/insight.py [--shared ../shared] [--model stories260K] [--seeds 3] [--output docs/insight]
+
+Channel ranks of the first two criteria, perplexity when single layers are pruned, over the ratio, and over the settings
+of the first; on the text of the other tables, first 200 segments.
+"""
+
+import argparse
+import json
+import logging
+import os
+from pathlib import Path
+
+from results import SUBJECTS
+from transformers.utils import logging as transformers_logging
+
+from optimum_moreau.checkpoint import load_model, load_tokenizer
+from optimum_moreau.evaluation.insight import Insight
+from optimum_moreau.evaluation.study import Study
+from optimum_moreau.report import draw_insight, save_figure
+
+CRITERIA = ("moreau-gs", "taylor", "moreau", "taylor-second", "magnitude", "random")
+
+
+def main():
+    """Writes insight.json and the figures."""
+    parser = argparse.ArgumentParser(description="The paper's figures on a shared real model.")
+    parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    parser.add_argument("--model", default="stories260K", choices=[subject.model for subject in SUBJECTS])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=Path("docs/insight"))
+    args = parser.parse_args()
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("optimum_moreau").setLevel(logging.ERROR)
+    (subject,) = (subject for subject in SUBJECTS if subject.model == args.model)
+    folder = str(args.shared / "models" / subject.model)
+    calibration, evaluation = subject.documents(args.shared)
+    model, tokenizer = load_model(folder, device="cpu"), load_tokenizer(folder)
+    study = Study(model, tokenizer, calibration, evaluation, seeds=args.seeds, max_segments=200)
+    found = Insight(
+        subject.model,
+        subject.text,
+        f"{study.segment_length}-token segments",
+        args.seeds,
+        ranking=study.ranks(CRITERIA[:2]),
+        layers=study.single_layers(CRITERIA),
+        ratios=study.over_ratios(CRITERIA),
+        sensitivity=study.sensitivity(CRITERIA[0]),
+        plans={name: study.plan(name) for name in CRITERIA[:2]},
+    )
+    args.output.mkdir(parents=True, exist_ok=True)
+    (args.output / "insight.json").write_text(json.dumps(found.to_dict()) + "\n")
+    for name, figure in draw_insight(found).items():
+        for file in save_figure(figure, args.output, name):
+            print(file)
+
+
+if __name__ == "__main__":
+    main()
