@@ -41,16 +41,16 @@ def verdict(speed: Speed) -> str:
 
 def how(speed: Speed) -> str:
     """How it was measured."""
+    rounds, runs = _counted(speed.rounds, "round"), _counted(speed.repeats, "run")
     said = (
-        f"prompts of {speed.prompt_tokens} tokens, {speed.new_tokens} decoded after them, in {speed.dtype}; median (low –"
-        f" high) of {_counted(speed.rounds, 'round')}, of each the median of {_counted(speed.repeats, 'run')} in a fresh"
-        " process"
+        f"prompts of {speed.prompt_tokens} tokens, {speed.new_tokens} decoded after each, in {speed.dtype}; median"
+        f" (low – high) of {rounds}, each the median of {runs} in a fresh process"
     )
     if speed.baseline is None:
         return said
     return (
-        f"{said}, by turns; a ratio above 1 is in favour of the pruned model, and has its name only if it is so in every"
-        f" round, which chance alone makes 1 in {2**speed.rounds}"
+        f"{said}, the two models by turns; a ratio above 1 is in favour of the pruned model, which is called faster or"
+        f" smaller only where every round says so (chance alone: 1 in {2**speed.rounds})"
     )
 
 
