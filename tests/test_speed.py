@@ -91,15 +91,17 @@ def test_the_notes_say_only_what_holds_of_the_shapes():
     whole = speed(
         side(decode=(12.0, 12.0, 12.0), channels=(128, 64)), side(decode=ten, channels=(256, 256))
     ).shape_notes
-    assert whole == ("all widths are multiples of 64: matrix units compute no tile in part",)
+    assert whole == ("all widths are multiples of 64: no tile of a matrix or vector unit is computed in part",)
     odd = " ".join(
         speed(
             side(decode=ten, channels=(100, 72, 64), heads=(64, 64, 64)),
             side(decode=ten, channels=(128, 128, 128), heads=(64, 64, 64)),
         ).shape_notes
     )
-    assert "MLP channels in 2 of 3 layers (nor of 8 in 1), of the base in no layer" in odd
+    assert "MLP channels in 2 of 3 layers (in 1 not even of 8), of the base in 0 of 3 layers" in odd
     assert "--multiple-of 64" in odd and "attention" not in odd and "as many layers as its base" in odd
+    thin = speed(side(decode=ten, hidden=60, channels=(128,)), side(decode=ten, hidden=68, channels=(128,)))
+    assert thin.shape_notes[0] == "not a multiple of 64: hidden size 60, of the base 68"
     shallow = speed(side(decode=ten, channels=(100,)), side(decode=ten, channels=(128, 128)))
     assert "as many layers" not in " ".join(shallow.shape_notes)
 
