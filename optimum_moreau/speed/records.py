@@ -221,7 +221,7 @@ class Speed:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"no field {error}" if isinstance(error, KeyError) else first_line(error)
-            raise CheckpointError(f"{path}: cannot be read as a benchmark ({reason}); run benchmark again") from error
+            raise CheckpointError(f"{path}: cannot be read as a benchmark ({reason}); remove it") from error
 
 
 def _key(one: Series) -> tuple[str, int | None]:
