@@ -13,12 +13,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Tokenizer, models
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig, PruningPlan, commands, perplexity
 from optimum_moreau.checkpoint import load_model, load_tokenizer
 from optimum_moreau.commands import VERBS, prepare
 from optimum_moreau.commands.options import config_from
+from optimum_moreau.evaluation.records import load_measurements
 from optimum_moreau.families import FAMILIES
 from optimum_moreau.registry import CRITERIA
 from tests.tiny import contents, tiny_model, weights_in
@@ -211,6 +213,56 @@ def test_python_m_is_the_same_program():
     assert (
         json.loads(run(sys.executable, "-m", "optimum_moreau", "families", "--json").stdout).keys() == FAMILIES.keys()
     )
+
+
+@pytest.fixture(scope="module")
+def with_base(tmp_path_factory, folders, tiny_folder, text_file):
+    """A copy of a pruned folder, and what `evaluate --baseline BASE --save` found of it."""
+    folder = tmp_path_factory.mktemp("evaluated") / "pruned"
+    shutil.copytree(folders["stock"], folder)
+    arguments = (folder, "--baseline", tiny_folder, "--text", text_file, "--seq-len", 32, "--max-segments", 2, "--save")
+    process = run(BIN / "optimum-moreau", "evaluate", *arguments, "--json")
+    return folder, json.loads(process.stdout)
+
+
+def test_evaluate_saves_both_models_figures_and_writes_the_card_anew(with_base, tiny_folder):
+    folder, found = with_base
+    pruned, base = found["perplexity"], found["baseline"]["perplexity"]
+    assert found["baseline"]["model"] == tiny_folder.name
+    assert found["differences"][0]["value"] == pytest.approx(pruned - base)
+    measured = load_measurements(folder / "evaluation.json")
+    protocol = "32-token segments, the first 2"
+    assert [(one.stage, one.protocol, one.value) for one in measured] == [
+        ("before", protocol, base),
+        ("pruned", protocol, pruned),
+    ]
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert f"| perplexity, {protocol} of `text.txt` | {base:.4f} | {pruned:.4f} |" in card
+
+
+def test_evaluate_replaces_a_figure_and_keeps_none_of_another_text(command, with_base, text_file, tmp_path):
+    folder = shutil.copytree(with_base[0], tmp_path / "pruned")
+    arguments = ("evaluate", folder, "--seq-len", 32, "--max-segments", 2, "--save", "--text")
+    assert command(*arguments, text_file)[0] == 0
+    assert load_measurements(folder / "evaluation.json") == load_measurements(with_base[0] / "evaluation.json")
+    (tmp_path / "text.txt").write_text("Another text of this name. " * 50)
+    assert command(*arguments, tmp_path / "text.txt")[0] == 0
+    (one,) = load_measurements(folder / "evaluation.json")
+    assert one.stage == "pruned"
+
+
+def test_evaluate_refuses_to_save_or_compare_what_it_cannot(command, tiny_folder, folders, text_file, tmp_path):
+    before = contents(tiny_folder)
+    code, out, err = command("evaluate", tiny_folder, "--text", text_file, "--save")
+    assert (code, out) == (2, "") and "holds no pruning_plan.json; --save needs a folder that prune or apply" in err
+    assert contents(tiny_folder) == before
+    other = shutil.copytree(tiny_folder, tmp_path / "other")
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(300)}, "w0"))
+    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(other)
+    before = contents(folders["stock"])
+    code, out, err = command("evaluate", folders["stock"], "--text", text_file, "--baseline", other, "--save")
+    assert (code, out) == (2, "") and "different tokenizers" in err and len(err.splitlines()) == 1, err
+    assert contents(folders["stock"]) == before
 
 
 def test_evaluate_measures_what_the_library_measures(command, tiny_folder, text_file):

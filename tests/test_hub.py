@@ -123,7 +123,12 @@ def test_a_push_leaves_nothing_of_the_one_before(hub, folders, tmp_path):
     for folder, model in ((first, "own"), (second, "stock")):
         shutil.copytree(folders[model], folder)
     (first / "adapter").mkdir()
-    for file in ("model-00001-of-00002.safetensors", "recovery_summary.json", "adapter/adapter_config.json"):
+    for file in (
+        "model-00001-of-00002.safetensors",
+        "recovery_summary.json",
+        "benchmark.json",
+        "adapter/adapter_config.json",
+    ):
         (first / file).write_text("{}")
     assert push(hub, tmp_path, first, "me/pruned").returncode == 0
     hub.commit("me/pruned", "main", {**hub.files("me/pruned"), "model-q8.gguf": b"mine", "notes.md": b"mine"})

@@ -1,13 +1,17 @@
 """Zero-shot tasks through lm-eval: against an independent count, and on the shared files."""
 
 import json
+import shutil
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
 from optimum_moreau.checkpoint import load_model, load_tokenizer
 from optimum_moreau.errors import ConfigError, DataError
+from optimum_moreau.evaluation.records import load_measurements
 from optimum_moreau.evaluation.zero_shot import METRICS, metric_of, zero_shot
+from optimum_moreau.sources import content_hash
 
 pytest.importorskip("lm_eval", reason="the extra eval is not installed")
 
@@ -106,6 +110,31 @@ def test_the_verb_prints_texts_and_tasks(command, tiny_folder, tasks, tmp_path, 
     assert found["texts"][0]["protocol"] == "32-token segments" and len(found["tasks"]) == 2
     _, out, _ = command("evaluate", tiny_folder, *flags)
     assert out.splitlines()[-1].startswith("average") and "± " in out and "acc" in out
+
+
+def test_saved_accuracies_are_on_the_card_as_accuracies(command, folders, tiny_folder, tasks, tmp_path):
+    folder = shutil.copytree(folders["stock"], tmp_path / "pruned")
+    flags = ("--tasks", "numbers,openbookqa_made", "--task-path", tasks, "--limit", "4", "--baseline", tiny_folder)
+    code, out, err = command("evaluate", folder, *flags, "--save", "--json")
+    found = json.loads(out)
+    assert (code, err) == (0, "")
+    measured = load_measurements(folder / "evaluation.json")
+    assert [(one.stage, *one.what) for one in measured] == [
+        (stage, task, metric, "zero-shot, 4 questions")
+        for stage in ("before", "pruned")
+        for task, metric in (("numbers", "acc"), ("openbookqa_made", "acc_norm"))
+    ]
+    assert [one.value for one in measured] == [one["value"] for one in (*found["baseline"]["tasks"], *found["tasks"])]
+    assert measured[0].sha256 == content_hash(tasks / "numbers.jsonl")
+    result = ModelCard.load(folder / "README.md").data.eval_results[1]
+    assert (result.task_type, result.dataset_type, result.metric_type) == (
+        "multiple-choice",
+        "openbookqa_made",
+        "accuracy",
+    )
+    assert result.metric_name == "acc_norm, zero-shot, 4 questions" and 0 <= result.metric_value <= 1
+    _, out, _ = command("evaluate", folder, *flags)
+    assert "\nbase: tiny-llama\n" in out and " points  (numbers, zero-shot, 4 questions)" in out
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Measure how fast a model is on this device, how much memory it takes and how long it loads, by turns with its base.
 
-Where MODEL is a pruned folder and BASE is given, the figures go into its benchmark.json and its card.
+Peak memory is what is allocated on the GPU, or on a CPU resident beyond Python and its libraries; files are read once
+before they are loaded. Where MODEL is a pruned folder and BASE is given, the figures go into its benchmark.json and
+its card.
 """
 
 from __future__ import annotations

@@ -19,9 +19,8 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from transformers import PretrainedConfig
 
-from ..checkpoint import check_device, check_same_tokenizer, load_config
+from ..checkpoint import check_device, check_same_tokenizer, load_skeleton
 from ..errors import CheckpointError, ConfigError, first_line
-from ..families import family_of
 from ..sources import model_reference
 from .records import Series, Side, Speed
 
@@ -129,17 +128,17 @@ def measure_speed(
     if device != "auto":
         check_device(device)
     asked = [(model, revision), *([] if baseline is None else [(baseline, None)])]
-    configs = [load_config(name, revision=commit, trust_remote_code=trust_remote_code) for name, commit in asked]
-    for (name, _), config in zip(asked, configs, strict=True):
-        _check(name, config, settings)
+    how: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
+    skeletons = [load_skeleton(name, revision=commit, **how) for name, commit in asked]
+    for skeleton, (name, _) in zip(skeletons, asked, strict=True):
+        _check_positions(name, skeleton.config, settings)
     if baseline is not None:
-        _check_dtypes(model, baseline, configs, dtype)
+        _check_dtypes(model, baseline, [skeleton.dtype for skeleton in skeletons])
         check_same_tokenizer(model, baseline, revision=revision, trust_remote_code=trust_remote_code)
-    subjects = [_subject(name, commit, config) for (name, commit), config in zip(asked, configs, strict=True)]
+    subjects = [_subject(*one, skeleton.config) for one, skeleton in zip(asked, skeletons, strict=True)]
     common = {
-        "dtype": dtype,
+        **how,
         "device": device,
-        "trust_remote_code": trust_remote_code,
         "threads": torch.get_num_threads(),
         "batch_sizes": settings.batch_sizes,
         "prompt_tokens": settings.prompt_tokens,
@@ -198,8 +197,7 @@ def measure_once(name: str, folder: Path, weights: tuple[Path, ...], request: Ma
         return dict(json.loads(result.read_text(encoding="utf-8")))
 
 
-def _check(name: str, config: PretrainedConfig, settings: SpeedSettings) -> None:
-    family_of(config)
+def _check_positions(name: str, config: PretrainedConfig, settings: SpeedSettings) -> None:
     length, most = settings.prompt_tokens + settings.new_tokens, getattr(config, "max_position_embeddings", None)
     if most is not None and length > most:
         raise ConfigError(
@@ -208,9 +206,9 @@ def _check(name: str, config: PretrainedConfig, settings: SpeedSettings) -> None
         )
 
 
-def _check_dtypes(model: str, baseline: str, configs: Sequence[PretrainedConfig], dtype: str) -> None:
-    first, second = (str(config.dtype or torch.float32).removeprefix("torch.") for config in configs)
-    if dtype == "auto" and first != second:
+def _check_dtypes(model: str, baseline: str, dtypes: Sequence[torch.dtype]) -> None:
+    first, second = (str(dtype).removeprefix("torch.") for dtype in dtypes)
+    if first != second:
         raise ConfigError(f"dtype: {model} is in {first}, {baseline} in {second}; give --dtype, one for both")
 
 

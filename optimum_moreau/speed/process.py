@@ -38,8 +38,10 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
 
     torch.set_num_threads(request["threads"])
     how = {"dtype": request["dtype"], "trust_remote_code": request["trust_remote_code"]}
-    on_gpu = request["device"] == "auto" or check_device(request["device"]).type == "cuda"
-    devices = range(torch.cuda.device_count()) if request["device"] == "auto" else [check_device(request["device"])]
+    spread = request["device"] == "auto"  # over all GPUs; where there is none, on the CPU
+    gpus = [torch.device("cuda", index) for index in range(torch.cuda.device_count())] if spread else []
+    devices = gpus or [check_device("cpu" if spread else request["device"])]
+    on_gpu = devices[0].type == "cuda"
     load_skeleton(request["folder"], **how)  # imports the model's code, which is no part of loading weights
     for file in request["weights"]:
         _read(file)  # so that every load finds the files in memory, whichever model was read last
@@ -68,7 +70,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         "peak memory": [max(peak, 1)],
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "dtype": str(model.dtype).removeprefix("torch."),
-        "device": _device_name(torch, on_gpu, devices, request["threads"]),
+        "device": _device_name(torch, devices, request["threads"]),
     }
 
 
@@ -118,11 +120,12 @@ def _read(file: str) -> None:
             pass
 
 
-def _device_name(torch: Any, on_gpu: bool, devices: Any, threads: int) -> str:
-    if on_gpu:
+def _device_name(torch: Any, devices: Any, threads: int) -> str:
+    kind = devices[0].type
+    if kind == "cuda":
         names = [torch.cuda.get_device_name(device) for device in devices]
         return names[0] if len(names) == 1 else f"{len(names)} × {names[0]}"
-    return f"cpu, {platform.machine()}, {threads} thread{'s' * (threads != 1)}"
+    return f"{kind}, {platform.machine()}, {threads} thread{'s' * (threads != 1)}"
 
 
 if __name__ == "__main__":

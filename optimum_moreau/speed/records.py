@@ -9,6 +9,9 @@ machine meets both. In each round the two give one ratio, above 1 where the prun
 The ratio of a row is the median over the rounds. It is a gain if it is above 1 in every round, a loss if below 1 in
 every round, and no difference otherwise: a sign test over n rounds, by which a model that is as fast as its base seems
 faster once in 2ⁿ rows (1 in 32 of 5 rounds, 1 in 8 of 3). What two decimals print as 1.00 counts as 1.
+
+Peak memory is what is allocated on the GPU; on a CPU, what is resident beyond Python and its libraries. Load time is
+that of a model whose files the system holds in memory already.
 """
 
 from __future__ import annotations
@@ -218,7 +221,7 @@ class Speed:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"no field {error}" if isinstance(error, KeyError) else first_line(error)
-            raise CheckpointError(f"{path}: cannot be read as a benchmark ({reason}); run benchmark again") from error
+            raise CheckpointError(f"{path}: cannot be read as a benchmark ({reason}); remove it") from error
 
 
 def _key(one: Series) -> tuple[str, int | None]:

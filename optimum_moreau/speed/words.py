@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .records import Row, Speed, Spread
 
 _TILE = 64  # 128 bytes in 16 bits: what NVIDIA's guide to matrix products asks of a width for full speed
+_BESIDE = ", of the base "
 _LEAST_TILE = 8  # 16 bytes: below it, older tensor cores are not used at all
 
 
@@ -41,16 +42,16 @@ def verdict(speed: Speed) -> str:
 
 def how(speed: Speed) -> str:
     """How it was measured."""
+    rounds, runs = _counted(speed.rounds, "round"), _counted(speed.repeats, "run")
     said = (
-        f"prompts of {speed.prompt_tokens} tokens, {speed.new_tokens} decoded after them, in {speed.dtype}; median (low –"
-        f" high) of {_counted(speed.rounds, 'round')}, of each the median of {_counted(speed.repeats, 'run')} in a fresh"
-        " process"
+        f"prompts of {speed.prompt_tokens} tokens, {speed.new_tokens} decoded after each, in {speed.dtype}; median"
+        f" (low – high) of {rounds}, each the median of {runs} in a fresh process"
     )
     if speed.baseline is None:
         return said
     return (
-        f"{said}, by turns; a ratio above 1 is in favour of the pruned model, and has its name only if it is so in every"
-        f" round, which chance alone makes 1 in {2**speed.rounds}"
+        f"{said}, the two models by turns; a ratio above 1 is in favour of the pruned model, which is called faster or"
+        f" smaller only where every round says so (chance alone: 1 in {2**speed.rounds})"
     )
 
 
@@ -61,16 +62,18 @@ def shape_notes(speed: Speed) -> tuple[str, ...]:
     sides = [model, *([] if base is None else [base])]
     channels = _odd("MLP channels", [side.mlp_channels for side in sides])
     width = _odd("attention width (heads × head width)", [side.attention_widths for side in sides])
-    hidden = _odd("hidden size", [(side.hidden_size,) for side in sides])
+    sizes = [f"hidden size {model.hidden_size}", *(str(side.hidden_size) for side in sides[1:])]
+    hidden = _BESIDE.join(sizes) if model.hidden_size % _TILE else ""
     if channels or width or hidden:
-        notes.append(f"no multiples of {_TILE}: {'; '.join(filter(None, (channels, width, hidden)))}")
+        notes.append(f"not a multiple of {_TILE}: {'; '.join(filter(None, (channels, width, hidden)))}")
         advice = f"; --multiple-of {_TILE} keeps MLP and hidden channels to whole ones" if channels or hidden else ""
         notes.append(
-            f"matrix units compute in whole tiles, {_LEAST_TILE} to {_TILE} and more numbers wide: what a width has"
-            f" beyond a multiple costs a whole tile, and a cut that leaves no whole tile less saves nothing{advice}"
+            f"matrix and vector units compute in whole tiles, {_LEAST_TILE} to {_TILE} and more numbers wide: what a"
+            " width has beyond a multiple costs a whole tile, and a cut that leaves no whole tile less saves no"
+            f" time{advice}"
         )
     else:
-        notes.append(f"all widths are multiples of {_TILE}: matrix units compute no tile in part")
+        notes.append(f"all widths are multiples of {_TILE}: no tile of a matrix or vector unit is computed in part")
     as_deep = base is not None and len(base.mlp_channels) == len(model.mlp_channels)
     if as_deep and any(row.metric == "decode" and row.verdict != "faster" for row in speed.rows):
         notes.append(
@@ -90,16 +93,12 @@ def _odd(what: str, widths: Sequence[Sequence[int]]) -> str:
     """
 
     def counted(some: Sequence[int]) -> str:
-        if len(some) == 1:
-            return str(some[0])
         large, small = (sum(width % tile > 0 for width in some) for tile in (_TILE, _LEAST_TILE))
-        if not large:
-            return "in no layer"
-        return f"in {large} of {len(some)} layers" + (f" (nor of {_LEAST_TILE} in {small})" if small else "")
+        return f"in {large} of {len(some)} layers" + (f" (in {small} not even of {_LEAST_TILE})" if small else "")
 
     if not any(width % _TILE for width in widths[0]):
         return ""
-    return ", of the base ".join([f"{what} {counted(widths[0])}", *map(counted, widths[1:])])
+    return _BESIDE.join([f"{what} {counted(widths[0])}", *map(counted, widths[1:])])
 
 
 def _counted(count: int, noun: str) -> str:
