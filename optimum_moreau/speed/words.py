@@ -68,8 +68,8 @@ def shape_notes(speed: Speed) -> tuple[str, ...]:
         notes.append(f"not a multiple of {_TILE}: {'; '.join(filter(None, (channels, width, hidden)))}")
         advice = f"; --multiple-of {_TILE} keeps MLP and hidden channels to whole ones" if channels or hidden else ""
         notes.append(
-            f"matrix units, of GPUs above all, compute in whole tiles, {_LEAST_TILE} to {_TILE} and more numbers wide: what a"
-            " width has beyond a multiple costs a whole tile, and a cut that leaves no whole tile less saves no"
+            f"matrix units, of GPUs above all, compute in whole tiles, {_LEAST_TILE} to {_TILE} and more numbers wide:"
+            " what a width has beyond a multiple costs a whole tile, and a cut that leaves no whole tile less saves no"
             f" time{advice}"
         )
     else:
