@@ -91,7 +91,7 @@ def test_the_notes_say_only_what_holds_of_the_shapes():
     whole = speed(
         side(decode=(12.0, 12.0, 12.0), channels=(128, 64)), side(decode=ten, channels=(256, 256))
     ).shape_notes
-    assert whole == ("all widths are multiples of 64: no tile of a matrix or vector unit is computed in part",)
+    assert whole == ("all widths are multiples of 64: no tile of a matrix unit is computed in part",)
     odd = " ".join(
         speed(
             side(decode=ten, channels=(100, 72, 64), heads=(64, 64, 64)),

@@ -68,12 +68,12 @@ def shape_notes(speed: Speed) -> tuple[str, ...]:
         notes.append(f"not a multiple of {_TILE}: {'; '.join(filter(None, (channels, width, hidden)))}")
         advice = f"; --multiple-of {_TILE} keeps MLP and hidden channels to whole ones" if channels or hidden else ""
         notes.append(
-            f"matrix and vector units compute in whole tiles, {_LEAST_TILE} to {_TILE} and more numbers wide: what a"
-            " width has beyond a multiple costs a whole tile, and a cut that leaves no whole tile less saves no"
+            f"matrix units, of GPUs above all, compute in whole tiles, {_LEAST_TILE} to {_TILE} and more numbers wide:"
+            " what a width has beyond a multiple costs a whole tile, and a cut that leaves no whole tile less saves no"
             f" time{advice}"
         )
     else:
-        notes.append(f"all widths are multiples of {_TILE}: no tile of a matrix or vector unit is computed in part")
+        notes.append(f"all widths are multiples of {_TILE}: no tile of a matrix unit is computed in part")
     as_deep = base is not None and len(base.mlp_channels) == len(model.mlp_channels)
     if as_deep and any(row.metric == "decode" and row.verdict != "faster" for row in speed.rows):
         notes.append(
