@@ -41,7 +41,7 @@ def test_the_python_example_runs(after_the_demo, capsys):
 
 def test_the_commands_run(after_the_demo, capsys):
     lines = [line for block in blocks(README, "console") for line in block.splitlines() if "moreau" in line]
-    assert len(lines) == 15
+    assert len(lines) == 18
     for line in lines:
         capsys.readouterr()
         words, redirected, file = shlex.split(line), ">" in line, line.split()[-1]

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the first two are compared in ranking; sensitivity is of the first (default moreau-gs,taylor)",
     )
     parser.add_argument("--ratio", type=float, default=0.2, metavar="SHARE", help="of map, sensitivity (default 0.2)")
-    parser.add_argument("--ratios", metavar="SHARES", help="of the figure ratios (default 0.05,0.1,0.2,0.3,0.4,0.5)")
+    parser.add_argument("--ratios", metavar="SHARES", help="of the figure ratios (default: 0.05 to 0.5, as far as the scope goes)")
     parser.add_argument("--layers", metavar="NUMBERS", help="of ranking, e.g. 0,15,31 (default: four of them)")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="calibration draws to average (default 1)")
     parser.add_argument("--evaluate", metavar="TEXT", help="text to measure the perplexity on")
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..config import MoreauPrunerConfig
     from ..errors import CheckpointError, ConfigError
     from ..evaluation.insight import PERPLEXITIES, Insight, check_figures
-    from ..evaluation.study import RATIOS, Study, has_settings
+    from ..evaluation.study import Study, has_settings
     from ..report import check_installed, draw_insight, save_figure
     from ..sources import model_reference, source_name
 
@@ -55,8 +55,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     figures, criteria = ([part.strip() for part in text.split(",")] for text in (args.figures, args.criteria))
     check_figures(figures)
     config = MoreauPrunerConfig(**options.given(args, options.COMPARED))
-    ratios = options.shares("--ratios", args.ratios) if args.ratios else list(RATIOS)
-    for value in (args.ratio, *ratios):
+    ratios = options.shares("--ratios", args.ratios) if args.ratios else None
+    for value in (args.ratio, *(ratios or ())):
         MoreauPrunerConfig(pruning_ratio=value)
     for name in criteria:
         MoreauPrunerConfig(criterion=name)

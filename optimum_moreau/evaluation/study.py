@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..calibration import load_calibration
 from ..config import SIZES, MoreauPrunerConfig
-from ..errors import ConfigError, UnsupportedModelError
+from ..errors import ConfigError, PlanError, UnsupportedModelError
 from ..placement import is_offloaded
 from ..plan import PruningPlan, expected_plan, make_plan
 from ..registry import CRITERIA
@@ -135,10 +135,19 @@ class Study:
         title = f"{100 * share:g} % of the heads and channels of a single layer removed"
         return Panel(title, "layer (0 is next to the input)", tuple(curves), self.dense)
 
-    def over_ratios(self, criteria: Sequence[str], ratios: Sequence[float] = RATIOS) -> Panel:
-        """Perplexity over the share of the parameters removed."""
-        ratios = sorted(ratios)
-        expected_plan(self.shape, self._config(criteria[0], pruning_ratio=ratios[-1]))  # refused before any scoring
+    def over_ratios(self, criteria: Sequence[str], ratios: Sequence[float] | None = None) -> Panel:
+        """Perplexity over the share of the parameters removed.
+
+        Args:
+            criteria: names.
+            ratios: shares; default: those of RATIOS that the scope can give.
+
+        Raises:
+            PlanError: the scope cannot give one of the shares; before anything is scored.
+        """
+        ratios = [ratio for ratio in RATIOS if self._gives(ratio)] if ratios is None else sorted(ratios)
+        for ratio in ratios[-1:]:
+            expected_plan(self.shape, self._config(criteria[0], pruning_ratio=ratio))
         bar = tqdm(total=len(criteria) * self.seeds * len(ratios), desc="ratios", leave=False, disable=None)
         curves = []
         for name in criteria:
@@ -203,6 +212,14 @@ class Study:
     @property
     def _everywhere(self) -> dict[str, Any]:
         return dict.fromkeys(("attention_layers", "mlp_layers"), (0, self.shape.depth))
+
+    def _gives(self, ratio: float) -> bool:
+        """Whether the scope can give that share of the parameters."""
+        try:
+            expected_plan(self.shape, self._config(self.config.criterion, pruning_ratio=ratio))
+        except PlanError:
+            return False
+        return True
 
     def _four_layers(self) -> list[int]:
         last = self.shape.depth - 1
