@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the first two are compared in ranking; sensitivity is of the first (default moreau-gs,taylor)",
     )
     parser.add_argument("--ratio", type=float, default=0.2, metavar="SHARE", help="of map, sensitivity (default 0.2)")
-    parser.add_argument("--ratios", metavar="SHARES", help="of the figure ratios (default: 0.05 to 0.5, as far as the scope goes)")
+    parser.add_argument("--ratios", metavar="SHARES", help="of the figure ratios (default: 0.05 to 0.5)")
     parser.add_argument("--layers", metavar="NUMBERS", help="of ranking, e.g. 0,15,31 (default: four of them)")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="calibration draws to average (default 1)")
     parser.add_argument("--evaluate", metavar="TEXT", help="text to measure the perplexity on")
