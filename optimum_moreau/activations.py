@@ -1,0 +1,214 @@
+"""What flows into the linear layers of a model, gathered one decoder layer at a time.
+
+Of N samples, x a token's input to a linear layer and y its output, without bias:
+
+    squares   A_j = (1/N) Σ_tokens x_j²      sums      S_j = (1/N) Σ_tokens x_j
+    outputs   B_k = (1/N) Σ_tokens y_k²      products  Σ_tokens x xᵀ
+
+Only the hidden states between two layers are kept, of all windows, and the statistics of one layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .errors import NonFiniteError
+from .placement import input_device
+from .units import decoder_layers
+
+
+@dataclass
+class Inputs:
+    """Statistics of one linear layer, in float32; what was not asked for is `None`.
+
+    Attributes:
+        samples: N.
+        tokens: number of tokens, of all samples.
+        squares: A, `(in,)`.
+        sums: S, `(in,)`.
+        outputs: B, `(out,)`.
+        products: Σ x xᵀ, `(in, in)`.
+    """
+
+    samples: int
+    tokens: int
+    squares: Tensor | None = None
+    sums: Tensor | None = None
+    outputs: Tensor | None = None
+    products: Tensor | None = None
+
+    @property
+    def variance(self) -> Tensor:
+        """Of each input over the tokens, `(in,)`; needs squares and sums."""
+        assert self.squares is not None and self.sums is not None
+        share = self.samples / self.tokens
+        return (self.squares * share - (self.sums * share).square()).clamp_(min=0)
+
+
+WHAT = ("squares", "sums", "outputs", "products")
+
+
+class LayerStream:
+    """Yields the decoder layers in order, each with the hidden states that reach it.
+
+    What the consumer does to a layer's weights while it holds it reaches the layers behind, if it asks for that
+    (`StreamedLayer.pass_on`).
+
+    Args:
+        model: a causal language model in `scoring_mode`.
+        batches: calibration windows, token ids `(windows, length)`, all of one length.
+        samples: number of windows, of all processes.
+    """
+
+    def __init__(self, model: PreTrainedModel, batches: Sequence[Tensor], samples: int):
+        self._model, self._batches, self._samples = model, batches, samples
+        self._layers = decoder_layers(model)
+
+    @torch.no_grad()
+    def __iter__(self) -> Iterator[StreamedLayer]:
+        arguments = self._arguments()
+        hidden = [self._first(batch) for batch in self._batches]
+        for index, layer in enumerate(self._layers):
+            streamed = StreamedLayer(index, layer, hidden, arguments[index], self._samples)
+            yield streamed
+            streamed.pass_on()
+
+    def _arguments(self) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+        """What every layer is given besides the hidden states, e.g. its mask: of one window, which broadcasts."""
+        found: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+        def note(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            found.append((args[1:], {name: value for name, value in kwargs.items() if name != "past_key_values"}))
+
+        with ExitStack() as stack:
+            for layer in self._layers:
+                stack.callback(layer.register_forward_pre_hook(note, with_kwargs=True).remove)
+            self._decode(self._batches[0][:1])
+        return found
+
+    def _first(self, batch: Tensor) -> Tensor:
+        """The hidden states `(windows, length, hidden)` before the first layer."""
+        caught: list[Tensor] = []
+
+        def catch(layer: nn.Module, args: tuple[Any, ...]) -> None:
+            caught.append(args[0])
+            raise _Caught
+
+        handle = self._layers[0].register_forward_pre_hook(catch)
+        try:
+            self._decode(batch)
+        except _Caught:
+            pass
+        finally:
+            handle.remove()
+        return caught[0]
+
+    def _decode(self, batch: Tensor) -> None:
+        self._model.model(input_ids=batch.to(input_device(self._model)), use_cache=False)
+
+
+class _Caught(Exception):
+    """The forward pass has come far enough."""
+
+
+class StreamedLayer:
+    """A decoder layer and the hidden states that reach it.
+
+    Attributes:
+        index: of the layer.
+        layer: the module.
+    """
+
+    def __init__(
+        self, index: int, layer: nn.Module, hidden: list[Tensor], arguments: tuple[Any, Any], samples: int
+    ) -> None:
+        self.index, self.layer = index, layer
+        self._hidden, self._arguments, self._samples = hidden, arguments, samples
+        self._passed = False
+
+    def gather(self, modules: Sequence[str], what: Collection[str], *, pass_on: bool = True) -> Mapping[str, Inputs]:
+        """Runs all windows through the layer and gathers the statistics of some of its linear layers.
+
+        Args:
+            modules: their names inside the layer, e.g. `mlp.up_proj`.
+            what: of WHAT.
+            pass_on: what comes out is what reaches the next layer, so that one pass does; `False`: the layer is going
+                to be changed, and `pass_on` is called afterwards.
+
+        Raises:
+            NonFiniteError: an input is NaN or infinite.
+        """
+        gathered = {name: _Gather(self.layer.get_submodule(name), what) for name in modules}
+        with ExitStack() as stack:
+            for name, one in gathered.items():
+                stack.callback(self.layer.get_submodule(name).register_forward_hook(one).remove)
+            self._run(keep=pass_on)
+        self._passed = self._passed or pass_on
+        found = {name: one.inputs(self._samples) for name, one in gathered.items()}
+        for name, inputs in found.items():
+            for kind in what:
+                if not torch.isfinite(getattr(inputs, kind)).all():
+                    raise NonFiniteError(
+                        f"layers.{self.index}.{name}: its inputs are not finite; check the model's weights, or load it"
+                        " in bfloat16 or float32"
+                    )
+        return found
+
+    def pass_on(self) -> None:
+        """Computes what reaches the next layer, with the weights as they are now, unless `gather` did it."""
+        if not self._passed:
+            self._run(keep=True)
+            self._passed = True
+
+    @torch.no_grad()
+    def _run(self, *, keep: bool) -> None:
+        args, kwargs = self._arguments
+        for i, hidden in enumerate(self._hidden):
+            output = self.layer(hidden, *args, **kwargs)
+            if keep:
+                self._hidden[i] = output[0] if isinstance(output, tuple) else output
+
+
+class _Gather:
+    """Adds up one linear layer's statistics, batch by batch; float32, since squares overflow in float16."""
+
+    def __init__(self, module: Any, what: Collection[str]):
+        rows, columns = module.weight.shape
+        shapes = {"squares": (columns,), "sums": (columns,), "outputs": (rows,), "products": (columns, columns)}
+        self._shapes = {kind: shapes[kind] for kind in what}
+        self._sums: dict[str, Tensor] = {}
+        self._tokens = 0
+
+    def __call__(self, module: Any, args: tuple[Any, ...], output: Tensor) -> None:
+        x = args[0].reshape(-1, args[0].shape[-1]).float()  # (tokens, in)
+        self._tokens += len(x)
+        if not self._sums:
+            self._sums = {kind: torch.zeros(shape, device=x.device) for kind, shape in self._shapes.items()}
+        if "squares" in self._sums:
+            self._sums["squares"] += x.square().sum(dim=0)
+        if "sums" in self._sums:
+            self._sums["sums"] += x.sum(dim=0)
+        if "products" in self._sums:
+            self._sums["products"].addmm_(x.T, x)
+        if "outputs" in self._sums:
+            y = output if module.bias is None else output - module.bias
+            self._sums["outputs"] += y.reshape(-1, y.shape[-1]).float().square().sum(dim=0)
+
+    def inputs(self, samples: int) -> Inputs:
+        """The statistics, of all processes."""
+        tokens = self._tokens
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            counted = torch.tensor(tokens, device=next(iter(self._sums.values())).device)
+            for tensor in (counted, *self._sums.values()):
+                dist.all_reduce(tensor)
+            tokens = int(counted)
+        means = {kind: total if kind == "products" else total / samples for kind, total in self._sums.items()}
+        return Inputs(samples, tokens, **means)
