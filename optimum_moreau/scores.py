@@ -110,6 +110,11 @@ def score_units(
         )
     if _distributed() and (checkpoint is not None or config.released):
         raise ConfigError("checkpoint_dir and released work in one process only; leave them out under torchrun")
+    if "activations" in criterion.needs and any(block.kind == "hidden" for block in blocks):
+        raise ConfigError(
+            f"targets: {criterion.name} scores what flows into heads and MLP channels, not hidden channels; leave"
+            " hidden out, or take a criterion of weights or gradients"
+        )
     if config.released and is_offloaded(model):
         raise UnsupportedModelError("released holds the whole model several times; load it without offload")
     if "gradients" in criterion.needs and any(parameter.is_inference() for parameter in model.parameters()):
@@ -130,7 +135,9 @@ def score_units(
         if blocks:
             sums = UnitSums(blocks)
             windows = 0 if tokens is None else len(tokens)
-            criterion.score(Scoring(model, blocks, batches, windows, config, sums.add, checkpoint, run))
+            criterion.score(
+                Scoring(model, blocks, batches, windows, config, sums.add, checkpoint, run, criterion.sides)
+            )
             if criterion.partial:
                 sums.add_up_processes()
             values |= sums.combined(config.aggregation, signed=criterion.signed)
@@ -168,7 +175,7 @@ def score_channels(
         batches = [] if tokens is None else list(tokens.clone().split(config.batch_size or len(tokens)))
         windows = 0 if tokens is None else len(tokens)
         criterion = CRITERIA.get(config.criterion)
-        criterion.score(Scoring(model, blocks, batches, windows, config, add))
+        criterion.score(Scoring(model, blocks, batches, windows, config, add, sides=criterion.sides))
     return {name: line.abs() for name, line in found.items()}  # signed criteria: the absolute value of the sum
 
 
@@ -252,7 +259,8 @@ class UnitSums:
         """
         found = {}
         for block in self._blocks:
-            parts = torch.stack([self._parts[block.where, cut].cpu() for cut in block.cuts])  # (matrices, units)
+            scored = [cut for cut in block.cuts if (block.where, cut) in self._parts]  # not all, for some criteria
+            parts = torch.stack([self._parts[block.where, cut].cpu() for cut in scored])  # (matrices, units)
             found[block.where] = AGGREGATIONS[aggregation](parts.abs() if signed else parts)
         return found
 

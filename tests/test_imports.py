@@ -15,6 +15,7 @@ ROOMS = [
     ["config", "calibration", "envelope"],
     ["families"],
     ["units"],
+    ["activations"],
     ["criteria"],
     ["scores"],
     ["plan"],

@@ -21,6 +21,7 @@ CONFIG_NAME = "moreau_pruner_config.json"
 # Settings that only some criteria read; `None` until `resolve` takes the criterion's default.
 CRITERION_FIELDS = (
     "rho", "step_size", "eta", "eta_quantile", "sigma", "steps", "noise_samples", "passes", "average_last",
+    "alpha", "exponent", "norm_order", "input_weight", "output_weight", "sample_share", "damping",
 )  # fmt: skip
 _LAYER_RANGES = ("attention_layers", "mlp_layers", "whole_layers")
 # How much is removed, in one of these.
@@ -61,6 +62,13 @@ class MoreauPrunerConfig:
         noise_samples: m, noise draws per step.
         passes: noisy passes of `smoothgrad`.
         average_last: how many of the last iterates the score is the mean of.
+        alpha: α of `gblm`: how much the gradient weighs beside the activations.
+        exponent: a of `ria`, `stochria` and `symwanda-relative`: the power of the inputs' norm.
+        norm_order: p of `symwanda-relative`.
+        input_weight: how much the inputs weigh in `symwanda`.
+        output_weight: how much the outputs weigh in it.
+        sample_share: β of `stochria`: the share of the smaller side that row and column sums are over.
+        damping: of `sparsegpt`: share of the Hessian's mean diagonal that is added to its diagonal.
         channel_group: groups of the group threshold: `row` (output row of a matrix) or `unit` (the coupled unit).
         released: reproduce the published code's update instead of Algorithm 1 (criteria/released.py says how).
         calibration_samples: windows of calibration text.
@@ -102,6 +110,13 @@ class MoreauPrunerConfig:
     noise_samples: int | None = None
     passes: int | None = None
     average_last: int | None = None
+    alpha: float | None = None
+    exponent: float | None = None
+    norm_order: float | None = None
+    input_weight: float | None = None
+    output_weight: float | None = None
+    sample_share: float | None = None
+    damping: float | None = None
     channel_group: str = "row"
     released: bool = False
     calibration_samples: int = 10

@@ -23,6 +23,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "offload": ("cpu", "disk", None),
     "export": ("auto", "stock", "custom"),
 }
+_WEIGHTS = ("alpha", "exponent", "input_weight", "output_weight")
 ENGINES_OF_UNIFORM_LAYERS = ("vllm", "llama.cpp")
 
 
@@ -45,8 +46,10 @@ def validate(config: MoreauPrunerConfig) -> None:
     _validate_layers_and_targets(config)
     _validate_ratios(config)
     _validate_shapes(config)
-    for name in ("rho", "step_size", "sigma", "eta"):
-        _check_number(name, getattr(config, name), above=0.0, inclusive=name in ("sigma", "eta"))
+    for name in ("rho", "step_size", "sigma", "eta", "norm_order", "damping", *_WEIGHTS):
+        _check_number(name, getattr(config, name), above=0.0, inclusive=name in ("sigma", "eta", *_WEIGHTS))
+    if config.sample_share is not None and not 0 < _number(config.sample_share) <= 1:
+        raise ConfigError(f"sample_share: {config.sample_share!r} is not a share in (0, 1]; a tenth is 0.1")
     for name in (
         "steps",
         "noise_samples",
@@ -141,6 +144,10 @@ def _check_number(name: str, value: Any, *, above: float, inclusive: bool) -> No
     number = type(value) in (int, float) and math.isfinite(value)
     if not number or value < above or (value == above and not inclusive):
         raise ConfigError(f"{name}: {value!r} is not a number {'≥' if inclusive else '>'} {above:g}")
+
+
+def _number(value: Any) -> float:
+    return value if type(value) in (int, float) else math.nan
 
 
 def _check_whole(name: str, value: Any, *, least: int) -> None:

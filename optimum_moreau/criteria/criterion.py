@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ..activations import Inputs, LayerStream
 from ..config import MoreauPrunerConfig
 from ..envelope import Engine, Noise
-from ..units import Block
+from ..units import LAYERS, Block
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # Takes the scores of one weight, float32 `(out, in)`; what comes for the same weight again is added.
 Emit = Callable[[str, Tensor], None]
+# The scores of one weight: its name, W in float32 `(out, in)`, what flows into its layer, and the resolved config.
+Elements = Callable[[str, Tensor, Inputs, MoreauPrunerConfig], Tensor]
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Scoring:
         emit: takes the scores.
         checkpoint: folder that keeps every step of a long run, so that it can be resumed.
         run: what identifies the run.
+        sides: the matrices that count for a unit, as the criterion says.
     """
 
     model: PreTrainedModel
@@ -45,11 +49,13 @@ class Scoring:
     emit: Emit
     checkpoint: Path | None = None
     run: str = ""
+    sides: tuple[str, ...] = ("out", "in")
 
     @cached_property
     def names(self) -> tuple[str, ...]:
         """The parameter names of the weights in scope, each once."""
-        return tuple(dict.fromkeys(name for block in self.blocks for name in block.weight_names().values()))
+        found = [name for block in self.blocks for cut, name in block.weight_names().items() if cut.side in self.sides]
+        return tuple(dict.fromkeys(found))
 
     @cached_property
     def engine(self) -> Engine:
@@ -70,6 +76,16 @@ class Scoring:
         """Emits `score(name, w)` of each weight in scope, one after the other; w comes in float32."""
         for name in self.names:
             self.emit(name, score(name, self.engine.weight(name).float()))
+
+    def by_inputs(self, what: tuple[str, ...], elements: Elements) -> None:
+        """Emits `elements` of each weight in scope from the statistics `what` of its inputs; the model stays dense."""
+        for streamed in LayerStream(self.model, self.batches, self.windows):
+            prefix = f"{LAYERS}{streamed.index}."
+            modules = {name: name.removeprefix(prefix).removesuffix(".weight") for name in self.names}
+            inside = {name: module for name, module in modules.items() if name.startswith(prefix)}
+            found = streamed.gather(list(inside.values()), what)
+            for name, module in inside.items():
+                self.emit(name, elements(name, self.engine.weight(name).float(), found[module], self.config))
 
     def emit_saliency(self, name: str, g: Tensor, scale: float = 1.0) -> None:
         """Emits |g ⊙ w| (paper, Eq. 3) for the gradient `scale`·`g`; in float32: the product underflows in float16."""
@@ -109,12 +125,15 @@ class Criterion:
         summary: one line for lists and cards.
         paper: link to the source.
         score: emits the element scores of one run, weight by weight.
-        needs: `gradients`, or nothing.
+        needs: `gradients`, `activations`, or nothing.
         defaults: the criterion's own config fields with their defaults; `None` stands for "off".
         signed: elements carry a sign, so that the absolute value is taken of their sum.
         partial: with several processes, each emits the scores of its own samples, to be added up.
         cost: of a run with a resolved config.
         resumable: whether such a run can keep its steps, and go on from them.
+        statistics: what `elements` reads of a layer's inputs (activations.py).
+        elements: scores one weight from its layer's inputs alone, so that a mask can be made layer by layer.
+        sides: the matrices that count for a unit: those it owns rows of (`out`), columns of (`in`), or both.
     """
 
     name: str
@@ -127,3 +146,15 @@ class Criterion:
     partial: bool = False
     cost: Callable[[MoreauPrunerConfig], Cost] = lambda config: Cost()
     resumable: Callable[[MoreauPrunerConfig], bool] = lambda config: False
+    statistics: tuple[str, ...] = ()
+    elements: Elements | None = None
+    sides: tuple[str, ...] = ("out", "in")
+
+
+def scored_by_inputs(elements: Elements, statistics: tuple[str, ...], **described: Any) -> Criterion:
+    """A criterion that scores each weight from what flows into its layer; `described` are the other fields."""
+
+    def score(run: Scoring) -> None:
+        run.by_inputs(statistics, elements)
+
+    return Criterion(score=score, needs=("activations",), statistics=statistics, elements=elements, **described)

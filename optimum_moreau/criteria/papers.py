@@ -4,6 +4,11 @@ MOREAU_PRUNER = "https://arxiv.org/abs/2406.07017"
 LLM_PRUNER = "https://arxiv.org/abs/2305.11627"
 FILTER_PRUNING = "https://arxiv.org/abs/1608.08710"
 SHORT_GPT = "https://arxiv.org/abs/2403.03853"
+WANDA_PAPER = "https://arxiv.org/abs/2306.11695"
+SPARSE_GPT = "https://arxiv.org/abs/2301.00774"
+GBLM_PAPER = "https://arxiv.org/abs/2311.04902"
+SYMMETRIC = "https://arxiv.org/abs/2501.18980"
+RIA_PAPER = "https://iclr.cc/virtual/2024/poster/18549"
 
 BIBTEX = {
     MOREAU_PRUNER: """@article{wang2024moreaupruner,
@@ -23,6 +28,36 @@ BIBTEX = {
   author = {Li, Hao and Kadav, Asim and Durdanovic, Igor and Samet, Hanan and Graf, Hans Peter},
   booktitle = {International Conference on Learning Representations},
   year = {2017}
+}""",
+    WANDA_PAPER: """@inproceedings{sun2024wanda,
+  title = {A Simple and Effective Pruning Approach for Large Language Models},
+  author = {Sun, Mingjie and Liu, Zhuang and Bair, Anna and Kolter, J. Zico},
+  booktitle = {International Conference on Learning Representations},
+  year = {2024}
+}""",
+    SPARSE_GPT: """@inproceedings{frantar2023sparsegpt,
+  title = {SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot},
+  author = {Frantar, Elias and Alistarh, Dan},
+  booktitle = {International Conference on Machine Learning},
+  year = {2023}
+}""",
+    GBLM_PAPER: """@article{das2023gblm,
+  title = {Beyond Size: How Gradients Shape Pruning Decisions in Large Language Models},
+  author = {Das, Rocktim Jyoti and Sun, Mingjie and Ma, Liqun and Shen, Zhiqiang},
+  journal = {arXiv preprint arXiv:2311.04902},
+  year = {2023}
+}""",
+    SYMMETRIC: """@article{yi2025symmetric,
+  title = {Symmetric Pruning of Large Language Models},
+  author = {Yi, Kai and Richt{\\'a}rik, Peter},
+  journal = {arXiv preprint arXiv:2501.18980},
+  year = {2025}
+}""",
+    RIA_PAPER: """@inproceedings{zhang2024ria,
+  title = {Plug-and-Play: An Efficient Post-training Pruning Method for Large Language Models},
+  author = {Zhang, Yingtao and Bai, Haoli and Lin, Haokun and Zhao, Jialin and Hou, Lu and Cannistraci, Carlo Vittorio},
+  booktitle = {International Conference on Learning Representations},
+  year = {2024}
 }""",
     SHORT_GPT: """@article{men2024shortgpt,
   title = {ShortGPT: Layers in Large Language Models are More Redundant Than You Expect},

@@ -8,7 +8,7 @@ vector   |Σ W ⊙ g|                the sign is kept inside each matrix of a un
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from torch import Tensor
 from tqdm import tqdm
@@ -36,12 +36,10 @@ def score_vector(run: Scoring) -> None:
 def score_second(run: Scoring) -> None:
     """Emits |W² ⊙ g_n²| / N of every sample n: their sum is |W² ⊙ h|."""
 
-    def squared(name: str, g_n: Tensor, scale: float) -> None:
-        # fp32: squared gradients underflow in fp16
-        run.emit(name, (g_n.float() * run.engine.weight(name)).mul_(scale).square_().div_(run.windows))
+    def squared(name: str, g_n: Tensor) -> None:
+        run.emit(name, g_n.mul_(run.engine.weight(name)).square_().div_(run.windows))
 
-    for sample in _samples(run):
-        run.engine.run([sample], squared, everywhere=False)
+    sample_gradients(run, squared)
 
 
 def score_mixed(run: Scoring) -> None:
@@ -49,18 +47,29 @@ def score_mixed(run: Scoring) -> None:
     g: dict[str, Tensor] = {}
     h: dict[str, Tensor] = {}
 
-    def gather(name: str, g_n: Tensor, scale: float) -> None:
-        sample = g_n.float() * scale
-        g[name] = g[name].add_(sample, alpha=1 / run.windows) if name in g else sample / run.windows
-        squares = sample.square_().div_(run.windows)
+    def gather(name: str, g_n: Tensor) -> None:
+        g[name] = g[name].add_(g_n, alpha=1 / run.windows) if name in g else g_n / run.windows
+        squares = g_n.square_().div_(run.windows)
         h[name] = h[name].add_(squares) if name in h else squares
 
-    for sample in _samples(run):
-        run.engine.run([sample], gather, everywhere=False)
+    sample_gradients(run, gather)
     for name in run.names:
         run.engine.sum_over_processes(g[name])
         run.engine.sum_over_processes(h[name])
     run.by_weight(lambda name, w: (w * g.pop(name) - 0.5 * w.square() * h.pop(name)).abs_())
+
+
+def sample_gradients(run: Scoring, gather: Callable[[str, Tensor], None]) -> None:
+    """Calls `gather` with g_n of every weight in scope, in float32 and free to be changed, sample by sample.
+
+    With several processes each has its own samples.
+    """
+
+    def scaled(name: str, g_n: Tensor, scale: float) -> None:
+        gather(name, g_n.float() * scale)  # fp32: squared gradients underflow in fp16
+
+    for sample in _samples(run):
+        run.engine.run([sample], scaled, everywhere=False)
 
 
 def _micros(run: Scoring) -> list[Micro]:

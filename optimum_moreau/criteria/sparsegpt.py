@@ -1,0 +1,65 @@
+"""SparseGPT's score: what removing a weight costs a layer's outputs, the others adjusted (optimal brain surgeon).
+
+H = (2/n)·Σ x xᵀ + 0.01·mean(diag)·I        U upper Cholesky factor of H⁻¹ = UᵀU        score W²/U_jj²
+
+Without its update of the other weights, as here, the score is static: U is that of the dense layer.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..activations import Inputs
+from ..config import MoreauPrunerConfig
+from ..errors import NonFiniteError
+from .criterion import scored_by_inputs
+from .papers import SPARSE_GPT
+
+
+def inverse_factor(inputs: Inputs, damping: float, where: str) -> tuple[Tensor, Tensor]:
+    """Returns U, float32 `(in, in)`, and which inputs never fire, bool `(in,)`.
+
+    An input that never fires has a row and column of zeros in H; it gets a one on the diagonal.
+
+    Args:
+        inputs: with `products`.
+        damping: share of the mean diagonal that is added to it.
+        where: the layer, for messages.
+
+    Raises:
+        NonFiniteError: H is not positive definite.
+    """
+    assert inputs.products is not None  # asked for
+    h = inputs.products * (2 / inputs.samples)
+    dead = h.diagonal() == 0
+    h.diagonal()[dead] = 1
+    h.diagonal().add_(damping * h.diagonal().mean())
+    lower, failed = torch.linalg.cholesky_ex(h)
+    if not failed:
+        upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+    if failed:
+        raise NonFiniteError(
+            f"{where}: the Hessian of {inputs.tokens} tokens is not positive definite over {len(h)} inputs; calibrate"
+            f" on more text (calibration_samples, sequence_length), or raise damping ({damping:g})"
+        )
+    return upper, dead
+
+
+def static(name: str, w: Tensor, inputs: Inputs, config: MoreauPrunerConfig) -> Tensor:
+    """W²/U_jj²."""
+    assert config.damping is not None  # resolved
+    upper, dead = inverse_factor(inputs, config.damping, name)
+    found = w.square() / upper.diagonal().square()
+    found[:, dead] = 0
+    return found
+
+
+SPARSEGPT = scored_by_inputs(
+    static,
+    ("products",),
+    name="sparsegpt",
+    summary="W²/U_jj², from the inputs' Hessian; of units and without the update, static",
+    paper=SPARSE_GPT,
+    defaults={"damping": 0.01},
+)
