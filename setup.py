@@ -45,6 +45,7 @@ setup(
         "optimum_moreau.plan",
         "optimum_moreau.recovery",
         "optimum_moreau.report",
+        "optimum_moreau.sparsity",
         "optimum_moreau.speed",
         "optimum.commands.register",
     ],

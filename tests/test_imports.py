@@ -21,7 +21,7 @@ ROOMS = [
     ["plan"],
     ["modeling"],
     ["export", "estimate"],
-    ["surgery"],
+    ["surgery", "sparsity"],
     ["evaluation", "recovery"],
     ["summary", "recipe"],
     ["checkpoint"],

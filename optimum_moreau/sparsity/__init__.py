@@ -1,0 +1,1 @@
+"""Masks: zeros in place, unstructured or n:m, from the same element scores as units; and what improves them."""

@@ -1,0 +1,86 @@
+"""Which weights of a matrix stay, from their scores: anywhere, or n of every m consecutive inputs."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, PlanError
+from ..plan.counts import nearest_fewer
+
+GROUPS = ("row", "layer", "global")
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Where zeros may lie.
+
+    Attributes:
+        kept: n of an n:m pattern; 0 for unstructured.
+        of: m; 0 for unstructured.
+    """
+
+    kept: int = 0
+    of: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Pattern:
+        """Reads `unstructured`, or `2:4`.
+
+        Raises:
+            ConfigError: neither.
+        """
+        if text == "unstructured":
+            return cls()
+        found = re.fullmatch(r"(\d+):(\d+)", text)
+        if not found or not 0 < int(found[1]) < int(found[2]):
+            raise ConfigError(f"pattern: '{text}' is not units, unstructured, or n:m with 0 < n < m, e.g. 2:4")
+        return cls(int(found[1]), int(found[2]))
+
+    @property
+    def structured(self) -> bool:
+        """Whether it is n:m."""
+        return self.of > 0
+
+    @property
+    def sparsity(self) -> float:
+        """Share of zeros that an n:m pattern has."""
+        return 1 - self.kept / self.of
+
+    def check(self, width: int, where: str) -> None:
+        """Raises PlanError, naming the matrix, where its inputs are no multiple of m."""
+        if self.structured and width % self.of:
+            raise PlanError(
+                f"{where}: {width} inputs are no multiple of {self.of}, so {self.kept}:{self.of} does not fit; use"
+                " unstructured, another m, or leave this layer out of the scope"
+            )
+
+    def holds(self, mask: Tensor) -> bool:
+        """Whether at most n of every m consecutive inputs stay; always for unstructured."""
+        if not self.structured:
+            return True
+        return bool((mask.view(len(mask), -1, self.of).sum(dim=-1) <= self.kept).all())
+
+
+def keep_mask(scores: Tensor, pattern: Pattern, sparsity: float, group: str = "row") -> Tensor:
+    """Returns which weights stay, bool `(out, in)`; of equal scores the later input stays.
+
+    Args:
+        scores: of one matrix, `(out, in)`; larger is more important.
+        pattern: where zeros may lie; n:m decides in every m consecutive inputs, whatever the group.
+        sparsity: share of zeros, of an unstructured pattern.
+        group: weights that are compared: each `row`, or the whole `layer`.
+    """
+    if pattern.structured:
+        lines, drop = scores.reshape(-1, pattern.of), pattern.of - pattern.kept
+    elif group == "row":
+        lines, drop = scores, nearest_fewer(sparsity * scores.shape[1])
+    else:
+        lines, drop = scores.reshape(1, -1), nearest_fewer(sparsity * scores.numel())
+    order = lines.argsort(dim=1, stable=True)
+    mask = torch.ones_like(lines, dtype=torch.bool)
+    mask.scatter_(1, order[:, :drop], False)
+    return mask.view_as(scores)
