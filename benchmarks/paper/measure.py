@@ -1,0 +1,197 @@
+"""Runs a recipe on a model: score once for every row, dtype, calibration size and seed; cut at every ratio; measure."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from recipe import AVERAGE, DENSE, DIFF, RECOVERIES, UNTUNED, Place, Recipe
+
+from optimum_moreau import MoreauPruner, PruningPlan, perplexity
+from optimum_moreau.checkpoint import load_model, load_tokenizer
+from optimum_moreau.errors import DataError
+from optimum_moreau.evaluation.zero_shot import zero_shot
+from optimum_moreau.plan import make_plan
+from optimum_moreau.registry import suggestion
+from optimum_moreau.sources import model_reference, read_documents, source_name
+from optimum_moreau.units import model_shape
+
+Run = dict[str, Any]  # of one place and seed: model, settings, the place's axes, seed, figures, removed, seconds
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a recipe is run on, and how far.
+
+    Attributes:
+        model: folder or Hub id.
+        texts: column → text of a perplexity.
+        calibration: text to score on.
+        recoveries: `recovery` and `larger recovery` → records to tune on; what is not there is not tuned.
+        tasks: measure zero-shot accuracy, on the files of `task_path` or else on lm-eval's own.
+        task_path: folder of task files.
+        limit: only the first so many questions of each task.
+        max_segments: only the first so many of each text.
+        max_samples: at most so many calibration windows.
+        lr_scale: times the recipe's learning rates.
+        tuning: fields of RecoveryConfig over the recipe's (`max_steps`, `micro_batch_size`).
+    """
+
+    model: str
+    texts: Mapping[str, str]
+    calibration: str | None
+    recoveries: Mapping[str, str] = field(default_factory=dict)
+    tasks: bool = False
+    task_path: Path | None = None
+    limit: int | None = None
+    max_segments: int | None = None
+    max_samples: int | None = None
+    lr_scale: float = 1.0
+    tuning: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The model's name for records."""
+        return model_reference(self.model) or self.model
+
+    def settings(self, recipe: Recipe, recovery: str) -> dict[str, Any]:
+        """What figures depend on beside place and seed, for the record."""
+        found: dict[str, Any] = {
+            "texts": {name: source_name(source) for name, source in self.texts.items()},
+            "calibration": source_name(self.calibration),
+            "max_segments": self.max_segments,
+        }
+        if self.tasks and recipe.tasks:
+            found |= {"tasks": True, "limit": self.limit}
+        if (records := RECOVERIES[recovery]) is not None:
+            tuning = recipe.recovery(recovery)
+            found |= {
+                "recovery": source_name(self.recoveries[records]),
+                "epochs": tuning.epochs,
+                "max_steps": self.tuning.get("max_steps"),
+                "learning_rate": self.lr_scale * tuning.learning_rate,
+            }
+        return found
+
+
+def places_to_run(recipe: Recipe, subject: Subject) -> list[Place]:
+    """The places of a table that a subject can fill; calibration sizes above its most are that size."""
+    found = []
+    for place in recipe.places():
+        records = RECOVERIES[place.recovery]
+        if place.dtype == DIFF or recipe.rows[place.row].missing or (records and records not in subject.recoveries):
+            continue
+        found.append(replace(place, samples=min(place.samples, subject.max_samples or place.samples)))
+    return found
+
+
+def measure(recipe: Recipe, subject: Subject, seeds: int, done: list[Run]) -> Iterator[Run]:
+    """Yields a run for every place and seed; one that was done before, for this table or another, as it was found.
+
+    Raises:
+        MoreauError: of the kind that names the mistake (errors.py).
+    """
+    tokenizer = load_tokenizer(subject.model)
+    texts = {name: read_documents(source, tokenizer=tokenizer) for name, source in subject.texts.items()}
+    tasks = _tasks(recipe, subject)
+    before = {_identity(run): run for run in done}
+    groups: dict[tuple[str, str, int], list[Place]] = {}  # places that share their scores
+    for place in places_to_run(recipe, subject):
+        groups.setdefault((place.dtype, place.row, place.samples), []).append(place)
+    for (dtype, row, _), places in groups.items():
+        for seed in range(1 if row == DENSE else seeds):
+            left = []
+            for place in places:
+                run = _blank(recipe, subject, place, seed)
+                if (found := before.get(_identity(run))) is not None:
+                    yield {**run, **{key: found[key] for key in ("figures", "removed", "seconds")}}
+                else:
+                    left.append((place, run))
+            start = time.perf_counter()
+            plans: dict[str, PruningPlan] = {}
+            if left and row != DENSE:
+                plans = _plans(recipe, subject, tokenizer, [place for place, _ in left], seed)
+            scoring = time.perf_counter() - start
+            for place, run in left:
+                start, removed = time.perf_counter(), 0.0
+                model = load_model(subject.model, dtype=dtype)
+                if row != DENSE:
+                    pruner = MoreauPruner(tokenizer=tokenizer)
+                    removed = pruner.apply(model, plans[place.ratio]).summary.ratio_achieved
+                    if place.recovery != UNTUNED:
+                        _tune(pruner, model, recipe, subject, place.recovery, seed)
+                figures = _figures(model, tokenizer, texts, tasks, subject)
+                seconds = {"scoring": round(scoring, 2), "rest": round(time.perf_counter() - start, 2)}
+                yield {**run, "figures": figures, "removed": removed, "seconds": seconds}
+
+
+def _blank(recipe: Recipe, subject: Subject, place: Place, seed: int) -> Run:
+    """A run before it is made: what it is of."""
+    pruning = recipe.fields(place.row, place.ratio) if place.row != DENSE else {}
+    settings = subject.settings(recipe, place.recovery)
+    return {"model": subject.name, **vars(place), "seed": seed, "pruning": pruning, "settings": settings}
+
+
+def _identity(run: Run) -> str:
+    """Equal for runs that give the same figures, whatever row of whatever table they fill."""
+    decides = ("model", "samples", "dtype", "recovery", "seed", "pruning", "settings")
+    return json.dumps([run[key] for key in decides], sort_keys=True)
+
+
+def _figures(model: Any, tokenizer: Any, texts: Mapping[str, Any], tasks: Mapping[str, str], subject: Subject) -> Any:
+    """Perplexities, and accuracies in percent."""
+    found = {
+        name: perplexity(model, tokenizer, text, max_segments=subject.max_segments).perplexity
+        for name, text in texts.items()
+    }
+    if tasks:
+        names = tuple(tasks.values())
+        accuracy = zero_shot(model, tokenizer, names, task_path=subject.task_path, limit=subject.limit)
+        found |= {task: 100 * one.value for task, one in zip(tasks, accuracy.tasks, strict=True)}
+        found[AVERAGE] = 100 * accuracy.average
+    return found
+
+
+def _plans(recipe: Recipe, subject: Subject, tokenizer: Any, places: list[Place], seed: int) -> dict[str, PruningPlan]:
+    """The plans of every ratio, from one scoring."""
+    first = places[0]
+    model = load_model(subject.model, dtype=first.dtype)
+    shape = model_shape(model)
+    configs: dict[str, Any] = {
+        place.ratio: recipe.config(first.row, place.ratio, first.samples, seed).resolve(model.config)
+        for place in places
+    }
+    _, scores = MoreauPruner(configs[first.ratio], tokenizer=tokenizer).plan(model, subject.calibration)
+    return {label: make_plan(scores, shape, config) for label, config in configs.items()}
+
+
+def _tune(pruner: MoreauPruner, model: Any, recipe: Recipe, subject: Subject, recovery: str, seed: int) -> None:
+    """In place: tunes the pruned model by the recipe, in sequences no longer than its positions."""
+    config = recipe.recovery(recovery, seed=seed, **subject.tuning)
+    positions = getattr(model.config, "max_position_embeddings", None) or config.sequence_length
+    config = replace(
+        config,
+        learning_rate=subject.lr_scale * config.learning_rate,
+        sequence_length=min(config.sequence_length, positions),
+    )
+    pruner.recover(subject.recoveries[RECOVERIES[recovery]], config)  # type: ignore[index]
+
+
+def _tasks(recipe: Recipe, subject: Subject) -> dict[str, str]:
+    """Column → task: a file of the folder, of the task's name or a piece of it (`hellaswag_2k`); or lm-eval's own."""
+    if not subject.tasks:
+        return {}
+    if subject.task_path is None:
+        return {task: task for task in recipe.tasks}
+    files = {file.stem for file in subject.task_path.glob("*") if file.suffix in (".yaml", ".jsonl")}
+    found = {}
+    for task in recipe.tasks:
+        fitting = [task] if task in files else sorted(name for name in files if name.startswith(f"{task}_"))
+        if not fitting:
+            raise DataError(f"{subject.task_path}: holds no task '{task}' (.yaml or .jsonl).{suggestion(task, files)}")
+        found[task] = fitting[0]
+    return found
