@@ -12,7 +12,7 @@ from typing import Any
 from recipe import AVERAGE, DENSE, DIFF, RECOVERIES, UNTUNED, Place, Recipe
 
 from optimum_moreau import MoreauPruner, PruningPlan, perplexity
-from optimum_moreau.checkpoint import load_model, load_tokenizer
+from optimum_moreau.checkpoint import load_config, load_model, load_tokenizer
 from optimum_moreau.errors import DataError
 from optimum_moreau.evaluation.zero_shot import zero_shot
 from optimum_moreau.plan import make_plan
@@ -95,6 +95,7 @@ def measure(recipe: Recipe, subject: Subject, seeds: int, done: list[Run]) -> It
     Raises:
         MoreauError: of the kind that names the mistake (errors.py).
     """
+    load_config(subject.model)  # whether there is a model at all
     tokenizer = load_tokenizer(subject.model)
     texts = {name: read_documents(source, tokenizer=tokenizer) for name, source in subject.texts.items()}
     tasks = _tasks(recipe, subject)

@@ -34,6 +34,13 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
 
+def whole(word: str) -> int:
+    """A whole number ≥ 1."""
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"'{word}' is not a whole number ≥ 1")
+    return int(word)
+
+
 def arguments_parser() -> Parser:
     """The options."""
     parser = Parser(prog="run.py", description="A table of the paper, run on a model.")
@@ -45,13 +52,15 @@ def arguments_parser() -> Parser:
     parser.add_argument("--larger-recovery", metavar="FILE", help="the larger set of tables 6, 11 (the paper: LaMini)")
     parser.add_argument("--tasks", action="store_true", help="zero-shot tasks, lm-eval's own, which it downloads")
     parser.add_argument("--task-path", metavar="FOLDER", type=Path, help="zero-shot tasks, from files")
-    parser.add_argument("--limit", metavar="N", type=int, help="only the first N questions of each task")
-    parser.add_argument("--seeds", metavar="N", type=int, default=3, help="of windows, noise and tuning (default: 3)")
-    parser.add_argument("--max-steps", metavar="N", type=int, help="of the tuning, instead of the recipe's epochs")
-    parser.add_argument("--max-segments", metavar="N", type=int, help="only the first N segments of each text")
-    parser.add_argument("--max-samples", metavar="N", type=int, help="at most N calibration windows (table7)")
+    parser.add_argument("--limit", metavar="N", type=whole, help="only the first N questions of each task")
+    parser.add_argument("--seeds", metavar="N", type=whole, default=3, help="of windows, noise and tuning (default: 3)")
+    parser.add_argument("--max-steps", metavar="N", type=whole, help="of the tuning, instead of the recipe's epochs")
+    parser.add_argument("--max-segments", metavar="N", type=whole, help="only the first N segments of each text")
+    parser.add_argument("--max-samples", metavar="N", type=whole, help="at most N calibration windows (table7)")
     parser.add_argument("--lr-scale", metavar="X", type=float, default=1.0, help="times the recipe's learning rates")
-    parser.add_argument("--micro-batch", metavar="N", type=int, default=4, help="sequences per forward pass of tuning")
+    parser.add_argument(
+        "--micro-batch", metavar="N", type=whole, default=4, help="sequences per forward pass of tuning"
+    )
     parser.add_argument("--output", metavar="FOLDER", type=Path, default=Path("paper-results"))
     return parser
 
