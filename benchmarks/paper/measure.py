@@ -9,9 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from recipe import AVERAGE, DENSE, DIFF, RECOVERIES, UNTUNED, Place, Recipe
+from recipe import AVERAGE, DENSE, DIFF, RECOVERIES, Place, Recipe
+from transformers import PreTrainedModel
 
-from optimum_moreau import MoreauPruner, PruningPlan, perplexity
+from optimum_moreau import MoreauPruner, PruningPlan, RecoveryConfig, perplexity
 from optimum_moreau.checkpoint import load_config, load_model, load_tokenizer
 from optimum_moreau.errors import DataError
 from optimum_moreau.evaluation.zero_shot import zero_shot
@@ -95,15 +96,12 @@ def measure(recipe: Recipe, subject: Subject, seeds: int, done: list[Run]) -> It
     Raises:
         MoreauError: of the kind that names the mistake (errors.py).
     """
-    load_config(subject.model)  # whether there is a model at all
-    tokenizer = load_tokenizer(subject.model)
-    texts = {name: read_documents(source, tokenizer=tokenizer) for name, source in subject.texts.items()}
-    tasks = _tasks(recipe, subject)
+    bench = _Bench(recipe, subject)
     before = {_identity(run): run for run in done}
     groups: dict[tuple[str, str, int], list[Place]] = {}  # places that share their scores
     for place in places_to_run(recipe, subject):
         groups.setdefault((place.dtype, place.row, place.samples), []).append(place)
-    for (dtype, row, _), places in groups.items():
+    for (_, row, _), places in groups.items():
         for seed in range(1 if row == DENSE else seeds):
             left = []
             for place in places:
@@ -113,19 +111,11 @@ def measure(recipe: Recipe, subject: Subject, seeds: int, done: list[Run]) -> It
                 else:
                     left.append((place, run))
             start = time.perf_counter()
-            plans: dict[str, PruningPlan] = {}
-            if left and row != DENSE:
-                plans = _plans(recipe, subject, tokenizer, [place for place, _ in left], seed)
+            plans = bench.plans([place for place, _ in left], seed) if left and row != DENSE else {}
             scoring = time.perf_counter() - start
             for place, run in left:
-                start, removed = time.perf_counter(), 0.0
-                model = load_model(subject.model, dtype=dtype)
-                if row != DENSE:
-                    pruner = MoreauPruner(tokenizer=tokenizer)
-                    removed = pruner.apply(model, plans[place.ratio]).summary.ratio_achieved
-                    if place.recovery != UNTUNED:
-                        _tune(pruner, model, recipe, subject, place.recovery, seed)
-                figures = _figures(model, tokenizer, texts, tasks, subject)
+                start = time.perf_counter()
+                removed, figures = bench.fill(place, plans.get(place.ratio), seed)
                 seconds = {"scoring": round(scoring, 2), "rest": round(time.perf_counter() - start, 2)}
                 yield {**run, "figures": figures, "removed": removed, "seconds": seconds}
 
@@ -143,43 +133,65 @@ def _identity(run: Run) -> str:
     return json.dumps([run[key] for key in decides], sort_keys=True)
 
 
-def _figures(model: Any, tokenizer: Any, texts: Mapping[str, Any], tasks: Mapping[str, str], subject: Subject) -> Any:
-    """Perplexities, and accuracies in percent."""
-    found = {
-        name: perplexity(model, tokenizer, text, max_segments=subject.max_segments).perplexity
-        for name, text in texts.items()
-    }
-    if tasks:
-        names = tuple(tasks.values())
-        accuracy = zero_shot(model, tokenizer, names, task_path=subject.task_path, limit=subject.limit)
-        found |= {task: 100 * one.value for task, one in zip(tasks, accuracy.tasks, strict=True)}
-        found[AVERAGE] = 100 * accuracy.average
-    return found
+class _Bench:
+    """A recipe and its subject, whose tokenizer, texts and tasks are read once; each method loads the model anew.
 
+    Args:
+        recipe: of the table.
+        subject: what it is run on.
+    """
 
-def _plans(recipe: Recipe, subject: Subject, tokenizer: Any, places: list[Place], seed: int) -> dict[str, PruningPlan]:
-    """The plans of every ratio, from one scoring."""
-    first = places[0]
-    model = load_model(subject.model, dtype=first.dtype)
-    shape = model_shape(model)
-    configs: dict[str, Any] = {
-        place.ratio: recipe.config(first.row, place.ratio, first.samples, seed).resolve(model.config)
-        for place in places
-    }
-    _, scores = MoreauPruner(configs[first.ratio], tokenizer=tokenizer).plan(model, subject.calibration)
-    return {label: make_plan(scores, shape, config) for label, config in configs.items()}
+    def __init__(self, recipe: Recipe, subject: Subject):
+        load_config(subject.model)  # whether there is a model at all
+        self.recipe, self.subject = recipe, subject
+        self.tokenizer = load_tokenizer(subject.model)
+        self.texts = {name: read_documents(text, tokenizer=self.tokenizer) for name, text in subject.texts.items()}
+        self.tasks = _tasks(recipe, subject)
 
+    def plans(self, places: list[Place], seed: int) -> dict[str, PruningPlan]:
+        """The plans of every ratio, from one scoring."""
+        first = places[0]
+        model = load_model(self.subject.model, dtype=first.dtype)
+        configs = {
+            place.ratio: self.recipe.config(first.row, place.ratio, first.samples, seed).resolve(model.config)
+            for place in places
+        }
+        pruner = MoreauPruner(configs[first.ratio], tokenizer=self.tokenizer)
+        _, scores = pruner.plan(model, self.subject.calibration)
+        shape = model_shape(model)
+        return {ratio: make_plan(scores, shape, config) for ratio, config in configs.items()}
 
-def _tune(pruner: MoreauPruner, model: Any, recipe: Recipe, subject: Subject, recovery: str, seed: int) -> None:
-    """In place: tunes the pruned model by the recipe, in sequences no longer than its positions."""
-    config = recipe.recovery(recovery, seed=seed, **subject.tuning)
-    positions = getattr(model.config, "max_position_embeddings", None) or config.sequence_length
-    config = replace(
-        config,
-        learning_rate=subject.lr_scale * config.learning_rate,
-        sequence_length=min(config.sequence_length, positions),
-    )
-    pruner.recover(subject.recoveries[RECOVERIES[recovery]], config)  # type: ignore[index]
+    def fill(self, place: Place, plan: PruningPlan | None, seed: int) -> tuple[float, dict[str, float]]:
+        """The share of the parameters removed, and the figures, of the dense model where there is no plan."""
+        model, removed = load_model(self.subject.model, dtype=place.dtype), 0.0
+        if plan is not None:
+            pruner = MoreauPruner(tokenizer=self.tokenizer)
+            removed = pruner.apply(model, plan).summary.ratio_achieved
+            if (records := RECOVERIES[place.recovery]) is not None:
+                config = self._tuning(place.recovery, seed, model.config)
+                pruner.recover(self.subject.recoveries[records], config)
+        return removed, self._figures(model)
+
+    def _tuning(self, recovery: str, seed: int, model_config: Any) -> RecoveryConfig:
+        """The recipe's settings, with sequences no longer than the model's positions."""
+        config = self.recipe.recovery(recovery, seed=seed, **self.subject.tuning)
+        positions = getattr(model_config, "max_position_embeddings", None) or config.sequence_length
+        length = min(config.sequence_length, positions)
+        return replace(config, learning_rate=self.subject.lr_scale * config.learning_rate, sequence_length=length)
+
+    def _figures(self, model: PreTrainedModel) -> dict[str, float]:
+        """Perplexities, and accuracies in percent."""
+        segments, limit = self.subject.max_segments, self.subject.limit
+        found = {
+            name: perplexity(model, self.tokenizer, text, max_segments=segments).perplexity
+            for name, text in self.texts.items()
+        }
+        if self.tasks:
+            names = tuple(self.tasks.values())
+            accuracy = zero_shot(model, self.tokenizer, names, task_path=self.subject.task_path, limit=limit)
+            found |= {task: 100 * one.value for task, one in zip(self.tasks, accuracy.tasks, strict=True)}
+            found[AVERAGE] = 100 * accuracy.average
+        return found
 
 
 def _tasks(recipe: Recipe, subject: Subject) -> dict[str, str]:
