@@ -178,6 +178,19 @@ def test_table_3_runs_tuned_and_untuned(short_table_3, runner, tiny_folder, text
     assert "zero-shot tasks (no --task-path)" in out
 
 
+def test_calibration_sizes_are_lowered_and_said_so(runner, monkeypatch, tiny_folder, texts, tmp_path):
+    whole = recipe.read_recipe("table7")
+    rows = {PUBLISHED_CODE: whole.rows[PUBLISHED_CODE]}
+    monkeypatch.setattr(run, "read_recipe", lambda _: replace(whole, rows=rows))
+    words = "table7", tiny_folder, "--calibration", texts[0], "--text", f"own={texts[0]}", "--seeds", 1
+    code, out, _ = runner(*words, "--max-segments", 2, "--max-samples", 12, "--output", tmp_path)
+    assert code == 0
+    assert f"| {PUBLISHED_CODE} | 10 | 18.72 ± 0.29 | 34.91 ± 0.85 | 57.30 ± 0.53 |" in out
+    assert f"| {PUBLISHED_CODE} | 1000 (here 12) | 18.50 ± 0.10 |" in out
+    runs = json.loads((tmp_path / "table7.json").read_text(encoding="utf-8"))["runs"]
+    assert [one["samples"] for one in runs] == [10, 12]
+
+
 def test_scores_are_shared_by_tables_with_the_same_rows(short_table_3, runner, tiny_folder, texts, tmp_path):
     words = tiny_folder, "--calibration", texts[0], "--text", f"own={texts[0]}", "--seeds", 1, "--max-segments", 2
     runner("table3", *words, "--output", tmp_path)

@@ -87,7 +87,7 @@ def places_to_run(recipe: Recipe, subject: Subject) -> list[Place]:
         if place.dtype == DIFF or recipe.rows[place.row].missing or (records and records not in subject.recoveries):
             continue
         found.append(replace(place, samples=min(place.samples, subject.max_samples or place.samples)))
-    return found
+    return list(dict.fromkeys(found))
 
 
 def measure(recipe: Recipe, subject: Subject, seeds: int, done: list[Run]) -> Iterator[Run]:

@@ -115,7 +115,7 @@ def main(words: list[str] | None = None) -> None:
         for run in measure(recipe, subject, arguments.seeds, done):
             runs.append(run)
             here = [run for run in kept if run not in runs]
-            write(file, {"table": recipe.name, "paper_model": recipe.model, "runs": [*here, *runs]})
+            write(file, recipe.name, recipe.model, [*here, *runs])
             print(run["ratio"], run["recovery"], run["row"], run["dtype"], run["seed"], run["figures"], file=sys.stderr)
     except MoreauError as error:
         parser.error(str(error))
@@ -124,10 +124,14 @@ def main(words: list[str] | None = None) -> None:
     print(text)
 
 
-def write(file: Path, values: dict) -> None:
-    """Writes JSON, whole or not at all: a run that is killed leaves what it had."""
+def write(file: Path, table: str, model: str, runs: list[Run]) -> None:
+    """Writes the runs, one a line; whole or not at all, so that a run that is killed leaves what it had."""
+    lines = ",\n ".join(json.dumps(run, ensure_ascii=False) for run in runs)
     new = file.with_suffix(".new")
-    new.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    new.write_text(
+        f'{{"table": {json.dumps(table)}, "paper_model": {json.dumps(model)}, "runs": [\n {lines}\n]}}\n',
+        encoding="utf-8",
+    )
     new.replace(file)
 
 

@@ -24,7 +24,7 @@ JOBS = (  # table, model, options beside the texts
     ("table9", "wikitext-llama-5m", "--seeds 1 --max-segments 200"),
     ("table2", "wikitext-llama-5m", "--seeds 1 --max-segments 200"),
     ("table10", "wikitext-llama-5m", "--seeds 1 --max-segments 200"),
-    ("table1", "wikitext-llama-5m", "--seeds 1 --max-segments 100"),
+    ("table1", "wikitext-llama-5m", "--seeds 1 --max-segments 50"),
     ("table3", "babyllama-char105", "--max-segments 200"),
     ("table8", "stories260K", "--task-path --limit 20 --seeds 1 --max-segments 50"),
     ("table11", "stories260K", f"--recovery --larger-recovery {TUNED} --task-path --limit 50 --seeds 1"),
