@@ -97,7 +97,7 @@ def measure(recipe: Recipe, subject: Subject, seeds: int, done: list[Run]) -> It
         MoreauError: of the kind that names the mistake (errors.py).
     """
     bench = _Bench(recipe, subject)
-    before = {_identity(run): run for run in done}
+    before = {identity(run): run for run in done}
     groups: dict[tuple[str, str, int], list[Place]] = {}  # places that share their scores
     for place in places_to_run(recipe, subject):
         groups.setdefault((place.dtype, place.row, place.samples), []).append(place)
@@ -106,7 +106,7 @@ def measure(recipe: Recipe, subject: Subject, seeds: int, done: list[Run]) -> It
             left = []
             for place in places:
                 run = _blank(recipe, subject, place, seed)
-                if (found := before.get(_identity(run))) is not None:
+                if (found := before.get(identity(run))) is not None:
                     yield {**run, **{key: found[key] for key in ("figures", "removed", "seconds")}}
                 else:
                     left.append((place, run))
@@ -127,7 +127,7 @@ def _blank(recipe: Recipe, subject: Subject, place: Place, seed: int) -> Run:
     return {"model": subject.name, **vars(place), "seed": seed, "pruning": pruning, "settings": settings}
 
 
-def _identity(run: Run) -> str:
+def identity(run: Run) -> str:
     """Equal for runs that give the same figures, whatever row of whatever table they fill."""
     decides = ("model", "samples", "dtype", "recovery", "seed", "pruning", "settings")
     return json.dumps([run[key] for key in decides], sort_keys=True)

@@ -1,6 +1,6 @@
 """Runs every recipe on the shared small models: `run.py`, unchanged, on splits of the shared texts.
 
-    python benchmarks/paper/small.py [--shared ../shared] [--output paper-results] [--jobs NUMBER …]
+    python benchmarks/paper/small.py [--shared ../shared] [--output paper-results] [--jobs NUMBER …] [--json FILE]
 
 The stories are split: the first half to calibrate and tune on (100 for the recovery set, 250 others for the larger
 one), the second to measure on; wikitext-llama-5m is calibrated on WikiText-2 validation. Cheap settings, each printed
@@ -26,8 +26,8 @@ JOBS = (  # table, model, options beside the texts
     ("table10", "wikitext-llama-5m", "--seeds 1 --max-segments 200"),
     ("table1", "wikitext-llama-5m", "--seeds 1 --max-segments 50"),
     ("table3", "babyllama-char105", "--max-segments 200"),
-    ("table8", "stories260K", "--task-path --limit 20 --seeds 1 --max-segments 50"),
-    ("table11", "stories260K", f"--recovery --larger-recovery {TUNED} --task-path --limit 50 --seeds 1"),
+    ("table8", "stories260K", "--task-path --limit 10 --seeds 1 --max-segments 50"),
+    ("table11", "stories260K", f"--recovery --larger-recovery {TUNED} --task-path --limit 20 --seeds 1"),
 )  # fmt: skip
 
 
@@ -71,12 +71,27 @@ def words(job: tuple[str, str, str], shared: Path, files: dict[str, Path], outpu
     return found
 
 
+def collected(output: Path) -> list[str]:
+    """Every run of every job as a line of JSON; one that fills several tables once, with the first's row."""
+    from measure import identity
+
+    found = {}
+    for model, table in dict.fromkeys((model, table) for table, model, _ in JOBS):
+        file = output / model / f"{table}.json"
+        for run in json.loads(file.read_text(encoding="utf-8"))["runs"] if file.is_file() else ():
+            figures = {name: round(value, 4) for name, value in run["figures"].items()}
+            run |= {"figures": figures, "removed": round(run["removed"], 4)}
+            found.setdefault(identity(run), {"table": table, **run})
+    return [json.dumps(run, ensure_ascii=False) for run in found.values()]
+
+
 def main() -> None:
     """Runs the jobs, one after the other."""
     parser = argparse.ArgumentParser(description="Every recipe on the shared small models.")
     parser.add_argument("--shared", type=Path, default=Path(__file__).parents[3] / "shared")
     parser.add_argument("--output", type=Path, default=Path("paper-results"))
     parser.add_argument("--jobs", nargs="*", type=int, default=range(len(JOBS)), help="numbers, from 0; default: all")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="takes every run of the output folder, one a line")
     arguments = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     import run  # imports the libraries that read the variable
@@ -85,6 +100,8 @@ def main() -> None:
         files = splits(arguments.shared, Path(work))
         for number in arguments.jobs:
             run.main(words(JOBS[number], arguments.shared, files, arguments.output))
+    if arguments.json is not None:
+        arguments.json.write_text("[\n" + ",\n".join(collected(arguments.output)) + "\n]\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
