@@ -48,7 +48,7 @@ def _settings(subject: Subject, runs: list[Run]) -> list[str]:
     """What the measured figures were made with."""
     text = next((run["settings"]["calibration"] for run in runs), "")
     segments = f"the first {subject.max_segments}" if subject.max_segments else "all"
-    found = [f"Calibrated on {text}; perplexity over {segments} 128-token segments."]
+    found = [f"Calibrated on {text}" + (f"; perplexity over {segments} 128-token segments." if subject.texts else ".")]
     for name in {run["recovery"]: None for run in runs if "recovery" in run["settings"]}:
         s = next(run["settings"] for run in runs if run["recovery"] == name)
         length = f"{s['max_steps']} steps" if s["max_steps"] else f"{s['epochs']} epochs"
