@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _STEEP = 20  # perplexities that span more than this factor are drawn on a logarithmic axis
 _CLOUD = 2000  # more points than that are drawn as a picture
+_STAYS = "#0072b3"  # blue as a map's picture has it, in light and dark
 _CELLS = 256  # of a map's row; more units than that share a cell
 
 
@@ -239,13 +240,13 @@ def _whole(axis: Axis) -> None:
 def _colours() -> Any:
     from matplotlib.colors import LinearSegmentedColormap
 
-    return LinearSegmentedColormap.from_list("kept", [ORANGE, "#e8e0d8", BLUE]).with_extremes(bad="#888888")
+    return LinearSegmentedColormap.from_list("kept", [ORANGE, "#e8e0d8", _STAYS]).with_extremes(bad="#888888")
 
 
 def _patches() -> list[Any]:
     from matplotlib.patches import Patch
 
-    return [Patch(color=BLUE, label="stays"), Patch(color=ORANGE, label="removed")]
+    return [Patch(color=_STAYS, label="stays"), Patch(color=ORANGE, label="removed")]
 
 
 def _mappable() -> Any:
