@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 from optimum_moreau.checkpoint import load_model, load_tokenizer
 from optimum_moreau.evaluation.insight import Insight
 from optimum_moreau.evaluation.study import Study
+from optimum_moreau.plan import fingerprint
 from optimum_moreau.report import draw_insight, save_figure
 
 CRITERIA = ("moreau-gs", "taylor", "moreau", "taylor-second", "magnitude", "random")
@@ -41,8 +42,9 @@ def main():
     study = Study(model, tokenizer, calibration, evaluation, seeds=args.seeds, max_segments=200)
     found = Insight(
         subject.model,
+        fingerprint(model),
         subject.text,
-        f"{study.segment_length}-token segments",
+        study.protocol,
         args.seeds,
         ranking=study.ranks(CRITERIA[:2]),
         layers=study.single_layers(CRITERIA),

@@ -161,7 +161,7 @@ def _results(measurements: Sequence[Measurement]) -> list[EvalResult]:
                     dataset_name=dataset,
                     metric_type="accuracy" if metric in ("acc", "acc_norm") else metric,
                     metric_name=f"{metric}, {protocol}",
-                    metric_value=round(values[stage], 4),
+                    metric_value=round(values[stage].value, 4),
                 )
             )
     return found

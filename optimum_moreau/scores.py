@@ -115,13 +115,7 @@ def score_units(
             f"targets: {criterion.name} scores what flows into heads and MLP channels, not hidden channels; leave"
             " hidden out, or take a criterion of weights or gradients"
         )
-    if config.released and is_offloaded(model):
-        raise UnsupportedModelError("released holds the whole model several times; load it without offload")
-    if "gradients" in criterion.needs and any(parameter.is_inference() for parameter in model.parameters()):
-        raise UnsupportedModelError(
-            f"{type(model).__name__}: was made under torch.inference_mode and can have no gradients; load it outside,"
-            " or take a criterion without gradients (magnitude, random)"
-        )
+    _check_gradients(model, config)
     values: dict[str, Tensor] = {}
     # a caller's inference mode would forbid the gradients; tokens made in it cannot be saved for the backward pass
     with torch.inference_mode(False), scoring_mode(model), torch.no_grad():
@@ -141,9 +135,7 @@ def score_units(
             if criterion.partial:
                 sums.add_up_processes()
             values |= sums.combined(config.aggregation, signed=criterion.signed)
-    for where, units in values.items():
-        if not torch.isfinite(units).all():
-            raise NonFiniteError(f"{where}: the scores of {criterion.name} are not finite; check its weights")
+    _check_finite(values, criterion.name)
     return with_layer_sums(UnitScores(_as_on_the_first(values)), shape, config)
 
 
@@ -171,12 +163,32 @@ def score_channels(
         line = elements.sum(dim=1 - dims[name], dtype=torch.float64).cpu()
         found[name] = found[name] + line if name in found else line
 
+    _check_gradients(model, config)
     with torch.inference_mode(False), scoring_mode(model), torch.no_grad():
         batches = [] if tokens is None else list(tokens.clone().split(config.batch_size or len(tokens)))
         windows = 0 if tokens is None else len(tokens)
         criterion = CRITERIA.get(config.criterion)
         criterion.score(Scoring(model, blocks, batches, windows, config, add, sides=criterion.sides))
+    _check_finite(found, criterion.name)
     return {name: line.abs() for name, line in found.items()}  # signed criteria: the absolute value of the sum
+
+
+def _check_gradients(model: PreTrainedModel, config: MoreauPrunerConfig) -> None:
+    """Refuses a model that a criterion of gradients, or the published code's copies, cannot score."""
+    if config.released and is_offloaded(model):
+        raise UnsupportedModelError("released holds the whole model several times; load it without offload")
+    needs = CRITERIA.get(config.criterion).needs
+    if "gradients" in needs and any(parameter.is_inference() for parameter in model.parameters()):
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: was made under torch.inference_mode and can have no gradients; load it outside,"
+            " or take a criterion without gradients (magnitude, random)"
+        )
+
+
+def _check_finite(values: Mapping[str, Tensor], criterion: str) -> None:
+    for where, scores in values.items():
+        if not torch.isfinite(scores).all():
+            raise NonFiniteError(f"{where}: the scores of {criterion} are not finite; check its weights")
 
 
 def _own_batches(tokens: Tensor, batch_size: int) -> list[Tensor]:

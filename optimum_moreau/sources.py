@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -13,6 +14,8 @@ from .registry import suggestion
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_TEXT = Path(__file__).parent / "data" / "calibration.txt"
 _RECORD_LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -212,6 +215,9 @@ def _read_hub(source: str, seed: int | None, limit: int | None) -> tuple[Sequenc
             return load_dataset(dataset_id, config or None, split=split or "train"), column or None
         rows = load_dataset(dataset_id, config or None, split=split or "train", streaming=True)
         rows = rows if seed is None else rows.shuffle(seed=seed, buffer_size=limit)
-        return list(islice(rows, limit)), column or None
+        found = list(islice(rows, limit))
+        if seed is None and len(found) == limit:
+            logger.warning("%s: only its first %s documents are read", source, f"{limit:,}")
+        return found, column or None
     except Exception as error:  # datasets raises many types; each is "this dataset cannot be had"
         raise DataError(f"{source}: cannot be loaded ({type(error).__name__}: {first_line(error)})") from error

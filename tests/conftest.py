@@ -31,6 +31,19 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _log_levels():
+    """What a command or a benchmark makes quiet is heard again in the next test."""
+    loggers = [logging.getLogger(name) for name in list(logging.root.manager.loggerDict) if "optimum_moreau" in name]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger in logging.root.manager.loggerDict.values():
+        if isinstance(logger, logging.Logger) and logger.name.startswith("optimum_moreau"):
+            logger.setLevel(logging.NOTSET)
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     return tiny_tokenizer()

@@ -260,6 +260,16 @@ def test_evaluate_refuses_to_save_or_compare_what_it_cannot(command, tiny_folder
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(300)}, "w0"))
     PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(other)
     before = contents(folders["stock"])
+    code, out, err = command("evaluate", tiny_folder, "--text", text_file, "--limit", "5")
+    assert (code, out) == (2, "") and "--limit: is of zero-shot tasks" in err
+    stranger = tmp_path / "stranger"
+    tiny_model("llama", vocab_size=load_model(str(tiny_folder)).config.vocab_size, seed=1).save_pretrained(stranger)
+    load_tokenizer(str(tiny_folder)).save_pretrained(stranger)
+    mine = shutil.copytree(folders["stock"], tmp_path / "mine")
+    untouched = contents(mine)
+    code, out, err = command("evaluate", mine, "--text", text_file, "--seq-len", 32, "--baseline", stranger, "--save")
+    assert (code, out) == (2, "") and "stranger: is not the model this was pruned from (tiny-llama)" in err
+    assert contents(mine) == untouched
     code, out, err = command("evaluate", folders["stock"], "--text", text_file, "--baseline", other, "--save")
     assert (code, out) == (2, "") and "different tokenizers" in err and len(err.splitlines()) == 1, err
     assert contents(folders["stock"]) == before

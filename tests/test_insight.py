@@ -12,8 +12,11 @@ from optimum_moreau.checkpoint import load_model, load_tokenizer
 from optimum_moreau.errors import ConfigError, PlanError
 from optimum_moreau.evaluation.insight import Insight
 from optimum_moreau.evaluation.masking import masked
+from optimum_moreau.evaluation.ranks import rank_correlation
 from optimum_moreau.evaluation.study import Study
 from optimum_moreau.plan import make_plan
+from optimum_moreau.report import draw_map
+from optimum_moreau.report.style import inline_svg
 from optimum_moreau.scores import score_channels, score_units
 from optimum_moreau.surgery import apply_plan
 from optimum_moreau.units import model_shape
@@ -137,17 +140,23 @@ def test_a_point_is_what_pruning_gives(study, tiny_folder, documents):
         assert curve.mean[layer] == pytest.approx(perplexity(cut, tokenizer, documents[:2]).perplexity, rel=1e-5)
 
 
-def test_sensitivity_tries_each_setting_around_its_default(study):
+def test_sensitivity_tries_each_setting_and_is_what_pruning_gives(study, tiny_folder, documents):
     study.seeds = 1
     panels = study.sensitivity("moreau-gs")
-    assert [(panel.x_label, panel.default) for panel in panels] == [
+    assert [(panel.x_label, panel.current) for panel in panels] == [
         ("η, as a quantile", 0.1),
         ("ρ", 0.2),
         ("σ", 0.05),
         ("T", 10),
     ]
-    common = {panel.curves[0].mean[panel.curves[0].x.index(panel.default)] for panel in panels}
-    assert len(common) == 1  # at its default every panel shows the same model
+    for panel, field, value in ((panels[2], "sigma", 0.2), (panels[3], "steps", 5), (panels[0], "eta_quantile", 0.4)):
+        model, tokenizer = load_model(str(tiny_folder), device="cpu"), load_tokenizer(str(tiny_folder))
+        config = MoreauPrunerConfig(calibration_samples=2, sequence_length=16, pruning_ratio=0.2, **{field: value})
+        MoreauPruner(config, tokenizer=tokenizer).prune(model, documents)
+        (curve,) = panel.curves
+        pruned = perplexity(model, tokenizer, documents[:2]).perplexity
+        assert curve.mean[curve.x.index(pytest.approx(value))] == pytest.approx(pruned, rel=1e-5)
+    assert len({point for panel in panels for point in panel.curves[0].mean}) > 4  # the settings do something
     with pytest.raises(ConfigError, match="taylor has none of the settings"):
         study.sensitivity("taylor")
 
@@ -180,8 +189,16 @@ def drawn(tmp_path_factory, tiny_folder, text):
 def test_the_record_survives_json(drawn):
     values = json.loads((drawn / "insight.json").read_text())
     assert json.loads(json.dumps(Insight.from_dict(values).to_dict())) == values
-    with pytest.raises(ConfigError, match="not what `insight` wrote"):
-        Insight.from_dict({**values, "ranking": [{}]})
+    damaged = (
+        {"ranking": [{}]},
+        {"ranking": [{**values["ranking"][0], "criteria": ["a"]}]},
+        {"ranking": [{**values["ranking"][0], "ranks": [[1], [1, 2]]}]},
+        {"ratios": {**values["ratios"], "curves": [{**values["ratios"]["curves"][0], "mean": [1.0]}]}},
+        {"ratios": {**values["ratios"], "curves": [{**values["ratios"]["curves"][0], "mean": None}]}},
+    )
+    for damage in damaged:
+        with pytest.raises(ConfigError, match="not what `insight` wrote"):
+            Insight.from_dict({**values, **damage})
 
 
 @pytest.mark.parametrize("name", ["ranking-attention", "ranking-mlp", "layers", "ratios", "sensitivity", "map"])
@@ -207,7 +224,9 @@ def test_every_figure_is_a_picture_with_words(drawn, name):
         (("--layers", "x"), "--layers: 'x' is not a whole number"),
         (("--layers", "7"), "layers: 7 lies outside the model's layers 0 to 2"),
         (("--seeds", "0"), "--seeds: 0 is not a whole number"),
-        (("--figures", "layers"), "--evaluate: layers need a text"),
+        (("--figures", "layers"), "--evaluate: layers needs a text"),
+        (("--ratio", "0.9"), "cannot be reached"),
+        (("--ratios", "0.1,0.9"), "cannot be reached"),
         (("--figures", "map", "--targets", "hidden"), "insight looks into heads and MLP channels"),
     ],
     ids=str,
@@ -219,9 +238,54 @@ def test_what_is_asked_wrongly_is_refused(flags, message, command, tiny_folder, 
     assert (code, out) == (2, "") and message in err and not (tmp_path / "out").exists(), err
 
 
+def test_what_cannot_be_drawn_is_refused_before_any_scoring(command, tiny_folder, tmp_path, text, monkeypatch):
+    monkeypatch.setattr("optimum_moreau.evaluation.study.score_units", lambda *a: pytest.fail("scored"))
+    monkeypatch.setattr("optimum_moreau.evaluation.study.score_channels", lambda *a: pytest.fail("scored"))
+    (tmp_path / "text.txt").write_text(text)
+    for flags in (("--ratio", "0.9"), ("--ratios", "0.9"), ("--layers", "7")):
+        code, _, err = command(
+            "insight", tiny_folder, "--evaluate", tmp_path / "text.txt", *flags, "-o", tmp_path / "out"
+        )
+        assert code == 2 and not (tmp_path / "out").exists(), err
+
+
+@pytest.mark.parametrize("verb", ["insight", "robustness"])
+def test_a_result_is_added_whole_or_not_at_all(verb, command, tiny_folder, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    asked = {
+        "insight": ("--figures", "map", "--criteria", "magnitude"),
+        "robustness": ("--criteria", "magnitude", "--perturbations", "bf16"),
+    }[verb]
+    out.mkdir()
+    (out / "mine.txt").write_text("mine")
+    monkeypatch.setattr("optimum_moreau.report.save_figure", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
+    code, _, err = command(verb, tiny_folder, *asked, "-o", out)
+    assert code == 2 and "cannot be written (disk full)" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] and [p.name for p in out.iterdir()] == ["mine.txt"]
+    monkeypatch.undo()
+    assert command(verb, tiny_folder, *asked, "-o", out)[0] == 0 and (out / "mine.txt").is_file()
+    code, _, err = command(verb, tiny_folder, *asked, "-o", out)
+    assert code == 2 and f"holds {verb}.json already" in err
+    assert command(verb, tiny_folder, *asked, "-o", out, "--overwrite")[0] == 0
+    code, _, err = command(verb, tiny_folder, *asked, "-o", out / "mine.txt" / "deeper")
+    assert code == 2 and "cannot be written" in err
+
+
+def test_a_criterion_that_tells_nothing_apart_agrees_with_none():
+    constant, rising = torch.zeros(5), torch.arange(5.0)
+    assert rank_correlation(rising, rising) == 1 and rank_correlation(rising, -rising) == -1
+    assert rank_correlation(constant, constant) == 1
+    assert rank_correlation(constant, rising) == rank_correlation(rising, constant) == 0
+
+
+def test_names_may_hold_dollar_signs(study):
+    figure = draw_map({"a$\\x$b": study.plan("magnitude")}, "m$\\x$")
+    assert "m$\\x$" in inline_svg(figure, "label")
+
+
 def test_without_matplotlib_the_pip_command_is_named(command, tiny_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("optimum_moreau.report.style.find_spec", lambda name: None)
-    for verb in ("insight", "robustness"):
+    for verb in ("insight", "robustness", "report"):
         code, out, err = command(verb, tiny_folder, "-o", tmp_path / "out")
         assert (code, out) == (2, "") and "pip install 'optimum-moreau[report]'" in err
     assert not (tmp_path / "out").exists()

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -279,14 +280,24 @@ def test_what_was_recovered_is_loaded_with_its_adapter(tokenizer, tokens, tmp_pa
 # An adapter trained elsewhere
 
 
-@pytest.fixture
-def adapted(tokenizer, tokens, tmp_path):
-    """A pruned folder, an adapter trained on it, and the weights with it merged."""
-    pruner, model, _ = pruned_folder("llama", tmp_path, tokenizer, tokens)
-    pruner.save_pretrained(tmp_path / "saved")
+@pytest.fixture(scope="module")
+def trained(tokenizer, tokens, tmp_path_factory):
+    """A folder with a pruned model and an adapter trained on it, and the weights with it merged."""
+    folder = tmp_path_factory.mktemp("trained")
+    pruner, model, _ = pruned_folder("llama", folder, tokenizer, tokens)
+    pruner.save_pretrained(folder / "saved")
     pruner.recover(RECORDS, RecoveryConfig(**QUICK))
-    pruner._recovery.save(tmp_path)
-    return tmp_path / "saved", tmp_path / "adapter", model.state_dict()
+    pruner._recovery.save(folder)
+    return folder, model.state_dict()
+
+
+@pytest.fixture
+def adapted(trained, tmp_path):
+    """A copy of the two folders, and the merged weights."""
+    folder, merged = trained
+    for name in ("saved", "adapter"):
+        shutil.copytree(folder / name, tmp_path / name)
+    return tmp_path / "saved", tmp_path / "adapter", merged
 
 
 def test_an_adapter_trained_elsewhere_is_merged(adapted, command, tmp_path):

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from html import unescape
 from html.parser import HTMLParser
 
 import pytest
@@ -11,8 +12,8 @@ import torch
 from PIL import Image
 
 from optimum_moreau.checkpoint import load_model, load_tokenizer
-from optimum_moreau.evaluation.generations import generations
 from optimum_moreau.records import Records
+from tests.tiny import tiny_model
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 VOID = {"meta", "br", "img", "link", "hr", "input", "path", "use", "image", "rect"}
@@ -112,27 +113,58 @@ def test_the_page_says_what_is_on_record(report, folders):
         assert f"<td>{summary.export}</td>" in page
     agreements = json.loads((report.parent / "seen" / "robustness.json").read_text())
     for one in agreements["agreements"]:
-        assert f"{one['removed']:.3f} ± {one['removed_deviation']:.3f}</td>" in page
+        spread = f" ± {one['removed_deviation']:.3f}" if one["pairs"] > 1 else ""
+        assert f"{one['removed']:.3f}{spread}</td>" in page
     (verdict,) = agreements["verdicts"]
     assert f'<p class="verdict">{verdict}.</p>' in page
     assert "of the units removed, fp32 and bf16 share" in verdict and "two calibration draws" in verdict
 
 
-def test_what_models_write_stands_side_by_side_and_is_no_markup(report, folders, tiny_folder):
+def written_by(folder):
+    """What a model writes after the prompt, by a loop of plain forward passes."""
+    model, tokenizer = load_model(str(folder), device="cpu"), load_tokenizer(str(folder))
+    ids = tokenizer(PROMPT, return_tensors="pt", return_token_type_ids=False)["input_ids"]
+    start = ids.shape[1]
+    with torch.no_grad():
+        for _ in range(8):
+            ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], dim=1)
+            if ids[0, -1] == model.config.eos_token_id:
+                break
+    return tokenizer.decode(ids[0, start:], skip_special_tokens=True)
+
+
+def test_what_models_write_stands_under_their_names_and_is_no_markup(report, folders, tiny_folder):
     page = report.read_text(encoding="utf-8")
     assert "The &lt;b&gt;quick&lt;/b&gt; &amp; brown" in page and PROMPT not in page
-    for folder in (tiny_folder, *folders.values()):
-        model, tokenizer = load_model(str(folder), device="cpu"), load_tokenizer(str(folder))
-        ids = tokenizer(PROMPT, return_tensors="pt", return_token_type_ids=False)["input_ids"]
-        with torch.no_grad():
-            for _ in range(8):
-                ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], dim=1)
-                if ids[0, -1] == model.config.eos_token_id:
-                    break
-        written = tokenizer.decode(ids[0, -8:], skip_special_tokens=True)
-        assert generations(model, tokenizer, [PROMPT], new_tokens=8) == [written]
-    names = re.findall(r"<h4>(.*?)</h4>", page)
-    assert names == ["tiny-llama, unpruned", "own", "stock"]
+    pairs = [(name, unescape(text)) for name, text in re.findall(r"<h4>(.*?)</h4><p>(.*?)</p>", page, re.S)]
+    expected = {"tiny-llama, unpruned": tiny_folder, **folders}
+    assert pairs == [(name, written_by(folder)) for name, folder in expected.items()]
+    assert len({text for _, text in pairs}) > 1
+
+
+def test_models_and_texts_of_one_name_are_told_apart(command, folders, tmp_path, text):
+    """Two folders of one name, measured on two different files of one name."""
+    for parent, kind in (("a", "own"), ("b", "stock")):
+        (tmp_path / parent).mkdir()
+        shutil.copytree(folders[kind], tmp_path / parent / "pruned")
+        (tmp_path / parent / "text.txt").write_text(text[: 4000 if parent == "a" else 6000])
+        flags = ("--text", tmp_path / parent / "text.txt", "--save", "--seq-len", "16")
+        assert command("evaluate", tmp_path / parent / "pruned", *flags)[0] == 0
+    models = [tmp_path / parent / "pruned" for parent in "ab"]
+    page = tmp_path / "report.html"
+    code, _, err = command("report", *models, "-o", page, "--prompt", PROMPT, "--new-tokens", "8")
+    assert code == 0, err
+    shown = page.read_text(encoding="utf-8")
+    assert '<th scope="col">a/pruned</th><th scope="col">b/pruned</th>' in shown
+    for place, folder in enumerate(models):
+        (measured,) = Records.load(folder).measurements
+        cells = ["<td>not measured</td>"] * 2
+        cells[place] = f"<td>pruned {measured.value:.4f}</td>"
+        assert f"text {measured.sha256[:8]}</th>{''.join(cells)}" in shown
+    pairs = [(name, unescape(text)) for name, text in re.findall(r"<h4>(.*?)</h4><p>(.*?)</p>", shown, re.S)]
+    assert pairs == [("a/pruned", written_by(models[0])), ("b/pruned", written_by(models[1]))]
+    code, _, err = command("report", models[0], models[0], "-o", tmp_path / "twice.html")
+    assert code == 2 and "pruned: is given twice" in err
 
 
 # In a browser
@@ -187,14 +219,16 @@ def test_a_browser_shows_the_page_light_and_dark_without_a_word(report, tmp_path
         (("{own}", "--new-tokens", "0"), "--new-tokens: 0 is not a whole number"),
         (("{own}", "--prompt", ""), "prompt: '' has no tokens"),
         (("{own}", "--base", "{other}"), "tokenizer"),
+        (("{own}", "--base", "{stranger}"), "stranger: is not the model this was pruned from (tiny-llama)"),
+        (("{own}", "--evidence", "{foreign}"), "is about stranger, from which none of the models here was pruned"),
         (("{own}", "{stock}", "-o", "{tiny}"), "is a folder; give a file"),
     ],
     ids=str,
 )
 def test_what_cannot_be_reported_is_refused(
-    arguments, message, command, folders, tiny_folder, other_tokenizer, tmp_path
+    arguments, message, command, folders, tiny_folder, other_tokenizer, stranger, tmp_path
 ):
-    places = {**folders, "tiny": tiny_folder, "out": tmp_path, "other": other_tokenizer}
+    places = {**folders, "tiny": tiny_folder, "out": tmp_path, "other": other_tokenizer, **stranger}
     given = [part.format(**places) for part in arguments]
     output = [] if "-o" in given else ["-o", tmp_path / "report.html"]
     code, out, err = command("report", *given, *output)
@@ -213,6 +247,19 @@ def other_tokenizer(tmp_path_factory, tiny_folder, tokenizer):
     return folder
 
 
+@pytest.fixture(scope="session")
+def stranger(tmp_path_factory, tiny_folder, tokenizer):
+    """Another model with the same tokenizer, and evidence of it."""
+    from optimum_moreau.commands import main
+
+    folder = tmp_path_factory.mktemp("strange")
+    tiny_model("llama", vocab_size=len(tokenizer), seed=1).save_pretrained(folder / "stranger")
+    tokenizer.save_pretrained(folder / "stranger")
+    compared = ["--criteria", "magnitude", "--perturbations", "bf16", "-o", str(folder / "seen")]
+    assert main(["robustness", str(folder / "stranger"), *compared]) == 0
+    return {"stranger": folder / "stranger", "foreign": folder / "seen"}
+
+
 def test_a_page_that_is_there_is_replaced_only_when_asked(command, folders, tmp_path):
     page = tmp_path / "report.html"
     page.write_text("mine")
@@ -223,7 +270,17 @@ def test_a_page_that_is_there_is_replaced_only_when_asked(command, folders, tmp_
     assert code == 0 and json.loads(out)["generations"] == [] and "stock, pruned" in page.read_text()
 
 
-def test_damaged_evidence_is_named(command, folders, tmp_path):
-    (tmp_path / "robustness.json").write_text('{"model": "x", "agreements": [{"kept": 1}]}')
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"model": "x", "fingerprint": "", "agreements": [{"kept": 1}]}',
+        b'{"model": "x", "agreements": []}',
+        b"[]",
+        b"\xff\xfe",
+        b"{",
+    ],
+)
+def test_damaged_evidence_is_named(content, command, folders, tmp_path):
+    (tmp_path / "robustness.json").write_bytes(content)
     code, _, err = command("report", folders["own"], "--evidence", tmp_path, "-o", tmp_path / "report.html")
     assert code == 2 and "robustness.json: cannot be read" in err and not (tmp_path / "report.html").exists()

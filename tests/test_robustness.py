@@ -1,7 +1,9 @@
 """Robustness: what a perturbation does to the weights, what agreement means, and what is asked for wrongly."""
 
+import gc
 import json
 import math
+import weakref
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from optimum_moreau.checkpoint import load_model, load_tokenizer
 from optimum_moreau.errors import ConfigError
 from optimum_moreau.evaluation.perplexity import perplexity
 from optimum_moreau.evaluation.perturbation import Perturbation, parse_perturbations
-from optimum_moreau.evaluation.robustness import robustness
+from optimum_moreau.evaluation.robustness import Agreement, robustness, verdicts
 from optimum_moreau.plan import plan_overlap
 from tests.tiny import tiny_model
 
@@ -151,6 +153,45 @@ def test_a_calibration_size_is_compared_and_its_draws(loader, documents, tiny_fo
     assert all(-1 <= one.rank <= 1 and not math.isnan(one.rank) for one in found)
 
 
+def agreement(removed, deviation, *, draw=False, of=""):
+    between = ("draw", "draw") if draw else ("fp32", "bf16")
+    return Agreement("taylor", 0.2, between, of, 0.9, 0.0, removed, deviation, 0.9, 3, {})
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "draws", "says"),
+    [
+        ((0.97, 0.01), (0.35, 0.03), "the calibration draw threatens the choice more"),
+        ((0.60, 0.01), (0.90, 0.03), "the dtype threatens the choice more"),
+        ((0.951, 0.03), (0.949, 0.03), "neither threatens the choice clearly more"),
+        ((1.0, 0.0), (1.0, 0.0), "neither changes the choice"),
+    ],
+)
+def test_the_verdict_is_what_the_overlaps_carry(dtypes, draws, says):
+    few = agreement(0.1, 0.0, draw=True, of="samples:2")  # fewer samples are another question
+    (found,) = verdicts([agreement(*dtypes), few, agreement(*draws, draw=True, of="fp32")])
+    assert found.endswith(says) and f"share {dtypes[0]:.2f}, two calibration draws {draws[0]:.2f}:" in found
+
+
+def test_without_both_there_is_no_verdict():
+    assert verdicts([agreement(0.9, 0.1)]) == verdicts([agreement(0.9, 0.1, draw=True, of="fp32")]) == []
+
+
+def test_one_model_is_in_memory_at_a_time(loader, documents, tiny_folder):
+    alive, most = weakref.WeakSet(), []
+
+    def load():
+        gc.collect()
+        most.append(len(alive))
+        model = loader()
+        alive.add(model)
+        return model
+
+    settings = {"perturbations": "bf16,seeds:2", "config": SMALL, "evaluate": documents, "max_segments": 1}
+    robustness(load, load_tokenizer(str(tiny_folder)), documents, criteria=["magnitude"], **settings)
+    assert max(most) == 0
+
+
 # The verb
 
 
@@ -162,6 +203,8 @@ def test_the_verb_writes_what_it_prints(command, tiny_folder, text, tmp_path):
     assert code == 0, err
     found = json.loads(out)
     assert len(found["agreements"]) == 2 * 2 * 3
+    files = found.pop("files")
+    assert sorted(files) == sorted(str(path) for path in (tmp_path / "out").iterdir()) and len(files) == 4
     assert json.loads((tmp_path / "out" / "robustness.json").read_text()) == found
     table = (tmp_path / "out" / "robustness.md").read_text()
     assert table.startswith("| criterion | ratio | compared |") and "| bf16 – fp16 |" in table
@@ -175,6 +218,7 @@ def test_the_verb_writes_what_it_prints(command, tiny_folder, text, tmp_path):
         (("--ratio", "a"), "--ratio: 'a' is not a share"),
         (("--ratio", "1.5"), "pruning_ratio"),
         (("--perturbations", "seeds:1"), "nothing to compare"),
+        (("--perturbations", "fp32"), "nothing to compare, the model is in fp32 already"),
         (("--calibration", "missing.txt"), "missing.txt: no such file"),
     ],
     ids=str,

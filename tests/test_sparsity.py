@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from optimum_moreau.activations import Inputs
+from optimum_moreau.config import MoreauPrunerConfig
 from optimum_moreau.criteria.sparsegpt import inverse_factor
 from optimum_moreau.errors import ConfigError, PlanError
 from optimum_moreau.sparsity.obs import surgeon
@@ -29,7 +30,7 @@ def test_patterns_are_read():
 @pytest.mark.parametrize("text", ["4:2", "0:4", "2:2", "two", "2:4:8", ""])
 def test_what_is_no_pattern_is_refused(text):
     with pytest.raises(ConfigError, match="pattern"):
-        Pattern.parse(text)
+        MoreauPrunerConfig(pattern=text)
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.5, 0.9])

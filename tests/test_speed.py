@@ -11,10 +11,10 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from optimum_moreau import MoreauPruner
+from optimum_moreau import MoreauPruner, PruningPlan
 from optimum_moreau.checkpoint import check_same_tokenizer
 from optimum_moreau.commands import benchmark, prepare
-from optimum_moreau.errors import CheckpointError, ConfigError
+from optimum_moreau.errors import CheckpointError, ConfigError, PlanError
 from optimum_moreau.evaluation.records import Measurement
 from optimum_moreau.records import Records
 from optimum_moreau.speed import SPEED_NAME, Series, Side, Speed, SpeedSettings, measure_speed, measurement
@@ -98,7 +98,7 @@ def test_the_notes_say_only_what_holds_of_the_shapes():
             side(decode=ten, channels=(128, 128, 128), heads=(64, 64, 64)),
         ).shape_notes
     )
-    assert "MLP channels in 2 of 3 layers (in 1 not even of 8), of the base in 0 of 3 layers" in odd
+    assert "MLP channels in 2 of 3 layers, of the base in 0 of 3 layers" in odd
     assert "--multiple-of 64" in odd and "attention" not in odd and "as many layers as its base" in odd
     thin = speed(side(decode=ten, hidden=60, channels=(128,)), side(decode=ten, hidden=68, channels=(128,)))
     assert thin.shape_notes[0] == "not a multiple of 64: hidden size 60, of the base 68"
@@ -147,11 +147,27 @@ def processes(monkeypatch):
 
 
 def test_rounds_are_interleaved(processes, folders, tiny_folder):
-    measure_speed(str(folders["stock"]), str(tiny_folder), SpeedSettings((1, 2), 8, 4))
+    measure_speed(str(folders["stock"]), str(tiny_folder), SpeedSettings((1, 2), 8, 4, rounds=5))
     assert processes == ["stock", "tiny-llama", "tiny-llama", "stock"] * 2 + ["stock", "tiny-llama"]
     processes.clear()
     measure_speed(str(folders["stock"]), None, SpeedSettings((1,), 8, 4, rounds=2))
     assert processes == ["stock", "stock"]
+
+
+def test_another_model_than_the_base_is_refused_in_the_first_round(folders, tiny_folder, monkeypatch):
+    plan, measured = PruningPlan.load(folders["stock"]), []
+
+    def measure_as(fingerprint):
+        monkeypatch.setattr(
+            measurement, "measure_once", lambda *a: measured.append(a) or {**FIGURES, "fingerprint": fingerprint}
+        )
+        return measure_speed(str(folders["stock"]), str(tiny_folder), SpeedSettings((1,), 8, 4, rounds=3), plan=plan)
+
+    assert measure_as(plan.fingerprint).baseline is not None and len(measured) == 6
+    measured.clear()
+    with pytest.raises(PlanError, match=r"tiny-llama: is not the model this was pruned from \(tiny-llama\)"):
+        measure_as("another")
+    assert len(measured) == 2
 
 
 @pytest.fixture(scope="module")

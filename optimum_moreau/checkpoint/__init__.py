@@ -9,12 +9,14 @@ from .loading import (
     load_skeleton,
     load_tokenizer,
 )
-from .saving import check_file, check_target, save_folder
+from .saving import add_files, check_addable, check_file, check_target, save_folder
 from .verification import Verification, reload_logits, verify
 
 __all__ = [
     "Verification",
+    "add_files",
     "base_revision",
+    "check_addable",
     "check_device",
     "check_file",
     "check_same_tokenizer",

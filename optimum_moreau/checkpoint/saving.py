@@ -95,3 +95,46 @@ def _flush(folder: Path) -> None:
             file.chmod(mode)
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
+
+
+@contextmanager
+def add_files(folder: str | Path, name: str, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yields an empty folder, whose files are moved into `folder` (made if missing) when the block ends without error.
+
+    Args:
+        folder: may hold other files.
+        name: one of the files that will be written, by which an earlier result is known.
+        overwrite: earlier results may be replaced.
+
+    Raises:
+        CheckpointError: the folder cannot be written, or holds an earlier result; before the block.
+    """
+    path = Path(folder).expanduser().resolve()
+    check_addable(folder, name, overwrite=overwrite)
+    partial = path.with_name(f".{path.name}.partial-{uuid.uuid4().hex[:8]}")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        path.mkdir(parents=True, exist_ok=True)
+        for file in sorted(partial.iterdir()):
+            file.replace(path / file.name)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be written ({error})") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_addable(folder: str | Path, name: str, *, overwrite: bool = False) -> None:
+    """Refuses, before any work is done, a folder to which the files of a result could not be added in the end.
+
+    Raises:
+        CheckpointError: as for `add_files`.
+    """
+    path = Path(folder).expanduser().resolve()
+    if path.exists() and not path.is_dir():
+        raise CheckpointError(f"{folder}: is a file; give a folder")
+    if (path / name).exists() and not overwrite:
+        raise CheckpointError(f"{folder}: holds {name} already; choose another folder, or overwrite (--overwrite)")
+    parent = next(ancestor for ancestor in (path, *path.parents) if ancestor.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise CheckpointError(f"{folder}: cannot be written, {parent} is not a writable folder")

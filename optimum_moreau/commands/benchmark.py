@@ -41,10 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--rounds",
         type=int,
-        default=5,
+        default=7,
         metavar="N",
-        help="of both models, each in a fresh process; faster is what is so in every round, by chance 1 in 2ᴺ"
-        " (default 5; with a base at least 3)",
+        help="of both models, each in a fresh process; faster is what is so in every round: by chance, one row in 2ᴺ"
+        " (default 7; with a base at least 3)",
     )
     group.add_argument(
         "--repeats", type=int, default=3, metavar="N", help="in each process, of which the median counts (default 3)"
@@ -72,6 +72,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         args.model,
         args.baseline,
         settings,
+        plan=None if records is None else records.plan,
         dtype=args.dtype,
         device=args.device,
         revision=args.revision,

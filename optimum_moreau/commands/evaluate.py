@@ -12,6 +12,7 @@ from . import options, processes
 
 if TYPE_CHECKING:
     from ..evaluation.records import Measurement
+    from ..plan import PruningPlan
 
 EXAMPLE = "pruned --text wikitext2.test.txt --seq-len 128 --tasks boolq,piqa --limit 200"
 
@@ -56,6 +57,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..checkpoint import check_same_tokenizer
     from ..errors import CheckpointError, ConfigError
     from ..evaluation.records import with_new
+    from ..evaluation.zero_shot import find_tasks
     from ..plan import PLAN_NAME
     from ..records import Records
     from ..sources import model_reference
@@ -63,6 +65,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for name, least in (("sequence_length", 2), ("batch_size", 1), ("max_segments", 1), ("limit", 1)):
         if (value := getattr(args, name)) is not None and value < least:
             raise ConfigError(f"--{name.replace('_', '-')}: {value} is not a whole number ≥ {least}")
+    for name, flag in (("limit", "--limit"), ("task_path", "--task-path")):
+        if getattr(args, name) is not None and not args.tasks:
+            raise ConfigError(f"{flag}: is of zero-shot tasks; give --tasks, or leave it out")
     if not args.text and not args.tasks:
         raise ConfigError("--text: give a text to measure the perplexity on, or --tasks")
     folder, records = Path(args.model).expanduser(), None
@@ -76,11 +81,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     where = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
     if args.baseline:
         check_same_tokenizer(args.model, args.baseline, **where)
+    if args.tasks:
+        find_tasks(_task_names(args), args.task_path)  # what is unknown is refused before anything is measured
     found = _measure(args, args.model, args.revision)
     stage = "pruned" if records is None or records.recovery is None else "recovered"
     measured = _measurements(found, args, stage)
     if args.baseline:
-        base = _measure(args, args.baseline, None)
+        base = _measure(args, args.baseline, None, None if records is None else records.plan)
         before = _measurements(base, args, "before")
         found["baseline"] = {"model": model_reference(args.baseline), **base}
         found["differences"] = [
@@ -94,26 +101,37 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return {**found, "saved": args.model} if args.save else found
 
 
-def _measure(args: argparse.Namespace, name: str, revision: str | None) -> dict[str, Any]:
-    """Everything that was asked for, of one model, which is freed afterwards."""
+def _measure(
+    args: argparse.Namespace, name: str, revision: str | None, plan: PruningPlan | None = None
+) -> dict[str, Any]:
+    """Everything that was asked for, of one model, which is freed afterwards; with a plan, it must be its base."""
+    from ..plan import fingerprint
+
     given = argparse.Namespace(**{**vars(args), "model": name, "revision": revision})
     model, tokenizer = options.load(given)
+    if plan is not None:
+        plan.check_base(fingerprint(model), name)
     found: dict[str, Any] = {}
     if args.text:
         texts = [_perplexity(model, tokenizer, text, args) for text in args.text]
         found |= texts[0] | ({"texts": texts} if len(texts) > 1 else {})
     if args.tasks:
-        from ..evaluation.zero_shot import METRICS, zero_shot
+        from ..evaluation.zero_shot import zero_shot
 
-        names = list(METRICS) if args.tasks == "all" else [name.strip() for name in args.tasks.split(",")]
         where = {"task_path": args.task_path, "limit": args.limit, "batch_size": args.batch_size}
-        accuracy = zero_shot(model, tokenizer, names, **where)
+        accuracy = zero_shot(model, tokenizer, _task_names(args), **where)
         found |= {
             "tasks": [asdict(one) for one in accuracy.tasks],
             "average": accuracy.average,
             "average_stderr": accuracy.stderr,
         }
     return found
+
+
+def _task_names(args: argparse.Namespace) -> list[str]:
+    from ..evaluation.zero_shot import METRICS
+
+    return list(METRICS) if args.tasks == "all" else [name.strip() for name in args.tasks.split(",")]
 
 
 def _perplexity(model: Any, tokenizer: Any, text: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -148,7 +166,7 @@ def _measurements(found: Mapping[str, Any], args: argparse.Namespace, stage: str
         file = next((file for file in files if file.is_file()), None)
         protocol = f"zero-shot, {one['samples']:,} questions"
         key = content_hash(file) if file else ""
-        measured.append(Measurement(stage, one["task"], one["metric"], protocol, one["value"], key))
+        measured.append(Measurement(stage, one["task"], one["metric"], protocol, one["value"], key, one["stderr"]))
     return measured
 
 

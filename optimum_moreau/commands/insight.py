@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import options
+
+if TYPE_CHECKING:
+    from ..config import MoreauPrunerConfig
+    from ..evaluation.insight import Insight
 
 EXAMPLE = "org/model -o insight --criteria moreau-gs,taylor --calibration text.txt --evaluate heldout.txt --seeds 3"
 
@@ -36,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="calibration draws to average (default 1)")
     parser.add_argument("--evaluate", metavar="TEXT", help="text to measure the perplexity on")
     parser.add_argument("--max-segments", type=int, metavar="N", help="only the first N segments of that text")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier result in that folder")
     group = parser.add_argument_group("calibration")
     group.add_argument("--calibration", metavar="TEXT", help="text file, records (.jsonl …), or hub:id[…]")
     options.add_fields(parser.add_argument_group("what and how to prune"), options.COMPARED)
@@ -43,19 +49,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Draws; returns what was found out, and the files."""
-    from ..checkpoint import load_model, load_tokenizer
+    from ..checkpoint import add_files, check_addable
     from ..config import MoreauPrunerConfig
-    from ..errors import CheckpointError, ConfigError
-    from ..evaluation.insight import PERPLEXITIES, Insight, check_figures
-    from ..evaluation.study import Study, has_settings
     from ..report import check_installed, draw_insight, save_figure
-    from ..sources import model_reference, source_name
+    from ..report.evidence import INSIGHT_NAME
 
     check_installed()
+    wanted = _wanted(args)
+    config = MoreauPrunerConfig(**options.given(args, options.COMPARED))
+    check_addable(args.output, INSIGHT_NAME, overwrite=args.overwrite)
+    found = _look(args, wanted, config)
+    with add_files(args.output, INSIGHT_NAME, overwrite=args.overwrite) as folder:
+        (folder / INSIGHT_NAME).write_text(json.dumps(found.to_dict()) + "\n", encoding="utf-8")
+        files = [path for name, figure in draw_insight(found).items() for path in save_figure(figure, folder, name)]
+    names = [INSIGHT_NAME, *(path.name for path in files)]
+    return found.to_dict() | {"files": [str(args.output / name) for name in names]}
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What the flags ask for, checked."""
+
+    figures: list[str]
+    criteria: list[str]
+    ratios: list[float] | None
+    layers: list[int] | None
+
+
+def _wanted(args: argparse.Namespace) -> _Wanted:
+    """Reads the flags; refuses what cannot be drawn, before a model is loaded."""
+    from ..config import MoreauPrunerConfig
+    from ..errors import ConfigError
+    from ..evaluation.insight import PERPLEXITIES, check_figures
+    from ..evaluation.study import has_settings
+
     figures, criteria = ([part.strip() for part in text.split(",")] for text in (args.figures, args.criteria))
     check_figures(figures)
-    config = MoreauPrunerConfig(**options.given(args, options.COMPARED))
     ratios = options.shares("--ratios", args.ratios) if args.ratios else None
+    layers = options.whole_numbers("--layers", args.layers) if args.layers else None
     for value in (args.ratio, *(ratios or ())):
         MoreauPrunerConfig(pruning_ratio=value)
     for name in criteria:
@@ -71,12 +102,23 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             " first, or leave sensitivity out (--figures)"
         )
     if not args.evaluate and (wanting := [name for name in figures if name in PERPLEXITIES]):
-        raise ConfigError(f"--evaluate: {', '.join(wanting)} need a text to measure the perplexity on")
-    if args.output.exists() and not args.output.is_dir():
-        raise CheckpointError(f"{args.output}: is a file; give a folder")
+        need = "needs" if len(wanting) == 1 else "need"
+        raise ConfigError(f"--evaluate: {', '.join(wanting)} {need} a text to measure the perplexity on")
+    return _Wanted(figures, criteria, ratios, layers)
+
+
+def _look(args: argparse.Namespace, wanted: _Wanted, config: MoreauPrunerConfig) -> Insight:
+    """Finds out what is wanted of the model."""
+    from ..checkpoint import load_model, load_tokenizer
+    from ..evaluation.insight import Insight
+    from ..evaluation.study import Study
+    from ..plan import fingerprint
+    from ..sources import model_reference, source_name
+
     where = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
+    model = load_model(args.model, dtype=args.dtype, device=args.device, **where)
     study = Study(
-        load_model(args.model, dtype=args.dtype, device=args.device, **where),
+        model,
         load_tokenizer(args.model, **where),
         args.calibration,
         args.evaluate,
@@ -84,22 +126,21 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         seeds=args.seeds,
         max_segments=args.max_segments,
     )
-    layers = options.whole_numbers("--layers", args.layers) if args.layers else None
-    found = Insight(
-        model_reference(args.model) or args.model,
+    figures, criteria = wanted.figures, wanted.criteria
+    at_one_ratio = [args.ratio] if {"map", "sensitivity"} & set(figures) else []
+    study.check([*at_one_ratio, *(wanted.ratios or ())], wanted.layers or ())
+    return Insight(
+        str(model_reference(args.model)),
+        fingerprint(model),
         source_name(args.evaluate) if args.evaluate else "",
-        f"{study.segment_length}-token segments",
+        study.protocol,
         args.seeds,
-        ranking=study.ranks(criteria[:2], layers) if "ranking" in figures else (),
+        ranking=study.ranks(criteria[:2], wanted.layers) if "ranking" in figures else (),
         layers=study.single_layers(criteria) if "layers" in figures else None,
-        ratios=study.over_ratios(criteria, ratios) if "ratios" in figures else None,
+        ratios=study.over_ratios(criteria, wanted.ratios) if "ratios" in figures else None,
         sensitivity=study.sensitivity(criteria[0], args.ratio) if "sensitivity" in figures else (),
         plans={name: study.plan(name, args.ratio) for name in criteria} if "map" in figures else {},
     )
-    args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / "insight.json").write_text(json.dumps(found.to_dict()) + "\n", encoding="utf-8")
-    files = [path for name, figure in draw_insight(found).items() for path in save_figure(figure, args.output, name)]
-    return found.to_dict() | {"files": [str(path) for path in files]}
 
 
 def show(result: dict[str, Any]) -> str:
@@ -116,9 +157,10 @@ def show(result: dict[str, Any]) -> str:
     for name in ("layers", "ratios"):
         for curve in result[name]["curves"] if result[name] else []:
             points = ", ".join(f"{x:g}: {y:.2f}" for x, y in zip(curve["x"], curve["mean"], strict=True))
-            lines.append(f"{name:11} {curve['label']}: {points}")
+            lines.append(f"{name:11} perplexity by {curve['label']}: {points}")
     for panel in result["sensitivity"]:
         (curve,) = panel["curves"]
         points = ", ".join(f"{x:g}: {y:.2f}" for x, y in zip(curve["x"], curve["mean"], strict=True))
-        lines.append(f"sensitivity {panel['title']}: {points}")
+        alike = "; the choice of units does not depend on it here" if len(set(curve["mean"])) == 1 else ""
+        lines.append(f"sensitivity perplexity over {panel['title']}: {points}{alike}")
     return "\n".join([*lines, *(f"wrote       {path}" for path in result["files"])])

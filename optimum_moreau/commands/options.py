@@ -32,6 +32,12 @@ def _ratio(text: str) -> float | tuple[float, ...]:
     return numbers[0] if len(numbers) == 1 else numbers
 
 
+def _yes_or_no(text: str) -> bool:
+    if text not in ("yes", "no"):
+        raise argparse.ArgumentTypeError(f"'{text}' is not yes or no")
+    return text == "yes"
+
+
 def _names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(","))
 
@@ -73,6 +79,12 @@ _FIELDS: Fields = {
     "output_weight": (None, float, "X", "weight of the outputs in symwanda (default 1)"),
     "sample_share": (None, float, "SHARE", "β of stochria: share that row and column sums are over (default 0.1)"),
     "damping": (None, float, "X", "of sparsegpt's Hessian, as a share of its mean diagonal (default 0.01)"),
+    "pattern": (None, str, "NAME", "what goes: units (default), or single weights: unstructured, 2:4, 4:8, …"),
+    "sparsity": (None, float, "SHARE", "of the weights in scope that become zero, unstructured (default 0.5)"),
+    "mask_group": (None, str, "NAME", f"weights compared in an unstructured mask: {_choice('mask_group')}"),
+    "refine": (None, str, "NAME", "improve a mask without training: dsnot | r2-dsnot"),
+    "update": (None, bool, None, "adjust the weights that stay beside a mask (optimal brain surgeon)"),
+    "feed_forward": (None, _yes_or_no, "yes|no", "what is masked reaches the layers behind before they are scored"),
     "channel_group": (None, str, "NAME", f"groups of the group threshold: {_choice('channel_group')}"),
     "calibration_samples": ("--samples", int, "N", "windows of calibration text (default 10)"),
     "sequence_length": ("--seq-len", int, "N", "tokens per window (default 128)"),

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import options
 
-EXAMPLE = "pruned -o report.html --base org/model --evidence robustness-of-model --prompt 'Once upon a time'"
+if TYPE_CHECKING:
+    from ..plan import PruningPlan
+    from ..report.evidence import Evidence
+    from ..report.page import Generation
+
+EXAMPLE = "pruned -o report.html --base org/model --evidence robustness-of-model --prompt Yesterday"
 PROMPT = "Once upon a time"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this verb's arguments."""
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="folder that prune, apply or recover wrote")
-    parser.add_argument("-o", "--output", type=Path, default=Path("report.html"), metavar="FILE", help="the page")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("report.html"), metavar="FILE", help="the page (default report.html)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a page that is there")
     parser.add_argument(
         "--evidence",
@@ -51,52 +58,83 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if not folder.is_dir():
             raise CheckpointError(f"{folder}: no such folder; give one that prune, apply or recover wrote")
     subjects = [Subject(name, Records.load(folder)) for name, folder in zip(_names(folders), folders, strict=True)]
-    evidence = []
-    for folder in dict.fromkeys([*args.evidence, *folders]):
-        found = load_evidence(Path(folder).expanduser())
-        if found is None and folder in args.evidence:
-            raise CheckpointError(f"{folder}: holds neither robustness.json nor insight.json; give what they wrote")
-        evidence += [found] if found else []
+    plans = [subject.records.plan for subject in subjects]
     for other in [*folders[1:], *([args.base] if args.base else [])]:
         check_same_tokenizer(str(folders[0]), str(other), trust_remote_code=args.trust_remote_code)
-    written = [] if args.no_generate else _generations(args, [subject.name for subject in subjects])
+    evidence = [one for folder in dict.fromkeys([*args.evidence, *folders]) for one in _evidence(folder, plans)]
+    for folder in args.evidence:
+        if not load_evidence(folder.expanduser()):
+            raise CheckpointError(f"{folder}: holds neither robustness.json nor insight.json; give what they wrote")
+    written = [] if args.no_generate else _generations(args, [subject.name for subject in subjects], plans)
     write_report(args.output, subjects, evidence, written)
     return {
         "output": str(args.output),
         "bytes": args.output.stat().st_size,
         "models": [subject.name for subject in subjects],
         "evidence": [one.model for one in evidence],
-        "generations": [{"prompt": one.prompt, "texts": dict(one.texts)} for one in written],
+        "generations": [{"prompt": one.prompt, "texts": [list(pair) for pair in one.texts]} for one in written],
     }
 
 
+def _evidence(folder: Path, plans: list[PruningPlan]) -> list[Evidence]:
+    """What is known of the base models.
+
+    Raises:
+        CheckpointError: it is of another model than those that the plans are for.
+    """
+    from ..errors import CheckpointError
+    from ..report.evidence import load_evidence
+
+    found = load_evidence(folder.expanduser())
+    bases = {plan.fingerprint for plan in plans}
+    for one in found:
+        if one.fingerprint not in bases and None not in bases:
+            raise CheckpointError(f"{folder}: is about {one.model}, from which none of the models here was pruned")
+    return found
+
+
 def _names(folders: list[Path]) -> list[str]:
-    """What to call each model: its folder's name, with the folder above where two are alike."""
-    names = [folder.resolve().name for folder in folders]
-    return [
-        name if names.count(name) == 1 else f"{folder.resolve().parent.name}/{name}"
-        for name, folder in zip(names, folders, strict=True)
-    ]
+    """What to call each model: its folder's name, with as many folders above as tell them apart.
+
+    Raises:
+        ConfigError: a folder is given twice.
+    """
+    from ..errors import ConfigError
+
+    paths = [folder.resolve() for folder in folders]
+    if len(set(paths)) < len(paths):
+        twice = next(path for path in paths if paths.count(path) > 1)
+        raise ConfigError(f"{twice.name}: is given twice; give each folder once")
+    depth = 1
+    while len({path.parts[-depth:] for path in paths}) < len(paths):
+        depth += 1
+    return ["/".join(path.parts[-depth:]) for path in paths]
 
 
-def _generations(args: argparse.Namespace, names: list[str]) -> list[Any]:
+def _generations(args: argparse.Namespace, names: list[str], plans: list[PruningPlan]) -> list[Generation]:
     """What every model writes after every prompt; one model in memory at a time."""
     from ..checkpoint import load_model, load_tokenizer
     from ..evaluation.generations import generations
+    from ..plan import fingerprint
     from ..report.page import Generation
     from ..sources import model_reference
 
     prompts = args.prompt or [PROMPT]
-    models = dict(zip(names, args.folders, strict=True))
+    models = list(zip(names, args.folders, strict=True))
     if args.base:
-        models = {f"{model_reference(args.base)}, unpruned": args.base, **models}
-    texts: dict[str, list[str]] = {}
-    for name, where in models.items():
+        models = [(f"{model_reference(args.base)}, unpruned", args.base), *models]
+    texts: list[list[str]] = []
+    for _, where in models:
         model = load_model(str(where), dtype=args.dtype, device=args.device, trust_remote_code=args.trust_remote_code)
+        if where == args.base:
+            plans[0].check_base(fingerprint(model), args.base)
         tokenizer = load_tokenizer(str(where), trust_remote_code=args.trust_remote_code)
-        texts[name] = generations(model, tokenizer, prompts, new_tokens=args.new_tokens)
+        texts.append(generations(model, tokenizer, prompts, new_tokens=args.new_tokens))
         del model
-    return [Generation(prompt, {name: texts[name][i] for name in texts}) for i, prompt in enumerate(prompts)]
+    return [
+        Generation(prompt, [(name, written[i]) for (name, _), written in zip(models, texts, strict=True)])
+        for i, prompt in enumerate(prompts)
+    ]
 
 
 def show(result: dict[str, Any]) -> str:

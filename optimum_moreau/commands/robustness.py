@@ -6,9 +6,12 @@ import argparse
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import options
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 EXAMPLE = "org/model --criteria moreau,taylor --perturbations bf16,fp16,seeds:5 --ratio 0.2 --calibration text.txt"
 
@@ -27,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--evaluate", metavar="TEXT", help="measure the perplexity of every pruned model on a text")
     parser.add_argument("--max-segments", type=int, metavar="N", help="only the first N segments of that text")
     parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="for robustness.json, .md, .png and .svg")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier result in that folder")
     group = parser.add_argument_group("calibration")
     group.add_argument("--calibration", metavar="TEXT", help="text file, records (.jsonl …), or hub:id[…]")
     options.add_fields(parser.add_argument_group("what and how to prune"), options.COMPARED)
@@ -34,24 +38,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Compares; returns every agreement."""
-    from ..checkpoint import load_model, load_tokenizer
+    from ..checkpoint import add_files, check_addable, load_model, load_tokenizer
     from ..config import MoreauPrunerConfig
-    from ..errors import CheckpointError
     from ..evaluation.robustness import robustness, verdicts
+    from ..plan import fingerprint
     from ..report import check_installed, draw_agreements, save_figure
+    from ..report.evidence import ROBUSTNESS_NAME
     from ..sources import model_reference
 
     ratios = options.shares("--ratio", args.ratio)
     for ratio in ratios:
         MoreauPrunerConfig(pruning_ratio=ratio)
-    if args.output and args.output.exists() and not args.output.is_dir():
-        raise CheckpointError(f"{args.output}: is a file; give a folder")
     if args.output:
         check_installed()
-    logging.getLogger("optimum_moreau.surgery").setLevel(logging.ERROR)  # every model here is thrown away
+        check_addable(args.output, ROBUSTNESS_NAME, overwrite=args.overwrite)
+    for room in ("surgery", "export"):
+        logging.getLogger(f"optimum_moreau.{room}").setLevel(logging.ERROR)  # every model here is thrown away
+    logging.getLogger("optimum_moreau.evaluation.robustness").setLevel(logging.INFO)  # it says what is scored
     where = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
+    prints: list[str] = []
+
+    def load() -> PreTrainedModel:
+        model = load_model(args.model, dtype=args.dtype, device=args.device, **where)
+        if not prints:
+            prints.append(fingerprint(model))
+        return model
+
     found = robustness(
-        lambda: load_model(args.model, dtype=args.dtype, device=args.device, **where),
+        load,
         load_tokenizer(args.model, **where),
         args.calibration,
         criteria=[name.strip() for name in args.criteria.split(",")],
@@ -63,32 +77,35 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     )
     result = {
         "model": model_reference(args.model),
+        "fingerprint": prints[0],
         "agreements": [one.to_dict() for one in found],
         "verdicts": verdicts(found),
     }
     if args.output:
-        args.output.mkdir(parents=True, exist_ok=True)
-        (args.output / "robustness.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        (args.output / "robustness.md").write_text(show(result) + "\n", encoding="utf-8")
-        save_figure(draw_agreements(found, str(result["model"])), args.output, "robustness")
+        with add_files(args.output, ROBUSTNESS_NAME, overwrite=args.overwrite) as folder:
+            (folder / ROBUSTNESS_NAME).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            (folder / "robustness.md").write_text(show(result) + "\n", encoding="utf-8")
+            save_figure(draw_agreements(found, str(result["model"])), folder, "robustness")
+        result["files"] = [str(args.output / f"robustness.{kind}") for kind in ("json", "md", "png", "svg")]
     return result
 
 
 def show(result: dict[str, Any]) -> str:
     """The same for a reader, as a markdown table."""
-    measured = any(one["perplexity"] for one in result["agreements"])
+    from ..evaluation.robustness import Agreement
+
+    agreements = [Agreement.from_dict(one) for one in result["agreements"]]
+    measured = any(one.perplexity for one in agreements)
     head = ["criterion", "ratio", "compared", "pairs", "kept alike", "removed alike", "rank"]
-    head += ["perplexity", "Diff"] if measured else []
+    head += ["perplexity of the two", "Diff"] if measured else []
     rows = [head, ["---", *["---:" if i else "---" for i in range(len(head) - 1)]]]
-    for one in result["agreements"]:
-        between = " – ".join(one["between"])
-        if one["of"]:
-            between = f"calibration draws, {one['of']}"
-        kept, removed = (f"{one[side]:.3f} ± {one[f'{side}_deviation']:.3f}" for side in ("kept", "removed"))
-        row = [one["criterion"], f"{one['ratio']:g}", between, str(one["pairs"]), kept, removed, f"{one['rank']:.3f}"]
+    for one in agreements:
+        row = [one.criterion, f"{one.ratio:g}", one.words, str(one.pairs), *one.cells]
         if measured:
-            pair = one["perplexity"]
-            row += [f"{pair[0]:.2f}, {pair[1]:.2f}", f"{one['difference']:.2f}"] if pair else ["", ""]
+            row += [", ".join(f"{value:.2f}" for value in one.perplexity or ())]
+            row += [f"{one.difference:.2f}" if one.difference is not None else ""]
         rows.append(row)
-    table = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([*table, *(["", *result["verdicts"]] if result["verdicts"] else [])])
+    legend = "Alike: overlap (Jaccard; 1: the same units), ± deviation over the pairs; rank: correlation of the scores."
+    legend += " Diff: of the two perplexities." if measured else ""
+    lines = [*(f"| {' | '.join(row)} |" for row in rows), "", legend, *result["verdicts"]]
+    return "\n".join([*lines, *(f"wrote {path}" for path in result.get("files", []))])

@@ -69,6 +69,13 @@ class MoreauPrunerConfig:
         output_weight: how much the outputs weigh in it.
         sample_share: β of `stochria`: the share of the smaller side that row and column sums are over.
         damping: of `sparsegpt`: share of the Hessian's mean diagonal that is added to its diagonal.
+        pattern: what goes: whole `units`, or single weights: anywhere (`unstructured`), or all but n of every m
+            consecutive inputs (`2:4`, `4:8`, …). The model's shapes stay then, and its zeros are counted, not removed.
+        sparsity: share of the weights in scope that become zero, in an unstructured mask; default 0.5.
+        mask_group: weights that are compared in it: each output `row`, or the whole matrix (`layer`).
+        refine: step that improves a mask without training: `dsnot` or `r2-dsnot` (sparsity/refine.py).
+        update: adjust the weights that stay to make up for those that go (sparsity/obs.py); `sparsegpt` always does.
+        feed_forward: what is masked reaches the layers behind before these are scored, where scoring is by layer.
         channel_group: groups of the group threshold: `row` (output row of a matrix) or `unit` (the coupled unit).
         released: reproduce the published code's update instead of Algorithm 1 (criteria/released.py says how).
         calibration_samples: windows of calibration text.
@@ -117,6 +124,12 @@ class MoreauPrunerConfig:
     output_weight: float | None = None
     sample_share: float | None = None
     damping: float | None = None
+    pattern: str = "units"
+    sparsity: float | None = None
+    mask_group: str = "row"
+    refine: str | None = None
+    update: bool = False
+    feed_forward: bool = True
     channel_group: str = "row"
     released: bool = False
     calibration_samples: int = 10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 TARGETS = ("attention", "mlp", "hidden", "layers")
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "budget": ("uniform", "global"),
+    "mask_group": ("row", "layer"),
+    "refine": ("dsnot", "r2-dsnot", None),
     "aggregation": ("sum", "mean", "max", "prod"),
     "noise": ("relative", "absolute"),
     "channel_group": ("row", "unit"),
@@ -46,6 +49,7 @@ def validate(config: MoreauPrunerConfig) -> None:
     _validate_layers_and_targets(config)
     _validate_ratios(config)
     _validate_shapes(config)
+    _validate_masks(config)
     for name in ("rho", "step_size", "sigma", "eta", "norm_order", "damping", *_WEIGHTS):
         _check_number(name, getattr(config, name), above=0.0, inclusive=name in ("sigma", "eta", *_WEIGHTS))
     if config.sample_share is not None and not 0 < _number(config.sample_share) <= 1:
@@ -63,7 +67,7 @@ def validate(config: MoreauPrunerConfig) -> None:
         _check_whole(name, getattr(config, name), least=1)
     _check_whole("sequence_length", config.sequence_length, least=2)
     _check_whole("seed", config.seed, least=0)
-    for name in ("released", "uniform", "fold_norms"):
+    for name in ("released", "uniform", "fold_norms", "update", "feed_forward"):
         if not isinstance(value := getattr(config, name), bool):
             raise ConfigError(f"{name}: {value!r} is not true or false")
     if config.eta_quantile is not None:
@@ -112,6 +116,29 @@ def _validate_layers_and_targets(config: MoreauPrunerConfig) -> None:
     for target in config.targets:
         if target not in TARGETS:
             raise ConfigError(f"targets: unknown '{target}'.{suggestion(target, TARGETS)} Known: {', '.join(TARGETS)}")
+
+
+def _validate_masks(config: MoreauPrunerConfig) -> None:
+    """What concerns masks is refused without one, and what concerns units with one."""
+    if config.pattern == "units":
+        given = [name for name in ("sparsity", "refine") if getattr(config, name) is not None]
+        if given := [*given, *(["update"] if config.update else [])]:
+            raise ConfigError(f"{given[0]}: concerns masks; give a pattern as well: unstructured, 2:4, …")
+        return
+    found = re.fullmatch(r"(\d+):(\d+)", config.pattern)
+    if config.pattern != "unstructured" and not (found and 0 < int(found[1]) < int(found[2])):
+        raise ConfigError(f"pattern: '{config.pattern}' is not units, unstructured, or n:m with 0 < n < m, e.g. 2:4")
+    sizes = ("pruning_ratio", "unit_ratio", "target_parameters", "target_bytes")
+    if given := [name for name in sizes if getattr(config, name) is not None]:
+        raise ConfigError(f"{given[0]}: concerns units; a mask of pattern '{config.pattern}' takes sparsity instead")
+    if config.sparsity is not None:
+        if found:
+            raise ConfigError(f"sparsity: '{config.pattern}' says itself how many weights stay; leave sparsity out")
+        _check_share("sparsity", config.sparsity)
+    if not set(config.targets) <= {"attention", "mlp"}:
+        raise ConfigError("targets: masks are of attention and mlp; leave hidden and layers out")
+    if config.budget != "uniform":
+        raise ConfigError(f"budget: '{config.budget}' is of units so far; masks give every matrix the same share")
 
 
 def _validate_shapes(config: MoreauPrunerConfig) -> None:

@@ -30,8 +30,8 @@ class ChannelRanks:
     Attributes:
         module: e.g. `layers.3.mlp.up_proj`.
         criteria: the two.
-        ranks: of each channel, by the first and by the second.
-        correlation: Spearman's, of the two.
+        ranks: of each channel, by the first and by the second, with the first calibration draw.
+        correlation: Spearman's, of the two with one draw, a mean over the draws.
     """
 
     module: str
@@ -66,7 +66,7 @@ class Panel:
         x_label: the quantity, with its unit.
         curves: one for each criterion.
         dense: perplexity of the unpruned model.
-        default: where the default lies on the abscissa, if it has one.
+        current: the setting that the other panels are made with, if the quantity is one.
         logarithmic: whether the abscissa is.
     """
 
@@ -74,7 +74,7 @@ class Panel:
     x_label: str
     curves: tuple[Curve, ...]
     dense: float
-    default: float | None = None
+    current: float | None = None
     logarithmic: bool = False
 
 
@@ -84,6 +84,7 @@ class Insight:
 
     Attributes:
         model: its name, without folders.
+        fingerprint: of its weights, as in a plan.
         text: name of what the perplexity was measured on.
         protocol: how.
         seeds: calibration draws that every point is a mean over.
@@ -91,10 +92,11 @@ class Insight:
         layers: perplexity when a single layer is pruned.
         ratios: perplexity over the pruning ratio.
         sensitivity: one panel for each setting.
-        plans: criterion → which units stay.
+        plans: criterion → which units stay, with the first calibration draw.
     """
 
     model: str
+    fingerprint: str = ""
     text: str = ""
     protocol: str = ""
     seeds: int = 1
@@ -118,13 +120,13 @@ class Insight:
         """
         try:
             return cls(
-                **{key: values[key] for key in ("model", "text", "protocol", "seeds")},
+                **{key: values[key] for key in ("model", "fingerprint", "text", "protocol", "seeds")},
                 ranking=tuple(
                     ChannelRanks(
                         one["module"],
                         (one["criteria"][0], one["criteria"][1]),
-                        (tuple(one["ranks"][0]), tuple(one["ranks"][1])),
-                        one["correlation"],
+                        _pair_of_ranks(one["ranks"]),
+                        float(one["correlation"]),
                     )
                     for one in values["ranking"]
                 ),
@@ -133,7 +135,7 @@ class Insight:
                 sensitivity=tuple(map(_panel, values["sensitivity"])),
                 plans={name: PruningPlan.from_dict(plan) for name, plan in values["plans"].items()},
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise ConfigError(f"not what `insight` wrote ({type(error).__name__}: {error})") from error
 
 
@@ -144,6 +146,19 @@ def check_figures(names: Sequence[str]) -> None:
             raise ConfigError(f"figures: unknown '{name}'.{suggestion(name, FIGURES)} Known: {', '.join(FIGURES)}")
 
 
+def _pair_of_ranks(values: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    first, second = (tuple(int(rank) for rank in ranks) for ranks in values)
+    if len(first) != len(second):
+        raise ValueError(f"{len(first)} and {len(second)} ranks of one matrix")
+    return first, second
+
+
 def _panel(values: Mapping[str, Any]) -> Panel:
-    curves = [Curve(one["label"], *(tuple(one[key]) for key in ("x", "mean", "deviation"))) for one in values["curves"]]
-    return Panel(**{**values, "curves": tuple(curves)})
+    return Panel(**{**values, "curves": tuple(map(_curve, values["curves"]))})
+
+
+def _curve(values: Mapping[str, Any]) -> Curve:
+    columns = [tuple(float(number) for number in values[key]) for key in ("x", "mean", "deviation")]
+    if len({len(column) for column in columns}) != 1:
+        raise ValueError(f"{values['label']}: as many points as means and deviations are needed")
+    return Curve(str(values["label"]), *columns)

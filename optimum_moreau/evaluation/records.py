@@ -25,6 +25,7 @@ class Measurement:
         protocol: how it was measured, e.g. `128-token segments`.
         value: the figure.
         sha256: of the file or dataset name that was measured on; empty where it was neither.
+        stderr: its standard error, where the metric has one.
     """
 
     stage: str
@@ -33,6 +34,14 @@ class Measurement:
     protocol: str
     value: float
     sha256: str = ""
+    stderr: float | None = None
+
+    @property
+    def words(self) -> str:
+        """The figure for a reader: a perplexity, or an accuracy in percent with its standard error."""
+        if self.stderr is None:
+            return f"{self.value:.4f}"
+        return f"{100 * self.value:.1f} ± {100 * self.stderr:.1f} %"
 
     @property
     def what(self) -> tuple[str, str, str]:
@@ -40,11 +49,11 @@ class Measurement:
         return self.dataset, self.metric, self.protocol
 
 
-def by_stage(measurements: Sequence[Measurement]) -> dict[tuple[str, str, str], dict[str, float]]:
-    """What is measured → stage → value, the last where a stage was measured twice."""
-    found: dict[tuple[str, str, str], dict[str, float]] = {}
+def by_stage(measurements: Sequence[Measurement]) -> dict[tuple[str, str, str], dict[str, Measurement]]:
+    """What is measured → stage → figure, the last where a stage was measured twice."""
+    found: dict[tuple[str, str, str], dict[str, Measurement]] = {}
     for one in measurements:
-        found.setdefault(one.what, {})[one.stage] = one.value
+        found.setdefault(one.what, {})[one.stage] = one
     return found
 
 

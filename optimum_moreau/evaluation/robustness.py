@@ -7,13 +7,13 @@ seed, once; all ratios are planned from those scores.
 from __future__ import annotations
 
 import logging
+import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
-import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..calibration import load_calibration
@@ -25,6 +25,7 @@ from ..surgery import apply_plan, check_prunable
 from ..units import ModelShape, model_shape
 from .perplexity import perplexity
 from .perturbation import BASE, DTYPES, Perturbation, parse_perturbations
+from .ranks import rank_correlation
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,18 @@ class Agreement:
         return self.between == ("draw", "draw")
 
     @property
+    def words(self) -> str:
+        """What is compared."""
+        return f"two calibration draws ({self.of})" if self.is_draw else " – ".join(self.between)
+
+    @property
+    def cells(self) -> tuple[str, str, str]:
+        """Overlaps of kept and removed units and rank correlation, for a reader; a deviation needs two pairs."""
+        sides = ((self.kept, self.kept_deviation), (self.removed, self.removed_deviation))
+        kept, removed = (f"{mean:.3f}" + (f" ± {spread:.3f}" if self.pairs > 1 else "") for mean, spread in sides)
+        return kept, removed, f"{self.rank:.3f}"
+
+    @property
     def is_of_dtypes(self) -> bool:
         """Whether two dtypes are compared."""
         return set(self.between) <= set(DTYPES)
@@ -86,7 +99,10 @@ class Agreement:
         """
         try:
             first, second = values["between"]
-            return cls(**{**values, "between": (first, second)})
+            numbers = ("ratio", "kept", "kept_deviation", "removed", "removed_deviation", "rank", "pairs")
+            if not all(math.isfinite(values[name]) for name in numbers):
+                raise ValueError("a number is not finite")
+            return cls(**{**values, "between": (str(first), str(second))})
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"not what `robustness` wrote ({type(error).__name__}: {error})") from error
 
@@ -146,6 +162,8 @@ def robustness(
     check_prunable(model)
     own = next((name for name, dtype in DTYPES.items() if dtype == model.dtype), None)
     changes = [Perturbation(BASE, "base"), *(change for change in changes if change.name != own)]
+    if len(changes) == 1 and seeds == 1:
+        raise ConfigError(f"perturbations: nothing to compare, the model is in {own} already; give others, or seeds:2")
     runs = _Runs(model_shape(model))
     for change in changes:
         model = change.change(model if change.kind == "base" else load())
@@ -155,17 +173,29 @@ def robustness(
     if evaluate is not None:
         for change in changes:
             for criterion, seed, ratio in ((c, s, r) for c in criteria for s in range(seeds) for r in ratios):
-                pruned = change.change(load())
-                apply_plan(pruned, runs.plan(criterion, change.name, seed, ratio))
-                key = (criterion, change.name, seed, ratio)
-                found = perplexity(pruned, tokenizer, evaluate, max_segments=max_segments)  # type: ignore[arg-type]
-                runs.perplexity[key] = found.perplexity
+                plan = runs.plan(criterion, change.name, seed, ratio)
+                found = _pruned_perplexity(change, load, plan, tokenizer, evaluate, max_segments)
+                runs.perplexity[criterion, change.name, seed, ratio] = found
     return [
         one
         for criterion in criteria
         for ratio in ratios
         for one in _compare(runs, changes, seeds, criterion, ratio, own)
     ]
+
+
+def _pruned_perplexity(
+    change: Perturbation,
+    load: Callable[[], PreTrainedModel],
+    plan: PruningPlan,
+    tokenizer: Any,
+    evaluate: Any,
+    max_segments: int | None,
+) -> float:
+    """Of a model that is freed on return: one is in memory at a time."""
+    pruned = change.change(load())
+    apply_plan(pruned, plan)
+    return perplexity(pruned, tokenizer, evaluate, max_segments=max_segments).perplexity
 
 
 def _score(
@@ -254,31 +284,34 @@ def _compare(
 
 
 def _ranks(first: UnitScores, second: UnitScores) -> dict[str, float]:
-    """Spearman correlation of two runs' scores in each block; 1 where all scores of a block are alike in both."""
-    found = {}
-    for block, values in first.values.items():
-        if len(values) < 2:
-            continue
-        frame = pd.DataFrame({"first": values.numpy(), "second": second.values[block].numpy()})
-        correlation = frame.corr(method="spearman").iloc[0, 1]
-        found[block] = float(correlation) if pd.notna(correlation) else 1.0
-    return found
+    """Rank correlation of two runs' scores in each block of several units."""
+    return {
+        block: rank_correlation(values, second.values[block])
+        for block, values in first.values.items()
+        if len(values) > 1
+    }
 
 
 def verdicts(agreements: Sequence[Agreement]) -> list[str]:
-    """Says of each criterion and ratio whether another dtype or another calibration draw changes more of the choice."""
+    """Says of each criterion and ratio whether another dtype or another calibration draw changes more of the choice.
+
+    The draws are those of the model as it was loaded. Two overlaps within the sum of their deviations are called alike.
+    """
     found = []
     for criterion, ratio in dict.fromkeys((one.criterion, one.ratio) for one in agreements):
         own = [one for one in agreements if (one.criterion, one.ratio) == (criterion, ratio)]
         dtypes = min((one for one in own if one.is_of_dtypes), key=lambda one: one.removed, default=None)
-        draws = min((one for one in own if one.is_draw), key=lambda one: one.removed, default=None)
+        draws = next((one for one in own if one.is_draw and not one.of.startswith("samples:")), None)
         if dtypes is None or draws is None:
             continue
-        if draws.removed == dtypes.removed:
-            says = "neither changes the choice more" if draws.removed < 1 else "neither changes the choice"
+        if dtypes.removed == draws.removed == 1:
+            says = "neither changes the choice"
+        elif abs(dtypes.removed - draws.removed) <= dtypes.removed_deviation + draws.removed_deviation:
+            says = "neither threatens the choice clearly more"
         else:
-            more = "calibration draw" if draws.removed < dtypes.removed else "dtype"
-            says = f"the {more} threatens the choice more"
+            few = " (one pair of draws only)" if draws.pairs == 1 else ""
+            what = "calibration draw" if draws.removed < dtypes.removed else "dtype"
+            says = f"the {what} threatens the choice more{few}"
         found.append(
             f"{criterion}, {100 * ratio:g} %: of the units removed, {' and '.join(dtypes.between)} share"
             f" {dtypes.removed:.2f}, two calibration draws {draws.removed:.2f}: {says}"

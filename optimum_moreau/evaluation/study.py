@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import pandas as pd
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -29,6 +28,7 @@ from ..units import model_shape
 from .insight import ChannelRanks, Curve, Panel
 from .masking import masked
 from .perplexity import SEGMENT, measure_segments, segment
+from .ranks import rank_correlation, ranks_of
 
 logger = logging.getLogger(__name__)
 
@@ -75,12 +75,26 @@ class Study:
         if not set(self.config.targets) <= {"attention", "mlp"}:
             raise ConfigError("targets: insight looks into heads and MLP channels; leave hidden and layers out")
         self.shape = model_shape(model)
-        self.segment_length = SEGMENT
+        first = f", the first {max_segments}" if max_segments else ""
+        self.protocol = f"{SEGMENT}-token segments{first}"
         self.segments = None
         if evaluate is not None:
-            self.segments = segment(read_documents(evaluate, seed=None), tokenizer, self.segment_length)[:max_segments]
+            self.segments = segment(read_documents(evaluate, seed=None), tokenizer, SEGMENT)[:max_segments]
         self._tokens: dict[tuple[int, int, int], Tensor] = {}
         self._dense: float | None = None
+
+    def check(self, ratios: Iterable[float] = (), layers: Iterable[int] = ()) -> None:
+        """Refuses, before anything is scored, what the scope or the model cannot give.
+
+        Raises:
+            PlanError: a share of the parameters.
+            ConfigError: a layer.
+        """
+        for ratio in ratios:
+            expected_plan(self.shape, self._config(self.config.criterion, pruning_ratio=ratio))
+        for layer in layers:
+            if not 0 <= layer < self.shape.depth:
+                raise ConfigError(f"layers: {layer} lies outside the model's layers 0 to {self.shape.depth - 1}")
 
     def ranks(self, criteria: Sequence[str], layers: Iterable[int] | None = None) -> tuple[ChannelRanks, ...]:
         """Compares how two criteria rank the channels of every matrix of some layers.
@@ -90,30 +104,23 @@ class Study:
             layers: indices; default: the first, the last and two between.
         """
         chosen = sorted(set(layers)) if layers is not None else self._four_layers()
-        for layer in chosen:
-            if not 0 <= layer < self.shape.depth:
-                raise ConfigError(f"layers: {layer} lies outside the model's layers 0 to {self.shape.depth - 1}")
+        self.check(layers=chosen)
         if len(criteria) != 2:
             raise ConfigError(f"criteria: ranks compare two, not {len(criteria)}")
         # every layer is scored, as for the other figures: noise and δ reach all that may be cut
-        scored = [
-            score_channels(self.model, self.shape.blocks, self._calibration(config, 0), config)
-            for config in (self._config(name, **self._everywhere) for name in criteria)
-        ]
+        runs = []
+        for seed in range(self.seeds):
+            configs = (self._config(name, seed=seed, **self._everywhere) for name in criteria)
+            runs.append([score_channels(self.model, self.shape.blocks, self._calibration(c, seed), c) for c in configs])
         found = []
         for block in (block for block in self.shape.blocks if block.layer in chosen):
             for name in dict.fromkeys(block.weight_names().values()):
-                frame = pd.DataFrame({side: one[name].numpy() for side, one in zip("ab", scored, strict=True)})
-                ranks = frame.rank(method="first").astype(int)
-                correlation = frame.corr(method="spearman").iloc[0, 1]
-                found.append(
-                    ChannelRanks(
-                        name.removeprefix("model.").removesuffix(".weight"),
-                        (criteria[0], criteria[1]),
-                        (tuple(ranks["a"].tolist()), tuple(ranks["b"].tolist())),
-                        float(correlation) if pd.notna(correlation) else 1.0,
-                    )
-                )
+                if not all(name in one for run in runs for one in run):  # some criteria score o_proj and down_proj only
+                    continue
+                module = name.removeprefix("model.").removesuffix(".weight")
+                correlation = statistics.mean(rank_correlation(one[name], two[name]) for one, two in runs)
+                ranks = (ranks_of(runs[0][0][name]), ranks_of(runs[0][1][name]))
+                found.append(ChannelRanks(module, (criteria[0], criteria[1]), ranks, correlation))
         return tuple(found)
 
     def single_layers(self, criteria: Sequence[str], share: float = LAYER_SHARE) -> Panel:
@@ -146,8 +153,7 @@ class Study:
             PlanError: the scope cannot give one of the shares; before anything is scored.
         """
         ratios = [ratio for ratio in RATIOS if self._gives(ratio)] if ratios is None else sorted(ratios)
-        for ratio in ratios[-1:]:
-            expected_plan(self.shape, self._config(criteria[0], pruning_ratio=ratio))
+        self.check(ratios)
         bar = tqdm(total=len(criteria) * self.seeds * len(ratios), desc="ratios", leave=False, disable=None)
         curves = []
         for name in criteria:
@@ -161,9 +167,7 @@ class Study:
                 runs.append(found)
             curves.append(_curve(name, [0, *(100 * ratio for ratio in ratios)], [[self.dense, *run] for run in runs]))
         bar.close()
-        start, end = self._config(criteria[0]).mlp_layers or (0, 0)
-        title = f"Perplexity over the pruning ratio (layers {start} to {end - 1})"
-        return Panel(title, "parameters removed (%)", tuple(curves), self.dense)
+        return Panel("Perplexity over the pruning ratio", "parameters removed (%)", tuple(curves), self.dense)
 
     def sensitivity(self, criterion: str, ratio: float = 0.2) -> tuple[Panel, ...]:
         """Perplexity over each of the criterion's settings η, ρ, σ and T, the others at their defaults."""
@@ -216,7 +220,7 @@ class Study:
     def _gives(self, ratio: float) -> bool:
         """Whether the scope can give that share of the parameters."""
         try:
-            expected_plan(self.shape, self._config(self.config.criterion, pruning_ratio=ratio))
+            self.check([ratio])
         except PlanError:
             return False
         return True

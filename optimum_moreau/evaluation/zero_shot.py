@@ -102,23 +102,13 @@ def zero_shot(
         ConfigError: lm-eval is not installed, or a task is unknown.
         DataError: a task file is missing or damaged, or a task's data cannot be had.
     """
-    try:
-        import lm_eval
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise ConfigError("tasks: need lm-eval, which is not installed: pip install 'optimum-moreau[eval]'") from error
-    wanted: list[Any]  # names, and settings of files
-    if task_path is None:
-        manager, wanted = TaskManager(), [*tasks]
-        _check_known(wanted, manager.all_tasks)
-    else:
-        folder = Path(task_path).expanduser()
-        manager = TaskManager(include_path=str(folder), include_defaults=False)
-        wanted = [_task_of(folder, task) for task in tasks]
+    manager, wanted = find_tasks(tasks, task_path)
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+
     training = model.training
     try:
-        with quiet("lm_eval"), ExitStack() as stack:
+        with quiet("lm_eval"), quiet("datasets"), quiet("huggingface_hub"), ExitStack() as stack:
             if not sys.stderr.isatty():  # lm-eval's bars ask no terminal
                 stack.enter_context(redirect_stderr(io.StringIO()))
             found = lm_eval.simple_evaluate(
@@ -131,10 +121,32 @@ def zero_shot(
                 log_samples=False,
             )
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise DataError(f"tasks: cannot be evaluated ({type(error).__name__}: {first_line(error)})") from error
+        hint = "" if task_path else "; without a network, give task files (--task-path)"
+        raise DataError(f"tasks: cannot be evaluated ({type(error).__name__}: {first_line(error)}){hint}") from error
     finally:
         model.train(training)
     return ZeroShot(tuple(_result(task, found) for task in tasks))
+
+
+def find_tasks(tasks: Sequence[str], task_path: str | Path | None = None) -> tuple[Any, list[Any]]:
+    """Returns lm-eval's manager, and of each task its name, or the settings of its file.
+
+    Raises:
+        ConfigError: lm-eval is not installed, or a task is unknown.
+        DataError: a task file is missing or damaged.
+    """
+    try:
+        import lm_eval  # noqa: F401 (whether it is there at all)
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise ConfigError("tasks: need lm-eval, which is not installed: pip install 'optimum-moreau[eval]'") from error
+    if task_path is not None:
+        folder = Path(task_path).expanduser()
+        found = [_task_of(folder, task) for task in tasks]
+        return TaskManager(include_path=str(folder), include_defaults=False), found
+    manager = TaskManager()
+    _check_known(tasks, manager.all_tasks)
+    return manager, list(tasks)
 
 
 def metric_of(task: str) -> str:

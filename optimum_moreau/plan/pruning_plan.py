@@ -91,6 +91,22 @@ class PruningPlan:
             return Kept(() if block.layer in self.removed_layers else (0,), 1)
         return self.layers[block.layer][block.kind]
 
+    def check_base(self, found: str, name: str) -> None:
+        """Refuses a model that is not the one the plan was made for.
+
+        Args:
+            found: fingerprint of that model.
+            name: of it, for the message.
+
+        Raises:
+            PlanError: it is another; a plan without a fingerprint (written by hand) takes any.
+        """
+        if self.fingerprint is not None and found != self.fingerprint:
+            raise PlanError(
+                f"{name}: is not the model this was pruned from ({self.base_model or 'no name on record'}): its weights"
+                " differ; give that one"
+            )
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the plan as a dictionary that JSON can hold."""
         layers = {str(i): {kind: kept.to_dict() for kind, kept in blocks.items()} for i, blocks in self.layers.items()}

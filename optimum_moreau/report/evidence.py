@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from ..errors import CheckpointError, MoreauError, first_line
 from ..evaluation.insight import Insight
@@ -14,7 +14,6 @@ from ..evaluation.robustness import Agreement
 
 ROBUSTNESS_NAME = "robustness.json"
 INSIGHT_NAME = "insight.json"
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -23,37 +22,39 @@ class Evidence:
 
     Attributes:
         model: its name.
+        fingerprint: of its weights, as in a plan.
         agreements: of plans under small changes; empty if that was not asked.
         insight: what its figures show, if that was asked.
     """
 
     model: str
+    fingerprint: str
     agreements: tuple[Agreement, ...] = ()
     insight: Insight | None = None
 
 
-def load_evidence(folder: Path) -> Evidence | None:
-    """Reads the evidence in a folder; `None` if it holds none.
+def load_evidence(folder: Path) -> list[Evidence]:
+    """Reads the evidence in a folder; nothing if it holds none.
 
     Raises:
         CheckpointError: a file is damaged.
     """
-    robustness, insight = folder / ROBUSTNESS_NAME, folder / INSIGHT_NAME
-    seen = _read(insight, Insight.from_dict) if insight.is_file() else None
-    model, agreements = "", tuple[Agreement, ...]()
-    if robustness.is_file():
-        model, agreements = _read(robustness, _agreements)
-    if seen is None and not agreements:
-        return None
-    return Evidence(model or (seen.model if seen else ""), agreements, seen)
+    makers: dict[str, Callable[[Any], Evidence]] = {ROBUSTNESS_NAME: _of_robustness, INSIGHT_NAME: _of_insight}
+    return [_read(folder / name, make) for name, make in makers.items() if (folder / name).is_file()]
 
 
-def _agreements(values: Any) -> tuple[str, tuple[Agreement, ...]]:
-    return values["model"], tuple(Agreement.from_dict(one) for one in values["agreements"])
+def _of_robustness(values: Any) -> Evidence:
+    agreements = tuple(Agreement.from_dict(one) for one in values["agreements"])
+    return Evidence(str(values["model"]), str(values["fingerprint"]), agreements)
 
 
-def _read(path: Path, make: Callable[[Any], _T]) -> _T:
+def _of_insight(values: Any) -> Evidence:
+    insight = Insight.from_dict(values)
+    return Evidence(insight.model, insight.fingerprint, insight=insight)
+
+
+def _read(path: Path, make: Callable[[Any], Evidence]) -> Evidence:
     try:
         return make(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, json.JSONDecodeError, KeyError, TypeError, MoreauError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({first_line(error)})") from error
+    except (OSError, ValueError, KeyError, TypeError, MoreauError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({first_line(error)}); make it anew") from error

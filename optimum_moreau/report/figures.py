@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _STEEP = 20  # perplexities that span more than this factor are drawn on a logarithmic axis
+_CLOUD = 2000  # more points than that are drawn as a picture
+_STAYS = "#0072b3"  # blue as a map's picture has it, in light and dark
 _CELLS = 256  # of a map's row; more units than that share a cell
 
 
@@ -53,7 +55,7 @@ def draw_ranking(ranks: Sequence[ChannelRanks], model: str) -> Figure:
             axes = grid[layers.index(place[1])][matrices.index(place[-1])]
             total = len(one.ranks[0])
             axes.plot(*one.ranks, ".", color=BLUE, markersize=max(1.5, min(4.0, 60 / total**0.5)), alpha=0.8,
-                      markeredgewidth=0, rasterized=True)  # fmt: skip
+                      markeredgewidth=0, rasterized=total > _CLOUD)  # fmt: skip
             axes.plot([1, total], [1, total], color=INK, linewidth=0.8, linestyle=":")
             axes.set_title(f"layer {place[1]}, {place[-1]}\nrank correlation {one.correlation:.2f}", fontsize=8.5)
             axes.set_xticks([1, total])
@@ -100,8 +102,8 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     elif all(float(x).is_integer() for curve in panel.curves for x in curve.x) and panel.x_label.startswith("layer"):
         _whole(axes.xaxis)
     axes.axhline(panel.dense, color=INK, linestyle="--", linewidth=1, label="unpruned")
-    if panel.default is not None:
-        axes.axvline(panel.default, color=INK, linestyle=":", linewidth=1, label="default")
+    if panel.current is not None:
+        axes.axvline(panel.current, color=INK, linestyle=":", linewidth=1, label="in the other panels")
     for i, curve in enumerate(panel.curves):
         color = PALETTE[i % len(PALETTE)]
         axes.plot(curve.x, curve.mean, color=color, marker=MARKERS[i % len(MARKERS)], markersize=4.5, label=curve.label)
@@ -127,9 +129,12 @@ def draw_map(plans: Mapping[str, PruningPlan], model: str) -> Figure:
             if hidden:
                 grid[i * 2 + 1][0].set_visible(False)
                 _draw_hidden(grid[i * 2 + 1][1], plan)
-        mappable = _mappable()
-        bar = figure.colorbar(mappable, ax=grid, location="bottom", shrink=0.35, aspect=30, pad=0.03)
-        bar.set_label("share of the units in a cell that stay")
+        most = max(blocks[kind].total for plan in plans.values() for blocks in plan.layers.values() for kind in blocks)
+        if most <= _CELLS:  # one unit a cell
+            figure.legend(handles=_patches(), loc="outside lower center", ncols=2, frameon=False)
+        else:
+            bar = figure.colorbar(_mappable(), ax=grid, location="bottom", shrink=0.35, aspect=30, pad=0.03)
+            bar.set_label("share of the units in a cell that stay")
         figure.suptitle(f"{model}: which units stay", fontsize=11)
     return figure
 
@@ -182,7 +187,7 @@ def draw_agreements(agreements: Sequence[Agreement], model: str) -> Figure:
     """Draws the overlap of kept and of removed units, the dtypes and other changes beside the calibration draws."""
     criteria = list(dict.fromkeys(one.criterion for one in agreements))
     several = len({one.ratio for one in agreements}) > 1
-    rows = list(dict.fromkeys(comparison(one, with_ratio=several) for one in agreements))
+    rows = list(dict.fromkeys(_compared(one, with_ratio=several) for one in agreements))
     with style():
         figure = new_figure(8.6, 0.3 * len(rows) * max(1, len(criteria) ** 0.5) + 1.9)
         panels = figure.subplots(1, 2, sharey=True)
@@ -192,7 +197,7 @@ def draw_agreements(agreements: Sequence[Agreement], model: str) -> Figure:
                 offset = (i - (len(criteria) - 1) / 2) * 0.6 / len(criteria)
                 axes.errorbar(
                     [getattr(one, side) for one in own],
-                    [rows.index(comparison(one, with_ratio=several)) + offset for one in own],
+                    [rows.index(_compared(one, with_ratio=several)) + offset for one in own],
                     xerr=[getattr(one, f"{side}_deviation") for one in own],
                     fmt=MARKERS[i % len(MARKERS)],
                     color=PALETTE[i % len(PALETTE)],
@@ -211,10 +216,8 @@ def draw_agreements(agreements: Sequence[Agreement], model: str) -> Figure:
     return figure
 
 
-def comparison(one: Agreement, *, with_ratio: bool = False) -> str:
-    """What an agreement compares, in words."""
-    words = f"two calibration draws ({one.of})" if one.is_draw else " – ".join(one.between)
-    return f"{words}, {100 * one.ratio:g} %" if with_ratio else words
+def _compared(one: Agreement, *, with_ratio: bool) -> str:
+    return f"{one.words}, {100 * one.ratio:g} %" if with_ratio else one.words
 
 
 def _logarithmic(axes: Axes) -> None:
@@ -237,7 +240,13 @@ def _whole(axis: Axis) -> None:
 def _colours() -> Any:
     from matplotlib.colors import LinearSegmentedColormap
 
-    return LinearSegmentedColormap.from_list("kept", [ORANGE, "#e8e0d8", BLUE]).with_extremes(bad="#888888")
+    return LinearSegmentedColormap.from_list("kept", [ORANGE, "#e8e0d8", _STAYS]).with_extremes(bad="#888888")
+
+
+def _patches() -> list[Any]:
+    from matplotlib.patches import Patch
+
+    return [Patch(color=_STAYS, label="stays"), Patch(color=ORANGE, label="removed")]
 
 
 def _mappable() -> Any:

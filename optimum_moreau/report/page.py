@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,11 @@ from markupsafe import Markup
 from .. import __version__
 from ..config.quantities import words_for_bytes
 from ..evaluation.insight import FIGURES
-from ..evaluation.records import STAGES, by_stage
+from ..evaluation.records import STAGES
 from ..evaluation.robustness import verdicts
 from ..records import Records
 from .evidence import Evidence
-from .figures import comparison, draw_agreements, draw_insight, draw_map
+from .figures import draw_agreements, draw_insight, draw_map
 from .style import inline_svg
 
 _TEMPLATE = "page.html.j2"
@@ -42,11 +42,11 @@ class Generation:
 
     Attributes:
         prompt: the text they continue.
-        texts: name of the model → its continuation.
+        texts: name of each model, and its continuation.
     """
 
     prompt: str
-    texts: Mapping[str, str]
+    texts: Sequence[tuple[str, str]]
 
 
 def write_report(
@@ -75,15 +75,13 @@ def write_report(
 
 
 def _environment() -> Environment:
-    found = Environment(
+    return Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    found.filters["bytes"] = words_for_bytes
-    return found
 
 
 def _subject(subject: Subject) -> dict[str, Any]:
@@ -137,20 +135,19 @@ def _facts_of(records: Records) -> dict[str, str]:
 
 
 def _measured(subjects: Sequence[Subject]) -> list[dict[str, Any]]:
-    """Rows of the second table: every figure, before and after, of each model."""
-    found: dict[tuple[str, str, str], dict[str, dict[str, float]]] = {}
-    for subject in subjects:
-        for what, stages in by_stage(subject.records.measurements).items():
-            found.setdefault(what, {})[subject.name] = stages
+    """Rows of the second table: every figure, before and after, of each model; a text is known by its content."""
+    found: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    for i, subject in enumerate(subjects):
+        for one in subject.records.measurements:
+            stages = found.setdefault((*one.what, one.sha256), [{} for _ in subjects])
+            stages[i][one.stage] = one.words
+    labels = [f"{metric}, {dataset} ({protocol})" for dataset, metric, protocol, _ in found]
     return [
         {
-            "what": f"{metric}, {dataset} ({protocol})",
-            "values": [
-                [(stage, values[name][stage]) for stage in STAGES if stage in values.get(name, {})]
-                for name in (subject.name for subject in subjects)
-            ],
+            "what": label if labels.count(label) == 1 else f"{label}, text {key[-1][:8] or 'without a hash'}",
+            "values": [[(stage, stages[stage]) for stage in STAGES if stage in stages] for stages in found[key]],
         }
-        for (dataset, metric, protocol), values in found.items()
+        for key, label in zip(found, labels, strict=True)
     ]
 
 
@@ -165,7 +162,7 @@ def _evidence(one: Evidence) -> dict[str, Any]:
                     f"Overlap of the units that plans of {one.model} keep and remove",
                 )
             ),
-            "rows": [(agreement, comparison(agreement)) for agreement in one.agreements],
+            "rows": one.agreements,
             "verdicts": verdicts(one.agreements),
             "measured": any(agreement.perplexity for agreement in one.agreements),
         }

@@ -47,6 +47,7 @@ def style() -> Iterator[None]:
         "font.size": 9.5,
         "axes.spines.top": False,
         "axes.spines.right": False,
+        "text.parse_math": False,  # a name may hold dollar signs
         "svg.fonttype": "none",  # text stays text: it can be searched and read aloud
         "svg.hashsalt": "optimum-moreau",  # the same figure gives the same file
     }
@@ -82,7 +83,7 @@ def inline_svg(figure: Figure, label: str) -> str:
         figure.savefig(buffer, format="svg", dpi=_DOTS, transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()[buffer.getvalue().index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
-    svg = svg.replace(INK, "currentColor")
+    svg = svg.replace(INK, "currentColor").replace(BLUE.lower(), "var(--blue)")  # both follow light and dark
     used = set(re.findall(r"(?:url\(#|href=\"#)([^\")]+)", svg))
     svg = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", svg)  # ids are a page's own
     head, rest = svg.split(">", 1)

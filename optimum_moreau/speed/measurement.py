@@ -21,6 +21,7 @@ from transformers import PretrainedConfig
 
 from ..checkpoint import check_device, check_same_tokenizer, load_skeleton
 from ..errors import CheckpointError, ConfigError, first_line
+from ..plan import PruningPlan
 from ..sources import model_reference
 from .records import Series, Side, Speed
 
@@ -46,7 +47,7 @@ class SpeedSettings:
     batch_sizes: tuple[int, ...] = (1, 4, 16)
     prompt_tokens: int = 128
     new_tokens: int = 32
-    rounds: int = 5
+    rounds: int = 7
     repeats: int = 3
 
     def __post_init__(self) -> None:
@@ -99,6 +100,7 @@ def measure_speed(
     baseline: str | None = None,
     settings: SpeedSettings | None = None,
     *,
+    plan: PruningPlan | None = None,
     dtype: str = "auto",
     device: str | None = None,
     revision: str | None = None,
@@ -110,6 +112,7 @@ def measure_speed(
         model: folder or Hub id.
         baseline: of the model it was pruned from, which has the same tokenizer; `None`: the model alone.
         settings: what is measured, and how often.
+        plan: by which the model was pruned; the baseline must be its base then.
         dtype: `auto` (as saved), `float32`, `bfloat16` or `float16`.
         device: torch device, or `auto` to spread each model over all GPUs; default: cuda where there is one.
         revision: of the model's Hub repository.
@@ -118,6 +121,7 @@ def measure_speed(
     Raises:
         CheckpointError: a model is not found, damaged, or its measurement broke off.
         ConfigError: a setting cannot be met, or the two are not comparable: other tokenizers, other dtypes.
+        PlanError: the baseline is not the plan's base; found out in the first round.
         UnsupportedModelError: of another family.
     """
     settings = settings or SpeedSettings()
@@ -151,6 +155,8 @@ def measure_speed(
         for index, subject in order if number % 2 == 0 else order[::-1]:
             start = time.perf_counter()
             found[index].append(measure_once(subject.name, subject.folder, subject.weights, common))
+            if plan is not None and subject is not subjects[0]:
+                plan.check_base(found[index][-1]["fingerprint"], subject.name)
             passed = time.perf_counter() - start
             logger.info("round %d of %d: %s, %.0f s", number + 1, settings.rounds, subject.name, passed)
     sides = [subject.side(rounds, settings) for subject, rounds in zip(subjects, found, strict=True)]

@@ -34,6 +34,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from optimum_moreau.checkpoint import check_device, load_model, load_skeleton
+    from optimum_moreau.plan import fingerprint
     from optimum_moreau.summary import reset_peak_memory, resident_bytes
 
     torch.set_num_threads(request["threads"])
@@ -66,6 +67,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     peak = sum(map(torch.cuda.max_memory_allocated, devices)) if on_gpu else resident_bytes(peak=True) - before
     return {
         **found,
+        "fingerprint": fingerprint(model),
         "load time": [loading],
         "peak memory": [max(peak, 1)],
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

@@ -30,7 +30,10 @@ def verdict(speed: Speed) -> str:
     rows = [row for row in speed.rows if row.metric in ("prefill", "decode")]
     kinds = {kind: [row for row in rows if row.verdict == kind] for kind in ("faster", "slower", "no speed-up")}
     if not kinds["faster"]:
-        said = f"no speed-up on this device ({speed.device}): {_by_metric(rows, batches=False)} as fast as the base"
+        said = (
+            f"no speed-up on this device ({speed.device}): {_by_metric(rows, batches=False)} in the median, but not"
+            " above 1 in every round"
+        )
         return said + (f"; slower: {_by_metric(kinds['slower'])}" if kinds["slower"] else "")
     parts = [f"faster on this device ({speed.device}): {_by_metric(kinds['faster'])}"]
     if kinds["no speed-up"]:
@@ -50,8 +53,9 @@ def how(speed: Speed) -> str:
     if speed.baseline is None:
         return said
     return (
-        f"{said}, the two models by turns; a ratio above 1 is in favour of the pruned model, which is called faster or"
-        f" smaller only where every round says so (chance alone: 1 in {2**speed.rounds})"
+        f"{said}, the two models by turns; the ratio is the median of the rounds' own ratios, above 1 in favour of the"
+        f" pruned model, which is called faster or smaller only where every round says so (chance alone: one row in"
+        f" {2**speed.rounds})"
     )
 
 
@@ -68,9 +72,8 @@ def shape_notes(speed: Speed) -> tuple[str, ...]:
         notes.append(f"not a multiple of {_TILE}: {'; '.join(filter(None, (channels, width, hidden)))}")
         advice = f"; --multiple-of {_TILE} keeps MLP and hidden channels to whole ones" if channels or hidden else ""
         notes.append(
-            f"matrix units, of GPUs above all, compute in whole tiles, {_LEAST_TILE} to {_TILE} and more numbers wide:"
-            " what a width has beyond a multiple costs a whole tile, and a cut that leaves no whole tile less saves no"
-            f" time{advice}"
+            f"the matrix units of GPUs compute in whole tiles of {_LEAST_TILE} to {_TILE} numbers and more: a tile in"
+            f" part costs as much as a whole one{advice}"
         )
     else:
         notes.append(f"all widths are multiples of {_TILE}: no tile of a matrix unit is computed in part")
@@ -93,8 +96,7 @@ def _odd(what: str, widths: Sequence[Sequence[int]]) -> str:
     """
 
     def counted(some: Sequence[int]) -> str:
-        large, small = (sum(width % tile > 0 for width in some) for tile in (_TILE, _LEAST_TILE))
-        return f"in {large} of {len(some)} layers" + (f" (in {small} not even of {_LEAST_TILE})" if small else "")
+        return f"in {sum(width % _TILE > 0 for width in some)} of {len(some)} layers"
 
     if not any(width % _TILE for width in widths[0]):
         return ""

@@ -1,0 +1,242 @@
+"""Masks a model in place: score, choose, refine, update; one decoder layer after the other.
+
+A criterion of weights or of what flows into a layer decides layer by layer, and what is pruned reaches the layers
+behind (`feed_forward`). One of gradients scores the dense model first, all of it, which takes one float32 number for
+every weight in scope.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from ..activations import Inputs, LayerStream, StreamedLayer
+from ..config import MoreauPrunerConfig
+from ..criteria import Criterion, Scoring
+from ..criteria.sparsegpt import inverse_factor
+from ..envelope import scoring_mode
+from ..errors import DataError
+from ..placement import loaded, replace_parameter
+from ..registry import CRITERIA
+from ..units import LAYERS, Block, ModelShape, decoder_layers
+from .obs import surgeon
+from .patterns import Pattern, keep_mask
+from .refine import STATISTICS, Refined, refine
+from .summary import MatrixSparsity, SparsitySummary
+
+_EMPTY = Inputs(0, 0)
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A matrix after its mask: its new weights, which stay, and what the refinement did."""
+
+    name: str
+    weight: Tensor
+    mask: Tensor
+    refined: Refined | None
+
+
+def sparsify(
+    model: PreTrainedModel, shape: ModelShape, tokens: Tensor | None, config: MoreauPrunerConfig
+) -> SparsitySummary:
+    """In place: sets the least important weights of the matrices in scope to zero; on an error it is as it was.
+
+    Args:
+        model: a causal language model.
+        shape: its shape.
+        tokens: calibration windows `(samples, length)`; may be `None` where nothing reads them.
+        config: resolved, with a `pattern` of masks.
+
+    Raises:
+        PlanError: the pattern does not fit a matrix; named, before anything is done.
+        DataError: tokens are missing.
+        NonFiniteError: an input, a gradient or a score is not finite, or a Hessian not positive definite.
+    """
+    pattern = Pattern.parse(config.pattern)
+    scope = [block for block in shape.in_scope(config) if block.kind in ("attention", "mlp")]
+    layers = decoder_layers(model)
+    for block in scope:
+        for module in _modules(block):
+            pattern.check(_weight(layers, block, module).shape[1], f"layers.{block.layer}.{module}")
+    masker = _Masker(model, config, pattern, CRITERIA.get(config.criterion), tokens)
+    with torch.inference_mode(False), scoring_mode(model), torch.no_grad(), _restored(layers, scope) as keep:
+        found = [matrix for layer in masker.run(scope, keep) for matrix in layer]
+    return SparsitySummary(config.pattern, config.sparsity or pattern.sparsity, tuple(found), shape.parameters)
+
+
+class _Masker:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        config: MoreauPrunerConfig,
+        pattern: Pattern,
+        criterion: Criterion,
+        tokens: Tensor | None,
+    ) -> None:
+        self.model, self.config, self.pattern, self.criterion = model, config, pattern, criterion
+        self.updates = config.update or config.criterion == "sparsegpt"
+        wanted = {
+            *criterion.statistics,
+            *(STATISTICS if config.refine else ()),
+            *(["products"] if self.updates else []),
+        }
+        self.what = tuple(sorted(wanted))
+        if tokens is None and (self.what or criterion.needs):
+            raise DataError(f"{criterion.name}: reads calibration text; give some")
+        self.batches = [] if tokens is None else list(tokens.clone().split(config.batch_size or len(tokens)))
+        self.windows = 0 if tokens is None else len(tokens)
+
+    def run(self, scope: Sequence[Block], keep: Any) -> Iterator[list[MatrixSparsity]]:
+        """Masks every layer in scope; yields what was done to each."""
+        scores = {} if self.criterion.elements else self._scores(scope)
+        by_layer: dict[int, list[Block]] = {}
+        for block in scope:
+            assert block.layer is not None  # heads and channels lie in a layer
+            by_layer.setdefault(block.layer, []).append(block)
+        layers = decoder_layers(self.model)
+        if not self.what:
+            for index, blocks in by_layer.items():
+                keep(index)
+                yield self._write(layers[index], [cut for b in blocks for cut in self._cuts(layers, b, {}, scores)])
+            return
+        stream = LayerStream(self.model, self.batches, self.windows)
+        for streamed in tqdm(stream, "layers", len(layers), leave=False, disable=None):
+            if streamed.index > max(by_layer):
+                break
+            if streamed.index in by_layer:
+                keep(streamed.index)
+                yield self._layer(streamed, by_layer[streamed.index], scores)
+
+    def _layer(
+        self, streamed: StreamedLayer, blocks: Sequence[Block], scores: dict[str, Tensor]
+    ) -> list[MatrixSparsity]:
+        """One pass gathers all; but Hessians are held one at a time, matrices with the same inputs sharing one."""
+        layers = decoder_layers(self.model)
+        groups = [modules for block in blocks for modules in _sharing(block)]
+        if "products" not in self.what:
+            groups = [[module for group in groups for module in group]]
+        owner = {module: block for block in blocks for module in _modules(block)}
+        found: list[MatrixSparsity] = []
+        waiting: list[_Cut] = []
+        for group in groups:
+            alone = len(groups) == 1
+            leaders = group if "products" not in self.what else group[:1]
+            inputs = streamed.gather(leaders, self.what, pass_on=alone and not self.config.feed_forward)
+            cuts = [
+                self._cut(layers, owner[module], module, inputs.get(module, inputs[leaders[0]]), scores)
+                for module in group
+            ]
+            if self.config.feed_forward:
+                found += self._write(streamed.layer, cuts)
+            else:
+                waiting += cuts
+        if waiting:
+            streamed.pass_on()  # with the dense weights
+            found += self._write(streamed.layer, waiting)
+        return found
+
+    def _cuts(
+        self, layers: Any, block: Block, inputs: Mapping[str, Inputs], scores: dict[str, Tensor]
+    ) -> Iterator[_Cut]:
+        for module in _modules(block):
+            yield self._cut(layers, block, module, inputs.get(module, _EMPTY), scores)
+
+    def _cut(self, layers: Any, block: Block, module: str, inputs: Inputs, scores: dict[str, Tensor]) -> _Cut:
+        """Scores a matrix, chooses, refines, updates; changes nothing."""
+        where, name = f"layers.{block.layer}.{module}", f"{LAYERS}{block.layer}.{module}.weight"
+        w = _weight(layers, block, module).float()
+        sparsity = self.config.sparsity or 0.0
+        upper = None
+        if self.updates:
+            upper, dead = inverse_factor(inputs, self.config.damping or 0.01, where)
+            w = torch.where(dead, 0, w)
+        if self.config.criterion == "sparsegpt" and not self.config.refine:
+            assert upper is not None
+            return _Cut(module, *surgeon(w, upper, self.pattern, sparsity), None)
+        elements = self.criterion.elements
+        score = elements(name, w, inputs, self.config) if elements else scores.pop(name).to(w.device)
+        mask = keep_mask(score, self.pattern, sparsity, self.config.mask_group)
+        refined = refine(w, mask, inputs, self.pattern, self.config.refine) if self.config.refine else None
+        mask = refined.mask if refined else mask
+        if upper is not None:
+            return _Cut(module, *surgeon(w, upper, self.pattern, sparsity, mask), refined)
+        return _Cut(module, torch.where(mask, w, 0), mask, refined)
+
+    def _write(self, layer: Any, cuts: Sequence[_Cut]) -> list[MatrixSparsity]:
+        found = []
+        index = list(decoder_layers(self.model)).index(layer)
+        for cut in cuts:
+            module = layer.get_submodule(cut.name)
+            _put(module, cut.weight.to(module.weight.dtype))
+            zeros = int((cut.weight == 0).sum())
+            errors = (cut.refined.before, cut.refined.after, cut.refined.swaps) if cut.refined else (None, None, 0)
+            where = f"layers.{index}.{cut.name}"
+            found.append(MatrixSparsity(where, zeros, cut.mask.numel(), self.pattern.holds(cut.mask), *errors))
+        return found
+
+    def _scores(self, scope: Sequence[Block]) -> dict[str, Tensor]:
+        """Element scores of the dense model, kept on the CPU."""
+        found: dict[str, Tensor] = {}
+
+        def add(name: str, elements: Tensor) -> None:
+            part = elements.float().cpu()
+            found[name] = found[name].add_(part) if name in found else part.clone()
+
+        self.criterion.score(Scoring(self.model, tuple(scope), self.batches, self.windows, self.config, add))
+        return {name: scores.abs_() for name, scores in found.items()}  # those with signs
+
+
+def _modules(block: Block) -> list[str]:
+    """The matrices of a block, each once."""
+    return list(dict.fromkeys(cut.module for cut in block.cuts))
+
+
+def _sharing(block: Block) -> list[list[str]]:
+    """The same, those that read the same inputs together: q, k, v; o; gate, up; down."""
+    sides = {cut.module: cut.side for cut in block.cuts}
+    groups = [[module for module, own in sides.items() if own == side] for side in ("out", "in")]
+    return [group for group in groups if group]
+
+
+def _weight(layers: Any, block: Block, module: str) -> Tensor:
+    return loaded(layers[block.layer].get_submodule(module), "weight")
+
+
+def _put(module: Any, weight: Tensor) -> None:
+    if module.weight.is_meta:
+        replace_parameter(module, "weight", weight)
+    else:
+        module.weight.copy_(weight)
+
+
+@contextmanager
+def _restored(layers: Any, scope: Sequence[Block]) -> Iterator[Any]:
+    """Keeps on disk what a layer was before it is changed, and puts it back if the block ends in an error."""
+    kept: list[int] = []
+    with tempfile.TemporaryDirectory(prefix="moreau-masks-") as work:
+
+        def keep(index: int) -> None:
+            own = [block for block in scope if block.layer == index]
+            tensors = {m: _weight(layers, block, m).cpu().contiguous() for block in own for m in _modules(block)}
+            save_file(tensors, Path(work) / str(index))
+            kept.append(index)
+
+        try:
+            yield keep
+        except BaseException:
+            for index in kept:
+                for name, weight in load_file(Path(work) / str(index)).items():
+                    module = layers[index].get_submodule(name)
+                    _put(module, weight.to(module.weight.device if not module.weight.is_meta else "cpu"))
+            raise

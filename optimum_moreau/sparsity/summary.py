@@ -1,0 +1,100 @@
+"""What a mask did to a model: zeros of every matrix, whether the pattern holds, what a refinement gained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError, first_line
+
+SPARSITY_NAME = "sparsity_summary.json"
+
+
+@dataclass(frozen=True)
+class MatrixSparsity:
+    """One matrix.
+
+    Attributes:
+        name: e.g. `layers.3.mlp.down_proj`.
+        zeros: number of weights that are zero.
+        total: number of weights.
+        holds: whether the pattern holds.
+        error_before: Σ_rows |ε| of the mask (sparsity/refine.py), where it was refined.
+        error_after: after the refinement.
+        swaps: weights that came back in it.
+    """
+
+    name: str
+    zeros: int
+    total: int
+    holds: bool
+    error_before: float | None = None
+    error_after: float | None = None
+    swaps: int = 0
+
+    @property
+    def sparsity(self) -> float:
+        """Share of zeros."""
+        return self.zeros / self.total
+
+
+@dataclass(frozen=True)
+class SparsitySummary:
+    """A masked model.
+
+    Attributes:
+        pattern: `unstructured`, or n:m.
+        requested: share of zeros that was asked for.
+        matrices: those in scope.
+        parameters: of the whole model.
+    """
+
+    pattern: str
+    requested: float
+    matrices: tuple[MatrixSparsity, ...]
+    parameters: int
+
+    @property
+    def achieved(self) -> float:
+        """Share of zeros in the matrices in scope."""
+        return sum(one.zeros for one in self.matrices) / sum(one.total for one in self.matrices)
+
+    @property
+    def of_model(self) -> float:
+        """Zeros as a share of all the model's parameters."""
+        return sum(one.zeros for one in self.matrices) / self.parameters
+
+    @property
+    def holds(self) -> bool:
+        """Whether the pattern holds in every matrix."""
+        return all(one.holds for one in self.matrices)
+
+    def by_layer(self) -> Mapping[str, float]:
+        """Share of zeros of each layer."""
+        layers = dict.fromkeys(one.name.split(".")[1] for one in self.matrices)
+        found = {}
+        for layer in layers:
+            own = [one for one in self.matrices if one.name.split(".")[1] == layer]
+            found[layer] = sum(one.zeros for one in own) / sum(one.total for one in own)
+        return found
+
+    def save(self, path: str | Path) -> None:
+        """Writes the summary as JSON."""
+        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> SparsitySummary:
+        """Reads a summary.
+
+        Raises:
+            CheckpointError: the file is missing or damaged.
+        """
+        try:
+            values: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+            matrices = tuple(MatrixSparsity(**one) for one in values["matrices"])
+            return cls(**{**values, "matrices": matrices})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path}: cannot be read as a sparsity summary ({first_line(error)})") from error
