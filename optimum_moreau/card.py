@@ -20,6 +20,7 @@ from .families import CUSTOM_PREFIX
 from .plan import PruningPlan
 from .recovery import RecoverySummary
 from .registry import CRITERIA
+from .sparsity import SparsitySummary
 from .speed import Speed
 from .summary import PruningSummary
 
@@ -48,6 +49,7 @@ def write_card(
     recovery: RecoverySummary | None = None,
     measurements: Sequence[Measurement] = (),
     speed: Speed | None = None,
+    sparsity: SparsitySummary | None = None,
     template: str | Path | None = None,
 ) -> Path:
     """Writes README.md into a pruned model's folder; returns the file.
@@ -59,6 +61,7 @@ def write_card(
         recovery: what was tuned afterwards, if anything.
         measurements: before pruning and after.
         speed: of the model beside its base.
+        sparsity: what was masked, if single weights were.
         template: instead of the one that ships (jinja2).
 
     Raises:
@@ -97,6 +100,7 @@ def write_card(
         citations=[BIBTEX[paper] for paper in dict.fromkeys(one[2] for one in _criteria(config)) if paper in BIBTEX],
         evaluation=list(by_stage(measurements).items()),
         speed=speed,
+        sparsity=sparsity,
         stages=[stage for stage in STAGES if any(one.stage == stage for one in measurements)],
     )
     path = Path(folder) / "README.md"

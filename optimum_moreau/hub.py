@@ -44,6 +44,7 @@ _RECORDS = (
     "moreau_pruner_config.json",
     "evaluation.json",
     "benchmark.json",
+    "sparsity_summary.json",
     "recovery_summary.json",
 )
 _TRIES = 4

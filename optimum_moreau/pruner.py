@@ -21,18 +21,19 @@ from .card import read_base_card
 from .checkpoint import Verification, load_config, load_model, load_tokenizer, save_folder, verify
 from .config import SIZES, MoreauPrunerConfig
 from .config.quantities import words_for_bytes
-from .errors import MoreauError, OutOfMemoryError
+from .errors import ConfigError, MoreauError, OutOfMemoryError, PlanError, UnsupportedModelError
 from .estimate import estimate_scoring, skeleton_of, too_little_memory
 from .evaluation import perplexity
 from .evaluation.records import Measurement
 from .export import check_reachable, with_export
 from .hub import Published, push_folder
 from .placement import input_device, prepare_offloaded, state_to_save
-from .plan import PruningPlan, contributions, fingerprint, make_plan, removed_unit_share
+from .plan import PruningPlan, contributions, fingerprint, make_plan, removed_unit_share, whole_plan
 from .records import Records
 from .recovery import MoreauRecovery, RecoveryConfig, RecoverySummary
 from .scores import UnitScores, needs_text, score_units
 from .sources import content_hash, model_reference, source_name
+from .sparsity import SparsitySummary, sparsify
 from .summary import PruningSummary, layer_shapes, peak_memory_bytes, versions
 from .surgery import apply_plan, check_prunable
 from .units import model_shape
@@ -50,12 +51,14 @@ class PruningResult:
     Attributes:
         summary: counts, shares, export, times.
         plan: which units stayed.
-        scores: the importance of every unit in scope; `None` if a plan was applied.
+        scores: the importance of every unit in scope; `None` if a plan was applied, or single weights were masked.
+        sparsity: what was masked, if single weights were.
     """
 
     summary: PruningSummary
     plan: PruningPlan
     scores: UnitScores | None
+    sparsity: SparsitySummary | None = None
 
 
 class MoreauPruner:
@@ -105,6 +108,8 @@ class MoreauPruner:
         Raises:
             MoreauError: of the kind that names the mistake (errors.py).
         """
+        if self.config.masks:
+            raise ConfigError(f"pattern '{self.config.pattern}': a mask has no plan of units; use prune")
         check_prunable(model)
         prepare_offloaded(model)
         shape = model_shape(model)
@@ -150,11 +155,13 @@ class MoreauPruner:
         calibration_column: str | None = None,
         checkpoint_dir: str | Path | None = None,
     ) -> PruningResult:
-        """In place: removes the least important units; arguments and errors as for `plan`.
+        """In place: removes the least important units, or masks single weights; arguments and errors as for `plan`.
 
         On an error the model is unchanged.
         """
         start = time.perf_counter()
+        if self.config.masks:
+            return self._mask(model, calibration, calibration_column, start)
         plan, scores = self.plan(
             model, calibration, calibration_column=calibration_column, checkpoint_dir=checkpoint_dir
         )
@@ -175,6 +182,8 @@ class MoreauPruner:
         start = time.perf_counter()
         check_prunable(model)
         config = MoreauPrunerConfig.from_dict(plan.config) if plan.config else self.config.resolve(model.config)
+        if config.masks:
+            raise PlanError(f"the plan is of a mask ({config.pattern}), which it does not hold; prune the base again")
         if export is not None:
             config = replace(config, export=export)
         self._tokens = None
@@ -201,7 +210,7 @@ class MoreauPruner:
         config = MoreauPrunerConfig.from_dict(found.plan.config)
         pruner = cls(config, tokenizer=tokenizer, revision=found.plan.revision)
         pruner._model = load_model(str(folder), dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-        pruner._result = PruningResult(found.summary, found.plan, found.scores)
+        pruner._result = PruningResult(found.summary, found.plan, found.scores, found.sparsity)
         pruner._recovery, pruner.measurements = found.recovery, list(found.measurements)
         return pruner
 
@@ -221,6 +230,7 @@ class MoreauPruner:
         """
         if self._model is None:
             raise MoreauError("recover: nothing was pruned yet; call prune, apply or from_pretrained first")
+        self._check_no_mask("recover")
         recovery = MoreauRecovery(config or RecoveryConfig(), self.tokenizer)
         recovery.train(self._model, data, teacher=teacher, work_dir=work_dir, training_arguments=training_arguments)
         return self._recovered(recovery)
@@ -234,6 +244,7 @@ class MoreauPruner:
         """
         if self._model is None:
             raise MoreauError("merge_adapter: nothing was pruned yet; call prune, apply or from_pretrained first")
+        self._check_no_mask("merge_adapter")
         recovery = MoreauRecovery(tokenizer=self.tokenizer)
         recovery.merge(self._model, folder)
         return self._recovered(recovery)
@@ -293,7 +304,9 @@ class MoreauPruner:
             verification = verify(self._model, folder, self._verification_tokens())
             difference = verification.max_abs_difference
             summary = replace(self._result.summary, verified_max_abs_difference=difference, inputs=inputs)
-            records = Records(summary, self._result.plan, self._result.scores, self._recovery, tuple(self.measurements))
+            result = self._result
+            measured = tuple(self.measurements)
+            records = Records(summary, result.plan, result.scores, self._recovery, measured, result.sparsity)
             records.save(folder, card_template)
         return verification
 
@@ -314,6 +327,12 @@ class MoreauPruner:
         with tempfile.TemporaryDirectory(prefix="moreau-push-") as work:
             self.save_pretrained(Path(work) / "model")
             return push_folder(Path(work) / "model", repo_id, **options)
+
+    def _check_no_mask(self, verb: str) -> None:
+        if self._result is not None and self._result.sparsity is not None:
+            raise UnsupportedModelError(
+                f"{verb}: merging an adapter would fill the zeros of the mask, which is not supported yet"
+            )
 
     def _recovered(self, recovery: MoreauRecovery) -> RecoverySummary:
         """Keeps a recovery that went well; the one before it, if any, stays on record."""
@@ -355,6 +374,29 @@ class MoreauPruner:
             return self._tokens
         generator = torch.Generator().manual_seed(0)
         return torch.randint(self._model.config.vocab_size, (2, 64), generator=generator)
+
+    def _mask(
+        self, model: PreTrainedModel, calibration: Any, calibration_column: str | None, start: float
+    ) -> PruningResult:
+        """In place: sets weights to zero by the config's pattern; the plan on record keeps every unit."""
+        check_prunable(model)
+        prepare_offloaded(model)
+        shape = model_shape(model)
+        config = self.config.resolve(model.config)
+        found = self.read_calibration(model.config, calibration, calibration_column=calibration_column)
+        self._tokens = None if found is None else found.tokens
+        plan = replace(
+            whole_plan(shape),
+            base_model=model_reference(model.config.name_or_path),
+            revision=self.revision,
+            config=config.to_dict(),
+            calibration=found.to_dict() if found else {},
+        )
+        before = fingerprint(model)
+        sparsity = sparsify(model, shape, self._tokens, config)
+        result = self._cut(model, plan, None, start)
+        self._result = replace(result, plan=replace(plan, fingerprint=before), sparsity=sparsity)
+        return self._result
 
     def _cut(self, model: PreTrainedModel, plan: PruningPlan, scores: UnitScores | None, start: float) -> PruningResult:
         prepare_offloaded(model)

@@ -14,6 +14,7 @@ from .evaluation.records import EVALUATION_NAME, Measurement, load_measurements,
 from .plan import PLAN_NAME, PruningPlan
 from .recovery import MoreauRecovery
 from .scores import SCORES_NAME, UnitScores
+from .sparsity import SPARSITY_NAME, SparsitySummary
 from .speed import SPEED_NAME, Speed
 from .summary import SUMMARY_NAME, PruningSummary
 
@@ -28,6 +29,7 @@ class Records:
         scores: the importance of every unit in scope; `None` if a plan was applied.
         recovery: its summary and adapter, if the model was tuned.
         measurements: before pruning and after.
+        sparsity: what was masked, if single weights were.
         speed: of these very weights beside their base's; a model that is pruned or tuned further has none yet.
     """
 
@@ -36,6 +38,7 @@ class Records:
     scores: UnitScores | None = None
     recovery: MoreauRecovery | None = None
     measurements: Sequence[Measurement] = ()
+    sparsity: SparsitySummary | None = None
     speed: Speed | None = None
 
     def save(self, folder: Path, card_template: str | Path | None = None) -> None:
@@ -51,6 +54,8 @@ class Records:
             self.scores.save(folder / SCORES_NAME)
         if self.recovery is not None:
             self.recovery.save(folder)
+        if self.sparsity is not None:
+            self.sparsity.save(folder / SPARSITY_NAME)
         self._write_measured(folder, card_template)
 
     def rewrite_card(self, folder: Path, card_template: str | Path | None = None) -> None:
@@ -79,6 +84,7 @@ class Records:
             recovery=None if self.recovery is None else self.recovery.summary,
             measurements=self.measurements,
             speed=self.speed,
+            sparsity=self.sparsity,
             template=card_template,
         )
 
@@ -93,11 +99,13 @@ class Records:
             raise CheckpointError(f"{folder}: holds no {PLAN_NAME}; give a folder that prune or apply wrote")
         plan = PruningPlan.load(folder / PLAN_NAME)
         scores, measured, speed = (folder / name for name in (SCORES_NAME, EVALUATION_NAME, SPEED_NAME))
+        sparsity = folder / SPARSITY_NAME
         return cls(
             summary=PruningSummary.load(folder / SUMMARY_NAME),
             plan=plan,
             scores=UnitScores.load(scores) if scores.is_file() else None,
             recovery=MoreauRecovery.load(folder),
             measurements=load_measurements(measured) if measured.is_file() else (),
+            sparsity=SparsitySummary.load(sparsity) if sparsity.is_file() else None,
             speed=Speed.load(speed) if speed.is_file() else None,
         )

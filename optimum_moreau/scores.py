@@ -228,7 +228,7 @@ def with_layer_sums(scores: UnitScores, shape: ModelShape, config: MoreauPrunerC
 def needs_text(config: MoreauPrunerConfig) -> bool:
     """Whether scoring reads calibration text."""
     influence = "layers" in config.targets and config.layer_criterion == "block-influence"
-    return influence or bool(CRITERIA.get(config.criterion).needs)
+    return influence or bool(CRITERIA.get(config.criterion).needs) or bool(config.refine) or config.update
 
 
 class UnitSums:

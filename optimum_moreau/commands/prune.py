@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import dry_run, options, processes, push, recover
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if not processes.is_first():
         return {}
     steps = {step: done[step] for step in ("recovery", "push") if step in done}
-    counts = report(done["summary"]) | {"output": done["output"], "steps": done["steps"]}
+    counts = report(done["summary"]) | {"output": done["output"], "steps": done["steps"]} | _zeros(done["output"])
     return counts | options.perplexities(done["measurements"]) | steps
 
 
@@ -80,12 +81,26 @@ def report(summary: PruningSummary) -> dict[str, Any]:
     }
 
 
+def _zeros(folder: str) -> dict[str, Any]:
+    """What was masked, of a saved folder whose single weights were."""
+    from ..sparsity import SPARSITY_NAME, SparsitySummary
+
+    file = Path(folder).expanduser() / SPARSITY_NAME
+    if not file.is_file():
+        return {}
+    found = SparsitySummary.load(file)
+    zeros = {"pattern": found.pattern, "achieved": found.achieved, "of_model": found.of_model, "holds": found.holds}
+    return {"sparsity": zeros | {"layers": dict(found.by_layer())}}
+
+
 def show(result: dict[str, Any]) -> str:
     """The same for a reader; of --print-config, the recipe's file."""
     if "model" in result:
         from ..recipe import Recipe
 
         return Recipe.from_dict(result).to_yaml().rstrip()
+    if "sparsity" in result:
+        return _show_zeros(result)
     units = ", ".join(f"{100 * share:.1f} % of {kind}" for kind, share in result["unit_ratio_achieved"].items())
     return "\n".join(
         [
@@ -94,6 +109,22 @@ def show(result: dict[str, Any]) -> str:
             f"export      {result['export']}",
             *(f"note        {line}" for line in result["adjustments"]),
             *(recover.training_lines(result["recovery"]) if "recovery" in result else []),
+            *options.perplexity_line(result),
+            f"verified    by a reload in a fresh process; logits differ by {result['verified_max_abs_difference']:g}",
+            *_time_line(result),
+            f"saved       {result['output']}",
+            *([push.show(result["push"])] if "push" in result else []),
+        ]
+    )
+
+
+def _show_zeros(result: dict[str, Any]) -> str:
+    zeros = result["sparsity"]
+    return "\n".join(
+        [
+            f"zeros       {100 * zeros['achieved']:.2f} % of the weights in scope, {100 * zeros['of_model']:.2f} %"
+            f" of the model's; {zeros['pattern']}{' holds in every matrix' if zeros['holds'] else ' does not hold'}",
+            f"export      {result['export']}, shapes as before",
             *options.perplexity_line(result),
             f"verified    by a reload in a fresh process; logits differ by {result['verified_max_abs_difference']:g}",
             *_time_line(result),

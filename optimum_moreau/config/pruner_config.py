@@ -43,7 +43,7 @@ class MoreauPrunerConfig:
         attention_layers: (start, end) of the layers whose attention is in scope, end excluded.
         mlp_layers: the same for the MLP.
         whole_layers: the same for layers removed whole. Default for all three: the paper's 4..29 of 32, scaled to the
-            model's depth; where the engine reads uniform layers only, attention and MLP of all layers.
+            model's depth; where the engine reads uniform layers only, and for masks, attention and MLP of all layers.
         targets: what may be cut: `attention` (heads or KV groups), `mlp` (channels), `hidden` (channels of the residual
             stream), `layers` (whole ones).
         layer_criterion: what a layer is worth: `sum` of its units' scores, or `block-influence`, 1 − mean cosine
@@ -192,14 +192,22 @@ class MoreauPrunerConfig:
             if name not in defaults and given is not None:
                 logger.warning("%s does not use %s: ignored", self.criterion, name)
             values[name] = defaults.get(name) if given is None or name not in defaults else given
-        if all(getattr(self, name) is None for name in SIZES):
+        if self.masks:
+            values["sparsity"] = 0.5 if self.pattern == "unstructured" and self.sparsity is None else self.sparsity
+        elif all(getattr(self, name) is None for name in SIZES):
             values["pruning_ratio"] = 0.2
         values["batch_size"] = self.batch_size or min(self.calibration_samples, 10)
         depth = model_config.num_hidden_layers
-        values |= {name: _resolve_layers(name, getattr(self, name), depth) for name in _LAYER_RANGES}
+        everywhere = (0, depth) if self.masks else None
+        values |= {name: _resolve_layers(name, getattr(self, name) or everywhere, depth) for name in _LAYER_RANGES}
         if self.engine in ENGINES_OF_UNIFORM_LAYERS:
             values |= _for_uniform_engine(self, depth)
         return dataclasses.replace(self, **values)
+
+    @property
+    def masks(self) -> bool:
+        """Whether single weights become zero, instead of whole units going."""
+        return self.pattern != "units"
 
     @property
     def by_influence_alone(self) -> bool:

@@ -4,7 +4,7 @@
 `gains` counts it.
 """
 
-from .budget import expected_plan, make_plan
+from .budget import expected_plan, make_plan, whole_plan
 from .difference import Overlap, plan_overlap
 from .gains import contributions, removed_parameters, removed_unit_share
 from .pruning_plan import PLAN_NAME, Kept, PruningPlan, fingerprint
@@ -21,4 +21,5 @@ __all__ = [
     "plan_overlap",
     "removed_parameters",
     "removed_unit_share",
+    "whole_plan",
 ]

@@ -106,6 +106,15 @@ def expected_plan(shape: ModelShape, config: MoreauPrunerConfig) -> PruningPlan:
     return make_plan(blank, shape, config)
 
 
+def whole_plan(shape: ModelShape) -> PruningPlan:
+    """The plan that keeps everything."""
+    layers: dict[int, dict[str, Kept]] = {}
+    for block in shape.blocks:
+        assert block.layer is not None  # heads and channels lie in a layer
+        layers.setdefault(block.layer, {})[block.kind] = _kept(block, None, 0)
+    return PruningPlan(shape.family.model_type, layers)
+
+
 def _kept(block: Block, score: Tensor | None, removed: int) -> Kept:
     if not removed or score is None:
         return Kept(tuple(range(block.total)), block.total)

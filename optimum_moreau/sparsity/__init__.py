@@ -1,1 +1,6 @@
 """Masks: zeros in place, unstructured or n:m, from the same element scores as units; and what improves them."""
+
+from .sparsify import sparsify
+from .summary import SPARSITY_NAME, MatrixSparsity, SparsitySummary
+
+__all__ = ["SPARSITY_NAME", "MatrixSparsity", "SparsitySummary", "sparsify"]

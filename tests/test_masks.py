@@ -1,0 +1,188 @@
+"""Masked models: every criterion with every pattern, layer by layer; saved as stock checkpoints; whole or untouched."""
+
+import copy
+import json
+
+import pytest
+import torch
+
+from optimum_moreau import MoreauPruner, MoreauPrunerConfig
+from optimum_moreau.activations import LayerStream
+from optimum_moreau.checkpoint import load_model
+from optimum_moreau.envelope import scoring_mode
+from optimum_moreau.errors import ConfigError, NonFiniteError, PlanError, UnsupportedModelError
+from optimum_moreau.records import Records
+from optimum_moreau.registry import CRITERIA
+from optimum_moreau.sparsity import sparsify
+from optimum_moreau.sparsity.patterns import Pattern, keep_mask
+from optimum_moreau.units import model_shape
+from tests.tiny import FAMILIES, tiny_model
+
+FEW = {"passes": 2, "steps": 2}
+MATRICES = [f"self_attn.{m}_proj" for m in "qkvo"] + [f"mlp.{m}_proj" for m in ("gate", "up", "down")]
+
+
+def masked(model, tokens, criterion="wanda", **changes):
+    few = {key: value for key, value in FEW.items() if key in CRITERIA.get(criterion).defaults}
+    config = MoreauPrunerConfig(criterion=criterion, **few, **{"pattern": "unstructured", **changes})
+    return sparsify(model, model_shape(model), tokens, config.resolve(model.config))
+
+
+def weights(model):
+    return {
+        f"layers.{i}.{m}": layer.get_submodule(m).weight for i, layer in enumerate(model.model.layers) for m in MATRICES
+    }
+
+
+@pytest.mark.parametrize("refine", [None, "dsnot", "r2-dsnot"])
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4", "4:8"])
+@pytest.mark.parametrize("criterion", list(CRITERIA))
+def test_every_criterion_makes_every_pattern(criterion, pattern, refine, tokens):
+    model = tiny_model("llama")
+    before = {name: w.clone() for name, w in model.named_parameters()}
+    found = masked(model, tokens, criterion, pattern=pattern, refine=refine)
+    for name, w in weights(model).items():
+        zeros = w == 0
+        assert int(zeros.sum()) == w.numel() // 2, name
+        assert Pattern.parse(pattern).holds(~zeros)
+        if criterion != "sparsegpt":
+            assert torch.equal(w[~zeros], before[f"model.{name}.weight"][~zeros])  # what stays is what it was
+    assert found.achieved == 0.5 and found.holds and {one.name for one in found.matrices} == set(weights(model))
+    assert set(found.by_layer().values()) == {0.5}
+    others = {name for name in before if name.removeprefix("model.").removesuffix(".weight") not in weights(model)}
+    assert all(torch.equal(model.get_parameter(name), before[name]) for name in others)
+    if refine:
+        assert all(one.error_after <= one.error_before + 1e-4 for one in found.matrices)
+        assert sum(one.swaps for one in found.matrices) > 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_masked(family, tokens):
+    model = tiny_model(family)
+    found = masked(model, tokens, sparsity=0.25)
+    assert found.achieved == pytest.approx(0.25, abs=0.01) and len(found.matrices) >= 12
+    assert torch.isfinite(model(tokens).logits).all()
+
+
+@pytest.mark.parametrize("fed", [True, False])
+def test_wanda_is_a_loop_over_the_layers(fed, tokens):
+    """Against masks made one layer at a time from the statistics of a model that is masked so far, or dense."""
+    model, by_hand = tiny_model("llama"), tiny_model("llama")
+    dense = copy.deepcopy(by_hand)
+    masked(model, tokens, sparsity=0.5, feed_forward=fed)
+    for index, layer in enumerate(by_hand.model.layers):
+        source = by_hand if fed else dense
+        with scoring_mode(source):
+            inputs = next(s.gather(MATRICES, ["squares"]) for s in LayerStream(source, [tokens], 4) if s.index == index)
+        for name in MATRICES:
+            w = layer.get_submodule(name).weight
+            keep = keep_mask(w.abs() * inputs[name].squares.sqrt(), Pattern(), 0.5)
+            with torch.no_grad():
+                w[~keep] = 0
+    for name, w in weights(model).items():
+        assert torch.equal(w, weights(by_hand)[name]), name
+
+
+def test_the_update_lowers_what_the_mask_costs(tokens):
+    dense = tiny_model("llama")
+    with torch.no_grad():
+        expected = dense(tokens).logits
+
+    def cost(**changes):
+        model = tiny_model("llama")
+        masked(model, tokens, "wanda", sparsity=0.5, **changes)
+        with torch.no_grad():
+            return float((model(tokens).logits - expected).square().mean())
+
+    assert cost(update=True) < cost()
+
+
+def test_scope_and_group_are_kept(tokens):
+    model = tiny_model("llama")
+    found = masked(
+        model, tokens, "magnitude", sparsity=0.5, attention_layers=(1, 2), mlp_layers=(0, 1), mask_group="layer"
+    )
+    zeros = {name: int((w == 0).sum()) for name, w in weights(model).items()}
+    inside = {name for name in zeros if name.startswith(("layers.1.self_attn", "layers.0.mlp"))}
+    assert {name for name, count in zeros.items() if count} == inside == {one.name for one in found.matrices}
+    rows = {int((row == 0).sum()) for row in weights(model)["layers.0.mlp.up_proj"]}
+    assert len(rows) > 1  # whole matrices were compared, not rows
+
+
+# On an error the model is as it was
+
+
+def test_an_error_in_a_later_layer_leaves_every_layer_as_it_was(tokens):
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.layers[2].input_layernorm.weight[0] = torch.inf
+    before = {name: w.clone() for name, w in model.named_parameters()}
+    with pytest.raises(NonFiniteError, match=r"layers\.2"):
+        masked(model, tokens)
+    assert all(torch.equal(w, before[name]) for name, w in model.named_parameters())
+
+
+def test_a_pattern_that_does_not_fit_is_named_before_anything_is_done(tokens, monkeypatch):
+    model = tiny_model("llama", intermediate_size=26)
+    with pytest.raises(
+        PlanError, match=r"layers\.0\.mlp\.down_proj: 26 inputs are no multiple of 4, so 2:4 does not fit"
+    ):
+        masked(model, tokens, pattern="2:4")
+    assert all((w != 0).all() for w in weights(model).values())
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"sparsity": 0.5}, "sparsity: concerns masks"),
+        ({"refine": "dsnot"}, "refine: concerns masks"),
+        ({"update": True}, "update: concerns masks"),
+        ({"pattern": "unstructured", "sparsity": 1.0}, r"sparsity: 1.0 is not a share in \[0, 1\)"),
+        ({"pattern": "2:4", "sparsity": 0.5}, "sparsity: '2:4' says itself"),
+        ({"pattern": "2:4", "pruning_ratio": 0.2}, "pruning_ratio: concerns units"),
+        ({"pattern": "2:4", "targets": ("hidden",)}, "targets: masks are of attention and mlp"),
+        ({"pattern": "2:4", "budget": "global"}, "budget: 'global' is of units"),
+        ({"pattern": "2:4", "refine": "dsnott"}, "Did you mean 'dsnot'"),
+    ],
+    ids=str,
+)
+def test_what_contradicts_itself_is_refused(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        MoreauPrunerConfig(**fields)
+
+
+# The pruner and the verb
+
+
+def test_a_masked_model_is_a_stock_checkpoint(tiny_folder, tokenizer, text, tmp_path, command):
+    (tmp_path / "text.txt").write_text(text)
+    flags = ("--criterion", "wanda", "--pattern", "2:4", "--refine", "dsnot", "--samples", "4", "--seq-len", "32")
+    arguments = ("prune", tiny_folder, "--calibration", tmp_path / "text.txt", *flags, "-o", tmp_path / "out")
+    code, out, err = command(*arguments, "--evaluate", tmp_path / "text.txt", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["export"] == "llama" and found["parameters_before"] == found["parameters_after"]
+    assert found["sparsity"]["achieved"] == 0.5 and found["sparsity"]["holds"]
+    records = Records.load(tmp_path / "out")
+    assert records.sparsity.pattern == "2:4" and records.plan.contributions == {}
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "50.0 % of the weights of its attention and MLP were set to zero (2:4)" in card and "holds in every" in card
+    model = load_model(str(tmp_path / "out"))
+    assert type(model).__name__ == "LlamaForCausalLM"
+    assert all(int((w == 0).sum()) == w.numel() // 2 for w in weights(model).values())
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForCausalLM"] and "auto_map" not in config
+    code, out, err = command("apply", tmp_path / "out", tiny_folder, "-o", tmp_path / "again")
+    assert code == 2 and "the plan is of a mask (2:4)" in err
+    code, out, err = command("plan", tiny_folder, "--pattern", "2:4", "-o", tmp_path / "plan.json")
+    assert code == 2 and "a mask has no plan of units; use prune" in err
+    with pytest.raises(UnsupportedModelError, match="would fill the zeros"):
+        MoreauPruner.from_pretrained(tmp_path / "out").recover([text])
+
+
+def test_a_mask_that_fails_writes_nothing(tiny_folder, text, tmp_path, command):
+    (tmp_path / "text.txt").write_text(text)
+    flags = ("--criterion", "wanda", "--pattern", "3:7", "--calibration", tmp_path / "text.txt", "--seq-len", "32")
+    code, out, err = command("prune", tiny_folder, *flags, "-o", tmp_path / "out")
+    assert (code, out) == (2, "") and "no multiple of 7, so 3:7 does not fit" in err
+    assert not (tmp_path / "out").exists()
