@@ -78,6 +78,19 @@ FLAGS = {
     "engine": ("vllm", "vllm"),
     "tensor_parallel": ("2", 2),
     "seed": ("1", 1),
+    "alpha": ("10", 10.0),
+    "exponent": ("1", 1.0),
+    "norm_order": ("1", 1.0),
+    "input_weight": ("0.5", 0.5),
+    "output_weight": ("0.5", 0.5),
+    "sample_share": ("0.2", 0.2),
+    "damping": ("0.1", 0.1),
+    "pattern": ("2:4", "2:4"),
+    "sparsity": ("0.6", 0.6),
+    "mask_group": ("layer", "layer"),
+    "refine": ("dsnot", "dsnot"),
+    "update": (None, True),
+    "feed_forward": ("no", False),
     "export": ("custom", "custom"),
 }
 ALIASES = {"pruning_ratio": "--ratio", "calibration_samples": "--samples", "sequence_length": "--seq-len"}
@@ -130,12 +143,17 @@ def test_the_example_of_every_verb_parses(verb):
 def test_every_field_of_the_config_has_its_flag(verb, field):
     parser = argparse.ArgumentParser()
     prepare(verb, parser)
-    value, expected = FLAGS[field]
-    others = {"fold_norms": {"targets": ("hidden",)}, "layer_criterion": {"targets": ("layers",)}}.get(field, {})
+    _, expected = FLAGS[field]
+    others = {
+        "fold_norms": {"targets": ("hidden",)},
+        "layer_criterion": {"targets": ("layers",)},
+        **dict.fromkeys(("sparsity", "refine", "update"), {"pattern": "unstructured"}),
+    }.get(field, {})
     for flag in filter(None, (f"--{field.replace('_', '-')}", ALIASES.get(field))):
         assert flag in parser.format_help()
-        given = [word for name, names in others.items() for word in (f"--{name}", *names)]
-        args = parser.parse_args(["model", "-o", "out", flag, *filter(None, [value]), *given])
+        words = {name: [value] if isinstance(value, str) else value for name, value in others.items()}
+        given = [word for name, values in words.items() for word in (f"--{name}", *values)]
+        args = parser.parse_args(["model", "-o", "out", flag, *filter(None, [FLAGS[field][0]]), *given])
         assert config_from(args) == MoreauPrunerConfig(**{field: expected}, **others)
 
 

@@ -1,9 +1,12 @@
-"""List the criteria: what each scores, where it comes from, what it needs, which settings it reads."""
+"""List the criteria: what each scores, what it needs, for which patterns, which settings it reads, its source."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..criteria import Criterion
 
 EXAMPLE = "--json"
 
@@ -13,28 +16,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns name → summary, paper, needs, settings with defaults."""
+    """Returns name → summary, paper, needs, settings with defaults, and what it does for units and for masks."""
     from ..registry import CRITERIA
 
-    rows = {name: CRITERIA.get(name) for name in CRITERIA}
+    return {name: _row(CRITERIA.get(name)) for name in CRITERIA}
+
+
+def _row(criterion: Criterion) -> dict[str, Any]:
+    """What there is to know of a criterion, and what it does for each pattern."""
+    activations = "activations" in criterion.needs
+    units = "heads, channels" if activations else "heads, channels, hidden, layers"
+    if criterion.sides == ("in",):
+        units += " (by o_proj, down_proj)"
+    if criterion.name == "sparsegpt":
+        units += " (static)"
     return {
-        name: {
-            "summary": row.summary,
-            "paper": row.paper,
-            "needs": list(row.needs),
-            "defaults": dict(row.defaults),
-        }
-        for name, row in rows.items()
+        "summary": criterion.summary,
+        "paper": criterion.paper,
+        "needs": list(criterion.needs),
+        "defaults": dict(criterion.defaults),
+        "units": units,
+        "masks": "layer by layer" if criterion.elements else "of the dense model",
     }
 
 
 def show(result: dict[str, Any]) -> str:
-    """The same for a reader."""
-    lines = []
+    """The same for a reader, as a markdown table of criteria and patterns."""
+    rows = [["criterion", "score", "needs", "`units`", "`unstructured`, `n:m`", "settings", "source"], ["---"] * 7]
     for name, row in result.items():
-        settings = ", ".join(f"{key}={value}" for key, value in row["defaults"].items() if value is not None)
-        needs = ", ".join(row["needs"]) or "nothing"
-        lines.append(f"{name:14} {row['summary']}\n{'':14} needs {needs}; {row['paper']}")
-        if settings:
-            lines.append(f"{'':14} {settings}")
-    return "\n".join(lines)
+        settings = ", ".join(f"{key} {value:g}" for key, value in row["defaults"].items() if value is not None)
+        score = row["summary"].replace("|", "\\|")
+        link = f"[{row['paper'].removeprefix('https://')}]({row['paper']})"
+        needs = ", ".join(row["needs"]) or "weights"
+        rows.append([f"`{name}`", score, needs, row["units"], row["masks"], settings, link])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

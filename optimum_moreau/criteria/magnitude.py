@@ -16,5 +16,17 @@ def score_l2(run: Scoring) -> None:
     run.by_weight(lambda name, w: w.square())
 
 
-MAGNITUDE = Criterion(name="magnitude", summary="Σ|W|, p = 1", paper=FILTER_PRUNING, score=score_l1)
-MAGNITUDE_L2 = Criterion(name="magnitude-l2", summary="Σ|W|², p = 2", paper=FILTER_PRUNING, score=score_l2)
+MAGNITUDE = Criterion(
+    name="magnitude",
+    summary="Σ|W|, p = 1",
+    paper=FILTER_PRUNING,
+    score=score_l1,
+    elements=lambda name, w, inputs, config: w.abs(),
+)
+MAGNITUDE_L2 = Criterion(
+    name="magnitude-l2",
+    summary="Σ|W|², p = 2",
+    paper=FILTER_PRUNING,
+    score=score_l2,
+    elements=lambda name, w, inputs, config: w.square(),
+)

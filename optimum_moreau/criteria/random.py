@@ -7,6 +7,8 @@ import hashlib
 import torch
 from torch import Tensor
 
+from ..activations import Inputs
+from ..config import MoreauPrunerConfig
 from ..units import Block
 from .criterion import Criterion, Scoring
 from .papers import LLM_PRUNER
@@ -31,11 +33,19 @@ def score(run: Scoring) -> None:
     run.by_weight(element)
 
 
+def elements(name: str, w: Tensor, inputs: Inputs, config: MoreauPrunerConfig) -> Tensor:
+    """For masks: one number per weight, from (seed, name)."""
+    return torch.rand(w.shape, generator=_generator(config.seed, name)).to(w.device)
+
+
 def _uniform(block: Block, seed: int) -> Tensor:
     """One number per unit, float32 `(units,)`."""
-    digest = hashlib.sha256(f"{seed}/{block.where}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-    return torch.rand(block.total, generator=generator)
+    return torch.rand(block.total, generator=_generator(seed, block.where))
+
+
+def _generator(seed: int, where: str) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed}/{where}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 RANDOM = Criterion(
@@ -43,4 +53,5 @@ RANDOM = Criterion(
     summary="uniform random scores, seeded",
     paper=LLM_PRUNER,
     score=score,
+    elements=elements,
 )

@@ -1,0 +1,105 @@
+"""Perplexity of masked models by every criterion, with and without refinement: a table for docs/results.md.
+
+    python benchmarks/masks.py [--shared ../shared] [--models NAME …] [--seeds 3] [--samples 64] [--output masks.json]
+
+50 and 60 % unstructured (compared within rows) and 2:4, all matrices of all layers, masked layers fed forward; the text
+of the other tables, first 200 segments. Runs that the output holds already are not repeated.
+"""
+
+import argparse
+import json
+import logging
+import os
+import statistics
+import time
+from pathlib import Path
+
+from results import SUBJECTS
+from tqdm import tqdm
+from transformers.utils import logging as transformers_logging
+
+from optimum_moreau import MoreauPruner, MoreauPrunerConfig, perplexity
+from optimum_moreau.checkpoint import load_model, load_tokenizer
+from optimum_moreau.registry import CRITERIA
+
+PATTERNS = {
+    "50 %": {"pattern": "unstructured", "sparsity": 0.5},
+    "60 %": {"pattern": "unstructured", "sparsity": 0.6},
+    "2:4": {"pattern": "2:4"},
+}
+REFINEMENTS = {"": {}, "dsnot": {"refine": "dsnot"}, "r2-dsnot": {"refine": "r2-dsnot"}}
+ROWS = [name for name in CRITERIA if name not in ("smoothgrad", "taylor-mixed", "taylor-vector", "magnitude-l2")]
+SEGMENTS = 200
+
+
+def measure(subject, shared, arguments, known):
+    """Yields every run of one model that is not known yet."""
+    folder = str(shared / "models" / subject.model)
+    tokenizer = load_tokenizer(folder)
+    calibration, evaluation = subject.documents(shared)
+    keys = [
+        (subject.model, row, refinement, pattern, seed)
+        for row in arguments.criteria
+        for pattern in PATTERNS
+        for refinement in REFINEMENTS
+        for seed in range(arguments.seeds)
+    ]
+    if (subject.model, "dense", "", "", 0) not in known:
+        dense = perplexity(load_model(folder, device="cpu"), tokenizer, evaluation, max_segments=SEGMENTS).perplexity
+        yield (subject.model, "dense", "", "", 0), dense, 0.0
+    for key in tqdm([key for key in keys if key not in known], desc=subject.model):
+        _, row, refinement, pattern, seed = key
+        settings = {**PATTERNS[pattern], **REFINEMENTS[refinement]}
+        config = MoreauPrunerConfig(criterion=row, calibration_samples=arguments.samples, seed=seed, **settings)
+        model = load_model(folder, device="cpu")
+        start = time.perf_counter()
+        MoreauPruner(config, tokenizer=tokenizer).prune(model, calibration)
+        seconds = time.perf_counter() - start
+        yield key, perplexity(model, tokenizer, evaluation, max_segments=SEGMENTS).perplexity, seconds
+
+
+def table(model, runs, criteria):
+    """Markdown of one model: criteria × patterns × refinements, mean ± deviation over the seeds."""
+    heads = [
+        f"{pattern}{f', {refinement}' if refinement else ''}" for pattern in PATTERNS for refinement in REFINEMENTS
+    ]
+    lines = [f"| {model} | {' | '.join(heads)} | seconds |", f"|---|{'---:|' * (len(heads) + 1)}"]
+    for row in criteria:
+        cells, seconds = [], []
+        for pattern in PATTERNS:
+            for refinement in REFINEMENTS:
+                found = [value for key, value in runs.items() if key[:4] == (model, row, refinement, pattern)]
+                values = [value for value, _ in found]
+                spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+                cells.append(f"{statistics.mean(values):.2f}{spread}" if values else "")
+                seconds += [took for _, took in found]
+        lines.append(f"| {row} | {' | '.join(cells)} | {statistics.mean(seconds) if seconds else 0:.1f} |")
+    return lines
+
+
+def main():
+    """Measures, writes the runs as JSON, prints the tables."""
+    names = [subject.model for subject in SUBJECTS]
+    parser = argparse.ArgumentParser(description="Perplexity of masked models by every criterion.")
+    parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    parser.add_argument("--models", nargs="*", default=names, choices=names)
+    parser.add_argument("--criteria", nargs="*", default=ROWS)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--samples", type=int, default=64, help="calibration windows of 128 tokens")
+    parser.add_argument("--output", type=Path, default=Path("masks.json"))
+    arguments = parser.parse_args()
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("optimum_moreau").setLevel(logging.ERROR)
+    saved = json.loads(arguments.output.read_text()) if arguments.output.is_file() else []
+    runs = {tuple(one[:5]): (one[5], one[6]) for one in saved}
+    for subject in (subject for subject in SUBJECTS if subject.model in arguments.models):
+        for key, value, seconds in measure(subject, arguments.shared, arguments, runs):
+            runs[key] = (value, seconds)
+            arguments.output.write_text(json.dumps([[*key, *found] for key, found in runs.items()]) + "\n")
+        print("\n".join([*table(subject.model, runs, arguments.criteria), ""]), flush=True)
+        print(f"dense: {runs[subject.model, 'dense', '', '', 0][0]:.2f}\n")
+
+
+if __name__ == "__main__":
+    main()
