@@ -21,7 +21,7 @@ from .card import read_base_card
 from .checkpoint import Verification, load_config, load_model, load_tokenizer, save_folder, verify
 from .config import SIZES, MoreauPrunerConfig
 from .config.quantities import words_for_bytes
-from .errors import ConfigError, MoreauError, OutOfMemoryError, PlanError, UnsupportedModelError
+from .errors import ConfigError, MoreauError, OutOfMemoryError, PlanError
 from .estimate import estimate_scoring, skeleton_of, too_little_memory
 from .evaluation import perplexity
 from .evaluation.records import Measurement
@@ -230,8 +230,7 @@ class MoreauPruner:
         """
         if self._model is None:
             raise MoreauError("recover: nothing was pruned yet; call prune, apply or from_pretrained first")
-        self._check_no_mask("recover")
-        recovery = MoreauRecovery(config or RecoveryConfig(), self.tokenizer)
+        recovery = MoreauRecovery(config or RecoveryConfig(), self.tokenizer, self._is_masked)
         recovery.train(self._model, data, teacher=teacher, work_dir=work_dir, training_arguments=training_arguments)
         return self._recovered(recovery)
 
@@ -244,8 +243,7 @@ class MoreauPruner:
         """
         if self._model is None:
             raise MoreauError("merge_adapter: nothing was pruned yet; call prune, apply or from_pretrained first")
-        self._check_no_mask("merge_adapter")
-        recovery = MoreauRecovery(tokenizer=self.tokenizer)
+        recovery = MoreauRecovery(tokenizer=self.tokenizer, keep_zeros=self._is_masked)
         recovery.merge(self._model, folder)
         return self._recovered(recovery)
 
@@ -328,11 +326,9 @@ class MoreauPruner:
             self.save_pretrained(Path(work) / "model")
             return push_folder(Path(work) / "model", repo_id, **options)
 
-    def _check_no_mask(self, verb: str) -> None:
-        if self._result is not None and self._result.sparsity is not None:
-            raise UnsupportedModelError(
-                f"{verb}: merging an adapter would fill the zeros of the mask, which is not supported yet"
-            )
+    @property
+    def _is_masked(self) -> bool:
+        return self._result is not None and self._result.sparsity is not None
 
     def _recovered(self, recovery: MoreauRecovery) -> RecoverySummary:
         """Keeps a recovery that went well; the one before it, if any, stays on record."""

@@ -5,13 +5,15 @@ import json
 
 import pytest
 import torch
+from peft import LoraConfig
 
-from optimum_moreau import MoreauPruner, MoreauPrunerConfig
+from optimum_moreau import MoreauPruner, MoreauPrunerConfig, RecoveryConfig
 from optimum_moreau.activations import LayerStream
 from optimum_moreau.checkpoint import load_model
 from optimum_moreau.envelope import scoring_mode
-from optimum_moreau.errors import ConfigError, NonFiniteError, PlanError, UnsupportedModelError
+from optimum_moreau.errors import ConfigError, NonFiniteError, PlanError
 from optimum_moreau.records import Records
+from optimum_moreau.recovery.adapter import lora_on
 from optimum_moreau.registry import CRITERIA
 from optimum_moreau.sparsity import sparsify
 from optimum_moreau.sparsity.patterns import Pattern, keep_mask
@@ -176,8 +178,52 @@ def test_a_masked_model_is_a_stock_checkpoint(tiny_folder, tokenizer, text, tmp_
     assert code == 2 and "the plan is of a mask (2:4)" in err
     code, out, err = command("plan", tiny_folder, "--pattern", "2:4", "-o", tmp_path / "plan.json")
     assert code == 2 and "a mask has no plan of units; use prune" in err
-    with pytest.raises(UnsupportedModelError, match="would fill the zeros"):
-        MoreauPruner.from_pretrained(tmp_path / "out").recover([text])
+
+
+RECORDS = [{"instruction": f"Count to {n}.", "output": " ".join(map(str, range(n)))} for n in range(3, 9)]
+
+
+def test_tuning_keeps_the_zeros_and_merges_what_was_trained(tokenizer, tokens, tmp_path):
+    """The merged model is the masked one with the masked adapter on it: y = x(W + α/r·BA ⊙ M)ᵀ."""
+    model = tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=256)
+    pruner = MoreauPruner(MoreauPrunerConfig(criterion="magnitude", pattern="2:4"), tokenizer=tokenizer)
+    pruner.prune(model)
+    zeros = {name: w == 0 for name, w in weights(model).items()}
+    masked_model = copy.deepcopy(model)
+    with torch.no_grad():
+        untuned = model(tokens).logits
+    settings = RecoveryConfig(max_steps=3, learning_rate=5e-2, sequence_length=256, batch_size=4, dropout=0.0)
+    pruner.recover(RECORDS, settings)
+    for name, w in weights(model).items():
+        assert torch.equal(w == 0, zeros[name]), name
+    adapter = pruner._recovery.adapter
+    scale = adapter.config.lora_alpha / adapter.config.r
+    with torch.no_grad():
+        for name, w in weights(masked_model).items():
+            a, b = (adapter.weights[f"base_model.model.model.{name}.lora_{side}.weight"] for side in "AB")
+            w += (scale * b @ a).masked_fill(zeros[name], 0)
+        assert not any("lm_head" in key for key in adapter.weights)  # peft's all-linear leaves the head out
+        torch.testing.assert_close(model(tokens).logits, masked_model(tokens).logits, rtol=1e-4, atol=1e-5)
+        assert (model(tokens).logits - untuned).abs().max() > 0.01  # it learnt something
+    pruner.save_pretrained(tmp_path / "out")
+    again = MoreauPruner.from_pretrained(tmp_path / "out")
+    assert again._is_masked and Records.load(tmp_path / "out").sparsity.holds
+
+
+def test_within_training_the_adapter_is_masked_too(tokens):
+    """The loss that is trained is that of the merged model, not of an adapter that fills the zeros."""
+    model = tiny_model("llama")
+    masked(model, tokens, "magnitude", pattern="2:4")
+    lora = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    torch.manual_seed(0)
+    with lora_on(model, lora, keep_zeros=True) as tuned:
+        within = tuned(tokens).logits.detach()
+        tuned(tokens, labels=tokens).loss.backward()
+        gradients = [p.grad for name, p in tuned.named_parameters() if "lora_" in name]
+        assert all(g is not None and torch.isfinite(g).all() for g in gradients)
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens).logits, within, rtol=1e-4, atol=1e-4)
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 def test_a_mask_that_fails_writes_nothing(tiny_folder, text, tmp_path, command):

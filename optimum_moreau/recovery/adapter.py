@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
@@ -73,8 +74,12 @@ class Adapter:
         config.base_model_name_or_path = hub_id(config.base_model_name_or_path)
         return cls(weights, config, base)
 
-    def merge_into(self, model: PreTrainedModel) -> None:
+    def merge_into(self, model: PreTrainedModel, *, keep_zeros: bool = False) -> None:
         """In place: W ← W + α/r·BA for every weight that was adapted.
+
+        Args:
+            model: that the adapter was trained on.
+            keep_zeros: as for `lora_on`.
 
         Raises:
             CheckpointError: the adapter was trained on another model, or is not whole; this model is as it was.
@@ -83,7 +88,7 @@ class Adapter:
 
         self._check_base(model)
         try:
-            with lora_on(model, copy.deepcopy(self.config)) as tuned:
+            with lora_on(model, copy.deepcopy(self.config), keep_zeros=keep_zeros) as tuned:
                 expected = get_peft_model_state_dict(tuned, save_embedding_layers=False).keys()
                 if odd := sorted(expected ^ self.weights.keys()):
                     where = "is missing in the adapter" if odd[0] in expected else "is not in this model"
@@ -122,12 +127,14 @@ class Adapter:
 
 
 @contextmanager
-def lora_on(model: PreTrainedModel, config: LoraConfig) -> Iterator[Any]:
+def lora_on(model: PreTrainedModel, config: LoraConfig, *, keep_zeros: bool = False) -> Iterator[Any]:
     """In place: LoRA on a model, merged into its weights when the block ends; after an error the model is as it was.
 
     Args:
         model: any causal language model.
         config: of peft; names the base model by its Hub id afterwards, or not at all.
+        keep_zeros: of a masked model: weights that are zero stay so, y = x·(W + α/r·BA ⊙ M)ᵀ with M = [W ≠ 0], within
+            the block and after it; takes the product BA of one layer at a time.
     """
     from peft import get_peft_model
 
@@ -135,7 +142,15 @@ def lora_on(model: PreTrainedModel, config: LoraConfig) -> Iterator[Any]:
     requires = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     tuned: Any = None
     try:
+        zeros = {
+            name: module.weight == 0
+            for name, module in model.named_modules()
+            if keep_zeros and isinstance(module, nn.Linear)
+        }
         tuned = get_peft_model(model, config)
+        for name, module in model.named_modules():
+            if name in zeros and hasattr(module, "lora_A"):
+                module.register_forward_hook(_masked(zeros[name]))
         config.base_model_name_or_path = hub_id(model.config.name_or_path)
         yield tuned
     except BaseException:
@@ -144,6 +159,10 @@ def lora_on(model: PreTrainedModel, config: LoraConfig) -> Iterator[Any]:
         raise
     else:
         tuned.merge_and_unload()
+        with torch.no_grad():
+            for name, module in model.named_modules():
+                if name in zeros:
+                    module.weight[zeros[name]] = 0
         config.inference_mode = True
     finally:
         model.train(training)
@@ -153,6 +172,19 @@ def lora_on(model: PreTrainedModel, config: LoraConfig) -> Iterator[Any]:
         if hasattr(model, "peft_config"):  # the marks that peft leaves
             del model.peft_config
         model._hf_peft_config_loaded = False
+
+
+def _masked(zeros: Tensor) -> Any:
+    """A hook that computes a LoRA layer's output with the product BA masked."""
+
+    def forward(layer: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        (x, *_), (name, *_) = args, layer.active_adapters
+        a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
+        delta = ((b @ a) * layer.scaling[name]).masked_fill(zeros, 0)  # (out, in)
+        adapted = F.linear(layer.lora_dropout[name](x).to(delta.dtype), delta)
+        return layer.base_layer(x) + adapted.to(output.dtype)
+
+    return forward
 
 
 def hub_id(name: str | None) -> str | None:

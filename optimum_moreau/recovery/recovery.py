@@ -77,10 +77,12 @@ class MoreauRecovery:
     Args:
         config: the settings; default `RecoveryConfig()`, the paper's protocol.
         tokenizer: of the model.
+        keep_zeros: the model is masked: its zeros stay, in training and in the merge.
     """
 
     config: RecoveryConfig = field(default_factory=RecoveryConfig)
     tokenizer: PreTrainedTokenizerBase | None = None
+    keep_zeros: bool = False
     summary: RecoverySummary | None = field(default=None, init=False)
     adapter: Adapter | None = field(default=None, init=False)
 
@@ -161,7 +163,7 @@ class MoreauRecovery:
         check_prunable(model)
         _check_whole(model)
         self.adapter = Adapter.load(folder)
-        self.adapter.merge_into(model)
+        self.adapter.merge_into(model, keep_zeros=self.keep_zeros)
         self.summary = RecoverySummary(
             settings={"rank": self.adapter.config.r, "alpha": self.adapter.config.lora_alpha},
             data={"source": Path(folder).name},
@@ -184,12 +186,12 @@ class MoreauRecovery:
         assert self.tokenizer is not None  # `train` saw to it
         c = self.config
         base = fingerprint(model)
-        run = [base, c.to_dict(), examples.sha256, teacher and fingerprint(teacher)]
+        run = [base, self.keep_zeros, c.to_dict(), examples.sha256, teacher and fingerprint(teacher)]
         lora = LoraConfig(
             r=c.rank, lora_alpha=c.alpha, lora_dropout=c.dropout, target_modules="all-linear", task_type="CAUSAL_LM"
         )
         torch.manual_seed(c.seed)
-        with lora_on(model, lora) as tuned:
+        with lora_on(model, lora, keep_zeros=self.keep_zeros) as tuned:
             found = train(
                 tuned,
                 self.tokenizer,
