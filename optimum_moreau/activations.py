@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -134,25 +134,34 @@ class StreamedLayer:
         self._hidden, self._arguments, self._samples = hidden, arguments, samples
         self._passed = False
 
-    def gather(self, modules: Sequence[str], what: Collection[str], *, pass_on: bool = True) -> Mapping[str, Inputs]:
+    def gather(
+        self, modules: Sequence[str], what: Collection[str], *, pass_on: bool = True, alike: bool = False
+    ) -> Mapping[str, Inputs]:
         """Runs all windows through the layer and gathers the statistics of some of its linear layers.
 
         Args:
             modules: their names inside the layer, e.g. `mlp.up_proj`.
             what: of WHAT.
+            alike: they read the same inputs, so that products are gathered once and shared.
             pass_on: what comes out is what reaches the next layer, so that one pass does; `False`: the layer is going
                 to be changed, and `pass_on` is called afterwards.
 
         Raises:
             NonFiniteError: an input is NaN or infinite.
         """
-        gathered = {name: _Gather(self.layer.get_submodule(name), what) for name in modules}
+        alone = [kind for kind in what if not (alike and kind == "products")]
+        gathered = {
+            name: _Gather(self.layer.get_submodule(name), alone if i else what) for i, name in enumerate(modules)
+        }
         with ExitStack() as stack:
             for name, one in gathered.items():
                 stack.callback(self.layer.get_submodule(name).register_forward_hook(one).remove)
             self._run(keep=pass_on)
         self._passed = self._passed or pass_on
         found = {name: one.inputs(self._samples) for name, one in gathered.items()}
+        if alike:
+            products = found[modules[0]].products
+            found = {name: replace(inputs, products=products) for name, inputs in found.items()}
         for name, inputs in found.items():
             for kind in what:
                 if not torch.isfinite(getattr(inputs, kind)).all():

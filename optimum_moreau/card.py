@@ -82,7 +82,7 @@ def write_card(
         base_model_relation="finetune" if is_hub_id else None,
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=TAGS,
+        tags=[tag for tag in TAGS if sparsity is None or not tag.startswith("structured")],
     )
     card = _render(
         data,

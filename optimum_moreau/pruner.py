@@ -25,7 +25,7 @@ from .errors import ConfigError, MoreauError, OutOfMemoryError, PlanError
 from .estimate import estimate_scoring, skeleton_of, too_little_memory
 from .evaluation import perplexity
 from .evaluation.records import Measurement
-from .export import check_reachable, with_export
+from .export import check_reachable, pruned_config, with_export
 from .hub import Published, push_folder
 from .placement import input_device, prepare_offloaded, state_to_save
 from .plan import PruningPlan, contributions, fingerprint, make_plan, removed_unit_share, whole_plan
@@ -161,6 +161,8 @@ class MoreauPruner:
         """
         start = time.perf_counter()
         if self.config.masks:
+            if checkpoint_dir is not None:
+                raise ConfigError("checkpoint_dir: masks are made without steps to keep; leave it out")
             return self._mask(model, calibration, calibration_column, start)
         plan, scores = self.plan(
             model, calibration, calibration_column=calibration_column, checkpoint_dir=checkpoint_dir
@@ -389,7 +391,16 @@ class MoreauPruner:
             calibration=found.to_dict() if found else {},
         )
         before = fingerprint(model)
-        sparsity = sparsify(model, shape, self._tokens, config)
+        pruned_config(model.config, shape, plan, config.export)  # an export that cannot be is refused before any zero
+        try:
+            sparsity = sparsify(model, shape, self._tokens, config)
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise OutOfMemoryError(
+                f"masking by {config.criterion}: too little memory; give fewer calibration_samples or a smaller"
+                " batch_size"
+            ) from error
         result = self._cut(model, plan, None, start)
         self._result = replace(result, plan=replace(plan, fingerprint=before), sparsity=sparsity)
         return self._result

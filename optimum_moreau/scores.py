@@ -115,7 +115,7 @@ def score_units(
             f"targets: {criterion.name} scores what flows into heads and MLP channels, not hidden channels; leave"
             " hidden out, or take a criterion of weights or gradients"
         )
-    _check_gradients(model, config)
+    check_gradients(model, config)
     values: dict[str, Tensor] = {}
     # a caller's inference mode would forbid the gradients; tokens made in it cannot be saved for the backward pass
     with torch.inference_mode(False), scoring_mode(model), torch.no_grad():
@@ -163,7 +163,7 @@ def score_channels(
         line = elements.sum(dim=1 - dims[name], dtype=torch.float64).cpu()
         found[name] = found[name] + line if name in found else line
 
-    _check_gradients(model, config)
+    check_gradients(model, config)
     with torch.inference_mode(False), scoring_mode(model), torch.no_grad():
         batches = [] if tokens is None else list(tokens.clone().split(config.batch_size or len(tokens)))
         windows = 0 if tokens is None else len(tokens)
@@ -173,8 +173,12 @@ def score_channels(
     return {name: line.abs() for name, line in found.items()}  # signed criteria: the absolute value of the sum
 
 
-def _check_gradients(model: PreTrainedModel, config: MoreauPrunerConfig) -> None:
-    """Refuses a model that a criterion of gradients, or the published code's copies, cannot score."""
+def check_gradients(model: PreTrainedModel, config: MoreauPrunerConfig) -> None:
+    """Refuses a model that a criterion of gradients, or the published code's copies, cannot score.
+
+    Raises:
+        UnsupportedModelError: it was made under inference mode, or is offloaded.
+    """
     if config.released and is_offloaded(model):
         raise UnsupportedModelError("released holds the whole model several times; load it without offload")
     needs = CRITERIA.get(config.criterion).needs

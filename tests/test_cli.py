@@ -147,7 +147,7 @@ def test_every_field_of_the_config_has_its_flag(verb, field):
     others = {
         "fold_norms": {"targets": ("hidden",)},
         "layer_criterion": {"targets": ("layers",)},
-        **{name: {"pattern": "unstructured"} for name in ("sparsity", "refine", "update")},
+        **{name: {"pattern": "unstructured"} for name in ("sparsity", "refine", "update", "mask_group")},
     }.get(field, {})
     for flag in filter(None, (f"--{field.replace('_', '-')}", ALIASES.get(field))):
         assert flag in parser.format_help()

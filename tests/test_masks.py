@@ -1,17 +1,19 @@
 """Masked models: every criterion with every pattern, layer by layer; saved as stock checkpoints; whole or untouched."""
 
 import copy
+import importlib
 import json
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from peft import LoraConfig
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig, RecoveryConfig
 from optimum_moreau.activations import LayerStream
 from optimum_moreau.checkpoint import load_model
 from optimum_moreau.envelope import scoring_mode
-from optimum_moreau.errors import ConfigError, NonFiniteError, PlanError
+from optimum_moreau.errors import ConfigError, ExportError, NonFiniteError, PlanError, UnsupportedModelError
 from optimum_moreau.records import Records
 from optimum_moreau.recovery.adapter import lora_on
 from optimum_moreau.registry import CRITERIA
@@ -19,6 +21,8 @@ from optimum_moreau.sparsity import sparsify
 from optimum_moreau.sparsity.patterns import Pattern, keep_mask
 from optimum_moreau.units import model_shape
 from tests.tiny import FAMILIES, tiny_model
+
+sparsify_module = importlib.import_module("optimum_moreau.sparsity.sparsify")
 
 FEW = {"passes": 2, "steps": 2}
 MATRICES = [f"self_attn.{m}_proj" for m in "qkvo"] + [f"mlp.{m}_proj" for m in ("gate", "up", "down")]
@@ -99,6 +103,67 @@ def test_the_update_lowers_what_the_mask_costs(tokens):
     assert cost(update=True) < cost()
 
 
+@pytest.mark.parametrize("criterion", ["symwanda", "ria", "wanda"])
+def test_the_update_scores_each_matrix_by_its_own_flow(criterion, tokens):
+    """q, k and v share inputs and their Hessian, not their outputs: the masks are those without the update."""
+    plain, updated = tiny_model("llama"), tiny_model("llama")
+    masked(plain, tokens, criterion, feed_forward=False)
+    masked(updated, tokens, criterion, feed_forward=False, update=True)
+    for name, w in weights(plain).items():
+        assert torch.equal(w == 0, weights(updated)[name] == 0), name
+
+
+def test_sparsity_zero_is_the_identity(tokens):
+    model = tiny_model("llama")
+    before = {name: w.clone() for name, w in model.named_parameters()}
+    for criterion in ("wanda", "sparsegpt", "magnitude", "taylor"):
+        found = masked(model, tokens, criterion, sparsity=0.0, refine=None if criterion == "sparsegpt" else "dsnot")
+        assert found.achieved == found.requested == 0.0
+    assert all(torch.equal(w, before[name]) for name, w in model.named_parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bit_models_get_as_many_zeros(dtype, tokens):
+    for criterion in ("wanda", "sparsegpt", "taylor"):
+        model = tiny_model("llama", dtype=dtype)
+        found = masked(model, tokens, criterion, pattern="2:4")
+        assert all(int((w == 0).sum()) == w.numel() // 2 for w in weights(model).values()) and found.achieved == 0.5
+
+
+def test_an_offloaded_model_is_masked_as_a_loaded_one(tokens):
+    loaded, offloaded = tiny_model("llama"), cpu_offload(tiny_model("llama"))
+    flags = {name: p.requires_grad for name, p in offloaded.named_parameters()}
+    masked(loaded, tokens)
+    masked(offloaded, tokens)
+    with torch.no_grad():
+        torch.testing.assert_close(offloaded(tokens).logits, loaded(tokens).logits)
+    assert {name: p.requires_grad for name, p in offloaded.named_parameters()} == flags
+
+
+def test_a_model_of_inference_mode_is_masked_where_no_gradient_is_needed(tokens):
+    with torch.inference_mode():
+        model = tiny_model("llama")
+    assert masked(model, tokens, "magnitude").achieved == 0.5
+    with pytest.raises(UnsupportedModelError, match="can have no gradients"):
+        masked(model, tokens, "taylor")
+
+
+def test_the_groups_are_the_literatures():
+    """Magnitude and RIA compare over the matrix, Wanda and its kin within a row (METHODS.md, section 3)."""
+    depth = tiny_model("llama").config
+    groups = {name: MoreauPrunerConfig(criterion=name, pattern="2:4").resolve(depth).mask_group for name in CRITERIA}
+    assert {name for name, group in groups.items() if group == "layer"} == {
+        "magnitude", "magnitude-l2", "ria", "stochria", "sparsegpt",
+    }  # fmt: skip
+
+
+def test_damping_is_on_record_where_it_is_used(tokens):
+    model_config = tiny_model("llama").config
+    resolved = MoreauPrunerConfig(criterion="wanda", pattern="2:4", update=True, damping=0.5).resolve(model_config)
+    assert resolved.damping == 0.5
+    assert MoreauPrunerConfig(criterion="wanda", pattern="2:4", update=True).resolve(model_config).damping == 0.01
+
+
 def test_scope_and_group_are_kept(tokens):
     model = tiny_model("llama")
     found = masked(
@@ -124,7 +189,44 @@ def test_an_error_in_a_later_layer_leaves_every_layer_as_it_was(tokens):
     assert all(torch.equal(w, before[name]) for name, w in model.named_parameters())
 
 
-def test_a_pattern_that_does_not_fit_is_named_before_anything_is_done(tokens, monkeypatch):
+def test_an_interruption_leaves_every_layer_as_it_was(tokens, monkeypatch):
+    model = tiny_model("llama")
+    before = {name: w.clone() for name, w in model.named_parameters()}
+    written = []
+
+    def put(module, weight, put=sparsify_module._put):
+        put(module, weight)
+        written.append(module)
+        if len(written) == 10:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sparsify_module, "_put", put)
+    with pytest.raises(KeyboardInterrupt):
+        masked(model, tokens)
+    assert len(written) > 10  # and those put back
+    assert all(torch.equal(w, before[name]) for name, w in model.named_parameters())
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(tokens):
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] = torch.nan
+    with pytest.raises(NonFiniteError, match=r"layers\.1\.mlp\.up_proj: the scores of magnitude are not finite"):
+        masked(model, tokens, "magnitude")
+
+
+def test_an_export_that_cannot_be_is_refused_before_any_zero(tokens, tokenizer):
+    model = tiny_model("llama", vocab_size=len(tokenizer))
+    scope = {"attention_layers": (1, 2), "mlp_layers": (1, 2), "unit_ratio": 0.5}
+    MoreauPruner(MoreauPrunerConfig(criterion="magnitude", **scope)).prune(model)  # layers of different shape
+    before = {name: w.clone() for name, w in model.named_parameters()}
+    pruner = MoreauPruner(MoreauPrunerConfig(criterion="magnitude", pattern="1:2", export="stock"))
+    with pytest.raises(ExportError):
+        pruner.prune(model)
+    assert all(torch.equal(w, before[name]) for name, w in model.named_parameters())
+
+
+def test_a_pattern_that_does_not_fit_is_named_before_anything_is_done(tokens):
     model = tiny_model("llama", intermediate_size=26)
     with pytest.raises(
         PlanError, match=r"layers\.0\.mlp\.down_proj: 26 inputs are no multiple of 4, so 2:4 does not fit"
@@ -144,6 +246,8 @@ def test_a_pattern_that_does_not_fit_is_named_before_anything_is_done(tokens, mo
         ({"pattern": "2:4", "pruning_ratio": 0.2}, "pruning_ratio: concerns units"),
         ({"pattern": "2:4", "targets": ("hidden",)}, "targets: masks are of attention and mlp"),
         ({"pattern": "2:4", "budget": "global"}, "budget: 'global' is of units"),
+        ({"mask_group": "row"}, "mask_group: concerns masks"),
+        ({"pattern": "2:4", "criterion": "sparsegpt", "mask_group": "row"}, "mask_group: sparsegpt compares within"),
         ({"pattern": "2:4", "refine": "dsnott"}, "Did you mean 'dsnot'"),
     ],
     ids=str,
@@ -168,7 +272,10 @@ def test_a_masked_model_is_a_stock_checkpoint(tiny_folder, tokenizer, text, tmp_
     records = Records.load(tmp_path / "out")
     assert records.sparsity.pattern == "2:4" and records.plan.contributions == {}
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "50.0 % of the weights of its attention and MLP were set to zero (2:4)" in card and "holds in every" in card
+    of_model = f"{100 * records.sparsity.of_model:.1f} % of all its parameters"
+    assert f"50.0 % of the weights of 21 matrices of its attention and MLP, {of_model}, were set to zero (2:4)" in card
+    assert "The pattern 2:4 holds in each of these matrices." in card
+    assert "pruning_scores" not in card and "structur" not in card and "KV groups removed" not in card
     model = load_model(str(tmp_path / "out"))
     assert type(model).__name__ == "LlamaForCausalLM"
     assert all(int((w == 0).sum()) == w.numel() // 2 for w in weights(model).values())
@@ -177,6 +284,8 @@ def test_a_masked_model_is_a_stock_checkpoint(tiny_folder, tokenizer, text, tmp_
     code, out, err = command("apply", tmp_path / "out", tiny_folder, "-o", tmp_path / "again")
     assert code == 2 and "the plan is of a mask (2:4)" in err
     code, out, err = command("plan", tiny_folder, "--pattern", "2:4", "-o", tmp_path / "plan.json")
+    assert code == 2 and "a mask has no plan of units; use prune" in err
+    code, out, err = command("plan", tiny_folder, "--pattern", "2:4", "--dry-run")
     assert code == 2 and "a mask has no plan of units; use prune" in err
 
 
@@ -224,6 +333,24 @@ def test_within_training_the_adapter_is_masked_too(tokens):
     with torch.no_grad():
         torch.testing.assert_close(model(tokens).logits, within, rtol=1e-4, atol=1e-4)
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_chain_masks_and_tunes(tiny_folder, text, tmp_path, command, unverified):
+    (tmp_path / "text.txt").write_text(text)
+    flags = ("--criterion", "magnitude", "--pattern", "unstructured", "--sparsity", "0.3", "-o", tmp_path / "out")
+    tuned = ("--recover-data", tmp_path / "text.txt", "--recover-max-steps", "2", "--recover-seq-len", "32")
+    code, out, err = command("prune", tiny_folder, *flags, *tuned)
+    assert code == 0, err
+    assert (
+        out.startswith("zeros       29.99 % of the weights in scope")
+        and "; unstructured\n" in out
+        and "training    2 steps" in out
+        and "out-recovered" in out
+    )
+    model = load_model(str(tmp_path / "out-recovered"))
+    assert sum(int((w == 0).sum()) for w in weights(model).values()) == sum(
+        one.zeros for one in Records.load(tmp_path / "out").sparsity.matrices
+    )
 
 
 def test_a_mask_that_fails_writes_nothing(tiny_folder, text, tmp_path, command):

@@ -38,6 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Scores, or reads scores, and writes the plan; returns its counts."""
     given = options.config_from(args)
+    if given.masks:
+        raise ConfigError(f"--pattern {given.pattern}: a mask has no plan of units; use prune")
     if args.dry_run:
         if args.output or args.from_scores:
             raise ConfigError("--dry-run writes and reads nothing; leave --output and --from-scores out")

@@ -120,11 +120,13 @@ def show(result: dict[str, Any]) -> str:
 
 def _show_zeros(result: dict[str, Any]) -> str:
     zeros = result["sparsity"]
+    holds = "" if zeros["pattern"] == "unstructured" else " holds" if zeros["holds"] else " does not hold"
     return "\n".join(
         [
             f"zeros       {100 * zeros['achieved']:.2f} % of the weights in scope, {100 * zeros['of_model']:.2f} %"
-            f" of the model's; {zeros['pattern']}{' holds in every matrix' if zeros['holds'] else ' does not hold'}",
+            f" of the model's; {zeros['pattern']}{holds}",
             f"export      {result['export']}, shapes as before",
+            *(recover.training_lines(result["recovery"]) if "recovery" in result else []),
             *options.perplexity_line(result),
             f"verified    by a reload in a fresh process; logits differ by {result['verified_max_abs_difference']:g}",
             *_time_line(result),

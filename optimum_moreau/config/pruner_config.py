@@ -72,7 +72,8 @@ class MoreauPrunerConfig:
         pattern: what goes: whole `units`, or single weights: anywhere (`unstructured`), or all but n of every m
             consecutive inputs (`2:4`, `4:8`, …). The model's shapes stay then, and its zeros are counted, not removed.
         sparsity: share of the weights in scope that become zero, in an unstructured mask; default 0.5.
-        mask_group: weights that are compared in it: each output `row`, or the whole matrix (`layer`).
+        mask_group: weights that are compared in it: each output `row`, or the whole matrix (`layer`); default: the
+            criterion's, which is the literature's.
         refine: step that improves a mask without training: `dsnot` or `r2-dsnot` (sparsity/refine.py).
         update: adjust the weights that stay to make up for those that go (sparsity/obs.py); `sparsegpt` always does.
         feed_forward: what is masked reaches the layers behind before these are scored, where scoring is by layer.
@@ -126,7 +127,7 @@ class MoreauPrunerConfig:
     damping: float | None = None
     pattern: str = "units"
     sparsity: float | None = None
-    mask_group: str = "row"
+    mask_group: str | None = None
     refine: str | None = None
     update: bool = False
     feed_forward: bool = True
@@ -184,6 +185,8 @@ class MoreauPrunerConfig:
         if self.released:
             defaults["average_last"] = RELEASED_AVERAGE_LAST
 
+        if self.update:
+            defaults.setdefault("damping", 0.01)
         if self.by_influence_alone:
             defaults = {}
         values: dict[str, Any] = {}
@@ -193,6 +196,7 @@ class MoreauPrunerConfig:
                 logger.warning("%s does not use %s: ignored", self.criterion, name)
             values[name] = defaults.get(name) if given is None or name not in defaults else given
         if self.masks:
+            values["mask_group"] = self.mask_group or CRITERIA.get(self.criterion).mask_group
             values["sparsity"] = 0.5 if self.pattern == "unstructured" and self.sparsity is None else self.sparsity
         elif all(getattr(self, name) is None for name in SIZES):
             values["pruning_ratio"] = 0.2

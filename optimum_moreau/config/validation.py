@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 TARGETS = ("attention", "mlp", "hidden", "layers")
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "budget": ("uniform", "global"),
-    "mask_group": ("row", "layer"),
+    "mask_group": ("row", "layer", None),
     "refine": ("dsnot", "r2-dsnot", None),
     "aggregation": ("sum", "mean", "max", "prod"),
     "noise": ("relative", "absolute"),
@@ -121,7 +121,7 @@ def _validate_layers_and_targets(config: MoreauPrunerConfig) -> None:
 def _validate_masks(config: MoreauPrunerConfig) -> None:
     """What concerns masks is refused without one, and what concerns units with one."""
     if config.pattern == "units":
-        given = [name for name in ("sparsity", "refine") if getattr(config, name) is not None]
+        given = [name for name in ("sparsity", "refine", "mask_group") if getattr(config, name) is not None]
         if given := [*given, *(["update"] if config.update else [])]:
             raise ConfigError(f"{given[0]}: concerns masks; give a pattern as well: unstructured, 2:4, …")
         return
@@ -137,6 +137,8 @@ def _validate_masks(config: MoreauPrunerConfig) -> None:
         _check_share("sparsity", config.sparsity)
     if not set(config.targets) <= {"attention", "mlp"}:
         raise ConfigError("targets: masks are of attention and mlp; leave hidden and layers out")
+    if config.criterion == "sparsegpt" and config.mask_group == "row" and not config.refine:
+        raise ConfigError("mask_group: sparsegpt compares within blocks of 128 columns; leave it out")
     if config.budget != "uniform":
         raise ConfigError(f"budget: '{config.budget}' is of units so far; masks give every matrix the same share")
 

@@ -38,6 +38,7 @@ class Scoring:
         emit: takes the scores.
         checkpoint: folder that keeps every step of a long run, so that it can be resumed.
         run: what identifies the run.
+        mask_group: weights that a mask compares by default: each output `row`, or the whole matrix (`layer`).
         sides: the matrices that count for a unit, as the criterion says.
     """
 
@@ -148,6 +149,7 @@ class Criterion:
     resumable: Callable[[MoreauPrunerConfig], bool] = lambda config: False
     statistics: tuple[str, ...] = ()
     elements: Elements | None = None
+    mask_group: str = "row"
     sides: tuple[str, ...] = ("out", "in")
 
 

@@ -21,6 +21,7 @@ MAGNITUDE = Criterion(
     summary="Σ|W|, p = 1",
     paper=FILTER_PRUNING,
     score=score_l1,
+    mask_group="layer",
     elements=lambda name, w, inputs, config: w.abs(),
 )
 MAGNITUDE_L2 = Criterion(
@@ -28,5 +29,6 @@ MAGNITUDE_L2 = Criterion(
     summary="Σ|W|², p = 2",
     paper=FILTER_PRUNING,
     score=score_l2,
+    mask_group="layer",
     elements=lambda name, w, inputs, config: w.square(),
 )

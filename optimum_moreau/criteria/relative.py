@@ -56,6 +56,7 @@ RIA = scored_by_inputs(
     name="ria",
     summary="relative importance |W|/Σ_i|W| + |W|/Σ_j|W|, times (√A)^a",
     paper=RIA_PAPER,
+    mask_group="layer",
     defaults={"exponent": 0.5},
 )
 STOCHRIA = scored_by_inputs(
@@ -64,5 +65,6 @@ STOCHRIA = scored_by_inputs(
     name="stochria",
     summary="RIA with sampled row and column sums",
     paper=SYMMETRIC,
+    mask_group="layer",
     defaults={"exponent": 0.5, "sample_share": 0.1},
 )

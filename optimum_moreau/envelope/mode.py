@@ -12,15 +12,15 @@ from torch import nn
 def scoring_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, no parameter requires a gradient; afterwards everything is as it was, also on an error."""
     training = {module: module.training for module in model.modules()}
-    parameters = (parameter for parameter in model.parameters() if not parameter.is_inference())  # those never can
-    requires = {parameter: parameter.requires_grad for parameter in parameters}
+    # by name: a parameter may be replaced meanwhile; those of inference mode never can require one
+    requires = {name: p.requires_grad for name, p in model.named_parameters() if not p.is_inference()}
     try:
         model.eval()
-        for parameter in requires:
-            parameter.requires_grad_(False)
+        for name in requires:
+            model.get_parameter(name).requires_grad_(False)
         yield
     finally:
         for module, mode in training.items():
             module.training = mode
-        for parameter, flag in requires.items():
-            parameter.requires_grad_(flag)
+        for name, flag in requires.items():
+            model.get_parameter(name).requires_grad_(flag)

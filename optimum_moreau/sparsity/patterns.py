@@ -71,7 +71,27 @@ def keep_mask(scores: Tensor, pattern: Pattern, sparsity: float, group: str = "r
         lines, drop = scores, nearest_fewer(sparsity * scores.shape[1])
     else:
         lines, drop = scores.reshape(1, -1), nearest_fewer(sparsity * scores.numel())
-    order = lines.argsort(dim=1, stable=True)
-    mask = torch.ones_like(lines, dtype=torch.bool)
-    mask.scatter_(1, order[:, :drop], False)
+    mask = _small(lines, drop) if pattern.structured else _large(lines, drop)
     return mask.view_as(scores)
+
+
+def _small(lines: Tensor, drop: int) -> Tensor:
+    """All but the lowest of every line, by each entry's rank: the number of those below it, or equal and before it."""
+    places = torch.arange(lines.shape[1], device=lines.device)
+    rank = torch.zeros_like(lines, dtype=torch.int16)
+    for place in range(lines.shape[1]):
+        other = lines[:, place : place + 1]
+        rank += (other < lines) | ((other == lines) & (place < places))
+    return rank >= drop
+
+
+def _large(lines: Tensor, drop: int) -> Tensor:
+    """The same for long lines, by the highest value that goes; sorted only where several entries have that value."""
+    if not drop:
+        return torch.ones_like(lines, dtype=torch.bool)
+    mask = lines > lines.kthvalue(drop, dim=1, keepdim=True).values
+    tied = mask.sum(dim=1) != lines.shape[1] - drop
+    if tied.any():
+        order = lines[tied].argsort(dim=1, stable=True)
+        mask[tied] = torch.ones_like(order, dtype=torch.bool).scatter_(1, order[:, :drop], False)
+    return mask

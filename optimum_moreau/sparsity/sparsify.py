@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -25,9 +26,10 @@ from ..config import MoreauPrunerConfig
 from ..criteria import Criterion, Scoring
 from ..criteria.sparsegpt import inverse_factor
 from ..envelope import scoring_mode
-from ..errors import DataError
+from ..errors import ConfigError, DataError, NonFiniteError
 from ..placement import loaded, replace_parameter
 from ..registry import CRITERIA
+from ..scores import check_gradients
 from ..units import LAYERS, Block, ModelShape, decoder_layers
 from .obs import surgeon
 from .patterns import Pattern, keep_mask
@@ -59,10 +61,15 @@ def sparsify(
         config: resolved, with a `pattern` of masks.
 
     Raises:
+        ConfigError: in several processes.
+        UnsupportedModelError: the criterion needs gradients, which this model cannot have.
         PlanError: the pattern does not fit a matrix; named, before anything is done.
         DataError: tokens are missing.
         NonFiniteError: an input, a gradient or a score is not finite, or a Hessian not positive definite.
     """
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        raise ConfigError("masks are made in one process; run without torchrun or accelerate launch")
+    check_gradients(model, config)
     pattern = Pattern.parse(config.pattern)
     scope = [block for block in shape.in_scope(config) if block.kind in ("attention", "mlp")]
     layers = decoder_layers(model)
@@ -72,7 +79,9 @@ def sparsify(
     masker = _Masker(model, config, pattern, CRITERIA.get(config.criterion), tokens)
     with torch.inference_mode(False), scoring_mode(model), torch.no_grad(), _restored(layers, scope) as keep:
         found = [matrix for layer in masker.run(scope, keep) for matrix in layer]
-    return SparsitySummary(config.pattern, config.sparsity or pattern.sparsity, tuple(found), shape.parameters)
+    asked = pattern.sparsity if pattern.structured else config.sparsity
+    assert asked is not None  # resolved
+    return SparsitySummary(config.pattern, asked, tuple(found), shape.parameters)
 
 
 class _Masker:
@@ -112,11 +121,11 @@ class _Masker:
             return
         stream = LayerStream(self.model, self.batches, self.windows)
         for streamed in tqdm(stream, "layers", len(layers), leave=False, disable=None):
-            if streamed.index > max(by_layer):
-                break
             if streamed.index in by_layer:
                 keep(streamed.index)
                 yield self._layer(streamed, by_layer[streamed.index], scores)
+            if streamed.index == max(by_layer):  # nothing reads what comes out of it
+                break
 
     def _layer(
         self, streamed: StreamedLayer, blocks: Sequence[Block], scores: dict[str, Tensor]
@@ -130,13 +139,9 @@ class _Masker:
         found: list[MatrixSparsity] = []
         waiting: list[_Cut] = []
         for group in groups:
-            alone = len(groups) == 1
-            leaders = group if "products" not in self.what else group[:1]
-            inputs = streamed.gather(leaders, self.what, pass_on=alone and not self.config.feed_forward)
-            cuts = [
-                self._cut(layers, owner[module], module, inputs.get(module, inputs[leaders[0]]), scores)
-                for module in group
-            ]
+            once = len(groups) == 1 and not self.config.feed_forward
+            inputs = streamed.gather(group, self.what, pass_on=once, alike="products" in self.what)
+            cuts = [self._cut(layers, owner[module], module, inputs[module], scores) for module in group]
             if self.config.feed_forward:
                 found += self._write(streamed.layer, cuts)
             else:
@@ -159,14 +164,16 @@ class _Masker:
         sparsity = self.config.sparsity or 0.0
         upper = None
         if self.updates:
-            upper, dead = inverse_factor(inputs, self.config.damping or 0.01, where)
+            upper, dead = inverse_factor(inputs, self.config.damping or 0.0, where)
             w = torch.where(dead, 0, w)
         if self.config.criterion == "sparsegpt" and not self.config.refine:
             assert upper is not None
             return _Cut(module, *surgeon(w, upper, self.pattern, sparsity), None)
         elements = self.criterion.elements
         score = elements(name, w, inputs, self.config) if elements else scores.pop(name).to(w.device)
-        mask = keep_mask(score, self.pattern, sparsity, self.config.mask_group)
+        if not torch.isfinite(score).all():
+            raise NonFiniteError(f"{where}: the scores of {self.criterion.name} are not finite; check its weights")
+        mask = keep_mask(score, self.pattern, sparsity, self.config.mask_group or "row")
         refined = refine(w, mask, inputs, self.pattern, self.config.refine) if self.config.refine else None
         mask = refined.mask if refined else mask
         if upper is not None:
@@ -178,7 +185,10 @@ class _Masker:
         index = list(decoder_layers(self.model)).index(layer)
         for cut in cuts:
             module = layer.get_submodule(cut.name)
-            _put(module, cut.weight.to(module.weight.dtype))
+            weight = cut.weight.to(module.weight.dtype)
+            if not torch.isfinite(weight).all():
+                raise NonFiniteError(f"layers.{index}.{cut.name}: the adjusted weights overflow {weight.dtype}")
+            _put(module, weight)
             zeros = int((cut.weight == 0).sum())
             errors = (cut.refined.before, cut.refined.after, cut.refined.swaps) if cut.refined else (None, None, 0)
             where = f"layers.{index}.{cut.name}"
@@ -214,7 +224,7 @@ def _weight(layers: Any, block: Block, module: str) -> Tensor:
 
 
 def _put(module: Any, weight: Tensor) -> None:
-    if module.weight.is_meta:
+    if module.weight.is_meta or module.weight.is_inference():
         replace_parameter(module, "weight", weight)
     else:
         module.weight.copy_(weight)
