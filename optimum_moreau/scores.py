@@ -232,7 +232,8 @@ def with_layer_sums(scores: UnitScores, shape: ModelShape, config: MoreauPrunerC
 def needs_text(config: MoreauPrunerConfig) -> bool:
     """Whether scoring reads calibration text."""
     influence = "layers" in config.targets and config.layer_criterion == "block-influence"
-    return influence or bool(CRITERIA.get(config.criterion).needs) or bool(config.refine) or config.update
+    masks = bool(config.refine) or config.update or config.budget == "owl"
+    return influence or bool(CRITERIA.get(config.criterion).needs) or masks
 
 
 class UnitSums:

@@ -12,12 +12,14 @@ from peft import LoraConfig
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig, RecoveryConfig
 from optimum_moreau.activations import LayerStream
 from optimum_moreau.checkpoint import load_model
+from optimum_moreau.criteria import Scoring
 from optimum_moreau.envelope import scoring_mode
 from optimum_moreau.errors import ConfigError, ExportError, NonFiniteError, PlanError, UnsupportedModelError
 from optimum_moreau.records import Records
 from optimum_moreau.recovery.adapter import lora_on
 from optimum_moreau.registry import CRITERIA
 from optimum_moreau.sparsity import sparsify
+from optimum_moreau.sparsity.budget import LAMBDA, owl_sparsity
 from optimum_moreau.sparsity.patterns import Pattern, keep_mask
 from optimum_moreau.units import model_shape
 from tests.tiny import FAMILIES, tiny_model
@@ -101,6 +103,57 @@ def test_the_update_lowers_what_the_mask_costs(tokens):
             return float((model(tokens).logits - expected).square().mean())
 
     assert cost(update=True) < cost()
+
+
+@pytest.mark.parametrize("criterion", ["wanda", "magnitude", "taylor", "gblm"])
+def test_a_global_budget_is_one_ranking_of_the_dense_model(criterion, tokens):
+    model, dense = tiny_model("llama"), tiny_model("llama")
+    found = masked(model, tokens, criterion, sparsity=0.4, budget="global")
+    scores = torch.cat([one.flatten() for one in elements_of_all(dense, tokens, criterion).values()])
+    stays = torch.cat([(w != 0).flatten() for w in weights(model).values()])
+    assert abs(int((~stays).sum()) - 0.4 * len(stays)) <= 1 and found.achieved == pytest.approx(0.4, abs=1e-3)
+    assert scores[~stays].max() <= scores[stays].min() * (1 + 1e-5)
+    assert len({round(one.sparsity, 3) for one in found.matrices}) > 5
+
+
+def elements_of_all(model, tokens, criterion):
+    """Element scores of the dense model, in the order of `weights`."""
+    found = {}
+
+    def emit(name, elements):
+        found[name] = found.get(name, 0) + elements.clone()
+
+    config = MoreauPrunerConfig(criterion=criterion, pattern="unstructured").resolve(model.config)
+    with scoring_mode(model), torch.no_grad():
+        CRITERIA.get(criterion).score(Scoring(model, model_shape(model).blocks, [tokens], len(tokens), config, emit))
+    if criterion == "wanda":
+        assert set(found) == {f"model.{name}.weight" for name in weights(model)}
+    return {name: found[f"model.{name}.weight"] for name in weights(model)}
+
+
+def test_owl_gives_layers_with_outliers_fewer_zeros(tokens):
+    model = tiny_model("llama")
+    with torch.no_grad():
+        for w in (model.model.layers[1].mlp.up_proj.weight, model.model.layers[1].self_attn.q_proj.weight):
+            w[::5, ::5] *= 20
+    found = masked(model, tokens, "wanda", sparsity=0.5, budget="owl", feed_forward=False)
+    shares = found.by_layer()
+    assert found.achieved == pytest.approx(0.5, abs=0.01)
+    assert shares["1"] == min(shares.values()) and max(shares.values()) - shares["1"] == pytest.approx(
+        2 * LAMBDA, abs=0.02
+    )
+
+
+def test_owl_is_its_formula():
+    scores = {0: [torch.tensor([1.0, 1, 1, 1])], 1: [torch.tensor([0.1] * 19 + [100.0])], 2: [torch.tensor([1.0] * 4)]}
+    found = owl_sparsity(scores, 0.6)
+    mean = 2 * LAMBDA * 20 / 28
+    assert found == {
+        0: pytest.approx(0.6 + mean),
+        1: pytest.approx(0.6 + mean - 2 * LAMBDA),
+        2: pytest.approx(0.6 + mean),
+    }
+    assert owl_sparsity({0: scores[0], 1: scores[2]}, 0.6) == {0: 0.6, 1: 0.6}
 
 
 @pytest.mark.parametrize("criterion", ["symwanda", "ria", "wanda"])
@@ -245,7 +298,9 @@ def test_a_pattern_that_does_not_fit_is_named_before_anything_is_done(tokens):
         ({"pattern": "2:4", "sparsity": 0.5}, "sparsity: '2:4' says itself"),
         ({"pattern": "2:4", "pruning_ratio": 0.2}, "pruning_ratio: concerns units"),
         ({"pattern": "2:4", "targets": ("hidden",)}, "targets: masks are of attention and mlp"),
-        ({"pattern": "2:4", "budget": "global"}, "budget: 'global' is of units"),
+        ({"pattern": "2:4", "budget": "global"}, "budget: '2:4' gives every matrix the same share"),
+        ({"budget": "owl"}, "budget: 'owl' spreads the zeros of masks"),
+        ({"pattern": "unstructured", "criterion": "sparsegpt", "budget": "global"}, "budget: sparsegpt decides within"),
         ({"mask_group": "row"}, "mask_group: concerns masks"),
         ({"pattern": "2:4", "criterion": "sparsegpt", "mask_group": "row"}, "mask_group: sparsegpt compares within"),
         ({"pattern": "2:4", "refine": "dsnott"}, "Did you mean 'dsnot'"),

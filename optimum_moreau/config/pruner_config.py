@@ -50,7 +50,8 @@ class MoreauPrunerConfig:
             similarity between its input and output.
         fold_norms: hidden channels only: keep the norms' averages over the original width, by factors folded into their
             weights and ε; otherwise they average over the channels kept.
-        budget: `uniform`: each layer gives the same share; `global`: one ranking over all layers.
+        budget: `uniform`: each layer gives the same share; `global`: one ranking over all layers; `owl`: of an
+            unstructured mask, by each layer's share of outliers (sparsity/budget.py).
         aggregation: how the coupled matrices of a unit combine (paper, Eq. 5): `sum`, `mean`, `max`, `prod`.
         rho: ρ of the Moreau envelope (paper, Eq. 6).
         step_size: γ of Algorithm 1.

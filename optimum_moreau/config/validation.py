@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 TARGETS = ("attention", "mlp", "hidden", "layers")
 CHOICES: dict[str, tuple[str | None, ...]] = {
-    "budget": ("uniform", "global"),
+    "budget": ("uniform", "global", "owl"),
     "mask_group": ("row", "layer", None),
     "refine": ("dsnot", "r2-dsnot", None),
     "aggregation": ("sum", "mean", "max", "prod"),
@@ -124,6 +124,10 @@ def _validate_masks(config: MoreauPrunerConfig) -> None:
         given = [name for name in ("sparsity", "refine", "mask_group") if getattr(config, name) is not None]
         if given := [*given, *(["update"] if config.update else [])]:
             raise ConfigError(f"{given[0]}: concerns masks; give a pattern as well: unstructured, 2:4, …")
+        if config.budget == "owl":
+            raise ConfigError(
+                "budget: 'owl' spreads the zeros of masks; give --pattern unstructured, or another budget"
+            )
         return
     found = re.fullmatch(r"(\d+):(\d+)", config.pattern)
     if config.pattern != "unstructured" and not (found and 0 < int(found[1]) < int(found[2])):
@@ -139,8 +143,10 @@ def _validate_masks(config: MoreauPrunerConfig) -> None:
         raise ConfigError("targets: masks are of attention and mlp; leave hidden and layers out")
     if config.criterion == "sparsegpt" and config.mask_group == "row" and not config.refine:
         raise ConfigError("mask_group: sparsegpt compares within blocks of 128 columns; leave it out")
-    if config.budget != "uniform":
-        raise ConfigError(f"budget: '{config.budget}' is of units so far; masks give every matrix the same share")
+    if config.budget != "uniform" and found:
+        raise ConfigError(f"budget: '{config.pattern}' gives every matrix the same share; leave '{config.budget}' out")
+    if config.criterion == "sparsegpt" and config.budget == "global" and not config.refine:
+        raise ConfigError("budget: sparsegpt decides within each matrix; use uniform or owl")
 
 
 def _validate_shapes(config: MoreauPrunerConfig) -> None:

@@ -31,6 +31,7 @@ from ..placement import loaded, replace_parameter
 from ..registry import CRITERIA
 from ..scores import check_gradients
 from ..units import LAYERS, Block, ModelShape, decoder_layers
+from .budget import global_masks, owl_sparsity
 from .obs import surgeon
 from .patterns import Pattern, keep_mask
 from .refine import STATISTICS, Refined, refine
@@ -95,13 +96,14 @@ class _Masker:
     ) -> None:
         self.model, self.config, self.pattern, self.criterion = model, config, pattern, criterion
         self.updates = config.update or config.criterion == "sparsegpt"
+        self.needs_text = bool(criterion.needs) or config.budget == "owl"
         wanted = {
             *criterion.statistics,
             *(STATISTICS if config.refine else ()),
             *(["products"] if self.updates else []),
         }
         self.what = tuple(sorted(wanted))
-        if tokens is None and (self.what or criterion.needs):
+        if tokens is None and (self.what or self.needs_text):
             raise DataError(f"{criterion.name}: reads calibration text; give some")
         self.batches = [] if tokens is None else list(tokens.clone().split(config.batch_size or len(tokens)))
         self.windows = 0 if tokens is None else len(tokens)
@@ -109,6 +111,7 @@ class _Masker:
     def run(self, scope: Sequence[Block], keep: Any) -> Iterator[list[MatrixSparsity]]:
         """Masks every layer in scope; yields what was done to each."""
         scores = {} if self.criterion.elements else self._scores(scope)
+        self._spread(scope, scores)
         by_layer: dict[int, list[Block]] = {}
         for block in scope:
             assert block.layer is not None  # heads and channels lie in a layer
@@ -161,7 +164,8 @@ class _Masker:
         """Scores a matrix, chooses, refines, updates; changes nothing."""
         where, name = f"layers.{block.layer}.{module}", f"{LAYERS}{block.layer}.{module}.weight"
         w = _weight(layers, block, module).float()
-        sparsity = self.config.sparsity or 0.0
+        assert block.layer is not None  # heads and channels lie in a layer
+        sparsity = self.shares.get(block.layer, self.config.sparsity or 0.0)
         upper = None
         if self.updates:
             upper, dead = inverse_factor(inputs, self.config.damping or 0.0, where)
@@ -169,11 +173,13 @@ class _Masker:
         if self.config.criterion == "sparsegpt" and not self.config.refine:
             assert upper is not None
             return _Cut(module, *surgeon(w, upper, self.pattern, sparsity), None)
-        elements = self.criterion.elements
-        score = elements(name, w, inputs, self.config) if elements else scores.pop(name).to(w.device)
-        if not torch.isfinite(score).all():
-            raise NonFiniteError(f"{where}: the scores of {self.criterion.name} are not finite; check its weights")
-        mask = keep_mask(score, self.pattern, sparsity, self.config.mask_group or "row")
+        if name in self.masks:
+            mask = self.masks.pop(name).to(w.device)
+        else:
+            elements = self.criterion.elements
+            score = elements(name, w, inputs, self.config) if elements else scores.pop(name).to(w.device)
+            self._check(score, where)
+            mask = keep_mask(score, self.pattern, sparsity, self.config.mask_group or "row")
         refined = refine(w, mask, inputs, self.pattern, self.config.refine) if self.config.refine else None
         mask = refined.mask if refined else mask
         if upper is not None:
@@ -194,6 +200,48 @@ class _Masker:
             where = f"layers.{index}.{cut.name}"
             found.append(MatrixSparsity(where, zeros, cut.mask.numel(), self.pattern.holds(cut.mask), *errors))
         return found
+
+    def _check(self, score: Tensor, where: str) -> None:
+        if not torch.isfinite(score).all():
+            raise NonFiniteError(f"{where}: the scores of {self.criterion.name} are not finite; check its weights")
+
+    def _spread(self, scope: Sequence[Block], scores: dict[str, Tensor]) -> None:
+        """Decides each layer's share of zeros, or all masks, from scores of the dense model, where the budget says."""
+        self.shares: dict[int, float] = {}
+        self.masks: dict[str, Tensor] = {}
+        sparsity = self.config.sparsity or 0.0
+        if self.config.budget == "owl":
+            by_layer: dict[int, list[Tensor]] = {}
+            for name, score in self._dense(scope, CRITERIA.get("wanda")):
+                by_layer.setdefault(int(name.split(".")[2]), []).append(score)
+            self.shares = owl_sparsity(by_layer, sparsity)
+        elif self.config.budget == "global":
+            found = dict(self._dense(scope, self.criterion)) if self.criterion.elements else dict(scores)
+            for name, score in found.items():
+                self._check(score, name.removeprefix("model.").removesuffix(".weight"))
+            self.masks = global_masks(found, sparsity)
+
+    def _dense(self, scope: Sequence[Block], criterion: Criterion) -> Iterator[tuple[str, Tensor]]:
+        """Scores every matrix of the dense model; on the CPU, in float32."""
+        config, elements = self.config, criterion.elements
+        assert elements is not None  # asked only of criteria that have it
+        modules: dict[int | None, list[str]] = {block.layer: [] for block in scope}
+        for block in scope:
+            modules[block.layer] += _modules(block)
+        if not criterion.statistics:
+            layers = decoder_layers(self.model)
+            for block in scope:
+                for module in _modules(block):
+                    name = f"{LAYERS}{block.layer}.{module}.weight"
+                    yield name, elements(name, _weight(layers, block, module).float(), _EMPTY, config).cpu()
+            return
+        for streamed in LayerStream(self.model, self.batches, self.windows):
+            own = modules.get(streamed.index, [])
+            inputs = streamed.gather(own, criterion.statistics) if own else {}
+            for module in own:
+                name = f"{LAYERS}{streamed.index}.{module}.weight"
+                w = loaded(streamed.layer.get_submodule(module), "weight").float()
+                yield name, elements(name, w, inputs[module], config).cpu()
 
     def _scores(self, scope: Sequence[Block]) -> dict[str, Tensor]:
         """Element scores of the dense model, kept on the CPU."""
