@@ -336,6 +336,10 @@ def test_a_masked_model_is_a_stock_checkpoint(tiny_folder, tokenizer, text, tmp_
     assert all(int((w == 0).sum()) == w.numel() // 2 for w in weights(model).values())
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["architectures"] == ["LlamaForCausalLM"] and "auto_map" not in config
+    assert command("report", tmp_path / "out", "-o", tmp_path / "page.html", "--no-generate")[0] == 0
+    assert f"<td>{of_model.removesuffix('of all its parameters')}of the parameters (2:4)</td>" in (
+        tmp_path / "page.html"
+    ).read_text(encoding="utf-8")
     code, out, err = command("apply", tmp_path / "out", tiny_folder, "-o", tmp_path / "again")
     assert code == 2 and "the plan is of a mask (2:4)" in err
     code, out, err = command("plan", tiny_folder, "--pattern", "2:4", "-o", tmp_path / "plan.json")

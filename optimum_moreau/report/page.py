@@ -125,6 +125,9 @@ def _facts_of(records: Records) -> dict[str, str]:
         "targets": ", ".join(records.plan.config.get("targets", ())) or "not recorded",
         "parameters": f"{summary.parameters_before:,} → {summary.parameters_after:,}",
         "removed": f"{100 * summary.ratio_achieved:.2f} %",
+        "zeros": "none masked"
+        if records.sparsity is None
+        else f"{100 * records.sparsity.of_model:.1f} % of the parameters ({records.sparsity.pattern})",
         "weights": f"{words_for_bytes(summary.bytes_before)} → {words_for_bytes(summary.bytes_after)}, {summary.dtype}",
         "layers": f"{len(summary.layers_before)} → {len(left)}",
         "hidden channels": f"{summary.hidden_before:,} → {summary.hidden_after:,}",
