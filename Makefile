@@ -38,4 +38,5 @@ results: $(INSTALLED)
 	$(BIN)/python benchmarks/results.py --output docs/results.md
 
 clean:
-	rm -rf $(VENV) demo_output build *.egg-info pruned pruned-cli pruned-again pruned-shallow plan.json plan-30.json
+	rm -rf $(VENV) demo_output build *.egg-info pruned pruned-cli pruned-again pruned-shallow recovered chained chained-recovered insight \
+		report.html recipe.yaml plan.json plan-30.json
