@@ -1,4 +1,4 @@
-"""Insight: masking is removal, channels add up to units, curves are what pruning by hand gives, pictures say it."""
+"""Insight: silencing is removal, channels add up to units, curves are what pruning by hand gives, pictures say it."""
 
 import json
 import xml.etree.ElementTree as ET
@@ -11,8 +11,8 @@ from optimum_moreau import MoreauPruner, MoreauPrunerConfig, perplexity
 from optimum_moreau.checkpoint import load_model, load_tokenizer
 from optimum_moreau.errors import ConfigError, PlanError
 from optimum_moreau.evaluation.insight import Insight
-from optimum_moreau.evaluation.masking import masked
 from optimum_moreau.evaluation.ranks import rank_correlation
+from optimum_moreau.evaluation.silencing import silenced
 from optimum_moreau.evaluation.study import Study
 from optimum_moreau.plan import make_plan
 from optimum_moreau.report import draw_map
@@ -43,33 +43,33 @@ def plan_of(model, tokens, criterion="taylor", **changes):
     return make_plan(score_units(model, shape, tokens, config), shape, config)
 
 
-# Masking
+# Silencing
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_masked_is_removed(family, tokens):
+def test_silenced_is_removed(family, tokens):
     model = tiny_model(family)
     model_there = {name: p.clone() for name, p in model.named_parameters()}
     plan = plan_of(model, tokens, attention_layers=(0, 3), mlp_layers=(1, 3))
     with torch.no_grad():
-        with masked(model, model_shape(model), plan):
-            silenced = model(tokens).logits
+        with silenced(model, model_shape(model), plan):
+            quiet = model(tokens).logits
         assert all(torch.equal(p, model_there[name]) for name, p in model.named_parameters())
         apply_plan(model, plan)
-        assert (silenced - model(tokens).logits).abs().max() <= 1e-5 * silenced.abs().max()
+        assert (quiet - model(tokens).logits).abs().max() <= 1e-5 * quiet.abs().max()
 
 
 def test_an_error_within_leaves_the_weights_as_they_were(llama, tokens):
     before = {name: p.clone() for name, p in llama.named_parameters()}
-    with pytest.raises(ZeroDivisionError), masked(llama, model_shape(llama), plan_of(llama, tokens)):
+    with pytest.raises(ZeroDivisionError), silenced(llama, model_shape(llama), plan_of(llama, tokens)):
         raise ZeroDivisionError
     assert all(torch.equal(p, before[name]) for name, p in llama.named_parameters())
 
 
 @pytest.mark.parametrize("target", ["hidden", "layers"])
-def test_what_cannot_be_masked_is_refused(target, llama, tokens):
+def test_what_cannot_be_silenced_is_refused(target, llama, tokens):
     plan = plan_of(llama, tokens, targets=(target,), whole_layers=(0, 3))
-    with pytest.raises(PlanError, match="only heads and MLP channels"), masked(llama, model_shape(llama), plan):
+    with pytest.raises(PlanError, match="only heads and MLP channels"), silenced(llama, model_shape(llama), plan):
         pass
 
 

@@ -1,4 +1,4 @@
-"""What a model is worth: perplexity."""
+"""What a model is worth (perplexity, zero-shot tasks), and what its plans depend on (robustness, study)."""
 
 from .perplexity import SEGMENT, Perplexity, PerplexityResult, perplexity, segment
 

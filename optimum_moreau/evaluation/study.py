@@ -1,6 +1,6 @@
 """Looks into a model at hand: how criteria rank its channels, and what their choices cost (the paper's figures).
 
-Plans are tried out by masking (`masking.py`), so that one loaded model serves for every point of every curve.
+Plans are tried out by silencing units (`silencing.py`), so that one loaded model serves for every point of every curve.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from ..sources import read_documents
 from ..surgery import check_prunable
 from ..units import model_shape
 from .insight import ChannelRanks, Curve, Panel
-from .masking import masked
 from .perplexity import SEGMENT, measure_segments, segment
 from .ranks import rank_correlation, ranks_of
+from .silencing import silenced
 
 logger = logging.getLogger(__name__)
 
@@ -253,7 +253,7 @@ class Study:
         return score_units(self.model, self.shape, self._calibration(config, seed), config), config
 
     def _cost(self, scores: UnitScores, config: MoreauPrunerConfig) -> float:
-        with masked(self.model, self.shape, make_plan(scores, self.shape, config)):
+        with silenced(self.model, self.shape, make_plan(scores, self.shape, config)):
             return self._perplexity()
 
     def _perplexity(self) -> float:

@@ -15,7 +15,7 @@ from ..units import ModelShape, decoder_layers
 
 
 @contextmanager
-def masked(model: PreTrainedModel, shape: ModelShape, plan: PruningPlan) -> Iterator[None]:
+def silenced(model: PreTrainedModel, shape: ModelShape, plan: PruningPlan) -> Iterator[None]:
     """Within the block the model computes what it would with the plan applied; afterwards it is bit for bit as it was.
 
     A unit speaks through its columns of o_proj or down_proj alone; with these at zero it is as good as removed.
@@ -29,7 +29,7 @@ def masked(model: PreTrainedModel, shape: ModelShape, plan: PruningPlan) -> Iter
         PlanError: the plan takes hidden channels or whole layers.
     """
     if plan.hidden is not None or plan.kept_layers is not None:
-        raise PlanError("only heads and MLP channels can be masked; leave hidden and layers out of the targets")
+        raise PlanError("only heads and MLP channels can be silenced; leave hidden and layers out of the targets")
     layers = decoder_layers(model)
     kept: list[tuple[Any, torch.Tensor, torch.Tensor]] = []  # weight, columns, their values
     try:
