@@ -69,6 +69,7 @@ CRITERIA = Registry(
         "taylor-second": f"{_CRITERIA}.taylor:TAYLOR_SECOND",
         "taylor-mixed": f"{_CRITERIA}.taylor:TAYLOR_MIXED",
         "taylor-vector": f"{_CRITERIA}.taylor:TAYLOR_VECTOR",
+        "lora": f"{_CRITERIA}.lora:LORA",
         "magnitude": f"{_CRITERIA}.magnitude:MAGNITUDE",
         "magnitude-l2": f"{_CRITERIA}.magnitude:MAGNITUDE_L2",
         "wanda": f"{_CRITERIA}.wanda:WANDA",

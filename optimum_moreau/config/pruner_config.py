@@ -21,7 +21,8 @@ CONFIG_NAME = "moreau_pruner_config.json"
 # Settings that only some criteria read; `None` until `resolve` takes the criterion's default.
 CRITERION_FIELDS = (
     "rho", "step_size", "eta", "eta_quantile", "sigma", "steps", "noise_samples", "passes", "average_last",
-    "alpha", "exponent", "norm_order", "input_weight", "output_weight", "sample_share", "damping",
+    "alpha", "exponent", "norm_order", "input_weight", "output_weight", "sample_share", "lora_rank", "learning_rate",
+    "decay", "damping",
 )  # fmt: skip
 _LAYER_RANGES = ("attention_layers", "mlp_layers", "whole_layers")
 # How much is removed, in one of these.
@@ -59,7 +60,7 @@ class MoreauPrunerConfig:
         eta_quantile: instead of `eta`: the threshold is this quantile of the group norms of the step.
         sigma: σ of the Gaussian smoothing.
         noise: `relative`: noise of σ·|w| per element (paper, appendix E.2); `absolute`: σ (Theorem 1).
-        steps: T of Algorithm 1.
+        steps: T of Algorithm 1, and of `lora`.
         noise_samples: m, noise draws per step.
         passes: noisy passes of `smoothgrad`.
         average_last: how many of the last iterates the score is the mean of.
@@ -69,6 +70,9 @@ class MoreauPrunerConfig:
         input_weight: how much the inputs weigh in `symwanda`.
         output_weight: how much the outputs weigh in it.
         sample_share: β of `stochria`: the share of the smaller side that row and column sums are over.
+        lora_rank: r of `lora`'s adapters.
+        learning_rate: of their training.
+        decay: λ of `lora`: how much of the score before stays at each step.
         damping: of `sparsegpt`: share of the Hessian's mean diagonal that is added to its diagonal.
         pattern: what goes: whole `units`, or single weights: anywhere (`unstructured`), or all but n of every m
             consecutive inputs (`2:4`, `4:8`, …). The model's shapes stay then, and its zeros are counted, not removed.
@@ -125,6 +129,9 @@ class MoreauPrunerConfig:
     input_weight: float | None = None
     output_weight: float | None = None
     sample_share: float | None = None
+    lora_rank: int | None = None
+    learning_rate: float | None = None
+    decay: float | None = None
     damping: float | None = None
     pattern: str = "units"
     sparsity: float | None = None

@@ -50,7 +50,7 @@ def validate(config: MoreauPrunerConfig) -> None:
     _validate_ratios(config)
     _validate_shapes(config)
     _validate_masks(config)
-    for name in ("rho", "step_size", "sigma", "eta", "norm_order", "damping", *_WEIGHTS):
+    for name in ("rho", "step_size", "sigma", "eta", "norm_order", "damping", "learning_rate", *_WEIGHTS):
         _check_number(name, getattr(config, name), above=0.0, inclusive=name in ("sigma", "eta", *_WEIGHTS))
     if config.sample_share is not None and not 0 < _number(config.sample_share) <= 1:
         raise ConfigError(f"sample_share: {config.sample_share!r} is not a share in (0, 1]; a tenth is 0.1")
@@ -59,6 +59,7 @@ def validate(config: MoreauPrunerConfig) -> None:
         "noise_samples",
         "passes",
         "average_last",
+        "lora_rank",
         "calibration_samples",
         "batch_size",
         "multiple_of",
@@ -70,6 +71,8 @@ def validate(config: MoreauPrunerConfig) -> None:
     for name in ("released", "uniform", "fold_norms", "update", "feed_forward"):
         if not isinstance(value := getattr(config, name), bool):
             raise ConfigError(f"{name}: {value!r} is not true or false")
+    if config.decay is not None:
+        _check_share("decay", config.decay)
     if config.eta_quantile is not None:
         _check_share("eta_quantile", config.eta_quantile)
         if config.eta is not None:

@@ -38,7 +38,6 @@ class Scoring:
         emit: takes the scores.
         checkpoint: folder that keeps every step of a long run, so that it can be resumed.
         run: what identifies the run.
-        mask_group: weights that a mask compares by default: each output `row`, or the whole matrix (`layer`).
         sides: the matrices that count for a unit, as the criterion says.
     """
 
@@ -134,6 +133,7 @@ class Criterion:
         resumable: whether such a run can keep its steps, and go on from them.
         statistics: what `elements` reads of a layer's inputs (activations.py).
         elements: scores one weight from its layer's inputs alone, so that a mask can be made layer by layer.
+        mask_group: weights that a mask compares by default: each output `row`, or the whole matrix (`layer`).
         sides: the matrices that count for a unit: those it owns rows of (`out`), columns of (`in`), or both.
     """
 

@@ -2,6 +2,7 @@
 
 MOREAU_PRUNER = "https://arxiv.org/abs/2406.07017"
 LLM_PRUNER = "https://arxiv.org/abs/2305.11627"
+LORA_PRUNE = "https://arxiv.org/abs/2305.18403"
 FILTER_PRUNING = "https://arxiv.org/abs/1608.08710"
 SHORT_GPT = "https://arxiv.org/abs/2403.03853"
 WANDA_PAPER = "https://arxiv.org/abs/2306.11695"
@@ -22,6 +23,13 @@ BIBTEX = {
   author = {Ma, Xinyin and Fang, Gongfan and Wang, Xinchao},
   booktitle = {Advances in Neural Information Processing Systems},
   year = {2023}
+}""",
+    LORA_PRUNE: """@inproceedings{zhang2024loraprune,
+  title = {LoRAPrune: Structured Pruning Meets Low-Rank Parameter-Efficient Fine-Tuning},
+  author = {Zhang, Mingyang and Chen, Hao and Shen, Chunhua and Yang, Zhen and Ou, Linlin and Yu, Xinyi and
+            Zhuang, Bohan},
+  booktitle = {Findings of the Association for Computational Linguistics},
+  year = {2024}
 }""",
     FILTER_PRUNING: """@inproceedings{li2017pruning,
   title = {Pruning Filters for Efficient ConvNets},
