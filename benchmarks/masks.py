@@ -12,6 +12,8 @@ import logging
 import os
 import statistics
 import time
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from results import SUBJECTS
@@ -40,22 +42,49 @@ def measure(subject, shared, arguments, known):
     keys = [
         (subject.model, row, refinement, pattern, seed)
         for row in arguments.criteria
+        for seed in range(arguments.seeds)
         for pattern in PATTERNS
         for refinement in REFINEMENTS
-        for seed in range(arguments.seeds)
     ]
     if (subject.model, "dense", "", "", 0) not in known:
         dense = perplexity(load_model(folder, device="cpu"), tokenizer, evaluation, max_segments=SEGMENTS).perplexity
         yield (subject.model, "dense", "", "", 0), dense, 0.0
+    scored = {}
     for key in tqdm([key for key in keys if key not in known], desc=subject.model):
         _, row, refinement, pattern, seed = key
+        if CRITERIA.get(row).elements is None and scored.get("of") != (row, seed):
+            scored = {"of": (row, seed)}
         settings = {**PATTERNS[pattern], **REFINEMENTS[refinement]}
         config = MoreauPrunerConfig(criterion=row, calibration_samples=arguments.samples, seed=seed, **settings)
         model = load_model(folder, device="cpu")
+        known_scores = len(scored) > 1
         start = time.perf_counter()
-        MoreauPruner(config, tokenizer=tokenizer).prune(model, calibration)
-        seconds = time.perf_counter() - start
+        with remembered(row, scored):
+            MoreauPruner(config, tokenizer=tokenizer).prune(model, calibration)
+        seconds = None if known_scores else time.perf_counter() - start
         yield key, perplexity(model, tokenizer, evaluation, max_segments=SEGMENTS).perplexity, seconds
+
+
+@contextmanager
+def remembered(row, scored):
+    """Scores of the dense model are computed once for all patterns and refinements of a draw."""
+    criterion = CRITERIA.get(row)
+
+    def score(run):
+        if len(scored) == 1:
+            criterion.score(
+                replace(run, emit=lambda name, elements: scored.setdefault(name, []).append(elements.cpu().clone()))
+            )
+        for name, parts in scored.items():
+            for elements in parts if name != "of" else ():
+                run.emit(name, elements.clone())
+
+    if criterion.elements is None:
+        CRITERIA._entries[row] = replace(criterion, score=score)
+    try:
+        yield
+    finally:
+        CRITERIA._entries[row] = criterion
 
 
 def table(model, runs, criteria):
@@ -72,7 +101,7 @@ def table(model, runs, criteria):
                 values = [value for value, _ in found]
                 spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
                 cells.append(f"{statistics.mean(values):.2f}{spread}" if values else "")
-                seconds += [took for _, took in found]
+                seconds += [took for _, took in found if took is not None]
         lines.append(f"| {row} | {' | '.join(cells)} | {statistics.mean(seconds) if seconds else 0:.1f} |")
     return lines
 

@@ -20,7 +20,7 @@ from .families import CUSTOM_PREFIX
 from .plan import PruningPlan
 from .recovery import RecoverySummary
 from .registry import CRITERIA
-from .sparsity import SparsitySummary
+from .sparsity import OWL, REFINEMENTS, SparsitySummary
 from .speed import Speed
 from .summary import PruningSummary
 
@@ -187,6 +187,10 @@ def _criteria(config: MoreauPrunerConfig) -> list[tuple[str, str, str]]:
         found.append((criterion.name, criterion.summary, criterion.paper))
     if config.layer_criterion == "block-influence":
         found.append(("block influence, of whole layers", block_influence.SUMMARY, block_influence.PAPER))
+    if config.refine:
+        found.append((f"{config.refine}, a refinement of the mask", *REFINEMENTS[config.refine]))
+    if config.budget == "owl":
+        found.append(("OWL, how zeros are spread over layers", *OWL))
     return found
 
 

@@ -1,4 +1,4 @@
-"""List the criteria: what each scores, what it needs, for which patterns, which settings it reads, its source."""
+"""List the criteria, and what works beside them: score, needs, patterns, settings, source."""
 
 from __future__ import annotations
 
@@ -16,10 +16,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns name → summary, paper, needs, settings with defaults, and what it does for units and for masks."""
+    """Returns name → its flag, summary, paper, needs, settings with defaults, and what it does for units and masks."""
+    from ..criteria.block_influence import PAPER, SUMMARY
     from ..registry import CRITERIA
+    from ..sparsity import OWL, REFINEMENTS
 
-    return {name: _row(CRITERIA.get(name)) for name in CRITERIA}
+    found = {name: _row(CRITERIA.get(name)) for name in CRITERIA}
+    found["block-influence"] = _companion("--layer-criterion", SUMMARY, PAPER, units="layers")
+    for name, (summary, paper) in REFINEMENTS.items():
+        found[name] = _companion("--refine", summary, paper, masks="layer by layer")
+    found["owl"] = _companion("--budget", *OWL, masks="unstructured, of the dense model")
+    return found
+
+
+def _companion(flag: str, summary: str, paper: str, units: str = "", masks: str = "") -> dict[str, Any]:
+    """What works beside any criterion, or for whole layers instead of it, by a flag of its own."""
+    return {
+        "flag": flag,
+        "summary": summary,
+        "paper": paper,
+        "needs": ["activations"],
+        "defaults": {},
+        "units": units,
+        "masks": masks,
+    }
 
 
 def _row(criterion: Criterion) -> dict[str, Any]:
@@ -31,6 +51,7 @@ def _row(criterion: Criterion) -> dict[str, Any]:
     if criterion.name == "sparsegpt":
         units += " (static)"
     return {
+        "flag": "--criterion",
         "summary": criterion.summary,
         "paper": criterion.paper,
         "needs": list(criterion.needs),
@@ -48,5 +69,6 @@ def show(result: dict[str, Any]) -> str:
         score = row["summary"].replace("|", "\\|")
         link = f"[{row['paper'].removeprefix('https://')}]({row['paper']})"
         needs = ", ".join(row["needs"]) or "weights"
-        rows.append([f"`{name}`", score, needs, row["units"], row["masks"], settings, link])
+        shown = name if row["flag"] == "--criterion" else f"{row['flag']} {name}"
+        rows.append([f"`{shown}`", score, needs, row["units"], row["masks"], settings, link])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

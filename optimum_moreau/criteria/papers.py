@@ -9,6 +9,8 @@ WANDA_PAPER = "https://arxiv.org/abs/2306.11695"
 SPARSE_GPT = "https://arxiv.org/abs/2301.00774"
 GBLM_PAPER = "https://arxiv.org/abs/2311.04902"
 SYMMETRIC = "https://arxiv.org/abs/2501.18980"
+DSNOT_PAPER = "https://arxiv.org/abs/2310.08915"
+OWL_PAPER = "https://arxiv.org/abs/2310.05175"
 RIA_PAPER = "https://iclr.cc/virtual/2024/poster/18549"
 
 BIBTEX = {
@@ -65,6 +67,21 @@ BIBTEX = {
   title = {Plug-and-Play: An Efficient Post-training Pruning Method for Large Language Models},
   author = {Zhang, Yingtao and Bai, Haoli and Lin, Haokun and Zhao, Jialin and Hou, Lu and Cannistraci, Carlo Vittorio},
   booktitle = {International Conference on Learning Representations},
+  year = {2024}
+}""",
+    DSNOT_PAPER: """@inproceedings{zhang2024dsnot,
+  title = {Dynamic Sparse No Training: Training-Free Fine-tuning for Sparse LLMs},
+  author = {Zhang, Yuxin and Zhao, Lirui and Lin, Mingbao and Sun, Yunyun and Yao, Yiwu and Han, Xingjia and
+            Tanner, Jared and Liu, Shiwei and Ji, Rongrong},
+  booktitle = {International Conference on Learning Representations},
+  year = {2024}
+}""",
+    OWL_PAPER: """@inproceedings{yin2024owl,
+  title = {Outlier Weighed Layerwise Sparsity (OWL): A Missing Secret Sauce for Pruning LLMs to High Sparsity},
+  author = {Yin, Lu and Wu, You and Zhang, Zhenyu and Hsieh, Cheng-Yu and Wang, Yaqing and Jia, Yiling and Li, Gen and
+            Jaiswal, Ajay and Pechenizkiy, Mykola and Liang, Yi and Bendersky, Michael and Wang, Zhangyang and
+            Liu, Shiwei},
+  booktitle = {International Conference on Machine Learning},
   year = {2024}
 }""",
     SHORT_GPT: """@article{men2024shortgpt,

@@ -13,9 +13,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ..criteria.papers import OWL_PAPER
 from .patterns import Pattern, keep_mask
 
-OWL = "https://arxiv.org/abs/2310.05175"
+OWL = ("layers with more outliers among |W|·√A keep more weights", OWL_PAPER)
 LAMBDA, OUTLIER = 0.08, 5.0
 
 
