@@ -68,6 +68,7 @@ setup(
         "tqdm>=4.67",
         "pyyaml>=6",
         "pandas>=2.2",
+        "scipy>=1.14",
     ],
     extras_require={
         "eval": EVAL,

@@ -52,6 +52,15 @@ class Inputs:
         share = self.samples / self.tokens
         return (self.squares * share - (self.sums * share).square()).clamp_(min=0)
 
+    def reordered(self, columns: Tensor) -> Inputs:
+        """The same of the layer whose inputs are in another order: where each comes from, int64 `(in,)`."""
+        return replace(
+            self,
+            squares=None if self.squares is None else self.squares[columns],
+            sums=None if self.sums is None else self.sums[columns],
+            products=None if self.products is None else self.products[columns][:, columns],
+        )
+
 
 WHAT = ("squares", "sums", "outputs", "products")
 

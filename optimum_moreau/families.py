@@ -25,7 +25,8 @@ class Cut:
         module: its name inside the layer; of a hidden unit, inside the causal language model.
         side: units are blocks of rows (`out`) or of columns (`in`) of the `(out, in)` weight.
         part: index into `fused`.
-        fused: the parts of a fused matrix in order, each holding all units; `query` is n_rep heads wide per unit.
+        fused: the parts of a fused matrix in order, each holding all units; `query` is n_rep heads wide per unit,
+            and the channels of `value` reach the next matrix without a norm, so that they may lie in any order.
     """
 
     module: str
@@ -79,7 +80,8 @@ class Family:
 
 
 _OUTPUT = Cut("self_attn.o_proj", "in")
-_ATTENTION = (Cut("self_attn.q_proj", "out"), Cut("self_attn.k_proj", "out"), Cut("self_attn.v_proj", "out"), _OUTPUT)
+_VALUE = Cut("self_attn.v_proj", "out", fused=("value",))
+_ATTENTION = (Cut("self_attn.q_proj", "out"), Cut("self_attn.k_proj", "out"), _VALUE, _OUTPUT)
 _QKV = ("query", "key", "value")
 _FUSED_ATTENTION = (*(Cut("self_attn.qkv_proj", "out", part, _QKV) for part in range(3)), _OUTPUT)
 

@@ -69,6 +69,17 @@ class Block:
             return self.kind
         return f"layers.{self.layer}" + (f".{self.kind}" if self.kind != "layers" else "")
 
+    @property
+    def reader(self) -> Cut:
+        """The matrix that units own columns of: o_proj, down_proj."""
+        return next(cut for cut in self.cuts if cut.side == "in")
+
+    @property
+    def writers(self) -> tuple[Cut, ...]:
+        """The parts that write the channels which the reader reads, whatever their order: of attention the values."""
+        parts = [cut for cut in self.cuts if cut.side == "out"]
+        return tuple(cut for cut in parts if self.kind == "mlp" or cut.fused[cut.part] == "value")
+
     def weight_names(self) -> dict[Cut, str]:
         """Returns the parameter names of the unit's matrices in the causal language model."""
         prefix = "" if self.layer is None else f"{LAYERS}{self.layer}."

@@ -93,6 +93,7 @@ FLAGS = {
     "mask_group": ("layer", "layer"),
     "refine": ("dsnot", "dsnot"),
     "update": (None, True),
+    "permute": (None, True),
     "feed_forward": ("no", False),
     "export": ("custom", "custom"),
 }
@@ -150,6 +151,7 @@ def test_every_field_of_the_config_has_its_flag(verb, field):
     others = {
         "fold_norms": {"targets": ("hidden",)},
         "layer_criterion": {"targets": ("layers",)},
+        "permute": {"pattern": "2:4"},
         **{name: {"pattern": "unstructured"} for name in ("sparsity", "refine", "update", "mask_group")},
     }.get(field, {})
     for flag in filter(None, (f"--{field.replace('_', '-')}", ALIASES.get(field))):

@@ -247,9 +247,9 @@ def test_an_interruption_leaves_every_layer_as_it_was(tokens, monkeypatch):
     before = {name: w.clone() for name, w in model.named_parameters()}
     written = []
 
-    def put(module, weight, put=sparsify_module._put):
-        put(module, weight)
-        written.append(module)
+    def put(*parameter, put=sparsify_module._put):
+        put(*parameter)
+        written.append(parameter)
         if len(written) == 10:
             raise KeyboardInterrupt
 

@@ -87,6 +87,7 @@ _FIELDS: Fields = {
     "mask_group": (None, str, "NAME", f"weights compared in an unstructured mask: {_choice('mask_group')}"),
     "refine": (None, str, "NAME", "improve a mask without training: dsnot | r2-dsnot"),
     "update": (None, bool, None, "adjust the weights that stay beside a mask (optimal brain surgeon)"),
+    "permute": (None, bool, None, "put channels in an order for which an n:m mask keeps more score"),
     "feed_forward": (None, _yes_or_no, "yes|no", "what is masked reaches the layers behind before they are scored"),
     "channel_group": (None, str, "NAME", f"groups of the group threshold: {_choice('channel_group')}"),
     "calibration_samples": ("--samples", int, "N", "windows of calibration text (default 10)"),

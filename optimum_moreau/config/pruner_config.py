@@ -81,6 +81,8 @@ class MoreauPrunerConfig:
             criterion's, which is the literature's.
         refine: step that improves a mask without training: `dsnot` or `r2-dsnot` (sparsity/refine.py).
         update: adjust the weights that stay to make up for those that go (sparsity/obs.py); `sparsegpt` always does.
+        permute: put channels of the MLP, and of the values inside each head, in an order for which an n:m mask keeps
+            more score (sparsity/permute.py); the network's function is the same in every order.
         feed_forward: what is masked reaches the layers behind before these are scored, where scoring is by layer.
         channel_group: groups of the group threshold: `row` (output row of a matrix) or `unit` (the coupled unit).
         released: reproduce the published code's update instead of Algorithm 1 (criteria/released.py says how).
@@ -138,6 +140,7 @@ class MoreauPrunerConfig:
     mask_group: str | None = None
     refine: str | None = None
     update: bool = False
+    permute: bool = False
     feed_forward: bool = True
     channel_group: str = "row"
     released: bool = False

@@ -68,7 +68,7 @@ def validate(config: MoreauPrunerConfig) -> None:
         _check_whole(name, getattr(config, name), least=1)
     _check_whole("sequence_length", config.sequence_length, least=2)
     _check_whole("seed", config.seed, least=0)
-    for name in ("released", "uniform", "fold_norms", "update", "feed_forward"):
+    for name in ("released", "uniform", "fold_norms", "update", "permute", "feed_forward"):
         if not isinstance(value := getattr(config, name), bool):
             raise ConfigError(f"{name}: {value!r} is not true or false")
     if config.decay is not None:
@@ -123,6 +123,8 @@ def _validate_layers_and_targets(config: MoreauPrunerConfig) -> None:
 
 def _validate_masks(config: MoreauPrunerConfig) -> None:
     """What concerns masks is refused without one, and what concerns units with one."""
+    if config.permute and config.pattern in ("units", "unstructured"):
+        raise ConfigError(f"permute: concerns n:m masks, not '{config.pattern}'; give a pattern as well: 2:4, 4:8, …")
     if config.pattern == "units":
         given = [name for name in ("sparsity", "refine", "mask_group") if getattr(config, name) is not None]
         if given := [*given, *(["update"] if config.update else [])]:

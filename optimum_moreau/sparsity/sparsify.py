@@ -1,4 +1,4 @@
-"""Masks a model in place: score, choose, refine, update; one decoder layer after the other.
+"""Masks a model in place: score, permute, choose, refine, update; one decoder layer after the other.
 
 A criterion of weights or of what flows into a layer decides layer by layer, and what is pruned reaches the layers
 behind (`feed_forward`). One of gradients scores the dense model first, all of it, which takes one float32 number for
@@ -34,6 +34,7 @@ from ..units import LAYERS, Block, ModelShape, decoder_layers
 from .budget import global_masks, owl_sparsity
 from .obs import surgeon
 from .patterns import Pattern, keep_mask
+from .permute import Order, order_channels
 from .refine import STATISTICS, Refined, refine
 from .summary import MatrixSparsity, SparsitySummary
 
@@ -42,12 +43,14 @@ _EMPTY = Inputs(0, 0)
 
 @dataclass(frozen=True)
 class _Cut:
-    """A matrix after its mask: its new weights, which stay, and what the refinement did."""
+    """A matrix after its mask: its new weights, which stay, what the refinement did, and the order of its inputs."""
 
+    block: Block
     name: str
     weight: Tensor
     mask: Tensor
-    refined: Refined | None
+    refined: Refined | None = None
+    order: Order | None = None
 
 
 def sparsify(
@@ -161,30 +164,36 @@ class _Masker:
             yield self._cut(layers, block, module, inputs.get(module, _EMPTY), scores)
 
     def _cut(self, layers: Any, block: Block, module: str, inputs: Inputs, scores: dict[str, Tensor]) -> _Cut:
-        """Scores a matrix, chooses, refines, updates; changes nothing."""
+        """Scores a matrix, permutes its inputs, chooses, refines, updates; changes nothing in the model."""
         where, name = f"layers.{block.layer}.{module}", f"{LAYERS}{block.layer}.{module}.weight"
         w = _weight(layers, block, module).float()
         assert block.layer is not None  # heads and channels lie in a layer
         sparsity = self.shares.get(block.layer, self.config.sparsity or 0.0)
-        upper = None
-        if self.updates:
-            upper, dead = inverse_factor(inputs, self.config.damping or 0.0, where)
-            w = torch.where(dead, 0, w)
-        if self.config.criterion == "sparsegpt" and not self.config.refine:
-            assert upper is not None
-            return _Cut(module, *surgeon(w, upper, self.pattern, sparsity), None)
+        score = order = mask = refined = None
+        if inputs.products is not None:
+            w = torch.where(inputs.products.diagonal() == 0, 0, w)  # an input that never fires
+        on_the_way = self.config.criterion == "sparsegpt" and not self.config.refine
+        permuted = self.config.permute and module == block.reader.module
         if name in self.masks:
             mask = self.masks.pop(name).to(w.device)
-        else:
+        elif permuted or not on_the_way:
             elements = self.criterion.elements
             score = elements(name, w, inputs, self.config) if elements else scores.pop(name).to(w.device)
             self._check(score, where)
+        if permuted and score is not None:  # n:m has no global budget, so a score
+            heads, readers = (block.total, block.n_rep) if block.kind == "attention" else (1, 1)
+            order = order_channels(score, self.pattern, heads, readers)
+            w, score, inputs = w[:, order.columns], score[:, order.columns], inputs.reordered(order.columns)
+        if score is not None and not on_the_way:
             mask = keep_mask(score, self.pattern, sparsity, self.config.mask_group or "row")
-        refined = refine(w, mask, inputs, self.pattern, self.config.refine) if self.config.refine else None
-        mask = refined.mask if refined else mask
-        if upper is not None:
-            return _Cut(module, *surgeon(w, upper, self.pattern, sparsity, mask), refined)
-        return _Cut(module, torch.where(mask, w, 0), mask, refined)
+        if mask is not None and self.config.refine:
+            refined = refine(w, mask, inputs, self.pattern, self.config.refine)
+            mask = refined.mask
+        if self.updates:
+            upper, _ = inverse_factor(inputs, self.config.damping or 0.0, where)
+            return _Cut(block, module, *surgeon(w, upper, self.pattern, sparsity, mask), refined, order)
+        assert mask is not None  # only sparsegpt, which updates, chooses on the way
+        return _Cut(block, module, torch.where(mask, w, 0), mask, refined, order)
 
     def _write(self, layer: Any, cuts: Sequence[_Cut]) -> list[MatrixSparsity]:
         found = []
@@ -195,10 +204,14 @@ class _Masker:
             if not torch.isfinite(weight).all():
                 raise NonFiniteError(f"layers.{index}.{cut.name}: the adjusted weights overflow {weight.dtype}")
             _put(module, weight)
+            if cut.order:
+                _reorder_writers(layer, cut.block, cut.order.rows)
             zeros = int((cut.weight == 0).sum())
             errors = (cut.refined.before, cut.refined.after, cut.refined.swaps) if cut.refined else (None, None, 0)
+            shares = (cut.order.before, cut.order.after) if cut.order else (None, None)
             where = f"layers.{index}.{cut.name}"
-            found.append(MatrixSparsity(where, zeros, cut.mask.numel(), self.pattern.holds(cut.mask), *errors))
+            holds = self.pattern.holds(cut.mask)
+            found.append(MatrixSparsity(where, zeros, cut.mask.numel(), holds, *errors, *shares))
         return found
 
     def _check(self, score: Tensor, where: str) -> None:
@@ -271,11 +284,26 @@ def _weight(layers: Any, block: Block, module: str) -> Tensor:
     return loaded(layers[block.layer].get_submodule(module), "weight")
 
 
-def _put(module: Any, weight: Tensor) -> None:
-    if module.weight.is_meta or module.weight.is_inference():
-        replace_parameter(module, "weight", weight)
+def _put(module: Any, value: Tensor, name: str = "weight") -> None:
+    parameter = getattr(module, name)
+    if parameter.is_meta or parameter.is_inference():
+        replace_parameter(module, name, value)
     else:
-        module.weight.copy_(weight)
+        parameter.copy_(value)
+
+
+def _reorder_writers(layer: Any, block: Block, order: Tensor) -> None:
+    """In place: the rows, and biases, that write a block's channels follow the matrix that reads them."""
+    for cut in block.writers:
+        module = layer.get_submodule(cut.module)
+        for name in _parameters(module):
+            old = loaded(module, name)
+            rows = block.lines(cut, len(old), old.device).flatten()
+            _put(module, old.index_copy(0, rows, old[rows[order.to(rows.device)]]), name)
+
+
+def _parameters(module: Any) -> list[str]:
+    return ["weight"] if module.bias is None else ["weight", "bias"]
 
 
 @contextmanager
@@ -286,7 +314,9 @@ def _restored(layers: Any, scope: Sequence[Block]) -> Iterator[Any]:
 
         def keep(index: int) -> None:
             own = [block for block in scope if block.layer == index]
-            tensors = {m: _weight(layers, block, m).cpu().contiguous() for block in own for m in _modules(block)}
+            modules = {m: layers[index].get_submodule(m) for block in own for m in _modules(block)}
+            names = {f"{m}.{name}": (one, name) for m, one in modules.items() for name in _parameters(one)}
+            tensors = {path: loaded(*parameter).cpu().contiguous() for path, parameter in names.items()}
             save_file(tensors, Path(work) / str(index))
             kept.append(index)
 
@@ -294,7 +324,8 @@ def _restored(layers: Any, scope: Sequence[Block]) -> Iterator[Any]:
             yield keep
         except BaseException:
             for index in kept:
-                for name, weight in load_file(Path(work) / str(index)).items():
-                    module = layers[index].get_submodule(name)
-                    _put(module, weight.to(module.weight.device if not module.weight.is_meta else "cpu"))
+                for path, value in load_file(Path(work) / str(index)).items():
+                    owner, _, name = path.rpartition(".")
+                    module = layers[index].get_submodule(owner)
+                    _put(module, value.to(module.weight.device if not module.weight.is_meta else "cpu"), name)
             raise

@@ -25,6 +25,9 @@ class MatrixSparsity:
         error_before: Σ_rows |ε| of the mask (sparsity/refine.py), where it was refined.
         error_after: after the refinement.
         swaps: weights that came back in it.
+        retained_before: share of the score that the n:m mask keeps without a permutation of the inputs, where there
+            was one (sparsity/permute.py).
+        retained_after: with it, and before a refinement.
     """
 
     name: str
@@ -34,6 +37,8 @@ class MatrixSparsity:
     error_before: float | None = None
     error_after: float | None = None
     swaps: int = 0
+    retained_before: float | None = None
+    retained_after: float | None = None
 
     @property
     def sparsity(self) -> float:
