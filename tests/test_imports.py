@@ -18,7 +18,7 @@ ROOMS = [
     ["activations"],
     ["criteria"],
     ["scores"],
-    ["plan"],
+    ["plan", "forwards"],
     ["modeling"],
     ["export", "estimate"],
     ["surgery", "sparsity"],

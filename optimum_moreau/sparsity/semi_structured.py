@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.sparse._semi_structured_conversions import (  # not public; there since 2.2, still in 2.13
+from torch.sparse._semi_structured_conversions import (  # not public; tried with torch 2.13
     sparse_semi_structured_from_dense_cutlass,
     sparse_semi_structured_to_dense_cutlass,
 )

@@ -35,6 +35,7 @@ from .budget import global_masks, owl_sparsity
 from .obs import surgeon
 from .patterns import Pattern, keep_mask
 from .refine import STATISTICS, Refined, refine
+from .scope import masked_blocks, modules_of
 from .summary import MatrixSparsity, SparsitySummary
 
 _EMPTY = Inputs(0, 0)
@@ -71,12 +72,8 @@ def sparsify(
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         raise ConfigError("masks are made in one process; run without torchrun or accelerate launch")
     check_gradients(model, config)
-    pattern = Pattern.parse(config.pattern)
-    scope = [block for block in shape.in_scope(config) if block.kind in ("attention", "mlp")]
-    layers = decoder_layers(model)
-    for block in scope:
-        for module in _modules(block):
-            pattern.check(_weight(layers, block, module).shape[1], f"layers.{block.layer}.{module}")
+    pattern, layers = Pattern.parse(config.pattern), decoder_layers(model)
+    scope = masked_blocks(model, shape, config)
     masker = _Masker(model, config, pattern, CRITERIA.get(config.criterion), tokens)
     with torch.inference_mode(False), scoring_mode(model), torch.no_grad(), _restored(layers, scope) as keep:
         found = [matrix for layer in masker.run(scope, keep) for matrix in layer]
@@ -138,7 +135,7 @@ class _Masker:
         groups = [modules for block in blocks for modules in _sharing(block)]
         if "products" not in self.what:
             groups = [[module for group in groups for module in group]]
-        owner = {module: block for block in blocks for module in _modules(block)}
+        owner = {module: block for block in blocks for module in modules_of(block)}
         found: list[MatrixSparsity] = []
         waiting: list[_Cut] = []
         for group in groups:
@@ -157,7 +154,7 @@ class _Masker:
     def _cuts(
         self, layers: Any, block: Block, inputs: Mapping[str, Inputs], scores: dict[str, Tensor]
     ) -> Iterator[_Cut]:
-        for module in _modules(block):
+        for module in modules_of(block):
             yield self._cut(layers, block, module, inputs.get(module, _EMPTY), scores)
 
     def _cut(self, layers: Any, block: Block, module: str, inputs: Inputs, scores: dict[str, Tensor]) -> _Cut:
@@ -227,11 +224,11 @@ class _Masker:
         assert elements is not None  # asked only of criteria that have it
         modules: dict[int | None, list[str]] = {block.layer: [] for block in scope}
         for block in scope:
-            modules[block.layer] += _modules(block)
+            modules[block.layer] += modules_of(block)
         if not criterion.statistics:
             layers = decoder_layers(self.model)
             for block in scope:
-                for module in _modules(block):
+                for module in modules_of(block):
                     name = f"{LAYERS}{block.layer}.{module}.weight"
                     yield name, elements(name, _weight(layers, block, module).float(), _EMPTY, config).cpu()
             return
@@ -253,11 +250,6 @@ class _Masker:
 
         self.criterion.score(Scoring(self.model, tuple(scope), self.batches, self.windows, self.config, add))
         return {name: scores.abs_() for name, scores in found.items()}  # those with signs
-
-
-def _modules(block: Block) -> list[str]:
-    """The matrices of a block, each once."""
-    return list(dict.fromkeys(cut.module for cut in block.cuts))
 
 
 def _sharing(block: Block) -> list[list[str]]:
@@ -286,7 +278,7 @@ def _restored(layers: Any, scope: Sequence[Block]) -> Iterator[Any]:
 
         def keep(index: int) -> None:
             own = [block for block in scope if block.layer == index]
-            tensors = {m: _weight(layers, block, m).cpu().contiguous() for block in own for m in _modules(block)}
+            tensors = {m: _weight(layers, block, m).cpu().contiguous() for block in own for m in modules_of(block)}
             save_file(tensors, Path(work) / str(index))
             kept.append(index)
 
