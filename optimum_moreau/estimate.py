@@ -5,6 +5,8 @@ Memory of scoring at its peak, beside the loaded model:
     held by the criterion (δ, and sums where several passes make one gradient)  +  activations  +  a few matrices
 
 The activations are not a formula: the model's own code runs on the meta device, and what autograd saves is counted.
+What is read off the inputs of layers takes forward passes besides, one decoder layer after the other (forwards.py).
+
 Time is the floating-point operations of the passes over this machine's measured rate of a matrix product, and one
 normal number per weight, twice a noisy pass.
 """
@@ -24,8 +26,8 @@ from .config import MoreauPrunerConfig
 from .config.quantities import words_for_bytes
 from .criteria import Cost
 from .envelope.noise import standard_normal
+from .forwards import forward_bytes, forward_operations, forward_passes, score_bytes
 from .registry import CRITERIA
-from .scores import needs_text
 from .units import Block, ModelShape
 
 _LENGTH = 31  # tokens of the run on the meta device; no model has a size of 31, so that attention's squares stand out
@@ -46,6 +48,7 @@ class Estimate:
         pass_bytes: activations of one batch, and the matrices at work.
         peak_memory_bytes: all together.
         seconds: on this machine, roughly.
+        forwards: forward passes over the calibration text besides, through each layer in scope.
     """
 
     passes: int
@@ -54,12 +57,15 @@ class Estimate:
     pass_bytes: int
     peak_memory_bytes: int
     seconds: float
+    forwards: int = 0
 
     @property
     def lines(self) -> list[str]:
         """For a reader."""
-        passes = f"{self.passes} forward and backward passes" if self.passes else "no backward pass"
-        about = f", roughly {_duration(self.seconds)}" if self.passes else ""
+        kinds = {"forward and backward": self.passes, "forward": self.forwards}
+        words = [f"{count} {kind} pass{'es' if count > 1 else ''}" for kind, count in kinds.items() if count]
+        passes = " and ".join(words) or "no pass"
+        about = f", roughly {_duration(self.seconds)}" if words else ""
         parts = {"model": self.model_bytes, "criterion": self.state_bytes, "one pass": self.pass_bytes}
         return [
             f"scoring     {passes}{about}",
@@ -91,7 +97,8 @@ def estimate_scoring(skeleton: PreTrainedModel, shape: ModelShape, config: Morea
         state,
         within_pass,
         shape.bytes + state + within_pass,
-        _seconds(cost, shape.parameters, sum(sizes), config, skeleton.dtype, device),
+        _seconds(cost, skeleton, shape, sum(sizes), config, device),
+        forward_passes(shape, config),
     )
 
 
@@ -151,10 +158,11 @@ def _memory(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPrunerCo
         if config.released:  # the reference path: δ, its mean, the moved weights and the gradients of every parameter
             state = shape.parameters * (8 + itemsize)
             within_pass = max(within_pass, 4 * shape.parameters)
-    elif needs_text(config):
-        within_pass = 2 * batch * config.sequence_length * skeleton.config.vocab_size * itemsize
     else:
-        within_pass = _MATRICES * matrix
+        within_pass = 0 if config.masks else _MATRICES * matrix
+    held, in_layer = forward_bytes(skeleton, shape, config)
+    within_pass = max(within_pass, in_layer + (0 if config.masks else _MATRICES * matrix))
+    state += held + (score_bytes(config, scope) if device == "cpu" else 0)
     heap = _HEAP.get(device, 1.0)
     return round(heap * state), round(heap * within_pass)
 
@@ -239,14 +247,15 @@ def _saved_bytes(skeleton: Any, windows: int) -> dict[nn.Module | None, int]:
 
 
 def _seconds(
-    cost: Cost, parameters: int, scope: int, config: MoreauPrunerConfig, dtype: torch.dtype, device: str
+    cost: Cost, skeleton: PreTrainedModel, shape: ModelShape, scope: int, config: MoreauPrunerConfig, device: str
 ) -> float:
     tokens = config.calibration_samples * config.sequence_length
-    if not cost.passes:
-        return 0.0
     # 2 operations per weight and token: forward, through the activations, and for the weights in scope
-    operations = 2 * cost.passes * tokens * (2 * parameters + scope)
-    seconds = operations / _product_rate(min(tokens, 1024), dtype, device)
+    gradients = 2 * cost.passes * tokens * (2 * shape.parameters + scope)
+    operations = gradients + forward_operations(skeleton, shape, config)
+    if not operations:
+        return 0.0
+    seconds = operations / _product_rate(min(tokens, 1024), skeleton.dtype, device)
     return seconds + (2 * cost.passes * scope / _noise_rate(device) if cost.noisy else 0.0)
 
 

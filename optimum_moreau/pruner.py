@@ -33,10 +33,10 @@ from .records import Records
 from .recovery import MoreauRecovery, RecoveryConfig, RecoverySummary
 from .scores import UnitScores, needs_text, score_units
 from .sources import content_hash, model_reference, source_name
-from .sparsity import SparsitySummary, sparsify
+from .sparsity import SPARSITY_NAME, SparsitySummary, sparsify
 from .summary import PruningSummary, layer_shapes, peak_memory_bytes, versions
 from .surgery import apply_plan, check_prunable
-from .units import model_shape
+from .units import ModelShape, model_shape
 
 logger = logging.getLogger(__name__)
 
@@ -124,9 +124,7 @@ class MoreauPruner:
             "config": config.to_dict(),
             "calibration": found.to_dict() if found else {},
         }
-        if logger.isEnabledFor(logging.INFO):
-            lines = estimate_scoring(skeleton_of(model), shape, config, input_device(model).type).lines
-            logger.info("%s: %s", config.decided_by, "; ".join(" ".join(line.split()) for line in lines))
+        _say_estimate(model, shape, config)
         folder = None if checkpoint_dir is None else Path(checkpoint_dir).expanduser()
         decides = {
             "config": {key: value for key, value in config.to_dict().items() if key not in _AFTER_SCORING},
@@ -332,6 +330,13 @@ class MoreauPruner:
     def _is_masked(self) -> bool:
         return self._result is not None and self._result.sparsity is not None
 
+    def _mask_of(self, model: PreTrainedModel) -> str | None:
+        """The pattern of the mask that a model has by the record of its folder, or of this pruner; `None`: none."""
+        if self._model is model and self._result is not None and self._result.sparsity is not None:
+            return self._result.sparsity.pattern
+        file = Path(model.config.name_or_path or "").expanduser() / SPARSITY_NAME
+        return SparsitySummary.load(file).pattern if file.is_file() else None
+
     def _recovered(self, recovery: MoreauRecovery) -> RecoverySummary:
         """Keeps a recovery that went well; the one before it, if any, stays on record."""
         assert recovery.summary is not None
@@ -391,6 +396,7 @@ class MoreauPruner:
             calibration=found.to_dict() if found else {},
         )
         before = fingerprint(model)
+        _say_estimate(model, shape, config)
         pruned_config(model.config, shape, plan, config.export)  # an export that cannot be is refused before any zero
         try:
             sparsity = sparsify(model, shape, self._tokens, config)
@@ -410,6 +416,12 @@ class MoreauPruner:
         shape = model_shape(model)
         before, after = layer_shapes(model.config, plan)
         config = MoreauPrunerConfig.from_dict(plan.config)
+        if not config.masks and (pattern := self._mask_of(model)):
+            logger.warning(
+                "the model was masked (%s): its zeros stay in the weights that remain, but the pattern need not hold"
+                " any more, and the result keeps no record of it",
+                pattern,
+            )
         hidden, scope = model.config.hidden_size, shape.in_scope(config)
         plan = replace(plan, contributions=contributions(plan, shape))  # it may have been edited by hand
         removed = sum(plan.contributions.values())
@@ -443,6 +455,12 @@ class MoreauPruner:
         self._recovery = None
         self._model, self._result = model, PruningResult(summary, plan, scores)
         return self._result
+
+
+def _say_estimate(model: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig) -> None:
+    if logger.isEnabledFor(logging.INFO):
+        lines = estimate_scoring(skeleton_of(model), shape, config, input_device(model).type).lines
+        logger.info("%s: %s", config.decided_by, "; ".join(" ".join(line.split()) for line in lines))
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

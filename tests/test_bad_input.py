@@ -113,7 +113,7 @@ FLAGS = {
     "--engine llama.cpp": r"layers\.0\.mlp: no multiple of 32 can be kept of its 24 channels \(llama\.cpp quantises",
     "--engine vllm --tensor-parallel 3 --targets mlp --unit-ratio 0.5": r"layers\.0\.attention: 4 heads in 2 KV groups"
     r" cannot be split over tensor_parallel=3; add 'attention' to the targets, or choose another number",
-    "--dry-run": "unknown argument '--dry-run'",
+    "--dryrun": r"unknown argument '--dryrun'\. Did you mean '--dry-run'\?",
     "--engine llama.cpp --tensor-parallel 2": r"tensor_parallel: llama\.cpp splits",
     "--targets layers --whole-layers 0:4": r"whole_layers: 0:4 lies outside the model's layers 0:3",
     "--targets layers --ratio 0.9": r"pruning_ratio 0\.9 cannot be reached in this scope, which reaches from 0 to 0\.",

@@ -247,13 +247,13 @@ def test_an_interruption_leaves_every_layer_as_it_was(tokens, monkeypatch):
     before = {name: w.clone() for name, w in model.named_parameters()}
     written = []
 
-    def put(*parameter, put=sparsify_module._put):
+    def put(*parameter, put=sparsify_module.put):
         put(*parameter)
         written.append(parameter)
         if len(written) == 10:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(sparsify_module, "_put", put)
+    monkeypatch.setattr(sparsify_module, "put", put)
     with pytest.raises(KeyboardInterrupt):
         masked(model, tokens)
     assert len(written) > 10  # and those put back

@@ -1,17 +1,19 @@
-"""What `plan --dry-run` prints: sizes before and after, memory and time of scoring."""
+"""What `plan --dry-run` and `prune --dry-run` print: sizes before and after, or zeros; memory and time of scoring."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..config import MoreauPrunerConfig
+
+if TYPE_CHECKING:
+    from ..units import ModelShape
 
 
 def foresee(args: argparse.Namespace, given: MoreauPrunerConfig) -> dict[str, Any]:
     """Works from config.json alone."""
     from ..checkpoint import check_device, load_skeleton
-    from ..estimate import estimate_scoring
     from ..export import decide_export
     from ..plan import expected_plan, removed_parameters
     from ..summary import layer_shapes
@@ -22,6 +24,9 @@ def foresee(args: argparse.Namespace, given: MoreauPrunerConfig) -> dict[str, An
     )
     shape = model_shape(skeleton)
     config = given.resolve(skeleton.config)
+    device = check_device(None if args.device == "auto" else args.device).type
+    if config.masks:
+        return _foresee_zeros(skeleton, shape, config, device)
     plan = expected_plan(shape, config)
     export = decide_export(skeleton.config, shape, plan, config.export)
     left = shape.parameters - removed_parameters(plan, shape)
@@ -30,8 +35,6 @@ def foresee(args: argparse.Namespace, given: MoreauPrunerConfig) -> dict[str, An
         sum(2 * layer["kv_heads"] * layer["head_dim"] * skeleton.dtype.itemsize for layer in layers if layer)
         for layers in (before, after)
     ]
-    device = check_device(None if args.device == "auto" else args.device).type
-    estimate = estimate_scoring(skeleton, shape, config, device)
     return {
         "parameters_before": shape.parameters,
         "parameters_after": left,
@@ -48,13 +51,33 @@ def foresee(args: argparse.Namespace, given: MoreauPrunerConfig) -> dict[str, An
         "contributions": dict(plan.contributions),
         "adjustments": [*plan.adjustments, *export.words],
         "export": export.model_type,
-        "scoring": {
-            "criterion": "block-influence" if config.by_influence_alone else config.criterion,
-            "device": device,
-            **vars(estimate),
-            "words": estimate.lines,
-        },
+        "scoring": _scoring(skeleton, shape, config, device),
     }
+
+
+def _foresee_zeros(skeleton: Any, shape: ModelShape, config: MoreauPrunerConfig, device: str) -> dict[str, Any]:
+    """Of a mask: shapes and bytes stay."""
+    from ..export import decide_export
+    from ..plan import whole_plan
+    from ..sparsity import foresee_zeros
+
+    foreseen = foresee_zeros(skeleton, shape, config)
+    export = decide_export(skeleton.config, shape, whole_plan(shape), config.export)
+    return {
+        "parameters": shape.parameters,
+        "bytes": shape.bytes,
+        "dtype": str(skeleton.dtype).removeprefix("torch."),
+        "sparsity": vars(foreseen),
+        "export": export.model_type,
+        "scoring": _scoring(skeleton, shape, config, device),
+    }
+
+
+def _scoring(skeleton: Any, shape: ModelShape, config: MoreauPrunerConfig, device: str) -> dict[str, Any]:
+    from ..estimate import estimate_scoring
+
+    estimate = estimate_scoring(skeleton, shape, config, device)
+    return {"criterion": config.decided_by, "device": device, **vars(estimate), "words": estimate.lines}
 
 
 def parts(result: dict[str, Any]) -> str:
@@ -68,6 +91,8 @@ def show(result: dict[str, Any]) -> str:
     """The same for a reader."""
     from ..config.quantities import words_for_bytes as size
 
+    if "sparsity" in result:
+        return _show_zeros(result, size(result["bytes"]))
     cache = [size(result[f"kv_bytes_per_token_{when}"]) for when in ("before", "after")]
     lines = [
         f"parameters  {result['parameters_before']:,} → {result['parameters_after']:,}"
@@ -78,6 +103,21 @@ def show(result: dict[str, Any]) -> str:
         *_layers(result["layers_before"], result["layers_after"]),
         f"export      {result['export']}",
         *(f"note        {line}" for line in result["adjustments"]),
+        *result["scoring"]["words"],
+    ]
+    return "\n".join(lines)
+
+
+def _show_zeros(result: dict[str, Any], size: str) -> str:
+    zeros = result["sparsity"]
+    about, spread = ("about ", "; their spread follows the scores") if zeros["by_scores"] else ("", "")
+    lines = [
+        f"zeros       {about}{zeros['zeros']:,} of {zeros['weights']:,} weights in {zeros['matrices']} matrices"
+        f" ({100 * zeros['zeros'] / zeros['weights']:.2f} %; {100 * zeros['of_model']:.2f} % of the model's);"
+        f" {zeros['pattern']}{spread}",
+        f"parameters  {result['parameters']:,}, as before",
+        f"on disk     {size} ({result['dtype']}), as before: zeros are stored",
+        f"export      {result['export']}, shapes as before",
         *result["scoring"]["words"],
     ]
     return "\n".join(lines)

@@ -1,4 +1,7 @@
-"""Score a model's units on a text, cut the least important, save and verify the smaller model."""
+"""Score a model's units on a text, cut the least important, save and verify the smaller model.
+
+With --dry-run nothing is scored or written, and no weights are read: sizes or zeros, and what scoring would take.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--push", metavar="REPO", help="publish the last model as namespace/name on the Hub")
     options.add_fields(group, push.STEP, "push_")
     parser.add_argument("--config", metavar="RECIPE", help="file of the whole chain (YAML); flags are over it")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="from config.json alone: sizes, or the zeros of a mask, memory and time of scoring; nothing is written",
+    )
     parser.add_argument("--print-config", action="store_true", help="print that file for these flags, and do nothing")
 
 
@@ -35,7 +43,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Prunes and saves, and goes on to recovery and publishing where they are asked for; returns what was done."""
     from ..recipe import Recipe, overridden, read_recipe
 
-    recipe = Recipe.from_dict(overridden(read_recipe(args.config) if args.config else {}, _recipe_from(args)))
+    values = overridden(read_recipe(args.config) if args.config else {}, _recipe_from(args))
+    recipe = Recipe.from_dict(({"output": ""} if args.dry_run else {}) | values)
+    if args.dry_run:
+        loading = {name: getattr(recipe, name) for name in ("model", "revision", "dtype")}
+        return dry_run.foresee(argparse.Namespace(**{**vars(args), **loading}), recipe.prune)
     if args.print_config:
         return recipe.to_dict()
     from . import chain
@@ -95,6 +107,8 @@ def _zeros(folder: str) -> dict[str, Any]:
 
 def show(result: dict[str, Any]) -> str:
     """The same for a reader; of --print-config, the recipe's file."""
+    if "scoring" in result:
+        return dry_run.show(result)
     if "model" in result:
         from ..recipe import Recipe
 

@@ -2,7 +2,17 @@
 
 from .budget import OWL
 from .refine import REFINEMENTS
+from .scope import Foreseen, foresee_zeros
 from .sparsify import sparsify
 from .summary import SPARSITY_NAME, MatrixSparsity, SparsitySummary
 
-__all__ = ["OWL", "REFINEMENTS", "SPARSITY_NAME", "MatrixSparsity", "SparsitySummary", "sparsify"]
+__all__ = [
+    "OWL",
+    "REFINEMENTS",
+    "SPARSITY_NAME",
+    "Foreseen",
+    "MatrixSparsity",
+    "SparsitySummary",
+    "foresee_zeros",
+    "sparsify",
+]

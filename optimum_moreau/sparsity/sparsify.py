@@ -7,16 +7,12 @@ every weight in scope.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
@@ -27,15 +23,17 @@ from ..criteria import Criterion, Scoring
 from ..criteria.sparsegpt import inverse_factor
 from ..envelope import scoring_mode
 from ..errors import ConfigError, DataError, NonFiniteError
-from ..placement import loaded, replace_parameter
+from ..placement import loaded
 from ..registry import CRITERIA
 from ..scores import check_gradients
+from ..undo import Keep, parameters, put, restored
 from ..units import LAYERS, Block, ModelShape, decoder_layers
 from .budget import global_masks, owl_sparsity
 from .obs import surgeon
 from .patterns import Pattern, keep_mask
 from .permute import Order, order_channels
 from .refine import STATISTICS, Refined, refine
+from .scope import masked_blocks, modules_of
 from .summary import MatrixSparsity, SparsitySummary
 
 _EMPTY = Inputs(0, 0)
@@ -74,14 +72,10 @@ def sparsify(
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         raise ConfigError("masks are made in one process; run without torchrun or accelerate launch")
     check_gradients(model, config)
-    pattern = Pattern.parse(config.pattern)
-    scope = [block for block in shape.in_scope(config) if block.kind in ("attention", "mlp")]
-    layers = decoder_layers(model)
-    for block in scope:
-        for module in _modules(block):
-            pattern.check(_weight(layers, block, module).shape[1], f"layers.{block.layer}.{module}")
+    pattern, layers = Pattern.parse(config.pattern), decoder_layers(model)
+    scope = masked_blocks(model, shape, config)
     masker = _Masker(model, config, pattern, CRITERIA.get(config.criterion), tokens)
-    with torch.inference_mode(False), scoring_mode(model), torch.no_grad(), _restored(layers, scope) as keep:
+    with torch.inference_mode(False), scoring_mode(model), torch.no_grad(), restored(layers) as keep:
         found = [matrix for layer in masker.run(scope, keep) for matrix in layer]
     asked = pattern.sparsity if pattern.structured else config.sparsity
     assert asked is not None  # resolved
@@ -111,7 +105,7 @@ class _Masker:
         self.batches = [] if tokens is None else list(tokens.clone().split(config.batch_size or len(tokens)))
         self.windows = 0 if tokens is None else len(tokens)
 
-    def run(self, scope: Sequence[Block], keep: Any) -> Iterator[list[MatrixSparsity]]:
+    def run(self, scope: Sequence[Block], keep: Keep) -> Iterator[list[MatrixSparsity]]:
         """Masks every layer in scope; yields what was done to each."""
         scores = {} if self.criterion.elements else self._scores(scope)
         self._spread(scope, scores)
@@ -122,14 +116,15 @@ class _Masker:
         layers = decoder_layers(self.model)
         if not self.what:
             for index, blocks in by_layer.items():
-                keep(index)
+                keep(index, [module for block in blocks for module in modules_of(block)])
                 yield self._write(layers[index], [cut for b in blocks for cut in self._cuts(layers, b, {}, scores)])
             return
         stream = LayerStream(self.model, self.batches, self.windows)
         for streamed in tqdm(stream, "layers", len(layers), leave=False, disable=None):
             if streamed.index in by_layer:
-                keep(streamed.index)
-                yield self._layer(streamed, by_layer[streamed.index], scores)
+                blocks = by_layer[streamed.index]
+                keep(streamed.index, [module for block in blocks for module in modules_of(block)])
+                yield self._layer(streamed, blocks, scores)
             if streamed.index == max(by_layer):  # nothing reads what comes out of it
                 break
 
@@ -141,7 +136,7 @@ class _Masker:
         groups = [modules for block in blocks for modules in _sharing(block)]
         if "products" not in self.what:
             groups = [[module for group in groups for module in group]]
-        owner = {module: block for block in blocks for module in _modules(block)}
+        owner = {module: block for block in blocks for module in modules_of(block)}
         found: list[MatrixSparsity] = []
         waiting: list[_Cut] = []
         for group in groups:
@@ -160,7 +155,7 @@ class _Masker:
     def _cuts(
         self, layers: Any, block: Block, inputs: Mapping[str, Inputs], scores: dict[str, Tensor]
     ) -> Iterator[_Cut]:
-        for module in _modules(block):
+        for module in modules_of(block):
             yield self._cut(layers, block, module, inputs.get(module, _EMPTY), scores)
 
     def _cut(self, layers: Any, block: Block, module: str, inputs: Inputs, scores: dict[str, Tensor]) -> _Cut:
@@ -203,7 +198,7 @@ class _Masker:
             weight = cut.weight.to(module.weight.dtype)
             if not torch.isfinite(weight).all():
                 raise NonFiniteError(f"layers.{index}.{cut.name}: the adjusted weights overflow {weight.dtype}")
-            _put(module, weight)
+            put(module, weight)
             if cut.order:
                 _reorder_writers(layer, cut.block, cut.order.rows)
             zeros = int((cut.weight == 0).sum())
@@ -240,11 +235,11 @@ class _Masker:
         assert elements is not None  # asked only of criteria that have it
         modules: dict[int | None, list[str]] = {block.layer: [] for block in scope}
         for block in scope:
-            modules[block.layer] += _modules(block)
+            modules[block.layer] += modules_of(block)
         if not criterion.statistics:
             layers = decoder_layers(self.model)
             for block in scope:
-                for module in _modules(block):
+                for module in modules_of(block):
                     name = f"{LAYERS}{block.layer}.{module}.weight"
                     yield name, elements(name, _weight(layers, block, module).float(), _EMPTY, config).cpu()
             return
@@ -268,11 +263,6 @@ class _Masker:
         return {name: scores.abs_() for name, scores in found.items()}  # those with signs
 
 
-def _modules(block: Block) -> list[str]:
-    """The matrices of a block, each once."""
-    return list(dict.fromkeys(cut.module for cut in block.cuts))
-
-
 def _sharing(block: Block) -> list[list[str]]:
     """The same, those that read the same inputs together: q, k, v; o; gate, up; down."""
     sides = {cut.module: cut.side for cut in block.cuts}
@@ -284,48 +274,11 @@ def _weight(layers: Any, block: Block, module: str) -> Tensor:
     return loaded(layers[block.layer].get_submodule(module), "weight")
 
 
-def _put(module: Any, value: Tensor, name: str = "weight") -> None:
-    parameter = getattr(module, name)
-    if parameter.is_meta or parameter.is_inference():
-        replace_parameter(module, name, value)
-    else:
-        parameter.copy_(value)
-
-
 def _reorder_writers(layer: Any, block: Block, order: Tensor) -> None:
     """In place: the rows, and biases, that write a block's channels follow the matrix that reads them."""
     for cut in block.writers:
         module = layer.get_submodule(cut.module)
-        for name in _parameters(module):
+        for name in parameters(module):
             old = loaded(module, name)
             rows = block.lines(cut, len(old), old.device).flatten()
-            _put(module, old.index_copy(0, rows, old[rows[order.to(rows.device)]]), name)
-
-
-def _parameters(module: Any) -> list[str]:
-    return ["weight"] if module.bias is None else ["weight", "bias"]
-
-
-@contextmanager
-def _restored(layers: Any, scope: Sequence[Block]) -> Iterator[Any]:
-    """Keeps on disk what a layer was before it is changed, and puts it back if the block ends in an error."""
-    kept: list[int] = []
-    with tempfile.TemporaryDirectory(prefix="moreau-masks-") as work:
-
-        def keep(index: int) -> None:
-            own = [block for block in scope if block.layer == index]
-            modules = {m: layers[index].get_submodule(m) for block in own for m in _modules(block)}
-            names = {f"{m}.{name}": (one, name) for m, one in modules.items() for name in _parameters(one)}
-            tensors = {path: loaded(*parameter).cpu().contiguous() for path, parameter in names.items()}
-            save_file(tensors, Path(work) / str(index))
-            kept.append(index)
-
-        try:
-            yield keep
-        except BaseException:
-            for index in kept:
-                for path, value in load_file(Path(work) / str(index)).items():
-                    owner, _, name = path.rpartition(".")
-                    module = layers[index].get_submodule(owner)
-                    _put(module, value.to(module.weight.device if not module.weight.is_meta else "cpu"), name)
-            raise
+            put(module, old.index_copy(0, rows, old[rows[order.to(rows.device)]]), name)

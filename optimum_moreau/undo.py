@@ -1,0 +1,57 @@
+"""Layers that are changed one after the other, and are as they were if that ends in an error."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .placement import loaded, replace_parameter
+
+# Keeps what some modules of a layer hold now: index of the layer, names inside it.
+Keep = Callable[[int, Collection[str]], None]
+
+
+@contextmanager
+def restored(layers: Any) -> Iterator[Keep]:
+    """Keeps on disk what a layer was before it is changed, and puts it back if the block ends in an error."""
+    kept: list[int] = []
+    with tempfile.TemporaryDirectory(prefix="moreau-undo-") as work:
+
+        def keep(index: int, names: Collection[str]) -> None:
+            modules = {name: layers[index].get_submodule(name) for name in names}
+            paths = {f"{name}.{own}": (one, own) for name, one in modules.items() for own in parameters(one)}
+            save_file(
+                {path: loaded(*parameter).cpu().contiguous() for path, parameter in paths.items()},
+                Path(work) / str(index),
+            )
+            kept.append(index)
+
+        try:
+            yield keep
+        except BaseException:
+            for index in kept:
+                for path, value in load_file(Path(work) / str(index)).items():
+                    owner, _, name = path.rpartition(".")
+                    module = layers[index].get_submodule(owner)
+                    put(module, value.to(module.weight.device if not module.weight.is_meta else "cpu"), name)
+            raise
+
+
+def put(module: Any, value: Tensor, name: str = "weight") -> None:
+    """In place: gives a parameter other values of its shape and dtype."""
+    parameter = getattr(module, name)
+    if parameter.is_meta or parameter.is_inference():
+        replace_parameter(module, name, value)
+    else:
+        parameter.copy_(value)
+
+
+def parameters(module: Any) -> list[str]:
+    """The names of what a linear layer holds."""
+    return ["weight"] if module.bias is None else ["weight", "bias"]
