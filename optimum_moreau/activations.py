@@ -180,6 +180,39 @@ class StreamedLayer:
                     )
         return found
 
+    @torch.no_grad()
+    def flows(self, module: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields, batch by batch, what flows into one linear layer and what comes out; the rest is not computed.
+
+        Args:
+            module: its name inside the layer.
+        """
+        caught: list[tuple[Tensor, Tensor]] = []
+
+        def catch(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            caught.append((args[0], output))
+            raise _Caught
+
+        args, kwargs = self._arguments
+        for hidden in self._hidden:
+            handle = self.layer.get_submodule(module).register_forward_hook(catch)
+            try:
+                self.layer(hidden, *args, **kwargs)
+            except _Caught:
+                pass
+            finally:
+                handle.remove()
+            yield caught.pop()
+
+    def take(self, other: StreamedLayer) -> None:
+        """What reaches the next layer is what reaches it in the other stream."""
+        self._hidden[:] = other._hidden
+        self._passed = True
+
+    def skip(self) -> None:
+        """What reaches the next layer is what reached this one, as if it were not there."""
+        self._passed = True
+
     def pass_on(self) -> None:
         """Computes what reaches the next layer, with the weights as they are now, unless `gather` did it."""
         if not self._passed:

@@ -85,3 +85,13 @@ CRITERIA = Registry(
         "random": f"{_CRITERIA}.random:RANDOM",
     },
 )
+
+_COMPENSATION = "optimum_moreau.compensation.steps"
+COMPENSATIONS = Registry(
+    "compensation",
+    {
+        "none": f"{_COMPENSATION}:NONE",
+        "refit": f"{_COMPENSATION}:REFIT",
+        "scale": f"{_COMPENSATION}:SCALE",
+    },
+)

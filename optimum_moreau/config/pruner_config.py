@@ -95,6 +95,9 @@ class MoreauPrunerConfig:
         tensor_parallel: number of devices over which that engine splits every layer.
         state_dtype: in which δ is kept: `float32` or `bfloat16`.
         offload: where δ is kept: `cpu`, `disk`, or by default the device that scores.
+        compensation: how what stays is adjusted after the cut: `none`, `refit`, `scale` (compensation/steps.py).
+        compensation_samples: windows of calibration text that this reads.
+        ridge: λ of `refit`, as a share of the mean of diag XᵀX.
         seed: of the windows, of the noise and of `random`.
         export: `stock` (a class of transformers), `custom` (own type, per-layer shapes) or `auto`.
 
@@ -153,6 +156,9 @@ class MoreauPrunerConfig:
     tensor_parallel: int = 1
     state_dtype: str = "float32"
     offload: str | None = None
+    compensation: str = "none"
+    compensation_samples: int = 128
+    ridge: float = 1e-2
     seed: int = 0
     export: str = "auto"
 

@@ -1,0 +1,91 @@
+"""What a least-squares fit of a matrix needs to know of X and Y, gathered batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..errors import NonFiniteError
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over tokens; x is what flows into the kept columns of a matrix, y what the whole matrix gave.
+
+    Products are taken in float32 and summed in float64.
+
+    Attributes:
+        tokens: their number, n.
+        xx: XᵀX, `(kept, kept)`, float64.
+        yx: YᵀX, `(out, kept)`.
+        x: Σ x, `(kept,)`.
+        y: Σ y, `(out,)`.
+        yy: Σ y², `(out,)`.
+    """
+
+    tokens: int
+    xx: Tensor
+    yx: Tensor
+    x: Tensor
+    y: Tensor
+    yy: Tensor
+
+    @classmethod
+    def gather(cls, pairs: Iterable[tuple[Tensor, Tensor]], kept: Tensor, out: int, where: str) -> Moments:
+        """Adds up batches of all processes.
+
+        Args:
+            pairs: X `(…, in)` of all columns, and Y `(…, out)`, of the same tokens.
+            kept: the columns that stay, int64.
+            out: rows of the matrix.
+            where: its name, for messages.
+
+        Raises:
+            NonFiniteError: an input or output is NaN or infinite.
+        """
+        width, device = len(kept), kept.device
+        sums = [
+            torch.zeros(shape, dtype=torch.float64, device=device)
+            for shape in ((width, width), (out, width), (width,), (out,), (out,), (1,))
+        ]
+        for whole_x, whole_y in pairs:
+            x = whole_x.reshape(-1, whole_x.shape[-1]).to(device).index_select(1, kept).float()
+            y = whole_y.reshape(-1, whole_y.shape[-1]).to(device).float()
+            parts = (x.T @ x, y.T @ x, x.sum(0), y.sum(0), y.square().sum(0), torch.full((1,), float(len(x))))
+            for total, part in zip(sums, parts, strict=True):
+                total += part
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            for total in sums:
+                dist.all_reduce(total)
+        for total in sums:
+            if not torch.isfinite(total).all():
+                raise NonFiniteError(
+                    f"{where}: what flows through it is not finite, so it cannot be refitted; check the model's"
+                    " weights, or load it in bfloat16 or float32"
+                )
+        return cls(int(sums.pop()), *sums)
+
+    def centred(self) -> Moments:
+        """The same of x − x̄ and y − ȳ."""
+        n = max(self.tokens, 1)
+        return Moments(
+            self.tokens,
+            self.xx - torch.outer(self.x, self.x) / n,
+            self.yx - torch.outer(self.y, self.x) / n,
+            torch.zeros_like(self.x),
+            torch.zeros_like(self.y),
+            self.yy - self.y.square() / n,
+        )
+
+    def error(self, w: Tensor, b: Tensor | None = None) -> float:
+        """‖X·Wᵀ + b − Y‖²/‖Y‖²."""
+        w = w.double()
+        squares = self.yy - 2 * (w * self.yx).sum(1) + (w @ self.xx * w).sum(1)
+        if b is not None:
+            b = b.double()
+            squares = squares + self.tokens * b.square() + 2 * b * (w @ self.x - self.y)
+        return float(squares.clamp(min=0).sum() / self.yy.sum().clamp(min=torch.finfo(torch.float64).tiny))
