@@ -37,6 +37,7 @@ setup(
         "optimum_moreau",
         "optimum_moreau.checkpoint",
         "optimum_moreau.commands",
+        "optimum_moreau.compensation",
         "optimum_moreau.config",
         "optimum_moreau.criteria",
         "optimum_moreau.envelope",

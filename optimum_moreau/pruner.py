@@ -8,7 +8,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,48 +17,42 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .calibration import CalibrationSet, load_calibration
-from .card import read_base_card
 from .checkpoint import Verification, load_config, load_model, load_tokenizer, save_folder, verify
 from .config import SIZES, MoreauPrunerConfig
 from .config.quantities import words_for_bytes
-from .errors import ConfigError, MoreauError, OutOfMemoryError, PlanError
+from .cutting import PruningResult, cut, mask, out_of_memory, score_in_rounds
+from .errors import ConfigError, MoreauError, PlanError
 from .estimate import estimate_scoring, skeleton_of, too_little_memory
 from .evaluation import perplexity
 from .evaluation.records import Measurement
-from .export import check_reachable, pruned_config, with_export
+from .export import check_reachable, with_export
 from .hub import Published, push_folder
 from .placement import input_device, prepare_offloaded, state_to_save
-from .plan import PruningPlan, contributions, fingerprint, make_plan, removed_unit_share, whole_plan
+from .plan import PruningPlan, fingerprint, make_plan
 from .records import Records
 from .recovery import MoreauRecovery, RecoveryConfig, RecoverySummary
-from .scores import UnitScores, needs_text, score_units
+from .scores import UnitScores, needs_text
 from .sources import content_hash, model_reference, source_name
-from .sparsity import SPARSITY_NAME, SparsitySummary, sparsify
-from .summary import PruningSummary, layer_shapes, peak_memory_bytes, versions
-from .surgery import apply_plan, check_prunable
+from .sparsity import SPARSITY_NAME, SparsitySummary
+from .summary import peak_memory_bytes, versions
+from .surgery import check_prunable
 from .units import ModelShape, model_shape
 
 logger = logging.getLogger(__name__)
 
 # Settings that change no score: the steps of a run serve another that differs in these.
-_AFTER_SCORING = {*SIZES, "budget", "aggregation", "multiple_of", "uniform", "fold_norms", "export"}
-
-
-@dataclass(frozen=True)
-class PruningResult:
-    """What `MoreauPruner.prune` did.
-
-    Attributes:
-        summary: counts, shares, export, times.
-        plan: which units stayed.
-        scores: the importance of every unit in scope; `None` if a plan was applied, or single weights were masked.
-        sparsity: what was masked, if single weights were.
-    """
-
-    summary: PruningSummary
-    plan: PruningPlan
-    scores: UnitScores | None
-    sparsity: SparsitySummary | None = None
+_AFTER_SCORING = {
+    *SIZES,
+    "compensation",
+    "compensation_samples",
+    "ridge",
+    "budget",
+    "aggregation",
+    "multiple_of",
+    "uniform",
+    "fold_norms",
+    "export",
+}
 
 
 class MoreauPruner:
@@ -84,6 +78,7 @@ class MoreauPruner:
         self._result: PruningResult | None = None
         self._recovery: MoreauRecovery | None = None
         self.measurements: list[Measurement] = []
+        self._text: CalibrationSet | None = None  # that compensation reads
         self._tokens: Tensor | None = None  # that a saved checkpoint is verified on
 
     def plan(
@@ -117,6 +112,7 @@ class MoreauPruner:
         check_reachable(model.config, shape, config)
         found = self.read_calibration(model.config, calibration, calibration_column=calibration_column)
         self._tokens = None if found is None else found.tokens
+        self._text = self._compensation_text(model.config, config, calibration, calibration_column)
         origin = {
             "base_model": model_reference(model.config.name_or_path),
             "revision": self.revision,
@@ -124,7 +120,7 @@ class MoreauPruner:
             "config": config.to_dict(),
             "calibration": found.to_dict() if found else {},
         }
-        _say_estimate(model, shape, config)
+        self._say_estimate(model, shape, config)
         folder = None if checkpoint_dir is None else Path(checkpoint_dir).expanduser()
         decides = {
             "config": {key: value for key, value in config.to_dict().items() if key not in _AFTER_SCORING},
@@ -133,13 +129,8 @@ class MoreauPruner:
             "versions": versions(),
         }
         run = hashlib.sha256(json.dumps(origin | decides, sort_keys=True).encode()).hexdigest()
-        try:
-            found_scores = score_units(model, shape, self._tokens, config, checkpoint=folder, run=run)
-        except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is one
-            if not _is_out_of_memory(error):
-                raise
-            described = skeleton_of(model), shape, config, input_device(model).type
-            raise OutOfMemoryError(too_little_memory(*described)) from error
+        with out_of_memory(lambda: too_little_memory(skeleton_of(model), shape, config, input_device(model).type)):
+            found_scores = score_in_rounds(model, shape, self._tokens, self._text, config, checkpoint=folder, run=run)
         logger.info("scored; peak memory %s, Python and its libraries included", words_for_bytes(peak_memory_bytes()))
         scores = replace(found_scores, origin=origin)
         plan = with_export(make_plan(scores, shape, config), model.config, shape)
@@ -161,18 +152,22 @@ class MoreauPruner:
         if self.config.masks:
             if checkpoint_dir is not None:
                 raise ConfigError("checkpoint_dir: masks are made without steps to keep; leave it out")
-            return self._mask(model, calibration, calibration_column, start)
+            return self._done(model, self._mask(model, calibration, calibration_column, start))
         plan, scores = self.plan(
             model, calibration, calibration_column=calibration_column, checkpoint_dir=checkpoint_dir
         )
-        return self._cut(model, plan, scores, start)
+        self._warn_of_mask(model)
+        return self._done(model, cut(model, plan, scores, self._text, start))
 
-    def apply(self, model: PreTrainedModel, plan: PruningPlan, *, export: str | None = None) -> PruningResult:
+    def apply(
+        self, model: PreTrainedModel, plan: PruningPlan, calibration: Any = None, *, export: str | None = None
+    ) -> PruningResult:
         """In place: applies a plan made before to a fresh copy of its base model.
 
         Args:
             model: the base model.
             plan: the plan; where it carries no config (written by hand), this pruner's is recorded.
+            calibration: text that its compensation reads, if it has one; as for `plan`.
             export: `auto`, `stock` or `custom`, instead of the plan's own.
 
         Raises:
@@ -187,7 +182,9 @@ class MoreauPruner:
         if export is not None:
             config = replace(config, export=export)
         self._tokens = None
-        return self._cut(model, replace(plan, config=config.to_dict()), None, start)
+        text = self._compensation_text(model.config, config, calibration)
+        self._warn_of_mask(model)
+        return self._done(model, cut(model, replace(plan, config=config.to_dict()), None, text, start))
 
     @classmethod
     def from_pretrained(
@@ -378,91 +375,46 @@ class MoreauPruner:
         generator = torch.Generator().manual_seed(0)
         return torch.randint(self._model.config.vocab_size, (2, 64), generator=generator)
 
+    def _compensation_text(
+        self, model_config: PretrainedConfig, config: MoreauPrunerConfig, calibration: Any, column: str | None = None
+    ) -> CalibrationSet | None:
+        if config.compensation == "none":
+            return None
+        return load_calibration(
+            calibration,
+            self.tokenizer,
+            samples=config.compensation_samples,
+            sequence_length=config.sequence_length,
+            seed=config.seed,
+            column=column,
+            vocab_size=model_config.vocab_size,
+        )
+
     def _mask(
         self, model: PreTrainedModel, calibration: Any, calibration_column: str | None, start: float
     ) -> PruningResult:
-        """In place: sets weights to zero by the config's pattern; the plan on record keeps every unit."""
         check_prunable(model)
         prepare_offloaded(model)
-        shape = model_shape(model)
         config = self.config.resolve(model.config)
         found = self.read_calibration(model.config, calibration, calibration_column=calibration_column)
         self._tokens = None if found is None else found.tokens
-        plan = replace(
-            whole_plan(shape),
-            base_model=model_reference(model.config.name_or_path),
-            revision=self.revision,
-            config=config.to_dict(),
-            calibration=found.to_dict() if found else {},
-        )
-        before = fingerprint(model)
-        _say_estimate(model, shape, config)
-        pruned_config(model.config, shape, plan, config.export)  # an export that cannot be is refused before any zero
-        try:
-            sparsity = sparsify(model, shape, self._tokens, config)
-        except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            raise OutOfMemoryError(
-                f"masking by {config.criterion}: too little memory; give fewer calibration_samples or a smaller"
-                " batch_size"
-            ) from error
-        result = self._cut(model, plan, None, start)
-        self._result = replace(result, plan=replace(plan, fingerprint=before), sparsity=sparsity)
-        return self._result
+        self._say_estimate(model, model_shape(model), config)
+        return mask(model, found, config, self.revision, start)
 
-    def _cut(self, model: PreTrainedModel, plan: PruningPlan, scores: UnitScores | None, start: float) -> PruningResult:
-        prepare_offloaded(model)
-        shape = model_shape(model)
-        before, after = layer_shapes(model.config, plan)
-        config = MoreauPrunerConfig.from_dict(plan.config)
-        if not config.masks and (pattern := self._mask_of(model)):
+    def _done(self, model: PreTrainedModel, result: PruningResult) -> PruningResult:
+        self._recovery = None
+        self._model, self._result = model, result
+        return result
+
+    def _warn_of_mask(self, model: PreTrainedModel) -> None:
+        if pattern := self._mask_of(model):
             logger.warning(
                 "the model was masked (%s): its zeros stay in the weights that remain, but the pattern need not hold"
                 " any more, and the result keeps no record of it",
                 pattern,
             )
-        hidden, scope = model.config.hidden_size, shape.in_scope(config)
-        plan = replace(plan, contributions=contributions(plan, shape))  # it may have been edited by hand
-        removed = sum(plan.contributions.values())
-        base_card = read_base_card(model.config.name_or_path, self.revision)
-        export = apply_plan(model, plan)
-        summary = PruningSummary(
-            base_model=plan.base_model,
-            criterion=config.decided_by,
-            parameters_before=shape.parameters,
-            parameters_after=shape.parameters - removed,
-            bytes_before=shape.bytes,
-            bytes_after=model_shape(model).bytes,
-            dtype=str(model.dtype).removeprefix("torch."),
-            ratio_requested=config.pruning_ratio,
-            ratio_achieved=removed / shape.parameters,
-            unit_ratio_requested=config.unit_ratio,
-            unit_ratio_achieved=removed_unit_share(plan, scope),
-            export=export,
-            layers_before=before,
-            layers_after=after,
-            hidden_before=hidden,
-            hidden_after=model.config.hidden_size,
-            contributions=plan.contributions,
-            adjustments=plan.adjustments,
-            calibration=dict(plan.calibration),
-            seconds=time.perf_counter() - start,
-            peak_memory_bytes=peak_memory_bytes(),
-            base_card=base_card,
-            versions=versions(),
-        )
-        self._recovery = None
-        self._model, self._result = model, PruningResult(summary, plan, scores)
-        return self._result
 
-
-def _say_estimate(model: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig) -> None:
-    if logger.isEnabledFor(logging.INFO):
-        lines = estimate_scoring(skeleton_of(model), shape, config, input_device(model).type).lines
-        logger.info("%s: %s", config.decided_by, "; ".join(" ".join(line.split()) for line in lines))
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """torch says so by a type on GPUs, and by words on a CPU."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+    def _say_estimate(self, model: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig) -> None:
+        if logger.isEnabledFor(logging.INFO):
+            lines = estimate_scoring(skeleton_of(model), shape, config, input_device(model).type).lines
+            logger.info("%s: %s", config.decided_by, "; ".join(" ".join(line.split()) for line in lines))

@@ -48,6 +48,8 @@ class PruningSummary:
         base_card: licence and language of the base model, as its card names them; empty where it cannot be read.
         versions: of the packages involved.
         verified_max_abs_difference: largest logit difference after the reload from disk; `None` before saving.
+        compensation: how what stays was adjusted: step, settings, its calibration, and the error of every matrix before
+            and after; empty where it was not.
         inputs: sha256 of what a chain made it from; empty outside a chain.
     """
 
@@ -75,6 +77,7 @@ class PruningSummary:
     base_card: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     verified_max_abs_difference: float | None = None
+    compensation: Mapping[str, Any] = field(default_factory=dict)
     inputs: str = ""
 
     def to_dict(self) -> dict[str, Any]:

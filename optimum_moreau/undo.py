@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -18,8 +19,13 @@ Keep = Callable[[int, Collection[str]], None]
 
 
 @contextmanager
-def restored(layers: Any) -> Iterator[Keep]:
-    """Keeps on disk what a layer was before it is changed, and puts it back if the block ends in an error."""
+def restored(layers: Any, *, always: bool = False) -> Iterator[Keep]:
+    """Keeps on disk what a layer was before it is changed, and puts it back if the block ends in an error.
+
+    Args:
+        layers: the model's decoder layers.
+        always: puts it back, however the block ends.
+    """
     kept: list[int] = []
     with tempfile.TemporaryDirectory(prefix="moreau-undo-") as work:
 
@@ -32,15 +38,22 @@ def restored(layers: Any) -> Iterator[Keep]:
             )
             kept.append(index)
 
+        whole = False
         try:
             yield keep
-        except BaseException:
-            for index in kept:
-                for path, value in load_file(Path(work) / str(index)).items():
-                    owner, _, name = path.rpartition(".")
-                    module = layers[index].get_submodule(owner)
-                    put(module, value.to(module.weight.device if not module.weight.is_meta else "cpu"), name)
-            raise
+            whole = True
+        finally:
+            if always or not whole:
+                for index in kept:
+                    _put_back(layers[index], load_file(Path(work) / str(index)))
+
+
+def _put_back(layer: Any, values: dict[str, Tensor]) -> None:
+    with torch.no_grad():
+        for path, value in values.items():
+            owner, _, name = path.rpartition(".")
+            module = layer.get_submodule(owner)
+            put(module, value.to(module.weight.device if not module.weight.is_meta else "cpu"), name)
 
 
 def put(module: Any, value: Tensor, name: str = "weight") -> None:

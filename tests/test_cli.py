@@ -95,6 +95,11 @@ FLAGS = {
     "update": (None, True),
     "permute": (None, True),
     "feed_forward": ("no", False),
+    "compensation": ("refit", "refit"),
+    "compensation_samples": ("64", 64),
+    "ridge": ("0.1", 0.1),
+    "rounds": ("3", 3),
+    "schedule": ("linear", "linear"),
     "export": ("custom", "custom"),
 }
 ALIASES = {"pruning_ratio": "--ratio", "calibration_samples": "--samples", "sequence_length": "--seq-len"}

@@ -455,7 +455,7 @@ def test_running_out_of_memory_says_what_is_needed_and_what_lowers_it(tokens, mo
     def exhausted(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
-    monkeypatch.setattr("optimum_moreau.pruner.score_units", exhausted)
+    monkeypatch.setattr("optimum_moreau.cutting.score_units", exhausted)
     model = tiny_model("llama")
     before = snapshot(model)
     with pytest.raises(OutOfMemoryError, match=r"needs about [\d.]+ \w+ with the model; what lowers it: ") as caught:

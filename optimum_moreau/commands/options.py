@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import CHOICES, SIZES, TARGETS, MoreauPrunerConfig
 from ..errors import ConfigError
-from ..registry import CRITERIA
+from ..registry import COMPENSATIONS, CRITERIA
 from . import processes
 
 if TYPE_CHECKING:
@@ -98,6 +98,11 @@ _FIELDS: Fields = {
     "tensor_parallel": (None, int, "N", "devices over which that engine splits every layer"),
     "state_dtype": (None, str, "NAME", f"in which δ is kept: {_choice('state_dtype')} (default float32)"),
     "offload": (None, str, "NAME", "where δ is kept: cpu | disk (default: the device that scores)"),
+    "compensation": (None, str, "NAME", f"how what stays is adjusted: {', '.join(COMPENSATIONS)} (default none)"),
+    "compensation_samples": (None, int, "N", "windows of calibration text that this reads (default 128)"),
+    "ridge": (None, float, "X", "λ of refit, as a share of the mean of diag XᵀX (default 0.01)"),
+    "rounds": (None, int, "N", "prune in N rounds, each scored as the one before left the model (default 1)"),
+    "schedule": (None, str, "NAME", f"how fast the rounds reach the size: {_choice('schedule')} (default cubic)"),
     "seed": (None, int, "N", "of windows, noise and random scores (default 0)"),
     "export": (None, str, "NAME", f"class of the result: {_choice('export')}"),
     "uniform": (None, bool, None, "every layer in scope keeps the same number of heads and channels"),
@@ -188,6 +193,9 @@ _REPLANNED = (
     "mlp_layers",
     "whole_layers",
     "targets",
+    "compensation",
+    "compensation_samples",
+    "ridge",
 )
 
 

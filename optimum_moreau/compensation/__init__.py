@@ -1,5 +1,6 @@
-"""What survives a cut is adjusted, without training, to give what the whole gave."""
+"""What survives a cut is adjusted, without training, to give what the whole gave; and cuts made in rounds."""
 
-from .compensate import Adjusted, compensated
+from .compensate import Adjusted, compensated, described
+from .rounds import rounds, without_removed
 
-__all__ = ["Adjusted", "compensated"]
+__all__ = ["Adjusted", "compensated", "described", "rounds", "without_removed"]

@@ -9,9 +9,11 @@ they are needed, and there is never a second model.
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -21,15 +23,18 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from ..activations import LayerStream, StreamedLayer
+from ..calibration import CalibrationSet
 from ..config import MoreauPrunerConfig
 from ..envelope import scoring_mode
-from ..errors import NonFiniteError
+from ..errors import DataError, NonFiniteError, PlanError
 from ..placement import loaded
 from ..plan import PruningPlan
 from ..registry import COMPENSATIONS
 from ..undo import Keep, put, restored
 from ..units import Block, ModelShape, decoder_layers
 from .moments import Moments
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,28 +54,89 @@ class Adjusted:
     error_after: float
 
 
+def described(config: MoreauPrunerConfig, text: CalibrationSet, adjusted: tuple[Adjusted, ...]) -> dict[str, Any]:
+    """What was done, for the summary."""
+    compensation = COMPENSATIONS.get(config.compensation)
+    return {
+        "step": config.compensation,
+        "summary": compensation.summary,
+        "paper": compensation.paper,
+        "calibration": text.to_dict(),
+        "matrices": [asdict(one) for one in adjusted],
+    }
+
+
 @contextmanager
 def compensated(
-    model: PreTrainedModel, shape: ModelShape, plan: PruningPlan, tokens: Tensor, config: MoreauPrunerConfig
+    model: PreTrainedModel,
+    shape: ModelShape,
+    plan: PruningPlan,
+    tokens: Tensor | None,
+    config: MoreauPrunerConfig,
+    *,
+    undone: bool = False,
 ) -> Iterator[tuple[Adjusted, ...]]:
-    """In place: adjusts the matrices that read heads and channels; if the block ends in an error, all is as it was.
+    """In place: silences what goes, and adjusts what stays; if the block ends in an error, all is as it was.
+
+    Within the block the model computes what it will once the plan is applied; layers that go whole still compute.
 
     Args:
-        model: the base model; the plan is to be applied to it within the block.
+        model: the base model.
         shape: its shape.
         plan: what stays, of heads, MLP channels and whole layers.
-        tokens: calibration windows `(samples, length)`.
+        tokens: calibration windows `(samples, length)`; may be `None` for `compensation="none"`.
         config: resolved.
+        undone: afterwards all is as it was in any case.
 
     Raises:
+        PlanError: hidden channels go.
         NonFiniteError: what flows through a matrix is not finite, or the adjusted weights overflow its dtype.
     """
-    layers = decoder_layers(model)
-    with ExitStack() as stack:
-        keep = stack.enter_context(restored(layers))
+    with restored(decoder_layers(model), always=undone) as keep:
         with torch.inference_mode(False), scoring_mode(model), torch.no_grad():
-            found = tuple(_Compensator(model, shape, plan, config).run(tokens.clone(), keep))
-        yield found
+            adjusted = tuple(_adjust(model, shape, plan, tokens, config, keep))
+        yield adjusted
+
+
+def _adjust(
+    model: PreTrainedModel,
+    shape: ModelShape,
+    plan: PruningPlan,
+    tokens: Tensor | None,
+    config: MoreauPrunerConfig,
+    keep: Keep,
+) -> Iterator[Adjusted]:
+    if plan.hidden is not None:
+        raise PlanError(
+            f"compensation: '{config.compensation}' is for heads and MLP channels; leave hidden channels out"
+        )
+    if config.compensation == "none":
+        _silence(model, shape, plan, keep)
+        return
+    if tokens is None:
+        raise DataError(f"compensation: '{config.compensation}' reads calibration text; give some")
+    compensator = _Compensator(model, shape, plan, config)
+    compensator.warn_of_few(tokens)
+    yield from compensator.run(tokens.clone(), keep)
+
+
+def _silence(model: PreTrainedModel, shape: ModelShape, plan: PruningPlan, keep: Keep) -> None:
+    layers = decoder_layers(model)
+    for index in range(shape.depth):
+        blocks = [block for block in shape.blocks if block.layer == index and plan.kept(block).removed]
+        if blocks and index not in plan.removed_layers:
+            keep(index, [block.reader.module for block in blocks])
+            for block in blocks:
+                module: Any = layers[index].get_submodule(block.reader.module)
+                w = loaded(module, "weight")
+                kept = _columns(block, plan, w)
+                put(module, torch.zeros_like(w).index_copy_(1, kept, w[:, kept]))
+
+
+def _columns(block: Block, plan: PruningPlan, w: Tensor) -> Tensor:
+    """The columns of the matrix that reads a block's units which stay."""
+    lines = block.lines(block.reader, w.shape[1], w.device)
+    return lines[list(plan.kept(block).kept)].flatten()
 
 
 class _Compensator:
@@ -78,6 +144,23 @@ class _Compensator:
         self.model, self.plan, self.config = model, plan, config
         self.step = COMPENSATIONS.get(config.compensation).step
         self.blocks = {index: [b for b in shape.blocks if b.layer == index] for index in range(shape.depth)}
+
+    def warn_of_few(self, tokens: Tensor) -> None:
+        """Where there are fewer tokens than columns to fit."""
+        layers = decoder_layers(self.model)
+        widest = 0
+        for index, blocks in self.blocks.items():
+            for block in blocks:
+                module: Any = layers[index].get_submodule(block.reader.module)
+                widest = max(widest, len(_columns(block, self.plan, module.weight)))
+        if tokens.numel() < widest:
+            logger.warning(
+                "compensation: %d tokens for %d columns; λ is raised to %.3g. Give compensation_samples ≥ %d",
+                tokens.numel(),
+                widest,
+                self.config.ridge * widest / tokens.numel(),
+                math.ceil(widest / tokens.shape[1]),
+            )
 
     def run(self, tokens: Tensor, keep: Keep) -> Iterator[Adjusted]:
         own = _own(tokens)
@@ -104,8 +187,7 @@ class _Compensator:
             name = block.reader.module
             module: Any = dense.layer.get_submodule(name)
             w = loaded(module, "weight")
-            lines = block.lines(block.reader, w.shape[1], w.device)
-            kept = lines[list(self.plan.kept(block).kept)].flatten()
+            kept = _columns(block, self.plan, w)
             where = f"layers.{dense.index}.{name}"
             pairs = _pairs(dense.flows(name), pruned.flows(name), module, whole)
             moments = Moments.gather(pairs, kept, w.shape[0], where)

@@ -98,6 +98,8 @@ class MoreauPrunerConfig:
         compensation: how what stays is adjusted after the cut: `none`, `refit`, `scale` (compensation/steps.py).
         compensation_samples: windows of calibration text that this reads.
         ridge: λ of `refit`, as a share of the mean of diag XᵀX.
+        rounds: the size is reached in so many rounds; each scores the model as the one before left it, compensated.
+        schedule: how much of the way round k of N is: `linear` k/N, `cubic` 1 − (1 − k/N)³.
         seed: of the windows, of the noise and of `random`.
         export: `stock` (a class of transformers), `custom` (own type, per-layer shapes) or `auto`.
 
@@ -159,6 +161,8 @@ class MoreauPrunerConfig:
     compensation: str = "none"
     compensation_samples: int = 128
     ridge: float = 1e-2
+    rounds: int = 1
+    schedule: str = "cubic"
     seed: int = 0
     export: str = "auto"
 

@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
-from ..registry import CRITERIA, suggestion
+from ..registry import COMPENSATIONS, CRITERIA, suggestion
 
 if TYPE_CHECKING:
     from .pruner_config import MoreauPrunerConfig
@@ -25,6 +25,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "state_dtype": ("float32", "bfloat16"),
     "offload": ("cpu", "disk", None),
     "export": ("auto", "stock", "custom"),
+    "schedule": ("cubic", "linear"),
 }
 _WEIGHTS = ("alpha", "exponent", "input_weight", "output_weight")
 ENGINES_OF_UNIFORM_LAYERS = ("vllm", "llama.cpp")
@@ -50,7 +51,8 @@ def validate(config: MoreauPrunerConfig) -> None:
     _validate_ratios(config)
     _validate_shapes(config)
     _validate_masks(config)
-    for name in ("rho", "step_size", "sigma", "eta", "norm_order", "damping", "learning_rate", *_WEIGHTS):
+    _validate_compensation(config)
+    for name in ("rho", "step_size", "sigma", "eta", "norm_order", "damping", "learning_rate", "ridge", *_WEIGHTS):
         _check_number(name, getattr(config, name), above=0.0, inclusive=name in ("sigma", "eta", *_WEIGHTS))
     if config.sample_share is not None and not 0 < _number(config.sample_share) <= 1:
         raise ConfigError(f"sample_share: {config.sample_share!r} is not a share in (0, 1]; a tenth is 0.1")
@@ -60,6 +62,8 @@ def validate(config: MoreauPrunerConfig) -> None:
         "passes",
         "average_last",
         "lora_rank",
+        "compensation_samples",
+        "rounds",
         "calibration_samples",
         "batch_size",
         "multiple_of",
@@ -152,6 +156,22 @@ def _validate_masks(config: MoreauPrunerConfig) -> None:
         raise ConfigError(f"budget: '{config.pattern}' gives every matrix the same share; leave '{config.budget}' out")
     if config.criterion == "sparsegpt" and config.budget == "global" and not config.refine:
         raise ConfigError("budget: sparsegpt decides within each matrix; use uniform or owl")
+
+
+def _validate_compensation(config: MoreauPrunerConfig) -> None:
+    try:
+        COMPENSATIONS.check(config.compensation)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if config.compensation != "none":
+        if config.masks:
+            raise ConfigError(f"compensation: '{config.compensation}' is for units; a mask takes update instead")
+        if "hidden" in config.targets:
+            raise ConfigError(
+                f"compensation: '{config.compensation}' is for heads and MLP channels; leave hidden out of the targets"
+            )
+    if config.rounds > 1 and (config.masks or not set(config.targets) <= {"attention", "mlp"}):
+        raise ConfigError("rounds: only heads and MLP channels go in rounds; leave other targets and patterns out")
 
 
 def _validate_shapes(config: MoreauPrunerConfig) -> None:

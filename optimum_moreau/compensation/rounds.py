@@ -1,0 +1,50 @@
+"""Pruning in rounds: each scores what the one before has left.
+
+Round k of N removes s_k of what is to go in all:      s_k = k/N        or      s_k = 1 − (1 − k/N)³
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from ..config import MoreauPrunerConfig
+from ..plan import PruningPlan
+from ..scores import UnitScores
+from ..units import ModelShape
+
+_GONE = -1.0  # below every score
+
+
+def rounds(config: MoreauPrunerConfig, shape: ModelShape) -> list[MoreauPrunerConfig]:
+    """The config of every round; the last is the given one."""
+    n = config.rounds
+    parts = [k / n if config.schedule == "linear" else 1 - (1 - k / n) ** 3 for k in range(1, n)]
+    return [*(_scaled(config, part, shape) for part in parts), config]
+
+
+def _scaled(config: MoreauPrunerConfig, part: float, shape: ModelShape) -> MoreauPrunerConfig:
+    """The same, of which a part goes."""
+    if config.pruning_ratio is not None:
+        return replace(config, pruning_ratio=part * config.pruning_ratio)
+    if isinstance(config.unit_ratio, tuple):
+        return replace(config, unit_ratio=tuple(part * share for share in config.unit_ratio))
+    if config.unit_ratio is not None:
+        return replace(config, unit_ratio=part * config.unit_ratio)
+    if config.target_parameters is not None:
+        gone = part * (shape.parameters - config.target_parameters)
+        return replace(config, target_parameters=round(shape.parameters - gone))
+    assert config.target_bytes is not None  # resolved
+    return replace(config, target_bytes=round(shape.bytes - part * (shape.bytes - config.target_bytes)))
+
+
+def without_removed(scores: UnitScores, plan: PruningPlan, shape: ModelShape) -> UnitScores:
+    """The same scores, those of units that have gone below all others, so that they stay gone."""
+    values = dict(scores.values)
+    for block in shape.blocks:
+        if block.where in values and plan.kept(block).removed:
+            gone = torch.ones(block.total, dtype=torch.bool)
+            gone[list(plan.kept(block).kept)] = False
+            values[block.where] = values[block.where].masked_fill(gone, _GONE)
+    return replace(scores, values=values)

@@ -1,0 +1,182 @@
+"""What is done to a model in place, and the record of it: units cut, compensated for, or single weights masked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .calibration import CalibrationSet
+from .card import read_base_card
+from .compensation import compensated, described, rounds, without_removed
+from .config import MoreauPrunerConfig
+from .errors import OutOfMemoryError
+from .export import pruned_config
+from .placement import prepare_offloaded
+from .plan import PruningPlan, contributions, fingerprint, make_plan, removed_unit_share, whole_plan
+from .scores import UnitScores, score_units
+from .sources import model_reference
+from .sparsity import SparsitySummary, sparsify
+from .summary import PruningSummary, layer_shapes, peak_memory_bytes, versions
+from .surgery import apply_plan
+from .units import ModelShape, model_shape
+
+
+@dataclass(frozen=True)
+class PruningResult:
+    """What `MoreauPruner.prune` did.
+
+    Attributes:
+        summary: counts, shares, export, times.
+        plan: which units stayed.
+        scores: the importance of every unit in scope; `None` if a plan was applied, or single weights were masked.
+        sparsity: what was masked, if single weights were.
+    """
+
+    summary: PruningSummary
+    plan: PruningPlan
+    scores: UnitScores | None
+    sparsity: SparsitySummary | None = None
+
+
+def score_in_rounds(
+    model: PreTrainedModel,
+    shape: ModelShape,
+    tokens: Tensor | None,
+    text: CalibrationSet | None,
+    config: MoreauPrunerConfig,
+    **keeping: Any,
+) -> UnitScores:
+    """Scores the units; in several rounds, each time as the last one's cut and compensation leave the model.
+
+    Args:
+        model: the base model; afterwards it is as it was.
+        shape: its shape.
+        tokens: that scoring reads.
+        text: that compensation reads.
+        config: resolved.
+        **keeping: `checkpoint` and `run` of `score_units`.
+    """
+    scores = score_units(model, shape, tokens, config, **keeping)
+    for earlier in rounds(config, shape)[:-1]:
+        plan = make_plan(scores, shape, earlier)
+        with compensated(model, shape, plan, text.tokens if text else None, earlier, undone=True):
+            scores = without_removed(score_units(model, shape, tokens, config), plan, shape)
+    return scores
+
+
+def mask(
+    model: PreTrainedModel, found: CalibrationSet | None, config: MoreauPrunerConfig, revision: str | None, start: float
+) -> PruningResult:
+    """In place: sets weights to zero by the config's pattern; the plan on record keeps every unit.
+
+    Args:
+        model: the base model.
+        found: calibration windows; may be `None` where nothing reads them.
+        config: resolved.
+        revision: of the base model, for the record.
+        start: when the run began, of `time.perf_counter`.
+    """
+    shape = model_shape(model)
+    plan = replace(
+        whole_plan(shape),
+        base_model=model_reference(model.config.name_or_path),
+        revision=revision,
+        config=config.to_dict(),
+        calibration=found.to_dict() if found else {},
+    )
+    before = fingerprint(model)
+    pruned_config(model.config, shape, plan, config.export)  # an export that cannot be is refused before any zero
+    advice = f"masking by {config.criterion}: too little memory; give fewer calibration_samples or a smaller batch_size"
+    with out_of_memory(lambda: advice):
+        sparsity = sparsify(model, shape, None if found is None else found.tokens, config)
+    result = cut(model, plan, None, None, start)
+    return replace(result, plan=replace(plan, fingerprint=before), sparsity=sparsity)
+
+
+def cut(
+    model: PreTrainedModel, plan: PruningPlan, scores: UnitScores | None, text: CalibrationSet | None, start: float
+) -> PruningResult:
+    """In place: compensates for what goes, and applies the plan; on an error the model is as it was.
+
+    Args:
+        model: the base model.
+        plan: what stays; carries its config.
+        scores: that it was made from, if it was.
+        text: that its compensation reads; `None`: there is none.
+        start: when the run began, of `time.perf_counter`.
+    """
+    prepare_offloaded(model)
+    shape = model_shape(model)
+    before, after = layer_shapes(model.config, plan)
+    config = MoreauPrunerConfig.from_dict(plan.config)
+    hidden, scope = model.config.hidden_size, shape.in_scope(config)
+    plan = replace(plan, contributions=contributions(plan, shape))  # it may have been edited by hand
+    removed = sum(plan.contributions.values())
+    base_card = read_base_card(model.config.name_or_path, plan.revision)
+    export, compensation = _apply(model, shape, plan, text, config)
+    summary = PruningSummary(
+        base_model=plan.base_model,
+        criterion=config.decided_by,
+        parameters_before=shape.parameters,
+        parameters_after=shape.parameters - removed,
+        bytes_before=shape.bytes,
+        bytes_after=model_shape(model).bytes,
+        dtype=str(model.dtype).removeprefix("torch."),
+        ratio_requested=config.pruning_ratio,
+        ratio_achieved=removed / shape.parameters,
+        unit_ratio_requested=config.unit_ratio,
+        unit_ratio_achieved=removed_unit_share(plan, scope),
+        export=export,
+        layers_before=before,
+        layers_after=after,
+        hidden_before=hidden,
+        hidden_after=model.config.hidden_size,
+        contributions=plan.contributions,
+        adjustments=plan.adjustments,
+        calibration=dict(plan.calibration),
+        seconds=time.perf_counter() - start,
+        peak_memory_bytes=peak_memory_bytes(),
+        base_card=base_card,
+        versions=versions(),
+        compensation=compensation,
+    )
+    return PruningResult(summary, plan, scores)
+
+
+def _apply(
+    model: PreTrainedModel,
+    shape: ModelShape,
+    plan: PruningPlan,
+    text: CalibrationSet | None,
+    config: MoreauPrunerConfig,
+) -> tuple[str, dict[str, Any]]:
+    """Cuts; returns the export taken, and what the compensation did."""
+    if text is None:
+        return apply_plan(model, plan), {}
+    plan.check_matches(model, shape)
+    pruned_config(model.config, shape, plan, config.export)  # an export that cannot be is refused before any pass
+    with compensated(model, shape, plan, text.tokens, config) as adjusted:
+        export = apply_plan(model, replace(plan, fingerprint=None))  # checked above; now its weights are others
+    return export, described(config, text, adjusted)
+
+
+@contextmanager
+def out_of_memory(words: Callable[[], str]) -> Iterator[None]:
+    """Says what to do where memory does not suffice: torch says so by a type on GPUs, and by words on a CPU.
+
+    Raises:
+        OutOfMemoryError: with these words.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is one
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
+            raise OutOfMemoryError(words()) from error
+        raise
