@@ -1,6 +1,7 @@
 """Perplexity of masked models by every criterion, with and without refinement: a table for docs/results.md.
 
-    python benchmarks/masks.py [--shared ../shared] [--models NAME …] [--seeds 3] [--samples 64] [--output masks.json]
+    python benchmarks/masks.py [--shared ../shared] [--models NAME …] [--patterns NAME …] [--seeds 3]
+        [--samples 64] [--output masks.json]
 
 50 and 60 % unstructured (compared within rows) and 2:4, all matrices of all layers, masked layers fed forward; the text
 of the other tables, first 200 segments. Runs that the output holds already are not repeated.
@@ -28,6 +29,7 @@ PATTERNS = {
     "50 %": {"pattern": "unstructured", "sparsity": 0.5},
     "60 %": {"pattern": "unstructured", "sparsity": 0.6},
     "2:4": {"pattern": "2:4"},
+    "2:4, permuted": {"pattern": "2:4", "permute": True},
 }
 REFINEMENTS = {"": {}, "dsnot": {"refine": "dsnot"}, "r2-dsnot": {"refine": "r2-dsnot"}}
 ROWS = [name for name in CRITERIA if name not in ("smoothgrad", "taylor-mixed", "taylor-vector", "magnitude-l2")]
@@ -43,7 +45,7 @@ def measure(subject, shared, arguments, known):
         (subject.model, row, refinement, pattern, seed)
         for row in arguments.criteria
         for seed in range(arguments.seeds)
-        for pattern in PATTERNS
+        for pattern in arguments.patterns
         for refinement in REFINEMENTS
     ]
     if (subject.model, "dense", "", "", 0) not in known:
@@ -87,15 +89,15 @@ def remembered(row, scored):
         CRITERIA._entries[row] = criterion
 
 
-def table(model, runs, criteria):
+def table(model, runs, criteria, patterns):
     """Markdown of one model: criteria × patterns × refinements, mean ± deviation over the seeds."""
     heads = [
-        f"{pattern}{f', {refinement}' if refinement else ''}" for pattern in PATTERNS for refinement in REFINEMENTS
+        f"{pattern}{f', {refinement}' if refinement else ''}" for pattern in patterns for refinement in REFINEMENTS
     ]
     lines = [f"| {model} | {' | '.join(heads)} | seconds |", f"|---|{'---:|' * (len(heads) + 1)}"]
     for row in criteria:
         cells, seconds = [], []
-        for pattern in PATTERNS:
+        for pattern in patterns:
             for refinement in REFINEMENTS:
                 found = [value for key, value in runs.items() if key[:4] == (model, row, refinement, pattern)]
                 values = [value for value, _ in found]
@@ -113,6 +115,7 @@ def main():
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
     parser.add_argument("--models", nargs="*", default=names, choices=names)
     parser.add_argument("--criteria", nargs="*", default=ROWS)
+    parser.add_argument("--patterns", nargs="*", default=[*PATTERNS][:3], choices=[*PATTERNS])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=64, help="calibration windows of 128 tokens")
     parser.add_argument("--output", type=Path, default=Path("masks.json"))
@@ -126,7 +129,7 @@ def main():
         for key, value, seconds in measure(subject, arguments.shared, arguments, runs):
             runs[key] = (value, seconds)
             arguments.output.write_text(json.dumps([[*key, *found] for key, found in runs.items()]) + "\n")
-        print("\n".join([*table(subject.model, runs, arguments.criteria), ""]), flush=True)
+        print("\n".join([*table(subject.model, runs, arguments.criteria, arguments.patterns), ""]), flush=True)
         print(f"dense: {runs[subject.model, 'dense', '', '', 0][0]:.2f}\n")
 
 

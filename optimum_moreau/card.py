@@ -31,6 +31,16 @@ _NOUNS = {
     "mlp": "MLP channels",
 }
 _UNITS = {"layers": "layers", "hidden": "hidden channels", "attention": "KV groups", "mlp": "MLP channels"}
+_OF_MASKS = ("pattern", "update", "permute", "feed_forward")
+_OF_UNITS = (
+    "whole_layers",
+    "layer_criterion",
+    "fold_norms",
+    "aggregation",
+    "multiple_of",
+    "uniform",
+    "tensor_parallel",
+)
 TAGS = ["optimum-moreau", "pruned", "structured-pruning"]
 _TEMPLATE = "MODEL_CARD_TEMPLATE.md"
 
@@ -91,7 +101,7 @@ def write_card(
         recovery=recovery,
         unused=_unused(recovery),
         criteria=_criteria(config),
-        settings={key: _words(key, value) for key, value in plan.config.items() if value is not None},
+        settings={key: _words(key, value) for key, value in _settings(config).items()},
         layers=list(zip(summary.layers_before, summary.layers_after, strict=True)),
         unit_names=_UNITS,
         removed_words=_removed_words(summary),
@@ -192,6 +202,12 @@ def _criteria(config: MoreauPrunerConfig) -> list[tuple[str, str, str]]:
     if config.budget == "owl":
         found.append(("OWL, how zeros are spread over layers", *OWL))
     return found
+
+
+def _settings(config: MoreauPrunerConfig) -> dict[str, Any]:
+    """The fields that had a part in it."""
+    unused = _OF_UNITS if config.masks else _OF_MASKS
+    return {key: value for key, value in config.to_dict().items() if value is not None and key not in unused}
 
 
 def _words(key: str, value: Any) -> str:

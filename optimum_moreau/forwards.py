@@ -32,7 +32,7 @@ _RANKING = 21  # per weight in scope, of one ranking of all: scores twice, and w
 
 
 def forward_passes(shape: ModelShape, config: MoreauPrunerConfig) -> int:
-    """Forward passes over the calibration text through each layer in scope, those of gradients left out."""
+    """Forward passes over the calibration text through a layer, the most of any; those of gradients left out."""
     criterion = CRITERIA.get(config.criterion)
     reads = "activations" in criterion.needs
     if not config.masks:
@@ -42,7 +42,7 @@ def forward_passes(shape: ModelShape, config: MoreauPrunerConfig) -> int:
     what = _read(config)
     if not what:
         return dense
-    groups = len(_groups(shape, config)) if "products" in what else 1
+    groups = max(len(own) for own in _groups(shape, config).values()) if "products" in what else 1
     return dense + groups + int(groups > 1 or config.feed_forward)
 
 
@@ -164,9 +164,12 @@ def _read(config: MoreauPrunerConfig) -> set[str]:
     return found
 
 
-def _groups(shape: ModelShape, config: MoreauPrunerConfig) -> set[tuple[str, str]]:
-    """What shares inputs in a layer: q, k, v; o; gate, up; down."""
-    return {(block.kind, cut.side) for block in shape.scored(config) for cut in block.cuts}
+def _groups(shape: ModelShape, config: MoreauPrunerConfig) -> dict[int | None, set[tuple[str, str]]]:
+    """What shares inputs in each layer: q, k, v; o; gate, up; down."""
+    found: dict[int | None, set[tuple[str, str]]] = {}
+    for block in shape.scored(config):
+        found.setdefault(block.layer, set()).update((block.kind, cut.side) for cut in block.cuts)
+    return found
 
 
 def _matrices(skeleton: PreTrainedModel, blocks: tuple[Block, ...]) -> dict[int | None, list[tuple[int, int]]]:

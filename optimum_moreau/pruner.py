@@ -21,7 +21,7 @@ from .checkpoint import Verification, load_config, load_model, load_tokenizer, s
 from .config import SIZES, MoreauPrunerConfig
 from .config.quantities import words_for_bytes
 from .cutting import PruningResult, cut, mask, out_of_memory, score_in_rounds
-from .errors import ConfigError, MoreauError, PlanError
+from .errors import CheckpointError, ConfigError, MoreauError, PlanError
 from .estimate import estimate_scoring, skeleton_of, too_little_memory
 from .evaluation import perplexity
 from .evaluation.records import Measurement
@@ -152,6 +152,7 @@ class MoreauPruner:
         if self.config.masks:
             if checkpoint_dir is not None:
                 raise ConfigError("checkpoint_dir: masks are made without steps to keep; leave it out")
+            self._warn_of_mask(model)
             return self._done(model, self._mask(model, calibration, calibration_column, start))
         plan, scores = self.plan(
             model, calibration, calibration_column=calibration_column, checkpoint_dir=checkpoint_dir
@@ -331,8 +332,27 @@ class MoreauPruner:
         """The pattern of the mask that a model has by the record of its folder, or of this pruner; `None`: none."""
         if self._model is model and self._result is not None and self._result.sparsity is not None:
             return self._result.sparsity.pattern
-        file = Path(model.config.name_or_path or "").expanduser() / SPARSITY_NAME
-        return SparsitySummary.load(file).pattern if file.is_file() else None
+        if not model.config.name_or_path:
+            return None
+        try:
+            return SparsitySummary.load(Path(model.config.name_or_path).expanduser() / SPARSITY_NAME).pattern
+        except CheckpointError:  # it has no such record
+            return None
+
+    def _warn_of_mask(self, model: PreTrainedModel) -> None:
+        if not (pattern := self._mask_of(model)):
+            return
+        if self.config.masks:
+            logger.warning(
+                "the model was masked (%s) already: weights that are zero stay so; mask its dense base instead",
+                pattern,
+            )
+        else:
+            logger.warning(
+                "the model was masked (%s): its zeros stay in the weights that remain, but the pattern need not hold"
+                " any more, and the result keeps no record of it",
+                pattern,
+            )
 
     def _recovered(self, recovery: MoreauRecovery) -> RecoverySummary:
         """Keeps a recovery that went well; the one before it, if any, stays on record."""
@@ -405,14 +425,6 @@ class MoreauPruner:
         self._recovery = None
         self._model, self._result = model, result
         return result
-
-    def _warn_of_mask(self, model: PreTrainedModel) -> None:
-        if pattern := self._mask_of(model):
-            logger.warning(
-                "the model was masked (%s): its zeros stay in the weights that remain, but the pattern need not hold"
-                " any more, and the result keeps no record of it",
-                pattern,
-            )
 
     def _say_estimate(self, model: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig) -> None:
         if logger.isEnabledFor(logging.INFO):

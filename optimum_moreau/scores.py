@@ -110,11 +110,6 @@ def score_units(
         )
     if _distributed() and (checkpoint is not None or config.released):
         raise ConfigError("checkpoint_dir and released work in one process only; leave them out under torchrun")
-    if "activations" in criterion.needs and any(block.kind == "hidden" for block in blocks):
-        raise ConfigError(
-            f"targets: {criterion.name} scores what flows into heads and MLP channels, not hidden channels; leave"
-            " hidden out, or take a criterion of weights or gradients"
-        )
     check_gradients(model, config)
     values: dict[str, Tensor] = {}
     # a caller's inference mode would forbid the gradients; tokens made in it cannot be saved for the backward pass

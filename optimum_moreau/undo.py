@@ -31,7 +31,7 @@ def restored(layers: Any, *, always: bool = False) -> Iterator[Keep]:
 
         def keep(index: int, names: Collection[str]) -> None:
             modules = {name: layers[index].get_submodule(name) for name in names}
-            paths = {f"{name}.{own}": (one, own) for name, one in modules.items() for own in parameters(one)}
+            paths = {f"{name}.{own}": (one, own) for name, one in modules.items() for own in parameter_names(one)}
             save_file(
                 {path: loaded(*parameter).cpu().contiguous() for path, parameter in paths.items()},
                 Path(work) / str(index),
@@ -65,6 +65,6 @@ def put(module: Any, value: Tensor, name: str = "weight") -> None:
         parameter.copy_(value)
 
 
-def parameters(module: Any) -> list[str]:
+def parameter_names(module: Any) -> list[str]:
     """The names of what a linear layer holds."""
     return ["weight"] if module.bias is None else ["weight", "bias"]

@@ -204,7 +204,9 @@ def test_a_model_of_inference_mode_is_masked_where_no_gradient_is_needed(tokens)
 def test_the_groups_are_the_literatures():
     """Magnitude and RIA compare over the matrix, Wanda and its kin within a row (METHODS.md, section 3)."""
     depth = tiny_model("llama").config
-    groups = {name: MoreauPrunerConfig(criterion=name, pattern="2:4").resolve(depth).mask_group for name in CRITERIA}
+    groups = {
+        name: MoreauPrunerConfig(criterion=name, pattern="unstructured").resolve(depth).mask_group for name in CRITERIA
+    }
     assert {name for name, group in groups.items() if group == "layer"} == {
         "magnitude", "magnitude-l2", "ria", "stochria", "sparsegpt",
     }  # fmt: skip
@@ -302,7 +304,16 @@ def test_a_pattern_that_does_not_fit_is_named_before_anything_is_done(tokens):
         ({"budget": "owl"}, "budget: 'owl' spreads the zeros of masks"),
         ({"pattern": "unstructured", "criterion": "sparsegpt", "budget": "global"}, "budget: sparsegpt decides within"),
         ({"mask_group": "row"}, "mask_group: concerns masks"),
-        ({"pattern": "2:4", "criterion": "sparsegpt", "mask_group": "row"}, "mask_group: sparsegpt compares within"),
+        (
+            {"pattern": "unstructured", "criterion": "sparsegpt", "mask_group": "row"},
+            "mask_group: sparsegpt compares within",
+        ),
+        ({"pattern": "2:4", "mask_group": "row"}, "mask_group: '2:4' compares every 4 inputs; leave 'row' out"),
+        (
+            {"pattern": "unstructured", "budget": "global", "mask_group": "row"},
+            "mask_group: budget 'global' compares all",
+        ),
+        ({"pattern": "2:4", "multiple_of": 8}, "multiple_of: concerns units"),
         ({"pattern": "2:4", "refine": "dsnott"}, "Did you mean 'dsnot'"),
     ],
     ids=str,

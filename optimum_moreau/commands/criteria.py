@@ -45,7 +45,7 @@ def _companion(flag: str, summary: str, paper: str, units: str = "", masks: str 
 def _row(criterion: Criterion) -> dict[str, Any]:
     """What there is to know of a criterion, and what it does for each pattern."""
     activations = "activations" in criterion.needs
-    units = "heads, channels" if activations else "heads, channels, hidden, layers"
+    units = "heads, channels, layers" if activations else "heads, channels, hidden, layers"
     if criterion.sides == ("in",):
         units += " (by o_proj, down_proj)"
     if criterion.name == "sparsegpt":

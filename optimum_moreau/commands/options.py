@@ -43,7 +43,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _choice(field: str) -> str:
-    return " | ".join(str(choice) for choice in CHOICES[field])
+    return " | ".join(choice for choice in CHOICES[field] if choice is not None)
 
 
 # field → (short alias, type, metavar, help); the flag is the field's name with hyphens. A type of bool is a switch.
@@ -110,11 +110,12 @@ _FIELDS: Fields = {
     "released": (None, bool, None, "the published code's update, for comparison"),
 }
 
-# What a comparison of plans leaves to the user: not what it varies itself.
+MASKS = ("pattern", "sparsity", "mask_group", "refine", "update", "permute", "feed_forward")
+# What a comparison of plans leaves to the user: not what it varies itself, and no masks, which have no plan.
 COMPARED: Fields = {
     field: flag
     for field, flag in _FIELDS.items()
-    if field not in ("criterion", *SIZES, "seed", "engine", "tensor_parallel", "export")
+    if field not in ("criterion", *SIZES, *MASKS, "seed", "engine", "tensor_parallel", "export")
 }
 
 

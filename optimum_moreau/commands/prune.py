@@ -10,6 +10,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import ConfigError
 from . import dry_run, options, processes, push, recover
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Prunes and saves, and goes on to recovery and publishing where they are asked for; returns what was done."""
     from ..recipe import Recipe, overridden, read_recipe
 
+    if args.dry_run and args.print_config:
+        raise ConfigError("--dry-run and --print-config: give one of them")
     values = overridden(read_recipe(args.config) if args.config else {}, _recipe_from(args))
     recipe = Recipe.from_dict(({"output": ""} if args.dry_run else {}) | values)
     if args.dry_run:
@@ -102,6 +105,7 @@ def _zeros(folder: str) -> dict[str, Any]:
         return {}
     found = SparsitySummary.load(file)
     zeros = {"pattern": found.pattern, "achieved": found.achieved, "of_model": found.of_model, "holds": found.holds}
+    zeros |= {"requested": found.requested, "gains": found.gains}
     return {"sparsity": zeros | {"layers": dict(found.by_layer())}}
 
 
@@ -135,10 +139,13 @@ def show(result: dict[str, Any]) -> str:
 def _show_zeros(result: dict[str, Any]) -> str:
     zeros = result["sparsity"]
     holds = "" if zeros["pattern"] == "unstructured" else " holds" if zeros["holds"] else " does not hold"
+    asked = "" if abs(zeros["achieved"] - zeros["requested"]) < 5e-4 else f" ({100 * zeros['requested']:g} % asked)"
     return "\n".join(
         [
-            f"zeros       {100 * zeros['achieved']:.2f} % of the weights in scope, {100 * zeros['of_model']:.2f} %"
+            f"zeros       {100 * zeros['achieved']:.2f} % of the weights in scope{asked},"
+            f" {100 * zeros['of_model']:.2f} %"
             f" of the model's; {zeros['pattern']}{holds}",
+            *(f"note        {line}" for line in zeros["gains"]),
             f"export      {result['export']}, shapes as before",
             *(recover.training_lines(result["recovery"]) if "recovery" in result else []),
             *options.perplexity_line(result),

@@ -77,8 +77,8 @@ class MoreauPrunerConfig:
         pattern: what goes: whole `units`, or single weights: anywhere (`unstructured`), or all but n of every m
             consecutive inputs (`2:4`, `4:8`, …). The model's shapes stay then, and its zeros are counted, not removed.
         sparsity: share of the weights in scope that become zero, in an unstructured mask; default 0.5.
-        mask_group: weights that are compared in it: each output `row`, or the whole matrix (`layer`); default: the
-            criterion's, which is the literature's.
+        mask_group: weights that are compared in an unstructured mask: each output `row`, or the whole matrix (`layer`);
+            default: the criterion's, which is the literature's.
         refine: step that improves a mask without training: `dsnot` or `r2-dsnot` (sparsity/refine.py).
         update: adjust the weights that stay to make up for those that go (sparsity/obs.py); `sparsegpt` always does.
         permute: put channels of the MLP, and of the values inside each head, in an order for which an n:m mask keeps
@@ -196,9 +196,15 @@ class MoreauPrunerConfig:
             The config that says exactly what runs.
 
         Raises:
-            ConfigError: a layer range lies outside the model.
+            ConfigError: a layer range lies outside the model, or the criterion cannot score a target.
         """
-        defaults = dict(CRITERIA.get(self.criterion).defaults)
+        criterion = CRITERIA.get(self.criterion)
+        if "activations" in criterion.needs and "hidden" in self.targets and not self.by_influence_alone:
+            raise ConfigError(
+                f"targets: {self.criterion} scores what flows into heads and MLP channels, not hidden channels; leave"
+                " hidden out, or take a criterion of weights or gradients"
+            )
+        defaults = dict(criterion.defaults)
         if self.eta is not None:
             defaults["eta_quantile"] = None
         elif self.released and "eta" in defaults:  # the published code has an absolute η only
@@ -217,7 +223,8 @@ class MoreauPrunerConfig:
                 logger.warning("%s does not use %s: ignored", self.criterion, name)
             values[name] = defaults.get(name) if given is None or name not in defaults else given
         if self.masks:
-            values["mask_group"] = self.mask_group or CRITERIA.get(self.criterion).mask_group
+            compared = self.pattern == "unstructured" and self.budget != "global"
+            values["mask_group"] = (self.mask_group or criterion.mask_group) if compared else None
             values["sparsity"] = 0.5 if self.pattern == "unstructured" and self.sparsity is None else self.sparsity
         elif all(getattr(self, name) is None for name in SIZES):
             values["pruning_ratio"] = 0.2

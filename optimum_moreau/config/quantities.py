@@ -1,7 +1,8 @@
-"""Sizes as people write them: `5.5B` parameters, `12GiB`."""
+"""Sizes as people write them, `5.5B` parameters, `12GiB`; and how shares of a count are rounded."""
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -48,3 +49,8 @@ def _parse(name: str, value: Any, units: dict[str, int], examples: str) -> int:
     if count < 1:
         raise ConfigError(f"{name}: {value!r} is less than 1")
     return count
+
+
+def nearest_fewer(x: float) -> int:
+    """The whole number nearest to x; on a tie the smaller one."""
+    return math.ceil(round(x, 9) - 0.5)  # rounding: 0.3 · 5 must not depend on the last bit

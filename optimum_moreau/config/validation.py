@@ -144,6 +144,11 @@ def _validate_masks(config: MoreauPrunerConfig) -> None:
     sizes = ("pruning_ratio", "unit_ratio", "target_parameters", "target_bytes")
     if given := [name for name in sizes if getattr(config, name) is not None]:
         raise ConfigError(f"{given[0]}: concerns units; a mask of pattern '{config.pattern}' takes sparsity instead")
+    if config.mask_group is not None and (found or config.budget == "global"):
+        compares = f"'{config.pattern}' compares every {found[2]} inputs" if found else "budget 'global' compares all"
+        raise ConfigError(f"mask_group: {compares}; leave '{config.mask_group}' out")
+    if config.multiple_of != 1:
+        raise ConfigError("multiple_of: concerns units; a mask leaves every shape as it is")
     if config.sparsity is not None:
         if found:
             raise ConfigError(f"sparsity: '{config.pattern}' says itself how many weights stay; leave sparsity out")

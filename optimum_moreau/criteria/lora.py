@@ -10,9 +10,10 @@ step the units of the lowest Ḡ are silenced, p(t) of each block's, and learn n
 
     p(t) = p·(1 − (1 − t/T)³)
 
-p is the share of the units in scope that is to go. Of masks of single weights nothing is silenced on the way. The model
-itself is never changed, and the adapters are dropped: only the score is taken from them. The published code leaves the
-first tenth of the layers and the last one alone; here the scope says so.
+p is the share of the units that is to go, where every layer gives the same share of its heads and channels. With
+another budget, other targets, and of masks of single weights, nothing is silenced on the way. The model itself is never
+changed, and the adapters are dropped: only the score is taken from them. The published code leaves the first tenth of
+the layers and the last one alone; here the scope says so, and its default does.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..config import MoreauPrunerConfig
+from ..config.quantities import nearest_fewer
+from ..envelope import FLOAT16_SCALE, next_token_loss
 from ..errors import ConfigError, NonFiniteError, UnsupportedModelError
 from ..families import Cut
 from ..placement import device_of, input_device, is_offloaded
@@ -39,7 +42,6 @@ from .criterion import Cost, Criterion, Scoring
 from .papers import LORA_PRUNE
 
 SCALE, EVERY = 2.0, 10  # α/r as the paper's r 8, α 16; steps between two silencings
-_FLOAT16_SCALE = 2.0**12
 
 
 # Which units still speak: of each block by its name, bool `(units,)`.
@@ -76,24 +78,17 @@ def score(run: Scoring) -> None:
     speaking = {block.where: torch.ones(block.total, dtype=torch.bool) for block in run.blocks}
     trained = [tensor for one in adapters.values() for tensor in (one.a, one.b)]
     optimizer = torch.optim.AdamW(trained, lr=c.learning_rate, weight_decay=0.0)
-    scale = _FLOAT16_SCALE if run.model.dtype == torch.float16 else 1.0
+    scale = FLOAT16_SCALE if run.model.dtype == torch.float16 else 1.0
     batches = tqdm(islice(cycle(run.batches), c.steps), "steps", c.steps, leave=False, disable=None)
     with _attached(run, adapters, speaking):
         for step, batch in enumerate(batches, start=1):
-            ids = batch.to(input_device(run.model))
-            with torch.enable_grad():
-                loss = run.model(input_ids=ids, labels=ids, use_cache=False).loss
-                _check(loss, step)
-                (loss * scale).backward()
-            for tensor in trained:
-                assert tensor.grad is not None  # every adapter is in the forward pass
-                tensor.grad.div_(scale)
+            scale = _gradients(run, batch, trained, scale, f"lora, step {step}")
             for name, one in adapters.items():
                 _observe(one, run.engine.weight(name), speaking, c.decay)
             optimizer.step()
             optimizer.zero_grad()
-            if step % EVERY == 0 and not c.masks:
-                _silence(run, adapters, speaking, _share(run) * (1 - (1 - step / c.steps) ** 3))
+            if (step % EVERY == 0 or step == c.steps) and _silences(c):
+                _silence(run, adapters, speaking, 1 - (1 - step / c.steps) ** 3)
     for name, one in adapters.items():
         run.emit(name, one.mean)
 
@@ -120,6 +115,32 @@ def _adapters(run: Scoring) -> dict[str, _Adapter]:
     return found
 
 
+def _gradients(run: Scoring, batch: Tensor, trained: list[Tensor], scale: float, label: str) -> float:
+    """Computes the gradients of A and B; returns the loss scale, lower by factors of 16 where they overflowed.
+
+    Raises:
+        NonFiniteError: the loss or a gradient is NaN or infinite.
+    """
+    ids = batch.to(input_device(run.model))
+    while True:
+        with torch.enable_grad():
+            loss = next_token_loss(run.model, ids, label)
+            if not torch.isfinite(loss):
+                raise NonFiniteError(f"{label}: the loss is {float(loss.detach())}; give a smaller learning_rate")
+            (loss * scale).backward()
+        for tensor in trained:
+            if tensor.grad is None:
+                raise UnsupportedModelError(f"{label}: no gradient reaches some linear layer; take another criterion")
+            tensor.grad.div_(scale)
+        if all(torch.isfinite(tensor.grad).all() for tensor in trained if tensor.grad is not None):
+            return scale
+        if scale <= 1:
+            raise NonFiniteError(f"{label}: a gradient is not finite; load the model in bfloat16 or float32")
+        scale = max(1.0, scale / 16)
+        for tensor in trained:
+            tensor.grad = None
+
+
 @contextmanager
 def _attached(run: Scoring, adapters: dict[str, _Adapter], speaking: Speaking) -> Iterator[None]:
     """Within the block the layers compute with their adapters, and silenced units are not heard."""
@@ -142,8 +163,8 @@ def _adapted(adapter: _Adapter) -> Any:
     """y + s·(x·Aᵀ)·Bᵀ."""
 
     def forward(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        low = F.linear(args[0].to(adapter.a.dtype), adapter.a)
-        return output + (SCALE * F.linear(low, adapter.b)).to(output.dtype)
+        low = F.linear(args[0].to(adapter.a), adapter.a)
+        return output + (SCALE * F.linear(low, adapter.b)).to(output)
 
     return forward
 
@@ -172,26 +193,30 @@ def _observe(adapter: _Adapter, w: Tensor, speaking: Speaking, decay: float) -> 
     adapter.mean.mul_(decay).add_(found, alpha=1 - decay)
 
 
-def _silence(run: Scoring, adapters: dict[str, _Adapter], speaking: Speaking, share: float) -> None:
-    """Silences that share of the units of every block, those silenced before among them."""
+def _silences(c: MoreauPrunerConfig) -> bool:
+    """Whether every layer gives the same share, so that it is known which units are on the way out."""
+    return not c.masks and c.budget == "uniform" and set(c.targets) <= {"attention", "mlp"}
+
+
+def _silence(run: Scoring, adapters: dict[str, _Adapter], speaking: Speaking, part: float) -> None:
+    """Silences that part of the units of every block that are to go, those silenced before among them."""
     sums: dict[str, Tensor] = {}
     for one in adapters.values():
         for block, cut in one.uses:
             sums[block.where] = sums.get(block.where, 0) + block.sum_per_unit(cut, one.mean).cpu()
     for block in run.blocks:
-        if block.kind == "hidden":
-            continue
         own = speaking[block.where]
         order = sums[block.where].masked_fill(~own, -1).argsort()
-        own[order[: min(int(share * block.total), block.total - 1)]] = False
+        own[order[: min(nearest_fewer(part * _share(run, block.kind) * block.total), block.total - 1)]] = False
 
 
-def _share(run: Scoring) -> float:
-    """p: the share of the units in scope that is to go, from whatever target size is given."""
-    c, parameters = run.config, list(run.model.parameters())
+def _share(run: Scoring, kind: str) -> float:
+    """p, of the heads or of the channels, from whatever target size is given."""
+    c = run.config
     if c.unit_ratio is not None:
-        return c.unit_ratio if isinstance(c.unit_ratio, float) else sum(c.unit_ratio) / len(c.unit_ratio)
-    total = sum(parameter.numel() for parameter in parameters)
+        shares = c.unit_ratio if isinstance(c.unit_ratio, tuple) else (c.unit_ratio,) * len(c.targets)
+        return dict(zip(c.targets, shares, strict=True))[kind]
+    total = sum(parameter.numel() for parameter in run.model.parameters())
     removed: float
     if c.target_parameters is not None:
         removed = total - c.target_parameters
@@ -199,13 +224,8 @@ def _share(run: Scoring) -> float:
         removed = total - c.target_bytes / run.model.dtype.itemsize
     else:
         removed = (c.pruning_ratio or 0.0) * total
-    scope = sum(block.total * block.unit_parameters for block in run.blocks if block.kind != "hidden")
-    return min(max(removed / scope, 0.0), 1.0) if scope else 0.0
-
-
-def _check(loss: Tensor, step: int) -> None:
-    if not torch.isfinite(loss):
-        raise NonFiniteError(f"lora, step {step}: the loss is {float(loss.detach())}; give a smaller learning_rate")
+    scope = sum(block.total * block.unit_parameters for block in run.blocks)
+    return min(max(removed / scope, 0.0), 1.0)
 
 
 def _cost(config: MoreauPrunerConfig) -> Cost:

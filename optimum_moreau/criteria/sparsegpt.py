@@ -59,7 +59,7 @@ SPARSEGPT = scored_by_inputs(
     static,
     ("products",),
     name="sparsegpt",
-    summary="W²/U_jj², from the inputs' Hessian; of units and without the update, static",
+    summary="W²/U_jj², from the inputs' Hessian; masks with its update, units static",
     paper=SPARSE_GPT,
     mask_group="layer",  # in blocks of 128 columns, where the update chooses
     defaults={"damping": 0.01},

@@ -7,7 +7,7 @@
 v* is found by gradient steps on δ = v − w, so that w itself is never overwritten. Nothing here knows of pruning.
 """
 
-from .engine import Engine, Micro
+from .engine import FLOAT16_SCALE, Engine, Micro, next_token_loss
 from .mode import scoring_mode
 from .moreau import MoreauRun
 from .noise import Noise
@@ -16,6 +16,7 @@ from .state import State
 from .steps import proximal_step, shrink
 
 __all__ = [
+    "FLOAT16_SCALE",
     "Engine",
     "LossGradient",
     "Micro",
@@ -24,6 +25,7 @@ __all__ = [
     "State",
     "Tensors",
     "moreau_gradient",
+    "next_token_loss",
     "proximal_step",
     "scoring_mode",
     "shrink",

@@ -36,7 +36,7 @@ OnGradient = Callable[[str, Tensor, float], None]
 Into = Callable[[str, torch.dtype], "Sum | None"]
 # v for a weight: name, w, and a buffer to write it to.
 MovedWeight = Callable[[str, Tensor, Tensor], Tensor]
-_FLOAT16_SCALE = 2.0**12
+FLOAT16_SCALE = 2.0**12
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ class Engine:
 
         Found at w itself, so that a run that is gone on with finds the same.
         """
-        self._loss_scale = 16 * _FLOAT16_SCALE
+        self._loss_scale = 16 * FLOAT16_SCALE
         while True:
             try:
                 self.run([replace(micro, moved=None)], lambda name, g, scale: None, everywhere=False)
@@ -192,13 +192,7 @@ class Engine:
     def _pass(self, micro: Micro) -> float:
         ids = micro.batch.to(input_device(self.model))
         with torch.enable_grad():
-            # mean over windows and targets of −log p(x_{t+1} | x_≤t)                  (Eq. 1)
-            loss = self.model(input_ids=ids, labels=ids, use_cache=False).loss
-            if not loss.requires_grad:
-                raise UnsupportedModelError(
-                    f"{micro.label}: no gradient of the loss reaches the weights in scope (a forward that detaches, or"
-                    " runs under torch.no_grad); take that out, or a criterion without gradients (magnitude, random)"
-                )
+            loss = next_token_loss(self.model, ids, micro.label)
             scaled = loss * (self._loss_scale or 1.0)
         value = float(loss.detach())
         if self._now is not None and (self._now.last or not math.isfinite(value)):
@@ -310,6 +304,26 @@ class Engine:
                     module.__dict__["forward"] = forward
             self._now = None
             self._sums.clear()
+
+
+def next_token_loss(model: PreTrainedModel, ids: Tensor, label: str) -> Tensor:
+    """The mean over windows and targets of −log p(x_{t+1} | x_≤t) (Eq. 1), with its graph.
+
+    Args:
+        model: a causal language model.
+        ids: token ids `(windows, length)`.
+        label: where the computation stands, for messages.
+
+    Raises:
+        UnsupportedModelError: no gradient reaches what should have one.
+    """
+    loss: Tensor = model(input_ids=ids, labels=ids, use_cache=False).loss
+    if not loss.requires_grad:
+        raise UnsupportedModelError(
+            f"{label}: no gradient of the loss reaches the weights in scope (a forward that detaches, or"
+            " runs under torch.no_grad); take that out, or a criterion without gradients (magnitude, random)"
+        )
+    return loss
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from ..config import SIZES, MoreauPrunerConfig
+from ..config.quantities import nearest_fewer
 from ..errors import PlanError
 from ..scores import UnitScores, check_covers, with_layer_sums
 from ..units import Block, ModelShape
-from .counts import Counts, Ranking, UnitCounts, cost_of, nearest_fewer, nearest_of
+from .counts import Counts, Ranking, UnitCounts, cost_of, nearest_of
 from .engines import LegalCounts
 from .explain import adjustments
 from .gains import contributions, remaining

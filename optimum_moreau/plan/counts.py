@@ -22,11 +22,6 @@ Counts = dict[Block, int]
 Ranking = Mapping[str, Tensor]
 
 
-def nearest_fewer(x: float) -> int:
-    """The whole number nearest to x; on a tie the smaller one."""
-    return math.ceil(round(x, 9) - 0.5)  # rounding: 0.3 · 5 must not depend on the last bit
-
-
 def nearest_of(numbers: Sequence[int], x: float) -> int:
     """The one of some ascending numbers nearest to x; on a tie the smaller one."""
     x = round(x, 9)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..config.quantities import nearest_fewer
 from ..errors import PlanError
-from ..plan.counts import nearest_fewer
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Pattern:
         if self.structured and width % self.of:
             raise PlanError(
                 f"{where}: {width} inputs are no multiple of {self.of}, so {self.kept}:{self.of} does not fit; use"
-                " unstructured, another m, or leave this layer out of the scope"
+                " unstructured, another m, or other targets"
             )
 
     def holds(self, mask: Tensor) -> bool:

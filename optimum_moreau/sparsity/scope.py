@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ..config import MoreauPrunerConfig
-from ..plan.counts import nearest_fewer
+from ..config.quantities import nearest_fewer
 from ..units import Block, ModelShape, decoder_layers
 from .obs import BLOCK
 from .patterns import Pattern

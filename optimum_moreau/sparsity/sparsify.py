@@ -26,7 +26,7 @@ from ..errors import ConfigError, DataError, NonFiniteError
 from ..placement import loaded
 from ..registry import CRITERIA
 from ..scores import check_gradients
-from ..undo import Keep, parameters, put, restored
+from ..undo import Keep, parameter_names, put, restored
 from ..units import LAYERS, Block, ModelShape, decoder_layers
 from .budget import global_masks, owl_sparsity
 from .obs import surgeon
@@ -278,7 +278,7 @@ def _reorder_writers(layer: Any, block: Block, order: Tensor) -> None:
     """In place: the rows, and biases, that write a block's channels follow the matrix that reads them."""
     for cut in block.writers:
         module = layer.get_submodule(cut.module)
-        for name in parameters(module):
+        for name in parameter_names(module):
             old = loaded(module, name)
             rows = block.lines(cut, len(old), old.device).flatten()
             put(module, old.index_copy(0, rows, old[rows[order.to(rows.device)]]), name)

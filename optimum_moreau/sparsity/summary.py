@@ -25,8 +25,8 @@ class MatrixSparsity:
         error_before: Σ_rows |ε| of the mask (sparsity/refine.py), where it was refined.
         error_after: after the refinement.
         swaps: weights that came back in it.
-        retained_before: share of the score that the n:m mask keeps without a permutation of the inputs, where there
-            was one (sparsity/permute.py).
+        retained_before: share of the score (of sparsegpt, the static one) that the n:m mask keeps without a permutation
+            of the inputs, where there is one.
         retained_after: with it, and before a refinement.
     """
 
@@ -76,6 +76,42 @@ class SparsitySummary:
     def holds(self) -> bool:
         """Whether the pattern holds in every matrix."""
         return all(one.holds for one in self.matrices)
+
+    @property
+    def error(self) -> tuple[float, float, int] | None:
+        """Of a refinement: Σ_rows |ε| over all matrices before and after it, and the weights that came back."""
+        refined = [one for one in self.matrices if one.error_before is not None and one.error_after is not None]
+        if not refined:
+            return None
+        before, after = (sum(getattr(one, name) for one in refined) for name in ("error_before", "error_after"))
+        return before, after, sum(one.swaps for one in refined)
+
+    @property
+    def retained(self) -> tuple[float, float] | None:
+        """Of a permutation: the mean share of the score that the mask keeps without and with it, where it could be."""
+        permuted = [one for one in self.matrices if one.retained_before is not None and one.retained_after is not None]
+        if not permuted:
+            return None
+        total = sum(one.total for one in permuted)
+        before, after = (
+            sum(getattr(one, name) * one.total for one in permuted) / total
+            for name in ("retained_before", "retained_after")
+        )
+        return before, after
+
+    @property
+    def gains(self) -> list[str]:
+        """What a refinement and a permutation gained, one line each."""
+        lines = []
+        if self.error is not None:
+            before, after, swaps = self.error
+            lines.append(
+                f"the refinement brought {swaps:,} weights back; mean error of the rows {before:.4g} → {after:.4g}"
+            )
+        if self.retained is not None:
+            before, after = self.retained
+            lines.append(f"the permutation: its masks keep {before:.1%} → {after:.1%} of the score")
+        return lines
 
     def by_layer(self) -> Mapping[str, float]:
         """Share of zeros of each layer."""
