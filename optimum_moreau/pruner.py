@@ -377,13 +377,24 @@ class MoreauPruner:
         """
         if not needs_text(self.config):
             return None
+        samples = self.config.calibration_samples
+        return self._windows(model_config, self.config, samples, calibration, calibration_column)
+
+    def _windows(
+        self,
+        model_config: PretrainedConfig,
+        config: MoreauPrunerConfig,
+        samples: int,
+        calibration: Any,
+        column: str | None,
+    ) -> CalibrationSet:
         return load_calibration(
             calibration,
             self.tokenizer,
-            samples=self.config.calibration_samples,
-            sequence_length=self.config.sequence_length,
-            seed=self.config.seed,
-            column=calibration_column,
+            samples=samples,
+            sequence_length=config.sequence_length,
+            seed=config.seed,
+            column=column,
             vocab_size=model_config.vocab_size,
         )
 
@@ -400,15 +411,7 @@ class MoreauPruner:
     ) -> CalibrationSet | None:
         if config.compensation == "none":
             return None
-        return load_calibration(
-            calibration,
-            self.tokenizer,
-            samples=config.compensation_samples,
-            sequence_length=config.sequence_length,
-            seed=config.seed,
-            column=column,
-            vocab_size=model_config.vocab_size,
-        )
+        return self._windows(model_config, config, config.compensation_samples, calibration, column)
 
     def _mask(
         self, model: PreTrainedModel, calibration: Any, calibration_column: str | None, start: float

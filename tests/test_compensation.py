@@ -1,0 +1,344 @@
+"""What stays after a cut is adjusted: against numpy, layer by layer from plain forward passes."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from optimum_moreau import MoreauPruner, MoreauPrunerConfig
+from optimum_moreau.compensation import compensated, rounds, without_removed
+from optimum_moreau.compensation.moments import Moments
+from optimum_moreau.compensation.steps import refit, scale
+from optimum_moreau.cutting import score_in_rounds
+from optimum_moreau.errors import ConfigError, DataError, NonFiniteError, PlanError
+from optimum_moreau.plan import make_plan, whole_plan
+from optimum_moreau.scores import score_units
+from optimum_moreau.surgery import apply_plan
+from optimum_moreau.units import decoder_layers, model_shape
+from tests.test_activations import inputs_of
+from tests.tiny import FAMILIES, tiny_model
+
+EVERYWHERE = {"attention_layers": (0, 3), "mlp_layers": (0, 3)}
+OUT, DOWN = "self_attn.o_proj", "mlp.down_proj"
+
+
+@pytest.fixture
+def windows():
+    return torch.randint(64, (24, 16), generator=torch.Generator().manual_seed(1))
+
+
+def planned(model, **changes):
+    """A resolved config, and a plan by magnitude."""
+    settings = {"criterion": "magnitude", "unit_ratio": 0.5, "compensation": "refit", **EVERYWHERE, **changes}
+    config = MoreauPrunerConfig(**settings).resolve(model.config)
+    shape = model_shape(model)
+    return make_plan(score_units(model, shape, None, config), shape, config), config
+
+
+def adjusted(model, windows, **changes):
+    """In place: compensates and cuts; returns what was done and the plan."""
+    plan, config = planned(model, **changes)
+    with compensated(model, model_shape(model), plan, windows, config) as found:
+        apply_plan(model, replace(plan, fingerprint=None))
+    return found, plan
+
+
+def numbers(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def moments_of(x, y, parts=3):
+    pairs = list(zip(x.float().chunk(parts), y.float().chunk(parts), strict=True))
+    return Moments.gather(pairs, torch.arange(x.shape[1]), y.shape[1], "here")
+
+
+@pytest.mark.parametrize("intercept", [False, True])
+def test_refit_is_the_least_squares_of_the_stacked_problem(intercept):
+    """min ‖X·Vᵀ − Y‖² + λ‖V − W‖² is plain least squares with √λ·I under X and √λ·Wᵀ under Y."""
+    x, y, w = numbers(50, 6) + 1, numbers(50, 4, seed=1) - 2, numbers(4, 6, seed=2)
+    v, b = refit(w, moments_of(x, y), 0.3, intercept)
+    a, c = x.numpy(), y.numpy()
+    centred = (a - a.mean(0), c - c.mean(0)) if intercept else (a, c)
+    strength = 0.3 * (centred[0] ** 2).sum(0).mean()
+    rows = np.vstack([centred[0], np.sqrt(strength) * np.eye(6)])
+    values = np.vstack([centred[1], np.sqrt(strength) * w.numpy().T])
+    expected = np.linalg.lstsq(rows, values, rcond=None)[0].T
+    np.testing.assert_allclose(v, expected, rtol=1e-4, atol=1e-5)
+    if intercept:
+        np.testing.assert_allclose(b, c.mean(0) - expected @ a.mean(0), rtol=1e-4, atol=1e-4)
+    else:
+        assert b is None
+
+
+def test_with_fewer_tokens_than_columns_the_ridge_grows_in_proportion():
+    x, y, w = numbers(4, 12), numbers(4, 3, seed=1), numbers(3, 12, seed=2)
+    v, _ = refit(w, moments_of(x, y, 1), 0.1, False)
+    strength = 0.1 * 12 / 4 * (x**2).sum(0).mean()
+    expected = (y.T @ x + strength * w) @ torch.linalg.inv(x.T @ x + strength * torch.eye(12, dtype=x.dtype))
+    torch.testing.assert_close(v, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_flows_in_nothing_changes():
+    w = numbers(3, 5)
+    v, _ = refit(w, moments_of(torch.zeros(7, 5), numbers(7, 3)), 0.1, False)
+    assert torch.equal(v, w)
+    v, _ = scale(w, moments_of(torch.zeros(7, 5), numbers(7, 3)), 0.1, False)
+    assert torch.equal(v, w)
+
+
+def test_scale_is_each_outputs_regression_on_what_is_left():
+    x, y, w = numbers(40, 5), numbers(40, 3, seed=1), numbers(3, 5, seed=2)
+    v, _ = scale(w, moments_of(x, y), 0.1, False)
+    left = (x @ w.T).numpy()
+    for k in range(3):
+        (factor,) = np.linalg.lstsq(left[:, k : k + 1], y.numpy()[:, k], rcond=None)[0]
+        np.testing.assert_allclose(v[k], factor * w[k], rtol=1e-4)
+
+
+def test_the_error_is_that_of_the_residual():
+    x, y, w, b = numbers(40, 5), numbers(40, 3, seed=1), numbers(3, 5, seed=2), numbers(3, seed=3)
+    moments = moments_of(x, y)
+    assert moments.error(w) == pytest.approx(float((x @ w.T - y).square().sum() / y.square().sum()), rel=1e-4)
+    assert moments.error(w, b) == pytest.approx(float((x @ w.T + b - y).square().sum() / y.square().sum()), rel=1e-4)
+
+
+def by_hand(model, plan, windows, ridge):
+    """The refit of every layer, from whole forward passes of two models, in numpy: (layer, module) → weight."""
+    dense, pruned = tiny_model("llama"), tiny_model("llama")
+    found = {}
+    for layer in range(3):
+        for kind, module, width in (("attention", OUT, 16), ("mlp", DOWN, 1)):
+            kept = plan.layers[layer][kind].kept
+            columns = np.concatenate([np.arange(width * u, width * (u + 1)) for u in kept])
+            name = f"model.layers.{layer}.{module}"
+            _, y = inputs_of(dense, windows, name)
+            weight = pruned.get_parameter(f"{name}.weight")
+            x = inputs_of(pruned, windows, name)[0][:, columns]
+            w = weight.detach().double().numpy()[:, columns]
+            gram = x.T @ x
+            strength = ridge * np.mean(np.diag(gram))
+            v = (y.T @ x + strength * w) @ np.linalg.inv(gram + strength * np.eye(len(gram)))
+            with torch.no_grad():
+                weight.zero_()
+                weight[:, columns] = torch.from_numpy(v).float()
+            found[layer, module] = v
+    return found
+
+
+def test_every_layer_is_refitted_on_what_the_ones_before_it_leave(windows):
+    """Heads of a KV group, then channels; X from the pruned stream, Y from the dense one."""
+    model = tiny_model("llama")
+    found, plan = adjusted(model, windows, ridge=0.05, batch_size=7)
+    for (layer, module), expected in by_hand(model, plan, windows, 0.05).items():
+        weight = model.get_parameter(f"model.layers.{layer}.{module}.weight").detach().double().numpy()
+        np.testing.assert_allclose(weight, expected, rtol=2e-3, atol=1e-4, err_msg=f"{layer} {module}")
+    assert [one.name for one in found] == [f"layers.{i}.{m}" for i in range(3) for m in (OUT, DOWN)]
+    assert all(one.error_after <= one.error_before for one in found)
+    assert {one.tokens for one in found} == {24 * 16}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_within_the_block_the_whole_model_computes_what_the_cut_one_will(family, windows):
+    model = tiny_model(family)
+    plan, config = planned(model)
+    with torch.no_grad(), compensated(model, model_shape(model), plan, windows, config):
+        expected = model(windows[:2]).logits
+        apply_plan(model, replace(plan, fingerprint=None))
+    with torch.no_grad():
+        torch.testing.assert_close(model(windows[:2]).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("compensation", ["refit", "scale"])
+def test_a_plan_that_removes_nothing_changes_nothing(compensation, windows):
+    model = tiny_model("llama")
+    before = {name: w.clone() for name, w in model.named_parameters()}
+    _, config = planned(model, compensation=compensation)
+    with compensated(model, model_shape(model), whole_plan(model_shape(model)), windows, config):
+        pass
+    for name, w in model.named_parameters():
+        torch.testing.assert_close(w, before[name], rtol=0, atol=1e-5)
+
+
+def test_a_block_that_loses_nothing_is_refitted_behind_one_that_does_to_its_dense_outputs(windows):
+    """Of the last layer nothing goes; its refit makes up for what the first lost, and never adds to its error."""
+    model = tiny_model("llama")
+    found, plan = adjusted(model, windows, mlp_layers=(0, 1), attention_layers=(0, 1))
+    assert plan.layers[2]["mlp"].removed == 0
+    assert [one.name for one in found][-1] == f"layers.2.{DOWN}"
+    assert found[-1].error_after < found[-1].error_before
+
+
+def test_layers_that_go_whole_are_passed_over(windows):
+    model = tiny_model("llama")
+    found, plan = adjusted(
+        model, windows, targets=("mlp", "layers"), unit_ratio=(0.5, 0.4), whole_layers=(0, 3), batch_size=24
+    )
+    (gone,) = plan.removed_layers
+    assert not any(one.name.startswith(f"layers.{gone}.") for one in found)
+    assert len(decoder_layers(model)) == 2 and all(np.isfinite(one.error_after) for one in found)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bit_models_keep_their_dtype_and_come_near_float32(dtype, windows):
+    model, reference = tiny_model("llama", dtype=dtype), tiny_model("llama")
+    adjusted(model, windows)
+    adjusted(reference, windows)
+    assert model.dtype == dtype
+    with torch.no_grad():
+        near, exact = (one(windows[:4]).logits.float() for one in (model, reference))
+    assert (near - exact).norm() / exact.norm() < 0.1
+
+
+def test_an_error_leaves_the_model_as_it_was(windows):
+    model = tiny_model("llama")
+    before = {name: w.clone() for name, w in model.named_parameters()}
+    plan, config = planned(model)
+    with pytest.raises(KeyboardInterrupt), compensated(model, model_shape(model), plan, windows, config):
+        raise KeyboardInterrupt
+    assert all(torch.equal(w, before[name]) for name, w in model.named_parameters())
+
+
+def test_what_is_not_finite_names_the_layer_and_leaves_the_model_as_it_was(windows):
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[:, 0] = torch.inf
+    before = {name: w.clone() for name, w in model.named_parameters()}
+    plan, config = planned(tiny_model("llama"))
+    with (
+        pytest.raises(NonFiniteError, match=r"layers\.1\.mlp\.down_proj: what flows through it is not finite"),
+        compensated(model, model_shape(model), plan, windows, config),
+    ):
+        pass
+    assert all(torch.equal(w, before[name]) for name, w in model.named_parameters())
+
+
+def test_too_few_tokens_warn_with_the_number_that_would_do(windows, caplog):
+    model = tiny_model("llama")
+    plan, config = planned(model, unit_ratio=0.05)
+    with compensated(model, model_shape(model), plan, windows[:1], config):
+        pass
+    assert "16 tokens for 32 columns; λ is raised to 0.02. Give compensation_samples ≥ 2" in caplog.text
+
+
+def test_more_tokens_make_held_out_error_no_worse(windows):
+    """The refit's aim on windows it has not seen: the last layer's outputs, of the dense model."""
+    held = torch.randint(64, (64, 16), generator=torch.Generator().manual_seed(9))
+
+    def error(samples):
+        model, dense = tiny_model("llama"), tiny_model("llama")
+        text = torch.randint(64, (samples, 16), generator=torch.Generator().manual_seed(2))
+        adjusted(model, text)
+        with torch.no_grad():
+            return float((model(held).logits - dense(held).logits).square().mean())
+
+    few, some, many = (error(samples) for samples in (4, 32, 256))
+    assert many <= some * 1.02 <= few * 1.05
+
+
+def test_offloaded_models_are_adjusted_as_loaded_ones(windows):
+    from accelerate import cpu_offload
+
+    loaded, offloaded = tiny_model("llama"), tiny_model("llama")
+    adjusted(loaded, windows)
+    cpu_offload(offloaded, "cpu")
+    adjusted(offloaded, windows)
+    with torch.no_grad():
+        torch.testing.assert_close(offloaded(windows[:2]).logits, loaded(windows[:2]).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"compensation": "refitt"}, "unknown compensation 'refitt'. Did you mean 'refit'?"),
+        ({"compensation": "refit", "targets": ("hidden",)}, "leave hidden out of the targets"),
+        ({"compensation": "refit", "pattern": "2:4"}, "a mask takes update instead"),
+        ({"ridge": 0}, "ridge: 0 is not a number > 0"),
+        ({"rounds": 0}, "rounds: 0 is not a whole number ≥ 1"),
+        ({"rounds": 2, "targets": ("layers",)}, "rounds: only heads and MLP channels"),
+        ({"rounds": 2, "pattern": "2:4"}, "rounds: only heads and MLP channels"),
+        ({"schedule": "cubik"}, "schedule: unknown value 'cubik'. Did you mean 'cubic'?"),
+    ],
+)
+def test_what_cannot_be_is_refused(settings, message):
+    with pytest.raises(ConfigError) as error:
+        MoreauPrunerConfig(**settings)
+    assert message in str(error.value)
+
+
+def test_text_is_needed_and_hidden_plans_are_refused(windows):
+    model = tiny_model("llama")
+    shape = model_shape(model)
+    plan, config = planned(model)
+    with pytest.raises(DataError, match="reads calibration text"), compensated(model, shape, plan, None, config):
+        pass
+    hidden, _ = planned(model, compensation="none", targets=("hidden",))
+    with pytest.raises(PlanError, match="leave hidden"), compensated(model, shape, hidden, windows, config):
+        pass
+
+
+@pytest.mark.parametrize(("schedule", "parts"), [("linear", (1 / 3, 2 / 3)), ("cubic", (19 / 27, 26 / 27))])
+@pytest.mark.parametrize(
+    ("size", "whole"),
+    [
+        ({"pruning_ratio": 0.3}, 0.3),
+        ({"unit_ratio": 0.3}, 0.3),
+        ({"target_parameters": 20_000}, None),
+        ({"target_bytes": 80_000}, None),
+    ],
+)
+def test_rounds_go_the_way_of_their_schedule(schedule, parts, size, whole):
+    model = tiny_model("llama")
+    shape = model_shape(model)
+    config = MoreauPrunerConfig(criterion="magnitude", rounds=3, schedule=schedule, **size, **EVERYWHERE)
+    *earlier, last = rounds(config.resolve(model.config), shape)
+    (name,) = size
+    base = {"target_parameters": shape.parameters, "target_bytes": shape.bytes}.get(name, 0)
+    for part, one in zip(parts, earlier, strict=True):
+        goal = size[name] if whole is None else whole
+        assert getattr(one, name) == pytest.approx(base + part * (goal - base), abs=1)
+    assert getattr(last, name) == size[name]
+
+
+def test_a_round_scores_what_the_last_one_left_and_what_went_stays_gone(windows):
+    model = tiny_model("llama")
+    before = {name: w.clone() for name, w in model.named_parameters()}
+    shape = model_shape(model)
+    config = MoreauPrunerConfig(criterion="taylor", rounds=2, unit_ratio=0.5, compensation="refit", **EVERYWHERE)
+    config = config.resolve(model.config)
+    text = type("Text", (), {"tokens": windows})()
+    found = score_in_rounds(model, shape, windows[:4], text, config)
+    first = make_plan(score_units(model, shape, windows[:4], config), shape, rounds(config, shape)[0])
+    with compensated(model, shape, first, windows, config, undone=True):
+        expected = without_removed(score_units(model, shape, windows[:4], config), first, shape)
+    for where, values in expected.values.items():
+        assert torch.equal(found.values[where], values)
+    final = make_plan(found, shape, config)
+    for block in shape.blocks:
+        assert set(final.kept(block).kept) <= set(first.kept(block).kept)
+    assert all(torch.equal(w, before[name]) for name, w in model.named_parameters())
+
+
+def test_the_pruner_compensates_and_says_so_in_summary_and_card(tmp_path, windows, unverified):
+    results = {}
+    for compensation in ("none", "refit"):
+        model = tiny_model("llama")
+        config = MoreauPrunerConfig(
+            criterion="magnitude", unit_ratio=0.5, compensation=compensation, compensation_samples=24,
+            sequence_length=16, **EVERYWHERE,
+        )  # fmt: skip
+        pruner = MoreauPruner(config)
+        pruner.prune(model, windows)
+        pruner.save_pretrained(tmp_path / compensation)
+        results[compensation] = pruner, model
+    found = results["refit"][0]._result.summary.compensation
+    assert found["step"] == "refit" and found["calibration"]["samples"] == 24 and len(found["matrices"]) == 6
+    assert results["none"][0]._result.summary.compensation == {}
+    card = (tmp_path / "refit" / "README.md").read_text()
+    assert "Compensation: **refit**" in card and "24 × 16 tokens" in card
+    assert "Compensation" not in (tmp_path / "none" / "README.md").read_text()
+    # the plan applied to a fresh base, with the same text, gives the same model
+    again = tiny_model("llama")
+    MoreauPruner().apply(again, results["refit"][0]._result.plan, windows)
+    for one, other in zip(again.parameters(), results["refit"][1].parameters(), strict=True):
+        assert torch.equal(one, other)
