@@ -118,19 +118,19 @@ def cut(
     config = MoreauPrunerConfig.from_dict(plan.config)
     hidden, scope = model.config.hidden_size, shape.in_scope(config)
     plan = replace(plan, contributions=contributions(plan, shape))  # it may have been edited by hand
-    removed = sum(plan.contributions.values())
     base_card = read_base_card(model.config.name_or_path, plan.revision)
     export, compensation = _apply(model, shape, plan, text, config)
+    after_shape = model_shape(model)
     summary = PruningSummary(
         base_model=plan.base_model,
         criterion=config.decided_by,
         parameters_before=shape.parameters,
-        parameters_after=shape.parameters - removed,
+        parameters_after=after_shape.parameters,  # an intercept adds biases
         bytes_before=shape.bytes,
-        bytes_after=model_shape(model).bytes,
+        bytes_after=after_shape.bytes,
         dtype=str(model.dtype).removeprefix("torch."),
         ratio_requested=config.pruning_ratio,
-        ratio_achieved=removed / shape.parameters,
+        ratio_achieved=1 - after_shape.parameters / shape.parameters,
         unit_ratio_requested=config.unit_ratio,
         unit_ratio_achieved=removed_unit_share(plan, scope),
         export=export,

@@ -46,6 +46,7 @@ _AFTER_SCORING = {
     "compensation",
     "compensation_samples",
     "ridge",
+    "intercept",
     "budget",
     "aggregation",
     "multiple_of",

@@ -93,5 +93,6 @@ COMPENSATIONS = Registry(
         "none": f"{_COMPENSATION}:NONE",
         "refit": f"{_COMPENSATION}:REFIT",
         "scale": f"{_COMPENSATION}:SCALE",
+        "bias": f"{_COMPENSATION}:BIAS",
     },
 )

@@ -98,6 +98,7 @@ FLAGS = {
     "compensation": ("refit", "refit"),
     "compensation_samples": ("64", 64),
     "ridge": ("0.1", 0.1),
+    "intercept": (None, True),
     "rounds": ("3", 3),
     "schedule": ("linear", "linear"),
     "export": ("custom", "custom"),
@@ -156,6 +157,7 @@ def test_every_field_of_the_config_has_its_flag(verb, field):
     others = {
         "fold_norms": {"targets": ("hidden",)},
         "layer_criterion": {"targets": ("layers",)},
+        "intercept": {"compensation": ("refit",)},
         "permute": {"pattern": "2:4"},
         **{name: {"pattern": "unstructured"} for name in ("sparsity", "refine", "update", "mask_group")},
     }.get(field, {})

@@ -5,13 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig
 from optimum_moreau.compensation import compensated, rounds, without_removed
 from optimum_moreau.compensation.moments import Moments
 from optimum_moreau.compensation.steps import refit, scale
 from optimum_moreau.cutting import score_in_rounds
-from optimum_moreau.errors import ConfigError, DataError, NonFiniteError, PlanError
+from optimum_moreau.errors import ConfigError, DataError, NonFiniteError, PlanError, UnsupportedModelError
 from optimum_moreau.plan import make_plan, whole_plan
 from optimum_moreau.scores import score_units
 from optimum_moreau.surgery import apply_plan
@@ -254,6 +255,7 @@ def test_offloaded_models_are_adjusted_as_loaded_ones(windows):
         ({"compensation": "refit", "targets": ("hidden",)}, "leave hidden out of the targets"),
         ({"compensation": "refit", "pattern": "2:4"}, "a mask takes update instead"),
         ({"ridge": 0}, "ridge: 0 is not a number > 0"),
+        ({"intercept": True}, "intercept: concerns a compensation"),
         ({"rounds": 0}, "rounds: 0 is not a whole number ≥ 1"),
         ({"rounds": 2, "targets": ("layers",)}, "rounds: only heads and MLP channels"),
         ({"rounds": 2, "pattern": "2:4"}, "rounds: only heads and MLP channels"),
@@ -342,3 +344,58 @@ def test_the_pruner_compensates_and_says_so_in_summary_and_card(tmp_path, window
     MoreauPruner().apply(again, results["refit"][0]._result.plan, windows)
     for one, other in zip(again.parameters(), results["refit"][1].parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+BIASED = ("llama", "granite", "smollm3", "nemotron", "arcee", "starcoder2")
+
+
+@pytest.mark.parametrize(
+    "settings", [{"compensation": "bias"}, {"intercept": True}, {"compensation": "scale", "intercept": True}]
+)
+def test_with_an_intercept_the_mean_of_every_output_is_the_dense_models(settings, windows):
+    model, dense = tiny_model("llama"), tiny_model("llama")
+    plan, config = planned(model, **settings)
+    with compensated(model, model_shape(model), plan, windows, config) as found:
+        for layer in range(3):
+            for module in (OUT, DOWN):
+                name = f"model.layers.{layer}.{module}"
+                means = [inputs_of(one, windows, name)[1].mean(0) for one in (model, dense)]
+                np.testing.assert_allclose(means[0], means[1], atol=1e-4)
+    assert all(one.error_after < one.error_before for one in found)
+
+
+def readers(model):
+    for block in model_shape(model).blocks:
+        yield decoder_layers(model)[block.layer].get_submodule(block.reader.module)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_biases_are_given_where_the_class_holds_them_and_else_refused(family, windows, tmp_path):
+    model = tiny_model(family)
+    before = {name: w.clone() for name, w in model.named_parameters()}
+    config = model.config.to_dict()
+    plan, settings = planned(model, compensation="bias")
+    try:
+        with compensated(model, model_shape(model), plan, windows, settings):
+            assert all(module.bias is not None for module in readers(model))
+            apply_plan(model, replace(plan, fingerprint=None))
+    except UnsupportedModelError as error:
+        assert family not in BIASED and "can hold no bias" in str(error)
+        assert model.config.to_dict() == config
+        assert all(torch.equal(w, before[name]) for name, w in model.named_parameters())
+        return
+    assert family in BIASED
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(again(windows[:2]).logits, model(windows[:2]).logits)
+
+
+def test_biases_go_again_after_an_error(windows):
+    model = tiny_model("llama")
+    names = [name for name, _ in model.named_parameters()]
+    plan, config = planned(model, compensation="bias")
+    with pytest.raises(KeyboardInterrupt), compensated(model, model_shape(model), plan, windows, config):
+        raise KeyboardInterrupt
+    assert [name for name, _ in model.named_parameters()] == names
+    assert not model.config.attention_bias and not model.config.mlp_bias

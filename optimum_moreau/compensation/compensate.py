@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,11 +30,15 @@ from ..errors import DataError, NonFiniteError, PlanError
 from ..placement import loaded
 from ..plan import PruningPlan
 from ..registry import COMPENSATIONS
-from ..undo import Keep, put, restored
+from ..undo import Keep, parameter_names, put, restored
 from ..units import Block, ModelShape, decoder_layers
+from .biases import with_biases
 from .moments import Moments
 
 logger = logging.getLogger(__name__)
+
+# Module → name → the dense weight and bias.
+Dense = dict[Any, dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -90,12 +94,20 @@ def compensated(
 
     Raises:
         PlanError: hidden channels go.
+        UnsupportedModelError: an intercept is asked for, and the model's class can hold no bias there.
         NonFiniteError: what flows through a matrix is not finite, or the adjusted weights overflow its dtype.
     """
-    with restored(decoder_layers(model), always=undone) as keep:
+    with ExitStack() as stack:
+        if _has_intercept(config):
+            stack.enter_context(with_biases(model, shape, undone=undone))
+        keep = stack.enter_context(restored(decoder_layers(model), always=undone))
         with torch.inference_mode(False), scoring_mode(model), torch.no_grad():
             adjusted = tuple(_adjust(model, shape, plan, tokens, config, keep))
         yield adjusted
+
+
+def _has_intercept(config: MoreauPrunerConfig) -> bool:
+    return config.intercept or COMPENSATIONS.get(config.compensation).needs_bias
 
 
 def _adjust(
@@ -182,7 +194,7 @@ class _Compensator:
             yield from self._layer(dense, pruned, blocks)
 
     def _layer(self, dense: StreamedLayer, pruned: StreamedLayer, blocks: Sequence[Block]) -> Iterator[Adjusted]:
-        whole: dict[Any, Tensor] = {}  # the dense weights of what is adjusted already
+        whole: Dense = {}  # of what is adjusted already
         for block in sorted(blocks, key=lambda block: block.kind):  # attention before mlp
             name = block.reader.module
             module: Any = dense.layer.get_submodule(name)
@@ -192,13 +204,16 @@ class _Compensator:
             pairs = _pairs(dense.flows(name), pruned.flows(name), module, whole)
             moments = Moments.gather(pairs, kept, w.shape[0], where)
             before = w[:, kept].double()
-            after, _ = self.step(before, moments, self.config.ridge, False)
-            whole[module] = w.clone()
-            new = torch.zeros_like(w).index_copy_(1, kept, after.to(w.dtype))
-            if not torch.isfinite(new).all():
+            after, intercept = self.step(before, moments, self.config.ridge, _has_intercept(self.config))
+            whole[module] = {one: loaded(module, one).clone() for one in parameter_names(module)}
+            new = {"weight": torch.zeros_like(w).index_copy_(1, kept, after.to(w.dtype))}
+            if intercept is not None:
+                new["bias"] = (whole[module]["bias"] + intercept).to(w.dtype)
+            if not all(torch.isfinite(value).all() for value in new.values()):
                 raise NonFiniteError(f"{where}: the adjusted weights overflow {w.dtype}; give a larger ridge")
-            put(module, new)
-            yield Adjusted(where, moments.tokens, moments.error(before), moments.error(after))
+            for one, value in new.items():
+                put(module, value, one)
+            yield Adjusted(where, moments.tokens, moments.error(before), moments.error(after, intercept))
         with _as_before(whole):
             dense.pass_on()
         pruned.pass_on()
@@ -208,7 +223,7 @@ def _pairs(
     dense: Iterator[tuple[Tensor, Tensor]],
     pruned: Iterator[tuple[Tensor, Tensor]],
     module: Any,
-    whole: Mapping[Any, Tensor],
+    whole: Dense,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """X of the pruned stream and Y of the dense one, without the bias, batch by batch."""
     bias = None if module.bias is None else loaded(module, "bias")
@@ -219,16 +234,20 @@ def _pairs(
 
 
 @contextmanager
-def _as_before(whole: Mapping[Any, Tensor]) -> Iterator[None]:
+def _as_before(whole: Dense) -> Iterator[None]:
     """The layer computes with its dense weights, for a while."""
-    now = {module: loaded(module, "weight").clone() for module in whole}
-    for module, weight in whole.items():
-        put(module, weight)
+    now = {module: {name: loaded(module, name).clone() for name in values} for module, values in whole.items()}
+    _put_all(whole)
     try:
         yield
     finally:
-        for module, weight in now.items():
-            put(module, weight)
+        _put_all(now)
+
+
+def _put_all(parameters: Dense) -> None:
+    for module, values in parameters.items():
+        for name, value in values.items():
+            put(module, value, name)
 
 
 def _own(tokens: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..criteria.papers import FLAP_PAPER
 from .moments import Moments
 
 # W `(out, kept)` in float64, its moments and λ's share → V, and b where there is one.
@@ -77,3 +78,4 @@ def _intercept(w: Tensor, moments: Moments) -> Tensor:
 NONE = Compensation("what stays is left as it is", "", lambda w, moments, ridge, intercept: (w, None))
 REFIT = Compensation("ridge least squares of what stays, towards the whole matrix's output", "", refit)
 SCALE = Compensation("one factor per output", "", scale)
+BIAS = Compensation("the mean of what went becomes a bias (FLAP)", FLAP_PAPER, bias, needs_bias=True)

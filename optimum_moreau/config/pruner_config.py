@@ -95,9 +95,11 @@ class MoreauPrunerConfig:
         tensor_parallel: number of devices over which that engine splits every layer.
         state_dtype: in which δ is kept: `float32` or `bfloat16`.
         offload: where δ is kept: `cpu`, `disk`, or by default the device that scores.
-        compensation: how what stays is adjusted after the cut: `none`, `refit`, `scale` (compensation/steps.py).
+        compensation: how what stays is adjusted after the cut: `none`, `refit`, `scale`,
+            `bias` (compensation/steps.py).
         compensation_samples: windows of calibration text that this reads.
         ridge: λ of `refit`, as a share of the mean of diag XᵀX.
+        intercept: fit a bias too, in o_proj and down_proj, where the model's class can hold one.
         rounds: the size is reached in so many rounds; each scores the model as the one before left it, compensated.
         schedule: how much of the way round k of N is: `linear` k/N, `cubic` 1 − (1 − k/N)³.
         seed: of the windows, of the noise and of `random`.
@@ -161,6 +163,7 @@ class MoreauPrunerConfig:
     compensation: str = "none"
     compensation_samples: int = 128
     ridge: float = 1e-2
+    intercept: bool = False
     rounds: int = 1
     schedule: str = "cubic"
     seed: int = 0

@@ -72,7 +72,7 @@ def validate(config: MoreauPrunerConfig) -> None:
         _check_whole(name, getattr(config, name), least=1)
     _check_whole("sequence_length", config.sequence_length, least=2)
     _check_whole("seed", config.seed, least=0)
-    for name in ("released", "uniform", "fold_norms", "update", "permute", "feed_forward"):
+    for name in ("released", "uniform", "fold_norms", "update", "permute", "feed_forward", "intercept"):
         if not isinstance(value := getattr(config, name), bool):
             raise ConfigError(f"{name}: {value!r} is not true or false")
     if config.decay is not None:
@@ -175,6 +175,8 @@ def _validate_compensation(config: MoreauPrunerConfig) -> None:
             raise ConfigError(
                 f"compensation: '{config.compensation}' is for heads and MLP channels; leave hidden out of the targets"
             )
+    if config.intercept and config.compensation == "none":
+        raise ConfigError("intercept: concerns a compensation; give one as well: refit, scale")
     if config.rounds > 1 and (config.masks or not set(config.targets) <= {"attention", "mlp"}):
         raise ConfigError("rounds: only heads and MLP channels go in rounds; leave other targets and patterns out")
 
