@@ -7,7 +7,7 @@
 v* is found by gradient steps on δ = v − w, so that w itself is never overwritten. Nothing here knows of pruning.
 """
 
-from .engine import Engine, Micro
+from .engine import Engine, Micro, MovedWeight, OnGradient
 from .mode import scoring_mode
 from .moreau import MoreauRun
 from .noise import Noise
@@ -20,7 +20,9 @@ __all__ = [
     "LossGradient",
     "Micro",
     "MoreauRun",
+    "MovedWeight",
     "Noise",
+    "OnGradient",
     "State",
     "Tensors",
     "moreau_gradient",
