@@ -8,7 +8,7 @@ The activations are not a formula: the model's own code runs on the meta device,
 What is read off the inputs of layers takes forward passes besides, one decoder layer after the other (forwards.py).
 
 Time is the floating-point operations of the passes over this machine's measured rate of a matrix product, and one
-normal number per weight, twice a noisy pass.
+normal number per weight, twice a batch of a noisy pass.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def _memory(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPrunerCo
     cost, sizes = _cost_and_sizes(skeleton, shape, config)
     scope, matrix = sum(sizes), 4 * max(sizes, default=0)
     itemsize = skeleton.dtype.itemsize
-    batch = cost.batch or min(config.batch_size or config.calibration_samples, config.calibration_samples)
+    batch = _windows_at_once(cost, config)
     elsewhere = config.offload == "disk" or (config.offload == "cpu" and device != "cpu")
     state_item = 0 if elsewhere else getattr(torch, config.state_dtype).itemsize
     state = scope * (4 * cost.floats + state_item * cost.states)
@@ -165,6 +165,10 @@ def _memory(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPrunerCo
     state += held + (score_bytes(config, scope) if device == "cpu" else 0)
     heap = _HEAP.get(device, 1.0)
     return round(heap * state), round(heap * within_pass)
+
+
+def _windows_at_once(cost: Cost, config: MoreauPrunerConfig) -> int:
+    return cost.batch or min(config.batch_size or config.calibration_samples, config.calibration_samples)
 
 
 def skeleton_of(model: PreTrainedModel) -> PreTrainedModel:
@@ -255,8 +259,10 @@ def _seconds(
     operations = gradients + forward_operations(skeleton, shape, config)
     if not operations:
         return 0.0
-    seconds = operations / _product_rate(min(tokens, 1024), skeleton.dtype, device)
-    return seconds + (2 * cost.passes * scope / _noise_rate(device) if cost.noisy else 0.0)
+    batch = _windows_at_once(cost, config)
+    seconds = operations / _product_rate(min(batch * config.sequence_length, 1024), skeleton.dtype, device)
+    batches = math.ceil(config.calibration_samples / batch)
+    return seconds + (2 * cost.passes * batches * scope / _noise_rate(device) if cost.noisy else 0.0)
 
 
 def _product_rate(rows: int, dtype: torch.dtype, device: str) -> float:

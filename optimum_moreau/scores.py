@@ -106,7 +106,7 @@ def score_units(
     if checkpoint is not None and not criterion.resumable(config):
         raise ConfigError(
             f"checkpoint_dir: {criterion.name} keeps no steps with these settings; leave it out (it is for moreau and"
-            " moreau-gs, without released and average_last)"
+            " moreau-gs, without released, average_last and reduction 'importance')"
         )
     if _distributed() and (checkpoint is not None or config.released):
         raise ConfigError("checkpoint_dir and released work in one process only; leave them out under torchrun")
@@ -122,12 +122,12 @@ def score_units(
             values |= {whole.where: influence[i : i + 1] for i, whole in enumerate(shape.wholes)}
             prepare_offloaded(model)  # accelerate's passes untie what is tied
         if blocks:
-            sums = UnitSums(blocks)
+            sums = UnitSums(blocks, absolute_each=criterion.absolute_each(config))
             windows = 0 if tokens is None else len(tokens)
             criterion.score(
                 Scoring(model, blocks, batches, windows, config, sums.add, checkpoint, run, criterion.sides)
             )
-            if criterion.partial:
+            if criterion.partial(config):
                 sums.add_up_processes()
             values |= sums.combined(config.aggregation, signed=criterion.signed)
     _check_finite(values, criterion.name)
@@ -153,16 +153,18 @@ def score_channels(
     """
     dims = {name: cut.dim for block in blocks for cut, name in block.weight_names().items()}
     found: dict[str, Tensor] = {}
+    criterion = CRITERIA.get(config.criterion)
+    absolute_each = criterion.absolute_each(config)
 
     def add(name: str, elements: Tensor) -> None:
         line = elements.sum(dim=1 - dims[name], dtype=torch.float64).cpu()
+        line = line.abs_() if absolute_each else line
         found[name] = found[name] + line if name in found else line
 
     check_gradients(model, config)
     with torch.inference_mode(False), scoring_mode(model), torch.no_grad():
         batches = [] if tokens is None else list(tokens.clone().split(config.batch_size or len(tokens)))
         windows = 0 if tokens is None else len(tokens)
-        criterion = CRITERIA.get(config.criterion)
         criterion.score(Scoring(model, blocks, batches, windows, config, add, sides=criterion.sides))
     _check_finite(found, criterion.name)
     return {name: line.abs() for name, line in found.items()}  # signed criteria: the absolute value of the sum
@@ -236,10 +238,11 @@ class UnitSums:
 
     Args:
         blocks: the units.
+        absolute_each: take the absolute value of each matrix's sum as it comes, and not of what all come to.
     """
 
-    def __init__(self, blocks: Iterable[Block]):
-        self._blocks = tuple(blocks)
+    def __init__(self, blocks: Iterable[Block], *, absolute_each: bool = False):
+        self._blocks, self._absolute_each = tuple(blocks), absolute_each
         self._uses: dict[str, list[tuple[Block, Cut]]] = {}
         for block in self._blocks:
             for cut, name in block.weight_names().items():
@@ -250,6 +253,7 @@ class UnitSums:
         """Adds the element scores of one weight, `(out, in)`, to those of its units."""
         for block, cut in self._uses[name]:
             part = block.sum_per_unit(cut, elements)  # (units,), on the elements' device
+            part = part.abs() if self._absolute_each else part
             key = (block.where, cut)
             self._parts[key] = self._parts[key] + part if key in self._parts else part
 

@@ -27,7 +27,7 @@ def main():
         dist.init_process_group("gloo")
     rank = dist.get_rank() if dist.is_initialized() else 0
     model = tiny_model("llama", **({"num_hidden_layers": 6, "head_dim": 64, **LARGE} if request.get("memory") else {}))
-    tokens = torch.randint(0, 64, (5, 16), generator=torch.Generator().manual_seed(0))
+    tokens = windows()
     if request.get("memory"):
         measure(folder, model, tokens, config_for(model, request["criteria"][0], request))
         return
@@ -41,6 +41,10 @@ def main():
         scores.save(folder / f"scores-{criterion}-{rank}.safetensors")
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def windows():
+    return torch.randint(0, 64, (5, 16), generator=torch.Generator().manual_seed(0))
 
 
 def die_in(where, call):
@@ -70,6 +74,7 @@ def config_for(model, criterion, request):
         calibration_samples=5,
         offload=request.get("offload"),
         batch_size=request.get("batch_size"),
+        reduction=request.get("reduction", "gradient"),
         **changes,
     )
     return config.resolve(model.config)

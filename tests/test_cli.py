@@ -62,6 +62,7 @@ FLAGS = {
     "passes": ("7", 7),
     "average_last": ("3", 3),
     "channel_group": ("unit", "unit"),
+    "reduction": ("importance", "importance"),
     "released": (None, True),
     "calibration_samples": ("20", 20),
     "sequence_length": ("64", 64),

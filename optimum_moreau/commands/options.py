@@ -90,6 +90,7 @@ _FIELDS: Fields = {
     "permute": (None, bool, None, "put channels in an order for which an n:m mask keeps more score"),
     "feed_forward": (None, _yes_or_no, "yes|no", "what is masked reaches the layers behind before they are scored"),
     "channel_group": (None, str, "NAME", f"groups of the group threshold: {_choice('channel_group')}"),
+    "reduction": (None, str, "NAME", f"what is averaged over the samples: {_choice('reduction')} (default gradient)"),
     "calibration_samples": ("--samples", int, "N", "windows of calibration text (default 10)"),
     "sequence_length": ("--seq-len", int, "N", "tokens per window (default 128)"),
     "batch_size": (None, int, "N", "windows per forward pass (default: all, at most 10)"),

@@ -85,6 +85,10 @@ class MoreauPrunerConfig:
             more score (sparsity/permute.py); the network's function is the same in every order.
         feed_forward: what is masked reaches the layers behind before these are scored, where scoring is by layer.
         channel_group: groups of the group threshold: `row` (output row of a matrix) or `unit` (the coupled unit).
+        reduction: of gradients, what is averaged over the samples: the `gradient` (the paper: importances of the
+            gradient of the mean loss), or the `importance` that each sample gives alone. It concerns `moreau`,
+            `moreau-gs`, `smoothgrad`, `taylor`, `taylor-mixed` and `taylor-vector`; `taylor-second` and `gblm` average
+            over samples anyway, and nothing changes for them, for `lora`, and for criteria without gradients.
         released: reproduce the published code's update instead of Algorithm 1 (criteria/released.py says how).
         calibration_samples: windows of calibration text.
         sequence_length: tokens per window.
@@ -150,6 +154,7 @@ class MoreauPrunerConfig:
     permute: bool = False
     feed_forward: bool = True
     channel_group: str = "row"
+    reduction: str = "gradient"
     released: bool = False
     calibration_samples: int = 10
     sequence_length: int = 128
@@ -243,6 +248,11 @@ class MoreauPrunerConfig:
     def masks(self) -> bool:
         """Whether single weights become zero, instead of whole units going."""
         return self.pattern != "units"
+
+    @property
+    def per_sample(self) -> bool:
+        """Whether each sample's importance is averaged, and not its gradient."""
+        return self.reduction == "importance"
 
     @property
     def by_influence_alone(self) -> bool:

@@ -20,6 +20,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "aggregation": ("sum", "mean", "max", "prod"),
     "noise": ("relative", "absolute"),
     "channel_group": ("row", "unit"),
+    "reduction": ("gradient", "importance"),
     "layer_criterion": ("sum", "block-influence"),
     "engine": ("transformers", "vllm", "llama.cpp"),
     "state_dtype": ("float32", "bfloat16"),
@@ -85,6 +86,8 @@ def validate(config: MoreauPrunerConfig) -> None:
             raise ConfigError("released=True has an absolute threshold only; give eta instead of eta_quantile")
     if config.released and (config.noise_samples not in (None, 1) or config.channel_group != "row"):
         raise ConfigError("released=True draws once per step and thresholds rows; leave noise_samples, channel_group")
+    if config.released and config.reduction != "gradient":
+        raise ConfigError("released=True takes the gradient of the mean loss; leave reduction out")
     if config.released and config.criterion not in ("moreau", "moreau-gs"):
         raise ConfigError(f"released=True reproduces moreau and moreau-gs only, not {config.criterion}")
 

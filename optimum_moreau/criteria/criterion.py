@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+from tqdm import tqdm
 
 from ..activations import Inputs, LayerStream
 from ..config import MoreauPrunerConfig
-from ..envelope import Engine, Noise
+from ..envelope import Engine, Micro, MovedWeight, Noise, OnGradient
 from ..units import LAYERS, Block
 
 if TYPE_CHECKING:
@@ -23,6 +24,21 @@ if TYPE_CHECKING:
 Emit = Callable[[str, Tensor], None]
 # The scores of one weight: its name, W in float32 `(out, in)`, what flows into its layer, and the resolved config.
 Elements = Callable[[str, Tensor, Inputs, MoreauPrunerConfig], Tensor]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What makes one gradient, and how much its importance weighs in the score.
+
+    Attributes:
+        batches: token ids `(windows, length)`, with their shares of the gradient.
+        weight: of the importance.
+        everywhere: the windows of all processes make the gradient; otherwise it is one process's own.
+    """
+
+    batches: list[tuple[Tensor, float]]
+    weight: float
+    everywhere: bool
 
 
 @dataclass(frozen=True)
@@ -62,9 +78,38 @@ class Scoring:
         """Gradients of the calibration loss with respect to the weights in scope."""
         return Engine(self.model, self.names)
 
-    def shared_batches(self) -> list[tuple[Tensor, float]]:
-        """The batches with their shares of the mean over all windows."""
-        return [(batch, len(batch) / self.windows) for batch in self.batches]
+    def parts(self) -> Iterator[Part]:
+        """What makes each gradient, as `reduction` says, f_n the loss on sample n of N.
+
+        gradient      |∇(1/N Σ_n f_n) ⊙ w|      one part: all windows, batch by batch
+        importance    1/N Σ_n |∇f_n ⊙ w|        a part for each of this process's windows
+        """
+        if not self.config.per_sample:
+            yield Part([(batch, len(batch) / self.windows) for batch in self.batches], 1.0, everywhere=True)
+            return
+        for one in self.samples():
+            yield Part([(one, 1.0)], 1 / self.windows, everywhere=False)
+
+    def samples(self) -> Iterator[Tensor]:
+        """This process's windows one by one, `(1, length)`, whatever the batch size, with a progress bar."""
+        windows = [one for batch in self.batches for one in batch.split(1)]
+        yield from tqdm(windows, "windows", leave=False, disable=self.engine.hides_progress)
+
+    def gradient(
+        self, part: Part, on_gradient: OnGradient, *, moved: MovedWeight | None = None, label: str = ""
+    ) -> float:
+        """Gives a part's gradient to `on_gradient`, with a factor that is the part's weight too; returns the loss.
+
+        Args:
+            part: of `parts`.
+            on_gradient: is given g and a factor, once for each weight; it may not keep g.
+            moved: the weights it is taken at; `None`: w.
+            label: where the computation stands, for messages; empty: the criterion's name.
+        """
+        micros = [Micro(batch, share, moved, label or self.config.criterion) for batch, share in part.batches]
+        return self.engine.run(
+            micros, lambda name, g, scale: on_gradient(name, g, scale * part.weight), everywhere=part.everywhere
+        )
 
     def noise(self) -> Noise:
         """The smoothing noise that the config asks for."""
@@ -100,7 +145,7 @@ class Cost:
         passes: forward and backward passes over the calibration text.
         floats: float32 numbers held per weight in scope while a pass runs.
         states: numbers in `state_dtype` held per weight in scope, where `offload` says.
-        noisy: every pass draws noise for every weight in scope.
+        noisy: every batch of every pass draws noise for every weight in scope.
         batch: windows that pass at once; `None`: the config's.
     """
 
@@ -127,8 +172,8 @@ class Criterion:
         score: emits the element scores of one run, weight by weight.
         needs: `gradients`, `activations`, or nothing.
         defaults: the criterion's own config fields with their defaults; `None` stands for "off".
-        signed: elements carry a sign, so that the absolute value is taken of their sum.
-        partial: with several processes, each emits the scores of its own samples, to be added up.
+        signed: elements carry a sign, so that the absolute value is taken of their sum (`absolute_each`: of which).
+        partial: whether, with several processes, each emits the scores of its own samples, to be added up.
         cost: of a run with a resolved config.
         resumable: whether such a run can keep its steps, and go on from them.
         statistics: what `elements` reads of a layer's inputs (activations.py).
@@ -144,13 +189,20 @@ class Criterion:
     needs: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     signed: bool = False
-    partial: bool = False
+    partial: Callable[[MoreauPrunerConfig], bool] = lambda config: False
     cost: Callable[[MoreauPrunerConfig], Cost] = lambda config: Cost()
     resumable: Callable[[MoreauPrunerConfig], bool] = lambda config: False
     statistics: tuple[str, ...] = ()
     elements: Elements | None = None
     mask_group: str = "row"
     sides: tuple[str, ...] = ("out", "in")
+
+    def absolute_each(self, config: MoreauPrunerConfig) -> bool:
+        """Whether elements have signs, and the absolute value is taken of the sum over one sample's, sample by sample.
+
+        Each emission is one sample's then; otherwise it is taken of the sum over all that is emitted.
+        """
+        return self.signed and config.per_sample
 
 
 def scored_by_inputs(elements: Elements, statistics: tuple[str, ...], **described: Any) -> Criterion:

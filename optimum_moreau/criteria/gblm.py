@@ -4,8 +4,9 @@ gblm            |W|·√A + α'·|W|·G           G = √(mean_n g_n²)      α'
 gblm-l1         |W|·√A + α'·|W|·G           G = mean_n |g_n|        α' = α·128
 gblm-gradient, gblm-gradient-l1             |W|·G alone
 
-g_n is the gradient of the loss on one sample. The published code takes norms over its 128 samples where this takes
-means, so that α does not depend on their number; α' is scaled so that with α = 100 the two weigh G alike at n = 128.
+g_n is the gradient of the loss on one sample, in either `reduction`. The published code takes norms over its 128
+samples where this takes means, so that α does not depend on their number; α' is scaled so that with α = 100 the two
+weigh G alike at n = 128.
 """
 
 from __future__ import annotations

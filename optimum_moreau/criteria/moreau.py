@@ -4,6 +4,13 @@ MoreauPruner-GS soft-thresholds δ per channel after each step, by γη with the
 η = 5e-6 that threshold is inert: γη = 1e-9 lies orders of magnitude below ‖δ_S‖₂, and the kept units equal those of
 `moreau`. `eta_quantile` gives the threshold a scale instead: that quantile of the group norms of the step. It is taken
 per matrix for `channel_group="row"`, per layer for `channel_group="unit"`.
+
+With `reduction="importance"` Algorithm 1 runs on every sample alone, T steps each, and the importances are averaged:
+
+    mean_n |δ_n/ρ ⊙ w|
+
+δ_n starts at zero in the place of δ_(n−1), so that one δ is held. The noise of a step is the same for all samples, so a
+sample's importance depends neither on the others nor on their order; a threshold is that of the sample's own δ_n.
 """
 
 from __future__ import annotations
@@ -20,7 +27,7 @@ from torch import Tensor
 from ..config import MoreauPrunerConfig
 from ..envelope import MoreauRun, State, shrink
 from ..units import Block
-from .criterion import Cost, Criterion, Scoring, batches_per_pass
+from .criterion import Cost, Criterion, Part, Scoring, batches_per_pass
 from .papers import MOREAU_PRUNER
 from .released import released_gradient
 
@@ -28,30 +35,46 @@ Threshold = Callable[[Tensor], Tensor | float]
 
 
 def score(run: Scoring) -> None:
-    """Emits |δ/ρ ⊙ w| after T steps of Algorithm 1."""
-    c = run.config
-    assert c.rho is not None and c.step_size is not None and c.steps is not None  # resolved
-    if c.released:
+    """Emits |δ/ρ ⊙ w| after T steps of Algorithm 1, or |δ_n/ρ ⊙ w| / N of every sample n."""
+    if run.config.released:
         for name, gradient in released_gradient(run).items():
             if name in run.names:
                 run.emit_saliency(name, gradient)
         return
+    with _state(run) as delta:
+        for part in run.parts():
+            if run.config.per_sample:
+                delta.reset()
+            _score_part(run, delta, part)
+
+
+def _score_part(run: Scoring, delta: State, part: Part) -> None:
+    """Runs the steps that are left of T on a part of the text, and emits its importance."""
+    c = run.config
+    assert c.rho is not None and c.step_size is not None and c.steps is not None  # resolved
     threshold = _threshold(c)
     by_row = threshold if c.channel_group == "row" else None
     moreau = MoreauRun(
-        run.engine, run.shared_batches(), run.noise(), c.rho, c.step_size, c.steps, c.noise_samples or 1, by_row
+        run.engine,
+        part.batches,
+        run.noise(),
+        c.rho,
+        c.step_size,
+        c.steps,
+        c.noise_samples or 1,
+        by_row,
+        part.everywhere,
     )
     last = min(c.average_last or 1, c.steps)
-    with _state(run) as delta:
-        total: dict[str, Tensor] = {}
-        for t in moreau.iterate(delta):
-            if threshold is not None and by_row is None:
-                _shrink_units(delta, run, threshold)
-            if last > 1 and t > c.steps - last:
-                _add(total, delta, run)
-        for name in run.names:
-            d = total[name] / last if last > 1 else _at(delta, name, run)
-            run.emit_saliency(name, d, 1 / c.rho)
+    total: dict[str, Tensor] = {}
+    for t in moreau.iterate(delta):
+        if threshold is not None and by_row is None:
+            _shrink_units(delta, run, threshold)
+        if last > 1 and t > c.steps - last:
+            _add(total, delta, run)
+    for name in run.names:
+        d = total[name] / last if last > 1 else _at(delta, name, run)
+        run.emit_saliency(name, d, part.weight / c.rho)
 
 
 @contextmanager
@@ -123,14 +146,15 @@ def _unit_norms(delta: State, run: Scoring, block: Block) -> Tensor:
 
 def _cost(config: MoreauPrunerConfig) -> Cost:
     draws = config.noise_samples or 1
-    batches = batches_per_pass(config)
+    batches = 1 if config.per_sample else batches_per_pass(config)
     floats = (draws * batches > 1) + ((config.average_last or 1) > 1)  # a sum over passes, a sum of the last iterates
-    return Cost(passes=(config.steps or 0) * draws, floats=floats, states=1, noisy=True)
+    batch = 1 if config.per_sample else None
+    return Cost(passes=(config.steps or 0) * draws, floats=floats, states=1, noisy=True, batch=batch)
 
 
 def _resumable(config: MoreauPrunerConfig) -> bool:
     """Whether δ is all that a step hands on to the next."""
-    return not config.released and (config.average_last or 1) == 1
+    return not config.released and (config.average_last or 1) == 1 and not config.per_sample
 
 
 _DEFAULTS: dict[str, Any] = {"sigma": 0.05, "steps": 10, "noise_samples": 1, "average_last": 1}
@@ -143,6 +167,7 @@ MOREAU = Criterion(
     needs=("gradients",),
     defaults={"rho": 0.05, "step_size": 1e-3, **_DEFAULTS},
     cost=_cost,
+    partial=lambda config: config.per_sample,
     resumable=_resumable,
 )
 MOREAU_GS = Criterion(
@@ -153,5 +178,6 @@ MOREAU_GS = Criterion(
     needs=("gradients",),
     defaults={"rho": 0.2, "step_size": 2e-4, "eta": None, "eta_quantile": 0.1, **_DEFAULTS},
     cost=_cost,
+    partial=lambda config: config.per_sample,
     resumable=_resumable,
 )

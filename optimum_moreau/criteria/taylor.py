@@ -4,33 +4,41 @@ first    Σ|W ⊙ g|                 g = ∇ of the mean loss
 second   Σ|W² ⊙ h|                h = mean_n g_n², the diagonal Fisher estimate of the Hessian, g_n of one sample
 mixed    Σ|W ⊙ g − ½ W² ⊙ h|
 vector   |Σ W ⊙ g|                the sign is kept inside each matrix of a unit
+
+With `reduction="importance"` it is the mean over samples of what each would give alone:
+
+first    mean_n Σ|W ⊙ g_n|
+mixed    mean_n Σ|W ⊙ g_n − ½ W² ⊙ g_n²|
+vector   mean_n |Σ W ⊙ g_n|       the absolute value of every sample's sum (of its elements, in a mask)
+
+`second` is such a mean in either case.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from torch import Tensor
-from tqdm import tqdm
 
 from ..config import MoreauPrunerConfig
-from ..envelope import Micro
-from .criterion import Cost, Criterion, Scoring, batches_per_pass
+from .criterion import Cost, Criterion, Part, Scoring, batches_per_pass
 from .papers import LLM_PRUNER
 
 
 def score_first(run: Scoring) -> None:
-    """Emits |W ⊙ g|."""
-    run.engine.run(_micros(run), run.emit_saliency)
+    """Emits |W ⊙ g|, or |W ⊙ g_n| / N of every sample n."""
+    for part in run.parts():
+        run.gradient(part, run.emit_saliency)
 
 
 def score_vector(run: Scoring) -> None:
-    """Emits W ⊙ g with its sign."""
+    """Emits W ⊙ g with its sign, or W ⊙ g_n / N of every sample n."""
 
     def signed(name: str, g: Tensor, scale: float) -> None:
         run.emit(name, (g.float() * run.engine.weight(name)).mul_(scale))
 
-    run.engine.run(_micros(run), signed)
+    for part in run.parts():
+        run.gradient(part, signed)
 
 
 def score_second(run: Scoring) -> None:
@@ -43,7 +51,18 @@ def score_second(run: Scoring) -> None:
 
 
 def score_mixed(run: Scoring) -> None:
-    """Emits |W ⊙ g − ½ W² ⊙ h|, which needs g and h of all samples at once: two float32 numbers per weight."""
+    """Emits |W ⊙ g − ½ W² ⊙ h|, which needs g and h of all samples at once: two float32 numbers per weight.
+
+    With `reduction="importance"` it emits |W ⊙ g_n − ½ W² ⊙ g_n²| / N of every sample n, and keeps nothing.
+    """
+
+    def mixed(name: str, g_n: Tensor) -> None:
+        first = g_n.mul_(run.engine.weight(name))  # W ⊙ g_n
+        run.emit(name, (first - 0.5 * first.square()).abs_().div_(run.windows))
+
+    if run.config.per_sample:
+        sample_gradients(run, mixed)
+        return
     g: dict[str, Tensor] = {}
     h: dict[str, Tensor] = {}
 
@@ -68,22 +87,13 @@ def sample_gradients(run: Scoring, gather: Callable[[str, Tensor], None]) -> Non
     def scaled(name: str, g_n: Tensor, scale: float) -> None:
         gather(name, g_n.float() * scale)  # fp32: squared gradients underflow in fp16
 
-    for sample in _samples(run):
-        run.engine.run([sample], scaled, everywhere=False)
-
-
-def _micros(run: Scoring) -> list[Micro]:
-    return [Micro(batch, share, None, run.config.criterion) for batch, share in run.shared_batches()]
-
-
-def _samples(run: Scoring) -> Iterator[Micro]:
-    """The windows one by one, whatever the batch size, with a progress bar."""
-    windows = [one for batch in run.batches for one in batch.split(1)]
-    for one in tqdm(windows, "windows", leave=False, disable=run.engine.hides_progress):
-        yield Micro(one, 1.0, None, run.config.criterion)
+    for one in run.samples():
+        run.gradient(Part([(one, 1.0)], 1.0, everywhere=False), scaled)
 
 
 def _one_pass(config: MoreauPrunerConfig) -> Cost:
+    if config.per_sample:
+        return Cost(passes=1, batch=1)
     batches = batches_per_pass(config)
     return Cost(passes=1, floats=1 if batches > 1 else 0)  # several batches are summed up
 
@@ -93,7 +103,7 @@ def _second_cost(config: MoreauPrunerConfig) -> Cost:
 
 
 def _mixed_cost(config: MoreauPrunerConfig) -> Cost:
-    return Cost(passes=1, floats=2, batch=1)
+    return Cost(passes=1, floats=0 if config.per_sample else 2, batch=1)
 
 
 TAYLOR = Criterion(
@@ -103,6 +113,7 @@ TAYLOR = Criterion(
     score=score_first,
     needs=("gradients",),
     cost=_one_pass,
+    partial=lambda config: config.per_sample,
 )
 TAYLOR_SECOND = Criterion(
     name="taylor-second",
@@ -111,7 +122,7 @@ TAYLOR_SECOND = Criterion(
     score=score_second,
     needs=("gradients",),
     cost=_second_cost,
-    partial=True,
+    partial=lambda config: True,
 )
 TAYLOR_MIXED = Criterion(
     name="taylor-mixed",
@@ -120,6 +131,7 @@ TAYLOR_MIXED = Criterion(
     score=score_mixed,
     needs=("gradients",),
     cost=_mixed_cost,
+    partial=lambda config: config.per_sample,
 )
 TAYLOR_VECTOR = Criterion(
     name="taylor-vector",
@@ -128,5 +140,6 @@ TAYLOR_VECTOR = Criterion(
     score=score_vector,
     needs=("gradients",),
     cost=_one_pass,
+    partial=lambda config: config.per_sample,
     signed=True,
 )

@@ -7,7 +7,7 @@
 v* is found by gradient steps on δ = v − w, so that w itself is never overwritten. Nothing here knows of pruning.
 """
 
-from .engine import FLOAT16_SCALE, Engine, Micro, next_token_loss
+from .engine import FLOAT16_SCALE, Engine, Micro, MovedWeight, OnGradient, next_token_loss
 from .mode import scoring_mode
 from .moreau import MoreauRun
 from .noise import Noise
@@ -21,7 +21,9 @@ __all__ = [
     "LossGradient",
     "Micro",
     "MoreauRun",
+    "MovedWeight",
     "Noise",
+    "OnGradient",
     "State",
     "Tensors",
     "moreau_gradient",

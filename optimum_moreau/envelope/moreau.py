@@ -34,6 +34,7 @@ class MoreauRun:
         steps: T.
         noise_samples: m, draws per step.
         threshold: of the rows of each matrix, for MoreauPruner-GS.
+        everywhere: the batches of all processes make one gradient; otherwise each process has a δ of its own.
     """
 
     engine: Engine
@@ -44,6 +45,7 @@ class MoreauRun:
     steps: int
     noise_samples: int = 1
     threshold: Threshold | None = None
+    everywhere: bool = True
 
     def iterate(self, delta: State) -> Iterator[int]:
         """Runs the steps that are left of T, and yields after each its number, from 1; −δ/ρ is the gradient.
@@ -64,6 +66,7 @@ class MoreauRun:
                     self._micros(t, delta),
                     lambda name, g, scale: self._update(delta, name, g, scale),
                     into=lambda name, dtype: self._sum(delta, name, dtype),
+                    everywhere=self.everywhere,
                 )
                 bar.set_postfix(loss=f"{loss:.4f}")
                 yield t + 1

@@ -113,6 +113,13 @@ class State:
         partial.replace(self.folder / _STEP)
         _flush(self.folder)
 
+    def reset(self) -> None:
+        """Zero again, as before the first step, in the same place; for a run whose steps are not kept."""
+        self.step = 0
+        self._put.clear()
+        for view in self._memory.values():
+            view.zero_()
+
     def _check_usable(self, folder: Path) -> None:
         """Refuses, before any step, a folder that is another's or cannot hold the state."""
         try:

@@ -254,9 +254,10 @@ class _Masker:
     def _scores(self, scope: Sequence[Block]) -> dict[str, Tensor]:
         """Element scores of the dense model, kept on the CPU."""
         found: dict[str, Tensor] = {}
+        absolute_each = self.criterion.absolute_each(self.config)
 
         def add(name: str, elements: Tensor) -> None:
-            part = elements.float().cpu()
+            part = elements.abs().float().cpu() if absolute_each else elements.float().cpu()
             found[name] = found[name].add_(part) if name in found else part.clone()
 
         self.criterion.score(Scoring(self.model, tuple(scope), self.batches, self.windows, self.config, add))
