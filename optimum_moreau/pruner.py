@@ -41,7 +41,7 @@ from .units import ModelShape, model_shape
 logger = logging.getLogger(__name__)
 
 # Settings that change no score: the steps of a run serve another that differs in these.
-_AFTER_SCORING = {*SIZES, "budget", "aggregation", "multiple_of", "uniform", "fold_norms", "export"}
+_AFTER_SCORING = {*SIZES, "budget", "protect", "aggregation", "multiple_of", "uniform", "fold_norms", "export"}
 
 
 @dataclass(frozen=True)
