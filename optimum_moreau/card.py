@@ -17,10 +17,10 @@ from .criteria.papers import BIBTEX
 from .errors import CheckpointError, first_line, quiet
 from .evaluation.records import STAGES, Measurement, by_stage
 from .families import CUSTOM_PREFIX
-from .plan import PruningPlan
+from .plan import BUDGETS, PruningPlan
 from .recovery import RecoverySummary
 from .registry import CRITERIA
-from .sparsity import OWL, REFINEMENTS, SparsitySummary
+from .sparsity import REFINEMENTS, SparsitySummary
 from .speed import Speed
 from .summary import PruningSummary
 
@@ -199,8 +199,9 @@ def _criteria(config: MoreauPrunerConfig) -> list[tuple[str, str, str]]:
         found.append(("block influence, of whole layers", block_influence.SUMMARY, block_influence.PAPER))
     if config.refine:
         found.append((f"{config.refine}, a refinement of the mask", *REFINEMENTS[config.refine]))
-    if config.budget == "owl":
-        found.append(("OWL, how zeros are spread over layers", *OWL))
+    if config.budget in BUDGETS:
+        what = "zeros are" if config.masks else "the removed units are"
+        found.append((f"{config.budget}, how {what} spread over layers", *BUDGETS[config.budget]))
     return found
 
 

@@ -130,7 +130,7 @@ def check_reachable(model_config: Any, shape: ModelShape, config: MoreauPrunerCo
         check_folding(shape)
     every_layer = (0, shape.depth)
     alike = config.attention_layers == config.mlp_layers == every_layer
-    if config.budget != "global" and (alike or "layers" not in config.targets):  # else it follows the scores
+    if config.budget == "uniform" and (alike or "layers" not in config.targets):  # else it follows what is measured
         decide_export(model_config, shape, plan, config.export)
 
 

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
 from .config import MoreauPrunerConfig
+from .profiles import measures, search_passes
 from .registry import CRITERIA
 from .units import Block, ModelShape
 
@@ -37,7 +38,10 @@ def forward_passes(shape: ModelShape, config: MoreauPrunerConfig) -> int:
     reads = "activations" in criterion.needs
     if not config.masks:
         influence = "layers" in config.targets and config.layer_criterion == "block-influence"
-        return int(influence) + int(reads and bool(shape.scored(config)))
+        profile = int(measures(config))
+        if profile and config.budget == "search":
+            profile = search_passes(b for b in shape.in_scope(config) if b.kind in ("attention", "mlp"))
+        return int(influence) + int(reads and bool(shape.scored(config))) + profile
     dense = int(config.budget == "owl") + int(reads and (config.budget == "global" or not criterion.elements))
     what = _read(config)
     if not what:

@@ -48,6 +48,7 @@ _AFTER_SCORING = {
     "ridge",
     "intercept",
     "budget",
+    "protect",
     "aggregation",
     "multiple_of",
     "uniform",

@@ -20,6 +20,7 @@ from .envelope import scoring_mode
 from .errors import ConfigError, DataError, NonFiniteError, PlanError, UnsupportedModelError
 from .families import Cut
 from .placement import is_offloaded, prepare_offloaded
+from .profiles import check_text, measures, outliers, profile_name, search
 from .registry import CRITERIA
 from .units import Block, ModelShape, decoder_layers
 
@@ -40,7 +41,7 @@ class UnitScores:
 
     Attributes:
         values: `layers.3.mlp`, `hidden` → float64 tensor `(units,)` on CPU, `layers.3` → `(1,)` for the whole layer;
-            larger is more important.
+            larger is more important. What a budget measured of the layers is beside them (profiles.py).
         origin: what a plan records of its making: base model, revision, fingerprint, config, calibration.
     """
 
@@ -103,6 +104,7 @@ def score_units(
     """
     criterion = CRITERIA.get(config.criterion)
     blocks = shape.scored(config)
+    check_text(config, tokens)
     if checkpoint is not None and not criterion.resumable(config):
         raise ConfigError(
             f"checkpoint_dir: {criterion.name} keeps no steps with these settings; leave it out (it is for moreau and"
@@ -118,9 +120,8 @@ def score_units(
         if "layers" in config.targets and config.layer_criterion == "block-influence":
             if tokens is None:
                 raise DataError("layer_criterion 'block-influence' reads calibration text; give some")
-            influence = block_influence(model, decoder_layers(model), tokens.split(config.batch_size or len(tokens)))
+            influence = _influence(model, tokens, config)
             values |= {whole.where: influence[i : i + 1] for i, whole in enumerate(shape.wholes)}
-            prepare_offloaded(model)  # accelerate's passes untie what is tied
         if blocks:
             sums = UnitSums(blocks, absolute_each=criterion.absolute_each(config))
             windows = 0 if tokens is None else len(tokens)
@@ -130,8 +131,35 @@ def score_units(
             if criterion.partial(config):
                 sums.add_up_processes()
             values |= sums.combined(config.aggregation, signed=criterion.signed)
-    _check_finite(values, criterion.name)
+        _check_finite(values, criterion.name)
+        if tokens is not None and measures(config):
+            values |= _profile(model, shape, tokens, batches, values, config)
     return with_layer_sums(UnitScores(_as_on_the_first(values)), shape, config)
+
+
+def _profile(
+    model: PreTrainedModel,
+    shape: ModelShape,
+    tokens: Tensor,
+    batches: list[Tensor],
+    values: Mapping[str, Tensor],
+    config: MoreauPrunerConfig,
+) -> dict[str, Tensor]:
+    """What the budget measures of the layers."""
+    if config.budget == "cosine":
+        return {profile_name("cosine"): 1 - _influence(model, tokens, config)}
+    if config.budget == "owl":
+        return {profile_name("owl"): outliers(model, shape, batches, len(tokens))}
+    units = [block for block in shape.in_scope(config) if block.kind in ("attention", "mlp")]
+    found = search(model, units, values, batches)
+    prepare_offloaded(model)  # accelerate's passes untie what is tied
+    return found
+
+
+def _influence(model: PreTrainedModel, tokens: Tensor, config: MoreauPrunerConfig) -> Tensor:
+    found = block_influence(model, decoder_layers(model), tokens.split(config.batch_size or len(tokens)))
+    prepare_offloaded(model)  # accelerate's passes untie what is tied
+    return found
 
 
 def score_channels(
@@ -229,8 +257,8 @@ def with_layer_sums(scores: UnitScores, shape: ModelShape, config: MoreauPrunerC
 def needs_text(config: MoreauPrunerConfig) -> bool:
     """Whether scoring reads calibration text."""
     influence = "layers" in config.targets and config.layer_criterion == "block-influence"
-    masks = bool(config.refine) or config.update or config.budget == "owl"
-    return influence or bool(CRITERIA.get(config.criterion).needs) or masks
+    masks = bool(config.refine) or config.update or (config.masks and config.budget == "owl")
+    return influence or bool(CRITERIA.get(config.criterion).needs) or masks or measures(config)
 
 
 class UnitSums:

@@ -50,6 +50,7 @@ FLAGS = {
     "mlp_layers": ("0:2", (0, 2)),
     "targets": ("mlp", ("mlp",)),
     "budget": ("global", "global"),
+    "protect": ("0.01", 0.01),
     "aggregation": ("max", "max"),
     "rho": ("0.1", 0.1),
     "step_size": ("1e-4", 1e-4),
@@ -318,7 +319,7 @@ def test_evaluate_measures_what_the_library_measures(command, tiny_folder, text_
     )
 
 
-BESIDE = ("block-influence", "dsnot", "r2-dsnot", "owl")
+BESIDE = ("block-influence", "dsnot", "r2-dsnot", "cosine", "owl", "zscore", "search")
 
 
 @pytest.mark.parametrize(("verb", "names"), [("criteria", (*CRITERIA, *BESIDE)), ("families", tuple(FAMILIES))])

@@ -17,7 +17,7 @@ ROOMS = [
     ["families"],
     ["units"],
     ["activations"],
-    ["criteria"],
+    ["criteria", "profiles"],
     ["scores"],
     ["plan", "forwards"],
     ["modeling"],

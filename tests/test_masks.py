@@ -15,11 +15,12 @@ from optimum_moreau.checkpoint import load_model
 from optimum_moreau.criteria import Scoring
 from optimum_moreau.envelope import scoring_mode
 from optimum_moreau.errors import ConfigError, ExportError, NonFiniteError, PlanError, UnsupportedModelError
+from optimum_moreau.plan.spread import LAMBDA
 from optimum_moreau.records import Records
 from optimum_moreau.recovery.adapter import lora_on
 from optimum_moreau.registry import CRITERIA
 from optimum_moreau.sparsity import sparsify
-from optimum_moreau.sparsity.budget import LAMBDA, owl_sparsity
+from optimum_moreau.sparsity.budget import owl_sparsity
 from optimum_moreau.sparsity.patterns import Pattern, keep_mask
 from optimum_moreau.units import model_shape
 from tests.tiny import FAMILIES, tiny_model
@@ -301,7 +302,11 @@ def test_a_pattern_that_does_not_fit_is_named_before_anything_is_done(tokens):
         ({"pattern": "2:4", "pruning_ratio": 0.2}, "pruning_ratio: concerns units"),
         ({"pattern": "2:4", "targets": ("hidden",)}, "targets: masks are of attention and mlp"),
         ({"pattern": "2:4", "budget": "global"}, "budget: '2:4' gives every matrix the same share"),
-        ({"budget": "owl"}, "budget: 'owl' spreads the zeros of masks"),
+        (
+            {"pattern": "unstructured", "budget": "cosine"},
+            "budget: 'cosine' spreads units; a mask takes",
+        ),
+        ({"pattern": "2:4", "protect": 0.1}, "protect: concerns MLP channels"),
         ({"pattern": "unstructured", "criterion": "sparsegpt", "budget": "global"}, "budget: sparsegpt decides within"),
         ({"mask_group": "row"}, "mask_group: concerns masks"),
         (

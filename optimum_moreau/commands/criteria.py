@@ -17,15 +17,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Returns name → its flag, summary, paper, needs, settings with defaults, and what it does for units and masks."""
+    from ..config.validation import BUDGETS_OF_MASKS
     from ..criteria.block_influence import PAPER, SUMMARY
+    from ..plan import BUDGETS
+    from ..profiles import MEASURED
     from ..registry import CRITERIA
-    from ..sparsity import OWL, REFINEMENTS
+    from ..sparsity import REFINEMENTS
 
     found = {name: _row(CRITERIA.get(name)) for name in CRITERIA}
     found["block-influence"] = _companion("--layer-criterion", SUMMARY, PAPER, units="layers")
     for name, (summary, paper) in REFINEMENTS.items():
         found[name] = _companion("--refine", summary, paper, masks="layer by layer")
-    found["owl"] = _companion("--budget", *OWL, masks="unstructured, of the dense model")
+    for name, (summary, paper) in BUDGETS.items():
+        masks = "unstructured, of the dense model" if name in BUDGETS_OF_MASKS else ""
+        found[name] = _companion("--budget", summary, paper, units="heads, channels", masks=masks)
+        found[name]["needs"] = ["activations"] if name in MEASURED else []
     return found
 
 
@@ -67,8 +73,8 @@ def show(result: dict[str, Any]) -> str:
     for name, row in result.items():
         settings = ", ".join(f"{key} {value:g}" for key, value in row["defaults"].items() if value is not None)
         score = row["summary"].replace("|", "\\|")
-        link = f"[{row['paper'].removeprefix('https://')}]({row['paper']})"
-        needs = ", ".join(row["needs"]) or "weights"
+        link = f"[{row['paper'].removeprefix('https://')}]({row['paper']})" if row["paper"] else ""
+        needs = ", ".join(row["needs"]) or ("scores" if row["flag"] == "--budget" else "weights")
         shown = name if row["flag"] == "--criterion" else f"{row['flag']} {name}"
         rows.append([f"`{shown}`", score, needs, row["units"], row["masks"], settings, link])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -61,6 +61,7 @@ _FIELDS: Fields = {
     "targets": (None, _names, "NAMES", f"what may be cut: {','.join(TARGETS)} (default attention,mlp)"),
     "layer_criterion": (None, str, "NAME", f"what a whole layer is worth: {_choice('layer_criterion')}"),
     "budget": (None, str, "NAME", f"how the ratio is spread over layers: {_choice('budget')}"),
+    "protect": (None, float, "SHARE", "of each MLP's channels, the lowest-scored, that stay (default 0)"),
     "aggregation": (None, str, "NAME", f"how the matrices of a unit combine: {_choice('aggregation')}"),
     "rho": (None, float, "X", "ρ of the Moreau envelope"),
     "step_size": (None, float, "X", "γ of Algorithm 1"),
@@ -186,6 +187,7 @@ def config_from(args: argparse.Namespace) -> MoreauPrunerConfig:
 _REPLANNED = (
     *SIZES,
     "budget",
+    "protect",
     "multiple_of",
     "uniform",
     "engine",

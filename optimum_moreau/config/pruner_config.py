@@ -51,8 +51,11 @@ class MoreauPrunerConfig:
             similarity between its input and output.
         fold_norms: hidden channels only: keep the norms' averages over the original width, by factors folded into their
             weights and ε; otherwise they average over the channels kept.
-        budget: `uniform`: each layer gives the same share; `global`: one ranking over all layers; `owl`: of an
-            unstructured mask, by each layer's share of outliers (sparsity/budget.py).
+        budget: how heads, channels or zeros are spread over layers. `uniform`: each layer gives the same share;
+            `global`: one ranking over all layers; `owl`: by each layer's share of outliers. Of units alone: `cosine`,
+            by how like a layer's output is to its input; `zscore`: one ranking of scores standardised in each block;
+            `search`: by the calibration loss without some units of each block (plan/spread.py has the formulas).
+        protect: share of each MLP's channels, the lowest-scored, that stay; the next-lowest go instead.
         aggregation: how the coupled matrices of a unit combine (paper, Eq. 5): `sum`, `mean`, `max`, `prod`.
         rho: ρ of the Moreau envelope (paper, Eq. 6).
         step_size: γ of Algorithm 1.
@@ -125,6 +128,7 @@ class MoreauPrunerConfig:
     layer_criterion: str = "sum"
     fold_norms: bool = False
     budget: str = "uniform"
+    protect: float = 0.0
     aggregation: str = "sum"
     rho: float | None = None
     step_size: float | None = None

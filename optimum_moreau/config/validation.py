@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 TARGETS = ("attention", "mlp", "hidden", "layers")
 CHOICES: dict[str, tuple[str | None, ...]] = {
-    "budget": ("uniform", "global", "owl"),
+    "budget": ("uniform", "global", "cosine", "owl", "zscore", "search"),
     "mask_group": ("row", "layer", None),
     "refine": ("dsnot", "r2-dsnot", None),
     "aggregation": ("sum", "mean", "max", "prod"),
@@ -28,6 +28,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "export": ("auto", "stock", "custom"),
     "schedule": ("cubic", "linear"),
 }
+BUDGETS_OF_MASKS = ("uniform", "global", "owl")
 _WEIGHTS = ("alpha", "exponent", "input_weight", "output_weight")
 ENGINES_OF_UNIFORM_LAYERS = ("vllm", "llama.cpp")
 
@@ -52,6 +53,7 @@ def validate(config: MoreauPrunerConfig) -> None:
     _validate_ratios(config)
     _validate_shapes(config)
     _validate_masks(config)
+    _check_share("protect", config.protect)
     _validate_compensation(config)
     for name in ("rho", "step_size", "sigma", "eta", "norm_order", "damping", "learning_rate", "ridge", *_WEIGHTS):
         _check_number(name, getattr(config, name), above=0.0, inclusive=name in ("sigma", "eta", *_WEIGHTS))
@@ -136,10 +138,6 @@ def _validate_masks(config: MoreauPrunerConfig) -> None:
         given = [name for name in ("sparsity", "refine", "mask_group") if getattr(config, name) is not None]
         if given := [*given, *(["update"] if config.update else [])]:
             raise ConfigError(f"{given[0]}: concerns masks; give a pattern as well: unstructured, 2:4, …")
-        if config.budget == "owl":
-            raise ConfigError(
-                "budget: 'owl' spreads the zeros of masks; give --pattern unstructured, or another budget"
-            )
         return
     found = re.fullmatch(r"(\d+):(\d+)", config.pattern)
     if config.pattern != "unstructured" and not (found and 0 < int(found[1]) < int(found[2])):
@@ -162,6 +160,10 @@ def _validate_masks(config: MoreauPrunerConfig) -> None:
         raise ConfigError("mask_group: sparsegpt compares within blocks of 128 columns; leave it out")
     if config.budget != "uniform" and found:
         raise ConfigError(f"budget: '{config.pattern}' gives every matrix the same share; leave '{config.budget}' out")
+    if config.budget not in BUDGETS_OF_MASKS:
+        raise ConfigError(f"budget: '{config.budget}' spreads units; a mask takes {', '.join(BUDGETS_OF_MASKS)}")
+    if config.protect:
+        raise ConfigError("protect: concerns MLP channels, which a mask does not remove; leave it out")
     if config.criterion == "sparsegpt" and config.budget == "global" and not config.refine:
         raise ConfigError("budget: sparsegpt decides within each matrix; use uniform or owl")
 

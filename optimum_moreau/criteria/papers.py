@@ -11,6 +11,7 @@ GBLM_PAPER = "https://arxiv.org/abs/2311.04902"
 SYMMETRIC = "https://arxiv.org/abs/2501.18980"
 DSNOT_PAPER = "https://arxiv.org/abs/2310.08915"
 OWL_PAPER = "https://arxiv.org/abs/2310.05175"
+SLIM_LLM = "https://arxiv.org/abs/2505.22689"
 FLAP_PAPER = "https://arxiv.org/abs/2312.11983"
 RIA_PAPER = "https://iclr.cc/virtual/2024/poster/18549"
 
@@ -85,8 +86,14 @@ BIBTEX = {
   booktitle = {International Conference on Machine Learning},
   year = {2024}
 }""",
+    SLIM_LLM: """@inproceedings{guo2025slimllm,
+  title = {SlimLLM: Accurate Structured Pruning for Large Language Models},
+  author = {Guo, Jialong and Chen, Xinghao and Tang, Yehui and Wang, Yunhe},
+  booktitle = {International Conference on Machine Learning},
+  year = {2025}
+}""",
     FLAP_PAPER: """@inproceedings{an2024flap,
-  title = {Fluctuation-Based Adaptive Structured Pruning for Large Language Models},
+  title = {Fluctuation-based Adaptive Structured Pruning for Large Language Models},
   author = {An, Yongqi and Zhao, Xu and Yu, Tao and Tang, Ming and Wang, Jinqiao},
   booktitle = {AAAI Conference on Artificial Intelligence},
   year = {2024}

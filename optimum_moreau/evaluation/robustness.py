@@ -20,6 +20,7 @@ from ..calibration import load_calibration
 from ..config import SIZES, MoreauPrunerConfig
 from ..errors import ConfigError
 from ..plan import PruningPlan, make_plan, plan_overlap
+from ..profiles import PROFILES
 from ..scores import UnitScores, needs_text, score_units
 from ..surgery import apply_plan, check_prunable
 from ..units import ModelShape, model_shape
@@ -288,7 +289,7 @@ def _ranks(first: UnitScores, second: UnitScores) -> dict[str, float]:
     return {
         block: rank_correlation(values, second.values[block])
         for block, values in first.values.items()
-        if len(values) > 1
+        if len(values) > 1 and not block.startswith(PROFILES)
     }
 
 

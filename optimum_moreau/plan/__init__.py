@@ -1,15 +1,17 @@
 """Plans: what stays of a model (`pruning_plan`), how scores and targets decide it (`budget`), how two agree.
 
-`counts` spreads a share over layers, `engines` knows which counts are legal, `explain` says what came of that, and
-`gains` counts it.
+`spread` says which share of each layer goes, `counts` makes whole units of it, `engines` knows which counts are legal,
+`explain` says what came of that, and `gains` counts it.
 """
 
 from .budget import expected_plan, make_plan, whole_plan
 from .difference import Overlap, plan_overlap
 from .gains import contributions, removed_parameters, removed_unit_share
 from .pruning_plan import PLAN_NAME, Kept, PruningPlan, fingerprint
+from .spread import BUDGETS
 
 __all__ = [
+    "BUDGETS",
     "PLAN_NAME",
     "Kept",
     "Overlap",

@@ -20,11 +20,12 @@ from ..config.quantities import nearest_fewer
 from ..errors import PlanError
 from ..scores import UnitScores, check_covers, with_layer_sums
 from ..units import Block, ModelShape
-from .counts import Counts, Ranking, UnitCounts, cost_of, nearest_of
+from .counts import Counts, UnitCounts, cost_of, nearest_of, protected
 from .engines import LegalCounts
 from .explain import adjustments
 from .gains import contributions, remaining
 from .pruning_plan import Kept, PruningPlan
+from .spread import Ranking
 
 WAYS = ("layers", "hidden", "units")  # coarsest first
 
@@ -68,7 +69,8 @@ def make_plan(scores: UnitScores, shape: ModelShape, config: MoreauPrunerConfig)
         A plan that records where the scores come from, and this config.
 
     Raises:
-        PlanError: the requested size cannot be reached, with the reachable range; or scores are missing.
+        PlanError: the requested size cannot be reached, with the reachable range; scores, or what the budget measures,
+            are missing; or what is protected must go.
         UnsupportedModelError: the family's hidden channels cannot be cut.
     """
     scores = with_layer_sums(scores, shape, config)
@@ -78,7 +80,7 @@ def make_plan(scores: UnitScores, shape: ModelShape, config: MoreauPrunerConfig)
     counts = {block.where: count for block, count in choice.units.items()}
     layers: dict[int, dict[str, Kept]] = {}
     for block in shape.blocks:
-        kept = _kept(block, scores.values.get(block.where), counts.get(block.where, 0))
+        kept = _kept(block, scores.values.get(block.where), counts.get(block.where, 0), config.protect)
         assert block.layer is not None  # heads and channels lie in a layer
         layers.setdefault(block.layer, {})[block.kind] = kept
     plan = PruningPlan(
@@ -96,7 +98,7 @@ def make_plan(scores: UnitScores, shape: ModelShape, config: MoreauPrunerConfig)
 def expected_plan(shape: ModelShape, config: MoreauPrunerConfig) -> PruningPlan:
     """The plan as far as it is known before anything is scored: how many units go, not which.
 
-    With `budget="global"` the counts of each layer follow the scores; here they are spread evenly.
+    With a budget other than `uniform` the counts of each layer follow what is measured; here they are spread evenly.
 
     Raises:
         PlanError: the requested size cannot be reached.
@@ -116,10 +118,18 @@ def whole_plan(shape: ModelShape) -> PruningPlan:
     return PruningPlan(shape.family.model_type, layers)
 
 
-def _kept(block: Block, score: Tensor | None, removed: int) -> Kept:
+def _kept(block: Block, score: Tensor | None, removed: int, protect: float = 0.0) -> Kept:
     if not removed or score is None:
         return Kept(tuple(range(block.total)), block.total)
     order = torch.argsort(score, stable=True)  # equal scores: the lower index goes first
+    if stay := protected(block, protect):
+        if stay + removed > block.total:
+            raise PlanError(
+                f"{block.where}: protect {protect:g} keeps the lowest {stay} of {block.total} channels, of which"
+                f" {removed} must go; lower protect, or remove less"
+            )
+        gone = int((score < 0).sum())  # removed before: these go first
+        order = torch.cat([order[:gone], order[gone + stay :], order[gone : gone + stay]])
     return Kept(tuple(sorted(order[removed:].tolist())), block.total)
 
 

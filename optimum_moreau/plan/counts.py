@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from ..config import MoreauPrunerConfig
 from ..units import Block
 from .engines import LegalCounts
+from .spread import RANKINGS, Ranking, allocate, predicted_loss, shares, standardised
 
 Counts = dict[Block, int]
-Ranking = Mapping[str, Tensor]
 
 
 def nearest_of(numbers: Sequence[int], x: float) -> int:
@@ -29,12 +29,17 @@ def nearest_of(numbers: Sequence[int], x: float) -> int:
     return min(numbers[max(place - 1, 0) : place + 1], key=lambda n: (abs(n - x), n))
 
 
+def protected(block: Block, share: float) -> int:
+    """How many of a block's lowest-scored units stay: a share of the channels of an MLP."""
+    return math.floor(round(block.total * share, 9)) if block.kind == "mlp" else 0
+
+
 class UnitCounts:
     """Chooses how many units of each block go.
 
     Args:
         blocks: heads and channels in scope.
-        ranking: `layers.3.mlp` → scores of its units.
+        ranking: `layers.3.mlp` → scores of its units; and what the budget measured of the layers (profiles.py).
         config: resolved.
         legal: the numbers that may go.
     """
@@ -46,7 +51,8 @@ class UnitCounts:
 
     def by_share(self, attention: float, mlp: float) -> Counts:
         """Removes a share of the units of each kind."""
-        return self._share(self.attention, attention) | self._share(self.mlp, mlp)
+        counts = self._share(self.attention, attention) | self._share(self.mlp, mlp)
+        return self._no_worse(counts, self._even.by_share(attention, mlp)) if self._searches else counts
 
     def by_parameters(self, goal: float) -> Counts:
         """Removes as nearly `goal` parameters as counts allow: attention at the common share, MLP the difference."""
@@ -54,25 +60,28 @@ class UnitCounts:
             return self.by_share(0, 0)
         whole = sum(block.total * block.unit_parameters for block in (*self.attention, *self.mlp))
         units = sum(block.total for block in self.attention)
+        common = self._attention_part(goal, goal / max(whole, 1))
         best: Counts = {}
         missed = math.inf
         # The common share first; then one unit fewer, one more, … until the channels can take up the difference.
         for offset in sorted(range(-units, units + 1), key=lambda n: (abs(n), n)):
-            share = goal / max(whole, 1) + (offset / units if units else 0)
-            if not 0 <= share <= 1:
-                continue
+            share = min(max(common + (offset / units if units else 0), 0.0), 1.0)
             counts = self._share(self.attention, share)
             counts |= self._parameters(self.mlp, goal - cost_of(counts))
             if abs(goal - cost_of(counts)) < missed:
                 best, missed = counts, abs(goal - cost_of(counts))
             if missed <= self.slack * max(len(self.mlp), 1):
                 break
-        return best
+        if not self._searches:
+            return best
+        even = self._even.by_parameters(goal)
+        as_near = abs(goal - cost_of(even)) <= max(missed, self.slack * max(len(self.mlp), 1))
+        return self._no_worse(best, even) if as_near else best
 
     @property
     def most(self) -> int:
         """The most parameters that the blocks can give."""
-        return sum(self.legal.removable(block)[-1] * block.unit_parameters for block in (*self.attention, *self.mlp))
+        return sum(self._removable(block)[-1] * block.unit_parameters for block in (*self.attention, *self.mlp))
 
     @property
     def slack(self) -> float:
@@ -81,22 +90,56 @@ class UnitCounts:
         return max((block.unit_parameters * self.legal.step(block.kind) for block in finest), default=0) / 2
 
     def _share(self, blocks: Sequence[Block], share: float) -> Counts:
-        """Removes a share of the units: of each block, or of all off the bottom of one ranking."""
-        if self.config.budget == "global":
-            return self._global(blocks, share * sum(block.total for block in blocks), per_unit=True)
+        """Removes a share of the units: of each block as the budget says, or of all off the bottom of one ranking."""
+        if self.config.budget in RANKINGS:
+            return self._ranked(blocks, share * sum(block.total for block in blocks), per_unit=True)
         if self.config.uniform:
             return self._one_shape(blocks, share)
-        return {block: self._nearest(block, block.total * share) for block in blocks}
+        most = [self._removable(block)[-1] / block.total for block in blocks]
+        parts = shares(self.config.budget, blocks, share, self.ranking, most)
+        return {block: self._nearest(block, block.total * part) for block, part in parts.items()}
+
+    def _attention_part(self, goal: float, share: float) -> float:
+        """The share of the units that attention gives: the common one, or what a search leaves to it."""
+        units = sum(block.total for block in self.attention)
+        if not self._searches or not units:
+            return share
+        blocks = (*self.attention, *self.mlp)
+        most = [self._removable(block)[-1] / block.total for block in blocks]
+        removed = allocate(blocks, goal, self.ranking, most)
+        return sum(removed[block] for block in self.attention) / units
+
+    @property
+    def _searches(self) -> bool:
+        return self.config.budget == "search"
+
+    @property
+    def _even(self) -> UnitCounts:
+        blocks, config = (*self.attention, *self.mlp), replace(self.config, budget="uniform")
+        return UnitCounts(blocks, self.ranking, config, self.legal)
+
+    def _no_worse(self, counts: Counts, even: Counts) -> Counts:
+        """What was searched, unless rounding made it worse by its own measure than the same share of every layer."""
+        return min((counts, even), key=lambda found: predicted_loss(found, self.ranking))
 
     def _parameters(self, blocks: Sequence[Block], rest: float) -> Counts:
         """Removes as many units as come nearest to `rest` parameters."""
-        if self.config.budget == "global":
-            return self._global(blocks, rest, per_unit=False)
+        if self.config.budget in RANKINGS:
+            return self._ranked(blocks, rest, per_unit=False)
         return self._share(blocks, rest / max(sum(block.total * block.unit_parameters for block in blocks), 1))
+
+    def _removable(self, block: Block) -> Sequence[int]:
+        """The numbers that may go; where layers differ, those that leave what is protected."""
+        legal = self.legal.removable(block)
+        # with uniform every layer is asked alike: too much is refused, not given by others
+        if self.config.budget == "uniform" or not self.config.protect:
+            return legal
+        most = block.total - protected(block, self.config.protect)
+        return [count for count in legal if count <= most] or legal[:1]
 
     def _nearest(self, block: Block, x: float) -> int:
         # nothing to remove: the model's own number will do, unless the engine could not split it
-        return self._fewest(block) if x <= 0 else nearest_of(self.legal.removable(block), x)
+        return self._fewest(block) if x <= 0 else nearest_of(self._removable(block), x)
 
     def _fewest(self, block: Block) -> int:
         return 0 if self.legal.splits(block, block.total) else self.legal.removable(block)[0]
@@ -110,8 +153,8 @@ class UnitCounts:
         kept = min(common, key=lambda n: (abs(n - wanted), -n))
         return {block: block.total - kept for block in blocks}
 
-    def _global(self, blocks: Sequence[Block], goal: float, *, per_unit: bool) -> Counts:
-        """Takes units off the bottom of one ranking by importance per parameter, until the goal is met most nearly.
+    def _ranked(self, blocks: Sequence[Block], goal: float, *, per_unit: bool) -> Counts:
+        """Takes units off the bottom of one ranking, until the goal is met most nearly.
 
         Where only some numbers are legal, units go in chunks between them, ranked by their mean importance.
 
@@ -121,7 +164,7 @@ class UnitCounts:
             per_unit: the goal counts units, not parameters.
         """
         entries = sorted(
-            ((mean / block.unit_parameters, place, order), size, block)
+            ((mean, place, order), size, block)
             for place, block in enumerate(blocks)
             for order, (size, mean) in enumerate(self._chunks(block))
         )
@@ -136,10 +179,12 @@ class UnitCounts:
         return counts
 
     def _chunks(self, block: Block) -> Iterator[tuple[int, float]]:
-        """Yields size and mean score of the chunks a block can give, least important first."""
-        values = torch.sort(self.ranking[block.where]).values
+        """Yields size and mean rank of the chunks a block can give, least important first."""
+        score = self.ranking[block.where]
+        ranks = standardised(score) if self.config.budget == "zscore" else score / block.unit_parameters
+        values = torch.sort(ranks).values
         start = self._fewest(block)
-        for end in self.legal.removable(block):
+        for end in self._removable(block):
             if end > start:
                 yield end - start, float(values[start:end].mean())
                 start = end

@@ -2,8 +2,8 @@
 
 uniform   every matrix has the same share
 global    one ranking of all weights in scope, by their scores in the dense model
-owl       layer l keeps k_l = (1 − S) + 2λ·d_l − mean(2λ·d), d_l = (D_l − min D)/(max D − min D), where D_l is the share
-          of the layer's weights whose |W|·√A is more than M times their mean (OWL); λ = 0.08, M = 5
+owl       layer l keeps k_l = (1 − S) + 2λ·d_l − mean(2λ·d), by its share of outliers among |W|·√A, as units do
+          (plan/spread.py)
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..criteria.papers import OWL_PAPER
+from ..plan.spread import owl_gains
+from ..profiles import outlier_share
 from .patterns import Pattern, keep_mask
-
-OWL = ("layers with more outliers among |W|·√A keep more weights", OWL_PAPER)
-LAMBDA, OUTLIER = 0.08, 5.0
 
 
 def owl_sparsity(scores: Mapping[int, list[Tensor]], sparsity: float) -> dict[int, float]:
@@ -30,15 +28,8 @@ def owl_sparsity(scores: Mapping[int, list[Tensor]], sparsity: float) -> dict[in
     Returns:
         Layer → its share, within λ of S or so, and S in the mean over all weights.
     """
-    outliers, sizes = {}, {}
-    for layer, matrices in scores.items():
-        sizes[layer] = sum(matrix.numel() for matrix in matrices)
-        mean = sum(float(matrix.sum(dtype=torch.float64)) for matrix in matrices) / sizes[layer]
-        outliers[layer] = sum(int((matrix > OUTLIER * mean).sum()) for matrix in matrices) / sizes[layer]
-    low, high = min(outliers.values()), max(outliers.values())
-    if low == high:
-        return dict.fromkeys(outliers, sparsity)
-    gains = {layer: 2 * LAMBDA * (found - low) / (high - low) for layer, found in outliers.items()}
+    sizes = {layer: sum(matrix.numel() for matrix in matrices) for layer, matrices in scores.items()}
+    gains = dict(zip(scores, owl_gains([outlier_share(matrices) for matrices in scores.values()]), strict=True))
     mean_gain = sum(gains[layer] * sizes[layer] for layer in gains) / sum(sizes.values())
     return {layer: min(max(sparsity - gain + mean_gain, 0.0), 1.0) for layer, gain in gains.items()}
 

@@ -1,0 +1,185 @@
+"""What budgets measure of the layers, beside the scores of their units (`plan/spread.py` makes shares of it).
+
+cosine   c_l = E_t [ x_t · y_t / (‖x_t‖ ‖y_t‖) ], of layer l's input x and output y: 1 − block influence
+owl      D_l, the share of the layer's weights whose |W|·√A is more than M times their mean (OWL); M = 5
+search   Δ_b(n), by how much the calibration loss grows while the n lowest-scored units of block b alone are silent,
+         for n about a quarter, a half, and three quarters of them (`probes`)
+
+The attention and the MLP of a layer are searched as two blocks. A search takes one forward pass over the calibration
+text for the model as it is, and one for each block in scope and each n: 1 + 2·3·L of L layers (`search_passes`). It
+knows nothing of how blocks act together.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from .activations import LayerStream
+from .config import MoreauPrunerConfig
+from .errors import DataError, NonFiniteError, PlanError
+from .placement import input_device, loaded
+from .units import Block, ModelShape, decoder_layers
+
+logger = logging.getLogger(__name__)
+
+MEASURED = ("cosine", "owl", "search")  # the budgets that read calibration text
+PROFILES = "budget."  # what every profile's name begins with
+OUTLIER = 5.0  # M
+
+
+def measures(config: MoreauPrunerConfig) -> bool:
+    """Whether the budget of units measures the layers."""
+    units = not config.masks and not {"attention", "mlp"}.isdisjoint(config.targets)
+    return units and config.budget in MEASURED
+
+
+def profile_name(budget: str, block: Block | None = None) -> str:
+    """Under which a profile lies among the scores: `budget.cosine`, `budget.search.layers.3.mlp`."""
+    return f"{PROFILES}{budget}" + (f".{block.where}" if block else "")
+
+
+def profile_of(values: Mapping[str, Tensor], budget: str, block: Block | None = None, size: int = 0) -> list[float]:
+    """Reads what was measured.
+
+    Args:
+        values: of `UnitScores`.
+        budget: of MEASURED.
+        block: of `search`.
+        size: the least number of entries there must be.
+
+    Raises:
+        PlanError: it was not measured with these scores, or of a model of fewer layers.
+    """
+    found = values.get(profile_name(budget, block))
+    if found is None or len(found) < size:
+        where = f" of {block.where}" if block else ""
+        raise PlanError(
+            f"budget: what '{budget}' reads{where} was not measured with these scores; score the model again with"
+            f" budget '{budget}' and this scope (without --from-scores)"
+        )
+    return found.tolist()
+
+
+def outlier_share(matrices: Sequence[Tensor]) -> float:
+    """D of one layer: the share of the entries of some matrices that are more than M times the mean of all."""
+    size = sum(matrix.numel() for matrix in matrices)
+    mean = sum(float(matrix.sum(dtype=torch.float64)) for matrix in matrices) / size
+    return sum(int((matrix > OUTLIER * mean).sum()) for matrix in matrices) / size
+
+
+def outliers(model: PreTrainedModel, shape: ModelShape, batches: Sequence[Tensor], windows: int) -> Tensor:
+    """Measures D of every layer, over all of its matrices, in one forward pass.
+
+    Args:
+        model: a causal language model in `scoring_mode`.
+        shape: its shape.
+        batches: token ids of this process, each `(windows, length)`.
+        windows: of all processes.
+
+    Returns:
+        float64 tensor `(layers,)` on CPU.
+    """
+    found = []
+    for streamed in LayerStream(model, batches, windows):
+        cuts = (cut for block in shape.blocks if block.layer == streamed.index for cut in block.cuts)
+        names = list(dict.fromkeys(cut.module for cut in cuts))  # a fused matrix once
+        inputs = streamed.gather(names, ("squares",))
+        found.append(outlier_share([_flow(streamed.layer, name, inputs[name].squares) for name in names]))
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def _flow(layer: nn.Module, name: str, squares: Tensor | None) -> Tensor:
+    """|W|·√A, `(out, in)`."""
+    assert squares is not None  # asked for
+    return loaded(layer.get_submodule(name), "weight").float().abs() * squares.sqrt()
+
+
+def probes(total: int) -> tuple[int, ...]:
+    """Of how many silent units of a block the loss is measured, ascending; at least one unit always speaks."""
+    return tuple(sorted({max(round(total * quarters / 4), 1) for quarters in (1, 2, 3)} & set(range(1, total))))
+
+
+def search_passes(blocks: Iterable[Block]) -> int:
+    """Forward passes over the calibration text that a search takes."""
+    return 1 + sum(len(probes(block.total)) for block in blocks)
+
+
+def search(
+    model: PreTrainedModel, blocks: Sequence[Block], scores: Mapping[str, Tensor], batches: Sequence[Tensor]
+) -> dict[str, Tensor]:
+    """Measures Δ_b(n) of every block; nothing is written to the model, the units' outputs are zeroed on their way.
+
+    Args:
+        model: a causal language model in `scoring_mode`.
+        blocks: of heads and MLP channels.
+        scores: of their units; the lowest are silent first, protected or not.
+        batches: token ids of this process, each `(windows, length)`.
+
+    Returns:
+        Profile name → float64 tensor `(probes,)` on CPU.
+
+    Raises:
+        NonFiniteError: a loss is NaN or infinite.
+    """
+    logger.info("budget 'search': %d forward passes over the calibration text", search_passes(blocks))
+    layers = decoder_layers(model)
+    dense = _loss(model, batches, "the model as it is")
+    found = {}
+    for block in tqdm(blocks, "search", leave=False, disable=None):
+        order = torch.argsort(scores[block.where], stable=True)
+        losses = []
+        for count in probes(block.total):
+            with _silent(layers[block.layer], block, order[:count]):
+                losses.append(_loss(model, batches, f"{block.where} without {count} units") - dense)
+        found[profile_name("search", block)] = torch.tensor(losses, dtype=torch.float64)
+    return found
+
+
+@contextmanager
+def _silent(layer: nn.Module, block: Block, units: Tensor) -> Iterator[None]:
+    """Within the block, what some units hand to o_proj or down_proj is zero: as good as removed."""
+    reader: Any = layer.get_submodule(block.reader.module)
+    columns = block.lines(block.reader, reader.weight.shape[1])[units].flatten()
+
+    def silence(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (args[0].index_fill(-1, columns.to(args[0].device), 0), *args[1:])
+
+    handle = reader.register_forward_pre_hook(silence)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _loss(model: PreTrainedModel, batches: Sequence[Tensor], what: str) -> float:
+    """Mean next-token loss over the tokens of all processes."""
+    device = input_device(model)
+    total = torch.zeros(2, dtype=torch.float64)  # loss, tokens
+    for batch in batches:
+        ids = batch.to(device)
+        logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()  # (windows, n − 1, vocabulary)
+        labels = ids[:, 1:].flatten().to(logits.device)
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels, reduction="sum")
+        total += torch.tensor([loss.item(), labels.numel()], dtype=torch.float64)
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        total = total.to(device)
+        dist.all_reduce(total)
+    mean = float(total[0] / total[1])
+    if not torch.isfinite(torch.tensor(mean)):
+        raise NonFiniteError(f"budget 'search': the loss of {what} is {mean}; check the model's weights")
+    return mean
+
+
+def check_text(config: MoreauPrunerConfig, tokens: Tensor | None) -> None:
+    """Raises DataError where the budget reads text and there is none."""
+    if tokens is None and measures(config):
+        raise DataError(f"budget '{config.budget}' reads calibration text; give some")

@@ -1,0 +1,288 @@
+"""Budgets of units: every one meets the size, each is its formula, and what is measured serves again."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from accelerate import cpu_offload
+
+from optimum_moreau import MoreauPruner, MoreauPrunerConfig
+from optimum_moreau.activations import LayerStream
+from optimum_moreau.criteria.block_influence import block_influence
+from optimum_moreau.envelope import scoring_mode
+from optimum_moreau.errors import ConfigError, DataError, PlanError
+from optimum_moreau.evaluation.perplexity import measure_segments
+from optimum_moreau.evaluation.silencing import silenced
+from optimum_moreau.forwards import forward_passes
+from optimum_moreau.plan import make_plan, removed_parameters
+from optimum_moreau.plan.spread import predicted_loss, shares, standardised
+from optimum_moreau.profiles import MEASURED, probes, profile_name, search_passes
+from optimum_moreau.scores import UnitScores, needs_text, score_units
+from optimum_moreau.units import decoder_layers, model_shape
+from tests.test_plan import plan_for, random_scores, removed, shape_of
+from tests.tiny import assert_same_state, snapshot, tiny_model
+
+BUDGETS = ("uniform", "global", "cosine", "owl", "zscore", "search")
+SCOPE = {"attention_layers": (0, 3), "mlp_layers": (0, 3)}
+
+
+def scored(model, tokens, **settings):
+    config = MoreauPrunerConfig(**{**SCOPE, "criterion": "magnitude", **settings}).resolve(model.config)
+    shape = model_shape(model)
+    return score_units(model, shape, tokens if needs_text(config) else None, config), shape, config
+
+
+def spoken(model, tokens):
+    """What a model says itself after the first tokens of some windows: whatever it loses costs loss."""
+    ids = tokens[:, :1]
+    with torch.no_grad():
+        model.lm_head.weight.mul_(5)
+        while ids.shape[1] < tokens.shape[1]:
+            ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(dim=-1)], dim=1)
+    return ids
+
+
+def of_kind(shape, kind):
+    return [block for block in shape.blocks if block.kind == kind]
+
+
+def profiled(shape, budget, values):
+    scores = random_scores(shape)
+    return UnitScores({**scores.values, profile_name(budget): torch.tensor(values, dtype=torch.float64)})
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize(("family", "criterion"), [("llama", "taylor"), ("qwen2", "magnitude"), ("phi3", "taylor")])
+def test_every_budget_meets_the_size_as_uniform_does(family, criterion, budget, tokens):
+    model = tiny_model(family)
+    before = snapshot(model)
+    scores, shape, config = scored(model, tokens, criterion=criterion, budget=budget, pruning_ratio=0.2)
+    assert_same_state(model, before)
+    channel = of_kind(shape, "mlp")[0].unit_parameters
+    for ratio in (0.05, 0.2, 0.4):
+        sized = MoreauPrunerConfig.from_dict({**config.to_dict(), "pruning_ratio": ratio})
+        missed = abs(removed_parameters(make_plan(scores, shape, sized), shape) - ratio * shape.parameters)
+        assert missed <= channel / 2 * shape.depth
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_layers_average_to_a_unit_ratio_and_stay_legal(budget, tokens):
+    scores, shape, config = scored(tiny_model(), tokens, budget=budget, unit_ratio=(0.0, 0.5), multiple_of=4)
+    counts = removed(make_plan(scores, shape, config), "mlp")
+    assert sum(counts) == pytest.approx(36, abs=6) and all((24 - count) % 4 == 0 < 24 - count for count in counts)
+    assert removed(make_plan(scores, shape, config), "attention") == [0, 0, 0]
+
+
+def test_cosine_is_its_formula(tokens):
+    model = tiny_model()
+    scores, shape, _ = scored(model, tokens, budget="cosine")
+    with scoring_mode(model), torch.no_grad():
+        c = 1 - block_influence(model, decoder_layers(model), [tokens])
+    assert torch.equal(scores.values["budget.cosine"], c)
+    c, p = c.numpy(), 0.1
+    expected = p * 3 * np.exp(10 * c) / np.exp(10 * c).sum()
+    assert expected.max() < 0.9
+    found = shares("cosine", of_kind(shape, "mlp"), p, scores.values, [23 / 24] * 3)
+    assert list(found.values()) == pytest.approx(list(expected))
+
+
+def test_what_a_layer_cannot_give_the_others_give_in_proportion():
+    shape = shape_of()
+    c, most, p = np.array([0.9, 0.7, 0.6, 0.5]), 23 / 24, 0.6
+    weights = np.exp(10 * c) / np.exp(10 * c).sum()
+    expected, full = p * 4 * weights, np.zeros(4, bool)
+    while (expected > most + 1e-12).any():
+        full |= expected > most
+        expected = np.where(full, most, (p * 4 - full.sum() * most) * weights / weights[~full].sum())
+    found = shares("cosine", of_kind(shape, "mlp"), p, profiled(shape, "cosine", c).values, [most] * 4)
+    assert list(found.values()) == pytest.approx(list(expected))
+    assert full.sum() > 1
+
+
+def test_owl_is_its_formula(tokens):
+    model = tiny_model()
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[::5, ::5] *= 20
+    scores, shape, _ = scored(model, tokens, budget="owl")
+    outliers = []
+    with scoring_mode(model), torch.no_grad():
+        for streamed in LayerStream(model, [tokens], len(tokens)):
+            names = [name for name, module in streamed.layer.named_modules() if isinstance(module, torch.nn.Linear)]
+            inputs = streamed.gather(names, ("squares",))
+            flow = [streamed.layer.get_submodule(n).weight.abs() * inputs[n].squares.sqrt() for n in names]
+            everything = np.concatenate([part.numpy().ravel() for part in flow]).astype(np.float64)
+            outliers.append((everything > 5 * everything.mean()).mean())
+    assert scores.values["budget.owl"].tolist() == pytest.approx(outliers)
+    d = (np.array(outliers) - min(outliers)) / (max(outliers) - min(outliers))
+    expected = 0.4 - 2 * 0.08 * d + (2 * 0.08 * d).mean()
+    found = shares("owl", of_kind(shape, "attention"), 0.4, scores.values, [0.5] * 3)
+    assert list(found.values()) == pytest.approx(list(expected))
+    few = list(shares("owl", of_kind(shape, "mlp"), 0.02, scores.values, [0.9] * 3).values())
+    assert min(few) == 0 and sum(few) == pytest.approx(0.06)
+
+
+def test_zscore_is_one_ranking_of_standardised_scores():
+    shape = shape_of(layers=3)
+    scores = random_scores(shape)
+    z = {}
+    for block in of_kind(shape, "mlp"):
+        s = scores.values[block.where].numpy()
+        z[block.layer] = (s - s.mean()) / s.std()
+    lowest = np.sort(np.concatenate(list(z.values())))[:20]
+    found = removed(plan_for(shape, scores, unit_ratio=(0.0, 20 / 72), budget="zscore"), "mlp")
+    assert found == [int((part <= lowest[-1]).sum()) for part in z.values()]
+
+
+def test_rescaling_a_layer_changes_a_global_ranking_but_no_zscore():
+    shape = shape_of(layers=3)
+    scores = random_scores(shape)
+    scaled = UnitScores({**scores.values, "layers.1.mlp": 100 * scores.values["layers.1.mlp"]})
+
+    def counts(scores, budget):
+        return removed(plan_for(shape, scores, unit_ratio=0.3, budget=budget), "mlp")
+
+    assert counts(scores, "zscore") == counts(scaled, "zscore")
+    assert counts(scores, "global") != counts(scaled, "global")
+
+
+def test_units_removed_before_are_left_out_of_zscores_and_go_first():
+    score = torch.tensor([0.5, -1.0, 1.5, 2.5, -1.0], dtype=torch.float64)
+    z = standardised(score)
+    assert z[[1, 4]].tolist() == [-math.inf] * 2
+    assert torch.equal(z[[0, 2, 3]], standardised(score[[0, 2, 3]]))
+    assert standardised(torch.ones(3)).tolist() == [0, 0, 0]
+    scores = random_scores(shape_of(layers=2))
+    scores.values["layers.1.mlp"][:6] = -1.0
+    plan = plan_for(shape_of(layers=2), scores, unit_ratio=(0.0, 6 / 48), budget="zscore")
+    assert removed(plan, "mlp") == [0, 6]
+    assert plan.layers[1]["mlp"].kept == tuple(range(6, 24))
+
+
+def test_search_measures_what_silencing_costs(tokens):
+    """… the same as the loss of a plan that is tried out in memory, block by block."""
+    model = tiny_model()
+    scores, shape, config = scored(model, tokens, budget="search")
+    whole = UnitScores({b.where: scores.values[b.where] for b in shape.blocks})
+    block, n = of_kind(shape, "mlp")[1], probes(24)[1]
+    alone = {"targets": ("mlp",), "mlp_layers": (1, 2), "criterion": "magnitude", "unit_ratio": n / 24}
+    plan = make_plan(whole, shape, MoreauPrunerConfig(**alone).resolve(model.config))
+    dense = math.log(measure_segments(model, tokens).perplexity)
+    with silenced(model, shape, plan):
+        without = math.log(measure_segments(model, tokens).perplexity)
+    measured = scores.values[profile_name("search", block)]
+    assert float(measured[1]) == pytest.approx(without - dense, abs=1e-6)
+    assert search_passes(shape.blocks) == 1 + 3 * 3 + 3 * 1 == forward_passes(shape, config)
+    assert probes(1) == () and probes(2) == (1,) and probes(100) == (25, 50, 75)
+
+
+def test_a_layer_that_the_loss_does_not_feel_gives_more_under_search(tokens):
+    model = tiny_model()
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight.zero_()
+        model.model.layers[1].mlp.up_proj.weight.mul_(10)  # its scores are high all the same
+        model.model.layers[1].mlp.gate_proj.weight.mul_(10)
+    ids, found = spoken(model, tokens), {}
+    for budget in ("uniform", "global", "search"):
+        scores, shape, config = scored(model, ids, budget=budget, unit_ratio=(0.0, 0.25))
+        found[budget] = removed(make_plan(scores, shape, config), "mlp")
+    assert found["search"][1] == max(found["search"]) > found["uniform"][1] > found["global"][1]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_search_never_plans_a_higher_predicted_loss_than_uniform(seed):
+    shape = shape_of()
+    generator = torch.Generator().manual_seed(seed)
+    scores = random_scores(shape, seed)
+    for block in shape.blocks:
+        steps = torch.rand(len(probes(block.total)), generator=generator, dtype=torch.float64)
+        scores.values[profile_name("search", block)] = steps.cumsum(0) - 0.2
+
+    def predicted(**settings):
+        plan = plan_for(shape, scores, **settings)
+        return predicted_loss({block: plan.kept(block).removed for block in shape.blocks}, scores.values)
+
+    for size in ({"pruning_ratio": 0.1}, {"pruning_ratio": 0.4}, {"unit_ratio": 0.3}, {"unit_ratio": (0.5, 0.2)}):
+        assert predicted(budget="search", **size) <= predicted(**size) + 1e-12
+
+
+@pytest.mark.parametrize("budget", MEASURED)
+def test_planning_from_scores_is_planning_anew(budget, tokens, tmp_path):
+    model = tiny_model()
+    first, shape, config = scored(model, tokens, criterion="taylor", budget=budget, pruning_ratio=0.1)
+    first.save(tmp_path / "scores.safetensors")
+    again = UnitScores.load(tmp_path / "scores.safetensors")
+    for changes in ({"pruning_ratio": 0.3}, {"pruning_ratio": 0.2, "protect": 0.1}):
+        other = MoreauPrunerConfig.from_dict({**config.to_dict(), **changes})
+        assert make_plan(again, shape, other) == make_plan(score_units(model, shape, tokens, other), shape, other)
+
+
+@pytest.mark.parametrize("budget", MEASURED)
+def test_what_was_not_measured_is_said(budget, tokens):
+    scores, shape, config = scored(tiny_model(), tokens)
+    other = MoreauPrunerConfig.from_dict({**config.to_dict(), "budget": budget})
+    with pytest.raises(PlanError, match=f"what '{budget}' reads.* was not measured.* score the model again with"):
+        make_plan(scores, shape, other)
+
+
+def test_the_plan_records_the_budget_and_what_it_gave(llama, tokens):
+    settings = {"budget": "cosine", "pruning_ratio": 0.1, "calibration_samples": 4, "sequence_length": 16}
+    result = MoreauPruner(MoreauPrunerConfig(criterion="magnitude", **settings, **SCOPE)).prune(llama, tokens)
+    assert result.plan.config["budget"] == "cosine" and result.plan.calibration["samples"]
+    assert len(set(removed(result.plan, "mlp"))) > 1
+    assert sum(result.plan.contributions.values()) == removed_parameters(result.plan, model_shape(tiny_model()))
+
+
+@pytest.mark.parametrize("budget", MEASURED)
+def test_an_offloaded_model_is_measured_as_a_loaded_one(budget, tokens):
+    offloaded = cpu_offload(tiny_model(), execution_device=torch.device("cpu"))
+    expected, found = (scored(model, tokens, budget=budget)[0] for model in (tiny_model(), offloaded))
+    assert found.values.keys() == expected.values.keys()
+    assert all(torch.equal(found.values[name], value) for name, value in expected.values.items())
+
+
+@pytest.mark.parametrize("removing", [0.1, 0.5])
+def test_protect_keeps_exactly_the_lowest(removing):
+    shape = shape_of()
+    scores = random_scores(shape)
+    scores.values["layers.2.mlp"][:2] = -1.0  # removed before: these go all the same
+    plain = plan_for(shape, scores, unit_ratio=removing)
+    plan = plan_for(shape, scores, unit_ratio=removing, protect=0.1)
+    for layer in range(4):
+        assert plan.layers[layer]["attention"] == plain.layers[layer]["attention"]
+        marked = 2 if layer == 2 else 0
+        order = torch.argsort(scores.values[f"layers.{layer}.mlp"]).tolist()
+        n = plain.layers[layer]["mlp"].removed
+        gone = order[:marked] + order[marked + 2 : n + 2]  # floor(0.1 · 24) = 2
+        assert set(range(24)) - set(plan.layers[layer]["mlp"].kept) == set(gone)
+
+
+def test_protect_that_does_not_fit_is_refused():
+    with pytest.raises(PlanError, match=r"layers\.0\.mlp: protect 0\.5 keeps the lowest 12 of 24.* 18 must go"):
+        plan_for(shape_of(), unit_ratio=0.75, protect=0.5)
+    assert removed(plan_for(shape_of(), unit_ratio=0.5, protect=0.5), "mlp") == [12] * 4
+    few = profiled(shape_of(), "cosine", [1.0, 0.0, 0.0, 0.0])  # where layers differ, the others give the rest
+    settings = {"unit_ratio": (0.0, 0.5), "budget": "cosine"}
+    assert removed(plan_for(shape_of(), few, **settings), "mlp") == [23, 8, 8, 8]
+    assert removed(plan_for(shape_of(), few, **settings, protect=0.5), "mlp") == [12] * 4
+    for share in (1.0, -0.1, "0.1"):
+        with pytest.raises(ConfigError, match=r"protect: .* is not a share"):
+            MoreauPrunerConfig(protect=share)
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_text_is_read_where_units_are_measured(budget, llama):
+    settings = {"criterion": "magnitude", "budget": budget}
+    assert needs_text(MoreauPrunerConfig(**settings)) == (budget in MEASURED)
+    assert not needs_text(MoreauPrunerConfig(targets=("hidden",), **settings))
+    config = MoreauPrunerConfig(**settings).resolve(llama.config)
+    if budget in MEASURED:
+        with pytest.raises(DataError, match=f"budget '{budget}' reads calibration text"):
+            score_units(llama, model_shape(llama), None, config)
+
+
+@pytest.mark.parametrize("budget", BUDGETS[1:])
+def test_one_shape_for_every_layer_refuses_other_budgets(budget):
+    for settings in ({"uniform": True}, {"engine": "vllm"}):
+        with pytest.raises(ConfigError, match=f"budget '{budget}' makes layers of different shape"):
+            MoreauPrunerConfig(budget=budget, **settings)
