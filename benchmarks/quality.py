@@ -1,0 +1,140 @@
+"""What each step adds to the quality of a pruned model, untuned: criterion × compensation × budget × rounds.
+
+    python benchmarks/quality.py [--shared ../shared] [--models NAME …] [--shares 0.2 0.3 0.5] [--rows NAME …] [--seeds 5]
+        [--segments 200] [--output quality.json]
+
+20 % of the parameters go in the default scope, 30 % and 50 % in all layers. A seed draws the calibration windows. `closed`
+is the share of the gap between `taylor` without compensation and the dense model, in perplexity, that a row closes; the
+seconds are of scoring, compensation and cut. Runs that the output holds already are not repeated.
+"""
+
+import argparse
+import json
+import logging
+import os
+import statistics
+import time
+from pathlib import Path
+
+from results import SUBJECTS
+from tqdm import tqdm
+from transformers.utils import logging as transformers_logging
+
+from optimum_moreau import MoreauPruner, MoreauPrunerConfig, perplexity
+from optimum_moreau.checkpoint import load_model, load_tokenizer
+
+REFIT = {"compensation": "refit"}
+MANY = {"reduction": "importance", "calibration_samples": 400}
+# The first rows add one thing at a time to LLM-Pruner's Taylor; the others try what else there is.
+ROWS = {
+    "taylor": {},
+    "+ refit": {**REFIT},
+    "+ importances of 400 samples": {**REFIT, **MANY},
+    "+ 512 windows to refit": {**REFIT, **MANY, "compensation_samples": 512},
+    "+ 3 rounds": {**REFIT, **MANY, "compensation_samples": 512, "rounds": 3},
+    "moreau-gs": {"criterion": "moreau-gs"},
+    "moreau": {"criterion": "moreau"},
+    "moreau, refit": {"criterion": "moreau", **REFIT},
+    "magnitude, refit": {"criterion": "magnitude", **REFIT},
+    "wanda, refit": {"criterion": "wanda", "calibration_samples": 128, **REFIT},
+    "moreau, importances of 40 samples, refit": {
+        "criterion": "moreau",
+        "reduction": "importance",
+        "calibration_samples": 40,
+        **REFIT,
+    },
+    "scale": {"compensation": "scale"},
+    "bias": {"compensation": "bias"},
+    "refit with intercept": {**REFIT, "intercept": True},
+    "importances of 400 samples alone": {**MANY},
+    "global": {**REFIT, **MANY, "budget": "global"},
+    "cosine": {**REFIT, **MANY, "budget": "cosine"},
+    "owl": {**REFIT, **MANY, "budget": "owl"},
+    "zscore": {**REFIT, **MANY, "budget": "zscore"},
+    "search": {**REFIT, **MANY, "budget": "search"},
+    "protect 1 %": {**REFIT, **MANY, "protect": 0.01},
+    "3 rounds, linear": {**REFIT, **MANY, "rounds": 3, "schedule": "linear"},
+}
+
+
+def scope(share, depth):
+    """Which layers may be cut."""
+    return {} if share <= 0.2 else {"attention_layers": (0, depth), "mlp_layers": (0, depth)}
+
+
+def measure(subject, arguments, known):
+    """Yields every run of one model that is not known yet: key, perplexity, seconds."""
+    folder = str(arguments.shared / "models" / subject.model)
+    tokenizer = load_tokenizer(folder)
+    calibration, evaluation = subject.documents(arguments.shared)
+    settings = {"max_segments": arguments.segments}
+    dense = (subject.model, "dense", 0.0, 0)
+    if dense not in known:
+        yield dense, perplexity(load_model(folder, device="cpu"), tokenizer, evaluation, **settings).perplexity, 0.0
+    keys = [
+        (subject.model, row, share, seed)
+        for row in arguments.rows
+        for share in arguments.shares
+        for seed in range(arguments.seeds)
+    ]
+    for key in tqdm([key for key in keys if key not in known], desc=subject.model):
+        _, row, share, seed = key
+        model = load_model(folder, device="cpu")
+        given = {"criterion": "taylor", **ROWS[row], **scope(share, model.config.num_hidden_layers)}
+        start = time.perf_counter()
+        MoreauPruner(MoreauPrunerConfig(pruning_ratio=share, seed=seed, **given), tokenizer=tokenizer).prune(
+            model, calibration
+        )
+        seconds = time.perf_counter() - start
+        yield key, perplexity(model, tokenizer, evaluation, **settings).perplexity, seconds
+
+
+def table(model, runs, arguments):
+    """Markdown of one model: rows × shares, mean ± deviation over the seeds, and the share of the gap closed."""
+    dense = runs[model, "dense", 0.0, 0][0]
+    heads = [head for share in arguments.shares for head in (f"{100 * share:.0f} %", "closed", "seconds")]
+    lines = [f"| {model}, dense {dense:.2f} | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
+    for row in arguments.rows:
+        cells = []
+        for share in arguments.shares:
+            found, base = (
+                [value for key, value in runs.items() if key[:3] == (model, name, share)] for name in (row, "taylor")
+            )
+            if not found or not base:
+                cells += ["", "", ""]
+                continue
+            values = [value for value, _ in found]
+            spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+            mean, start = statistics.mean(values), statistics.mean([value for value, _ in base])
+            closed = (start - mean) / (start - dense)
+            cells += [f"{mean:.2f}{spread}", f"{100 * closed:.0f} %", f"{statistics.median([s for _, s in found]):.1f}"]
+        lines.append(f"| {row} | {' | '.join(cells)} |")
+    return lines
+
+
+def main():
+    """Measures, writes the runs as JSON, prints the tables."""
+    names = [subject.model for subject in SUBJECTS]
+    parser = argparse.ArgumentParser(description="What each step adds to the quality of a pruned model.")
+    parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    parser.add_argument("--models", nargs="*", default=names, choices=names)
+    parser.add_argument("--shares", nargs="*", type=float, default=[0.2, 0.3, 0.5])
+    parser.add_argument("--rows", nargs="*", default=[*ROWS], choices=[*ROWS], metavar="NAME")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--segments", type=int, default=200, help="of 128 tokens")
+    parser.add_argument("--output", type=Path, default=Path("quality.json"))
+    arguments = parser.parse_args()
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("optimum_moreau").setLevel(logging.ERROR)
+    saved = json.loads(arguments.output.read_text()) if arguments.output.is_file() else []
+    runs = {tuple(one[:4]): (one[4], one[5]) for one in saved}
+    for subject in (subject for subject in SUBJECTS if subject.model in arguments.models):
+        for key, value, seconds in measure(subject, arguments, runs):
+            runs[key] = (value, seconds)
+            arguments.output.write_text(json.dumps([[*key, *found] for key, found in runs.items()]) + "\n")
+        print("\n".join([*table(subject.model, runs, arguments), ""]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
