@@ -12,8 +12,9 @@ Where a p_l is more, or less, than the layer can give, it gives what it can, and
 
 The search minimises a sum of convex functions, so the greedy allocation is exact: of the lower convex hulls of the
 points (n, Δ_b(n)) and (0, 0) the segments with the smallest loss per parameter go first, the last one in part. Beyond
-three quarters of a block nothing is measured: with all but one unit measured instead, the chord to that point made the
-search empty whole blocks, and models got worse than uniform ones (docs/results.md). These units go last.
+three quarters of a block nothing is measured, and the slope is taken to double and double again (`_BEYOND`): with all
+but one unit measured instead, the chord to that point made the search empty whole blocks, and a model got worse than
+the uniform one, as blocks that are empty together cost more than the sum of each alone.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ BUDGETS = {
 }
 RANKINGS = ("global", "zscore")  # one ranking over all layers, no shares
 LAMBDA, TEMPERATURE = 0.08, 10.0
-_UNKNOWN = 1.0  # loss per parameter where none is measured: more than any that is
+_BEYOND = (2.0, 4.0)  # of the last slope, over each half of the units beyond what is measured: a choice, not a law
 _STEPS = 100  # of a bisection: to the last bit
 
 Ranking = Mapping[str, Tensor]
@@ -136,7 +137,7 @@ def predicted_loss(counts: Mapping[Block, int], values: Ranking) -> float:
 def _curve(block: Block, values: Ranking) -> Iterator[tuple[int, int, float]]:
     """Start, length and slope of the segments of the lower convex hull, from left to right.
 
-    What is not measured costs more than all that is, and more the less is left, so that blocks give alike of it.
+    Beyond the points measured the slope grows by _BEYOND, from the last one or, if that is larger, the mean one.
     """
     counts = probes(block.total)
     hull = [(0, 0.0)]
@@ -146,9 +147,11 @@ def _curve(block: Block, values: Ranking) -> Iterator[tuple[int, int, float]]:
         hull.append(point)
     for left, right in pairwise(hull):
         yield left[0], right[0] - left[0], _slope(left, right)
-    ends = [hull[-1][0] + round(part / 8 * (block.total - 1 - hull[-1][0])) for part in range(9)]
-    for part, (start, end) in enumerate(pairwise(ends), 1):
-        yield start, end - start, part * _UNKNOWN * block.unit_parameters
+    if len(hull) > 1 and (rest := block.total - 1 - hull[-1][0]):
+        steepest = max(_slope(hull[-2], hull[-1]), _slope(hull[0], hull[-1]), 0.0)
+        middle = hull[-1][0] + rest // 2
+        yield hull[-1][0], rest // 2, _BEYOND[0] * steepest
+        yield middle, rest - rest // 2, _BEYOND[1] * steepest
 
 
 def _slope(left: tuple[int, float], right: tuple[int, float]) -> float:
