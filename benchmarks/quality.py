@@ -1,10 +1,9 @@
 """What each step adds to the quality of a pruned model, untuned: criterion × compensation × budget × rounds.
 
-    python benchmarks/quality.py [--shared ../shared] [--models NAME …] [--shares 0.2 0.3 0.5] [--rows NAME …] [--seeds 5]
-        [--segments 200] [--output quality.json]
+    python benchmarks/quality.py [--shared ../shared] [--models NAME …] [--shares 0.2 0.3 0.5] [--rows NAME …]
+        [--seeds 5] [--segments 200] [--output quality.json]
 
-20 % of the parameters go in the default scope, 30 % and 50 % in all layers. A seed draws the calibration windows. `closed`
-is the share of the gap between `taylor` without compensation and the dense model, in perplexity, that a row closes; the
+20 % of the parameters go in the default scope, 30 and 50 % in all layers. A seed draws the windows; `closed` is the share of the gap between `taylor` without compensation and the dense model, in perplexity, that a row closes; the
 seconds are of scoring, compensation and cut. Runs that the output holds already are not repeated.
 """
 
@@ -25,35 +24,37 @@ from optimum_moreau.checkpoint import load_model, load_tokenizer
 
 REFIT = {"compensation": "refit"}
 MANY = {"reduction": "importance", "calibration_samples": 400}
+SEARCH = {**REFIT, **MANY, "budget": "search"}
 # The first rows add one thing at a time to LLM-Pruner's Taylor; the others try what else there is.
 ROWS = {
     "taylor": {},
     "+ refit": {**REFIT},
     "+ importances of 400 samples": {**REFIT, **MANY},
-    "+ 512 windows to refit": {**REFIT, **MANY, "compensation_samples": 512},
-    "+ 3 rounds": {**REFIT, **MANY, "compensation_samples": 512, "rounds": 3},
+    "+ search": {**SEARCH},
+    "+ 512 windows to refit": {**SEARCH, "compensation_samples": 512},
+    "+ 3 rounds": {**SEARCH, "compensation_samples": 512, "rounds": 3},
     "moreau-gs": {"criterion": "moreau-gs"},
     "moreau": {"criterion": "moreau"},
     "moreau, refit": {"criterion": "moreau", **REFIT},
-    "magnitude, refit": {"criterion": "magnitude", **REFIT},
-    "wanda, refit": {"criterion": "wanda", "calibration_samples": 128, **REFIT},
-    "moreau, importances of 40 samples, refit": {
+    "moreau, 2 steps, importances of 200 samples, refit, search": {
         "criterion": "moreau",
-        "reduction": "importance",
-        "calibration_samples": 40,
-        **REFIT,
+        "steps": 2,
+        **SEARCH,
+        "calibration_samples": 200,
     },
+    "magnitude, refit": {"criterion": "magnitude", **REFIT},
+    "wanda, 128 samples, refit": {"criterion": "wanda", "calibration_samples": 128, **REFIT},
     "scale": {"compensation": "scale"},
     "bias": {"compensation": "bias"},
     "refit with intercept": {**REFIT, "intercept": True},
     "importances of 400 samples alone": {**MANY},
-    "global": {**REFIT, **MANY, "budget": "global"},
-    "cosine": {**REFIT, **MANY, "budget": "cosine"},
-    "owl": {**REFIT, **MANY, "budget": "owl"},
-    "zscore": {**REFIT, **MANY, "budget": "zscore"},
-    "search": {**REFIT, **MANY, "budget": "search"},
-    "protect 1 %": {**REFIT, **MANY, "protect": 0.01},
-    "3 rounds, linear": {**REFIT, **MANY, "rounds": 3, "schedule": "linear"},
+    "search alone": {"budget": "search"},
+    "refit, importances, global": {**SEARCH, "budget": "global"},
+    "refit, importances, cosine": {**SEARCH, "budget": "cosine"},
+    "refit, importances, owl": {**SEARCH, "budget": "owl"},
+    "refit, importances, zscore": {**SEARCH, "budget": "zscore"},
+    "refit, importances, search, 1 % protected": {**SEARCH, "protect": 0.01},
+    "refit, importances, search, 3 linear rounds": {**SEARCH, "rounds": 3, "schedule": "linear"},
 }
 
 
