@@ -4,8 +4,8 @@
         [--seeds 5] [--segments 200] [--output quality.json]
 
 20 % of the parameters go in the default scope, 30 and 50 % in all layers. A seed draws the windows; `closed` is the
-share of the gap between `taylor` without compensation and the dense model, in perplexity, that a row closes; the seconds are
-of scoring, compensation and cut. Runs that the output holds already are not repeated.
+share of the gap between `taylor` without compensation and the dense model, in perplexity, that a row closes; the
+seconds are of scoring, compensation and cut. Runs that the output holds already are not repeated.
 """
 
 import argparse
