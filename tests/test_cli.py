@@ -159,7 +159,7 @@ def test_every_field_of_the_config_has_its_flag(verb, field):
     others = {
         "fold_norms": {"targets": ("hidden",)},
         "layer_criterion": {"targets": ("layers",)},
-        "intercept": {"compensation": ("refit",)},
+        "intercept": {"compensation": "refit"},
         "permute": {"pattern": "2:4"},
         **{name: {"pattern": "unstructured"} for name in ("sparsity", "refine", "update", "mask_group")},
     }.get(field, {})
@@ -169,6 +169,15 @@ def test_every_field_of_the_config_has_its_flag(verb, field):
         given = [word for name, values in words.items() for word in (f"--{name}", *values)]
         args = parser.parse_args(["model", "-o", "out", flag, *filter(None, [FLAGS[field][0]]), *given])
         assert config_from(args) == MoreauPrunerConfig(**{field: expected}, **others)
+
+
+def test_flags_are_over_the_preset():
+    parser = argparse.ArgumentParser()
+    prepare("prune", parser)
+    args = parser.parse_args(["model", "-o", "out", "--preset", "best", "--budget", "global", "--ratio", "0.3"])
+    assert config_from(args) == MoreauPrunerConfig.best(budget="global", pruning_ratio=0.3)
+    args = parser.parse_args(["model", "-o", "out", "--preset", "paper"])
+    assert config_from(args) == MoreauPrunerConfig.paper()
 
 
 def test_no_flags_mean_the_defaults():

@@ -192,3 +192,13 @@ def test_push_to_hub_uploads_one_file_with_the_real_client(monkeypatch):
     upload = calls["upload_file"]
     assert (upload["repo_id"], upload["path_in_repo"]) == ("me/model", "moreau_pruner_config.json")
     assert MoreauPrunerConfig.from_dict(json.loads(upload["path_or_fileobj"])) == config
+
+
+def test_a_preset_is_settings_to_begin_with():
+    best = MoreauPrunerConfig.preset("best", pruning_ratio=0.3, budget="uniform")
+    assert best == MoreauPrunerConfig.best(pruning_ratio=0.3, budget="uniform")
+    assert (best.compensation, best.budget) == ("refit", "uniform")
+    assert MoreauPrunerConfig.preset("paper") == MoreauPrunerConfig.paper()
+    assert MoreauPrunerConfig.preset("paper", pruning_ratio=0.3).unit_ratio is None
+    with pytest.raises(ConfigError, match=r"preset: unknown value 'bets'\. Did you mean 'best'\?"):
+        MoreauPrunerConfig.preset("bets")

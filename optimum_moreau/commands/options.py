@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..config import CHOICES, SIZES, TARGETS, MoreauPrunerConfig
+from ..config import CHOICES, PRESETS, SIZES, TARGETS, MoreauPrunerConfig
 from ..errors import ConfigError
 from ..registry import COMPENSATIONS, CRITERIA
 from . import processes
@@ -166,12 +166,24 @@ def whole_numbers(flag: str, text: str) -> list[int]:
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds one flag per field of `MoreauPrunerConfig`."""
-    add_fields(parser.add_argument_group("what and how to prune"), _FIELDS)
+    group = parser.add_argument_group("what and how to prune")
+    group.add_argument(
+        "--preset", metavar="NAME", help=f"settings to begin with: {' | '.join(PRESETS)}; flags are over it"
+    )
+    add_fields(group, _FIELDS)
 
 
 def settings_from(args: argparse.Namespace) -> dict[str, Any]:
-    """The fields of `MoreauPrunerConfig` whose flags were given."""
-    return given(args, _FIELDS)
+    """The fields of `MoreauPrunerConfig` whose flags were given, over those of the preset.
+
+    Raises:
+        ConfigError: no such preset, or a value is out of its range or contradicts another.
+    """
+    found = given(args, _FIELDS)
+    if args.preset is None:
+        return found
+    whole, plain = MoreauPrunerConfig.preset(args.preset, **found).to_dict(), MoreauPrunerConfig().to_dict()
+    return {**{field: value for field, value in whole.items() if value != plain[field]}, **found}
 
 
 def config_from(args: argparse.Namespace) -> MoreauPrunerConfig:

@@ -29,6 +29,16 @@ _LAYER_RANGES = ("attention_layers", "mlp_layers", "whole_layers")
 SIZES = ("pruning_ratio", "unit_ratio", "target_parameters", "target_bytes")
 PAPER_ETA = 5e-6
 RELEASED_AVERAGE_LAST = 5
+# What docs/results.md, "Quality", found best of all that is not tuned.
+BEST: Mapping[str, Any] = {
+    "criterion": "taylor",
+    "reduction": "importance",
+    "calibration_samples": 400,
+    "budget": "search",
+    "compensation": "refit",
+    "compensation_samples": 512,
+}
+PRESETS = ("best", "paper")
 
 
 @dataclass(frozen=True)
@@ -197,6 +207,25 @@ class MoreauPrunerConfig:
         if criterion == "moreau-gs" and changes.get("eta_quantile") is None:
             settings["eta"] = PAPER_ETA
         return cls(**(settings | changes))
+
+    @classmethod
+    def best(cls, **changes: Any) -> MoreauPrunerConfig:
+        """What keeps quality best without tuning, as measured (docs/results.md, "Quality")."""
+        return cls(**{**BEST, **changes})
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> MoreauPrunerConfig:
+        """`best` or `paper`, with changes; a size among these replaces the preset's.
+
+        Raises:
+            ConfigError: an unknown preset.
+        """
+        if name not in PRESETS:
+            raise ConfigError(f"preset: unknown value {name!r}.{suggestion(name, PRESETS)} Known: {', '.join(PRESETS)}")
+        if name == "best":
+            return cls.best(**changes)
+        sized = {"unit_ratio": None} if any(size in changes for size in SIZES) else {}
+        return cls.paper(**{**sized, **changes})
 
     def resolve(self, model_config: Any) -> MoreauPrunerConfig:
         """Fills in what depends on the criterion and on the model.
