@@ -32,8 +32,7 @@ ROWS = {
     "+ refit": {**REFIT},
     "+ importances of 400 samples": {**REFIT, **MANY},
     "+ search": {**SEARCH},
-    "+ 512 windows to refit": {**SEARCH, "compensation_samples": 512},
-    "+ 3 rounds": {**SEARCH, "compensation_samples": 512, "rounds": 3},
+    "+ 3 rounds": {**SEARCH, "rounds": 3},
     "moreau-gs": {"criterion": "moreau-gs"},
     "moreau": {"criterion": "moreau"},
     "moreau, refit": {"criterion": "moreau", **REFIT},
@@ -55,6 +54,7 @@ ROWS = {
     "refit, importances, owl": {**SEARCH, "budget": "owl"},
     "refit, importances, zscore": {**SEARCH, "budget": "zscore"},
     "refit, importances, search, 1 % protected": {**SEARCH, "protect": 0.01},
+    "refit on 512 windows, importances, search": {**SEARCH, "compensation_samples": 512},
     "refit, importances, search, 3 linear rounds": {**SEARCH, "rounds": 3, "schedule": "linear"},
 }
 

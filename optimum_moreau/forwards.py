@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
 from .config import MoreauPrunerConfig
-from .profiles import measures, search_passes
+from .profiles import SEARCH_WINDOWS, measures, search_passes
 from .registry import CRITERIA
 from .units import Block, ModelShape
 
@@ -38,9 +38,7 @@ def forward_passes(shape: ModelShape, config: MoreauPrunerConfig) -> int:
     reads = "activations" in criterion.needs
     if not config.masks:
         influence = "layers" in config.targets and config.layer_criterion == "block-influence"
-        profile = int(measures(config))
-        if profile and config.budget == "search":
-            profile = search_passes(b for b in shape.in_scope(config) if b.kind in ("attention", "mlp"))
+        profile = _searching(shape, config) or int(measures(config))
         return int(influence) + int(reads and bool(shape.scored(config))) + profile
     dense = int(config.budget == "owl") + int(reads and (config.budget == "global" or not criterion.elements))
     what = _read(config)
@@ -50,11 +48,20 @@ def forward_passes(shape: ModelShape, config: MoreauPrunerConfig) -> int:
     return dense + groups + int(groups > 1 or config.feed_forward)
 
 
+def _searching(shape: ModelShape, config: MoreauPrunerConfig) -> int:
+    """Of these, those of a search, over its first windows."""
+    if not measures(config) or config.budget != "search":
+        return 0
+    return search_passes(block for block in shape.in_scope(config) if block.kind in ("attention", "mlp"))
+
+
 def forward_operations(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig) -> float:
     """Floating-point operations of these passes, and of Hessians, their inverses and the update; not of the choice."""
     tokens = config.calibration_samples * config.sequence_length
     everywhere = sum(rows * columns for layer in _matrices(skeleton, shape.blocks).values() for rows, columns in layer)
-    found = 2.0 * forward_passes(shape, config) * tokens * everywhere
+    searching = _searching(shape, config)
+    searched = min(config.calibration_samples, SEARCH_WINDOWS) * config.sequence_length
+    found = 2.0 * ((forward_passes(shape, config) - searching) * tokens + searching * searched) * everywhere
     if "products" in _read(config):
         for layer in _matrices(skeleton, shape.scored(config)).values():
             widths = {columns: sum(r for r, c in layer if c == columns) for _, columns in layer}

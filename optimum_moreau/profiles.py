@@ -6,7 +6,8 @@ search   Δ_b(n), by how much the calibration loss grows while the n lowest-scor
          for n about a quarter, a half, and three quarters of them (`probes`)
 
 The attention and the MLP of a layer are searched as two blocks. A search takes one forward pass over the calibration
-text for the model as it is, and one for each block in scope and each n: 1 + 2·3·L of L layers (`search_passes`). It
+text, its first 64 windows, for the model as it is, and one for each block in scope and each n: 1 + 2·3·L of L layers
+(`search_passes`). It
 knows nothing of how blocks act together.
 """
 
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 MEASURED = ("cosine", "owl", "search")  # the budgets that read calibration text
 PROFILES = "budget."  # what every profile's name begins with
 OUTLIER = 5.0  # M
+SEARCH_WINDOWS = 64  # that a search reads, of each process
 
 
 def measures(config: MoreauPrunerConfig) -> bool:
@@ -130,7 +132,9 @@ def search(
     Raises:
         NonFiniteError: a loss is NaN or infinite.
     """
-    logger.info("budget 'search': %d forward passes over the calibration text", search_passes(blocks))
+    batches = list(torch.cat(list(batches))[:SEARCH_WINDOWS].split(max(len(batch) for batch in batches)))
+    windows = sum(len(batch) for batch in batches)
+    logger.info("budget 'search': %d forward passes over %d windows", search_passes(blocks), windows)
     layers = decoder_layers(model)
     dense = _loss(model, batches, "the model as it is")
     found = {}

@@ -36,7 +36,6 @@ BEST: Mapping[str, Any] = {
     "calibration_samples": 400,
     "budget": "search",
     "compensation": "refit",
-    "compensation_samples": 512,
 }
 PRESETS = ("best", "paper")
 
