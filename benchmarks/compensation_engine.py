@@ -2,9 +2,9 @@
 
     python benchmarks/compensation_engine.py [--size 110M] [--samples 128] [--length 128] [--rounds 3]
 
-In turns, in one process: scoring by moreau on the paper's 10 windows, and the refit of a plan of 20 % on all windows, in batches
-of ten; medians, and their ratio. Memory is resident memory above the loaded model at its peak, in a process of
-its own, with and without the two streams of hidden states; beside it what the Gram matrices of two layers take in
+In turns, in one process: scoring by moreau on the paper's 10 windows, and the refit of a plan of 20 % on all windows,
+in batches of ten; medians, and their ratio. Memory is resident memory above the loaded model at its peak, in a process
+of its own, with and without the two streams of hidden states; beside it what the Gram matrices of two layers take in
 float64, and the activations of one batch in one layer.
 """
 

@@ -75,16 +75,19 @@ class LayerStream:
         model: a causal language model in `scoring_mode`.
         batches: calibration windows, token ids `(windows, length)`, all of one length.
         samples: number of windows, of all processes.
+        on_cpu: keep the hidden states of all windows in CPU memory, wherever the model computes.
     """
 
-    def __init__(self, model: PreTrainedModel, batches: Sequence[Tensor], samples: int):
-        self._model, self._batches, self._samples = model, batches, samples
+    def __init__(self, model: PreTrainedModel, batches: Sequence[Tensor], samples: int, *, on_cpu: bool = False):
+        self._model, self._batches, self._samples, self._on_cpu = model, batches, samples, on_cpu
         self._layers = decoder_layers(model)
 
     @torch.no_grad()
     def __iter__(self) -> Iterator[StreamedLayer]:
         arguments = self._arguments()
-        hidden = [self._first(batch) for batch in self._batches]
+        hidden = _Hidden([], self._on_cpu)
+        for batch in self._batches:
+            hidden.append(self._first(batch))
         for index, layer in enumerate(self._layers):
             streamed = StreamedLayer(index, layer, hidden, arguments[index], self._samples)
             yield streamed
@@ -124,6 +127,26 @@ class LayerStream:
         self._model.model(input_ids=batch.to(input_device(self._model)), use_cache=False)
 
 
+@dataclass
+class _Hidden:
+    """The hidden states of all windows, batch by batch: where they are computed, or on the CPU meanwhile."""
+
+    kept: list[Tensor]
+    on_cpu: bool
+    device: torch.device | None = None
+
+    def append(self, states: Tensor) -> None:
+        self.device = self.device or states.device
+        self.kept.append(states.cpu() if self.on_cpu else states)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for states in self.kept:
+            yield states.to(self.device) if self.on_cpu else states
+
+    def put(self, i: int, states: Tensor) -> None:
+        self.kept[i] = states.cpu() if self.on_cpu else states
+
+
 class _Caught(Exception):
     """The forward pass has come far enough."""
 
@@ -136,9 +159,7 @@ class StreamedLayer:
         layer: the module.
     """
 
-    def __init__(
-        self, index: int, layer: nn.Module, hidden: list[Tensor], arguments: tuple[Any, Any], samples: int
-    ) -> None:
+    def __init__(self, index: int, layer: nn.Module, hidden: _Hidden, arguments: tuple[Any, Any], samples: int) -> None:
         self.index, self.layer = index, layer
         self._hidden, self._arguments, self._samples = hidden, arguments, samples
         self._passed = False
@@ -206,7 +227,7 @@ class StreamedLayer:
 
     def take(self, other: StreamedLayer) -> None:
         """What reaches the next layer is what reaches it in the other stream."""
-        self._hidden[:] = other._hidden
+        self._hidden.kept[:] = other._hidden.kept
         self._passed = True
 
     def skip(self) -> None:
@@ -225,7 +246,7 @@ class StreamedLayer:
         for i, hidden in enumerate(self._hidden):
             output = self.layer(hidden, *args, **kwargs)
             if keep:
-                self._hidden[i] = output[0] if isinstance(output, tuple) else output
+                self._hidden.put(i, output[0] if isinstance(output, tuple) else output)
 
 
 class _Gather:

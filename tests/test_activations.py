@@ -26,7 +26,7 @@ def test_the_stream_is_the_forward_pass(family, tokens):
         handle.remove()
     with scoring_mode(model):
         for streamed in LayerStream(model, batches(tokens), len(tokens)):
-            reached = torch.cat(streamed._hidden)
+            reached = torch.cat(list(streamed._hidden))
             torch.testing.assert_close(reached, seen[streamed.index], rtol=1e-4, atol=1e-5)
 
 

@@ -178,20 +178,19 @@ class _Compensator:
         own = _own(tokens)
         batches = list(own.split(self.config.batch_size or len(own)))
         layers = decoder_layers(self.model)
-        streams = zip(
-            LayerStream(self.model, batches, len(tokens)), LayerStream(self.model, batches, len(tokens)), strict=True
-        )
+        dense, pruned = (LayerStream(self.model, batches, len(tokens), on_cpu=True) for _ in range(2))
         changed = False
-        for dense, pruned in tqdm(streams, "layers", len(layers), leave=False, disable=None):
-            blocks = self.blocks[dense.index]
-            gone = dense.index in self.plan.removed_layers
+        pairs = zip(dense, pruned, strict=True)
+        for whole, cut in tqdm(pairs, "layers", len(layers), leave=False, disable=None):
+            blocks = self.blocks[whole.index]
+            gone = whole.index in self.plan.removed_layers
             changed = changed or gone or any(self.plan.kept(block).removed for block in blocks)
             if gone or not changed:
-                dense.pass_on()
-                pruned.skip() if gone else pruned.take(dense)
+                whole.pass_on()
+                cut.skip() if gone else cut.take(whole)
                 continue
-            keep(dense.index, [block.reader.module for block in blocks])
-            yield from self._layer(dense, pruned, blocks)
+            keep(whole.index, [block.reader.module for block in blocks])
+            yield from self._layer(whole, cut, blocks)
 
     def _layer(self, dense: StreamedLayer, pruned: StreamedLayer, blocks: Sequence[Block]) -> Iterator[Adjusted]:
         whole: Dense = {}  # of what is adjusted already
