@@ -83,6 +83,7 @@ def write_card(
     sources = [summary.calibration.get("source"), *([recovery.data["source"]] if recovery else [])]
     hub_sources = [source.split(":")[1] for source in sources if source and source.startswith("hub:")]
     results = _results(measurements)
+    papers = [*(paper for _, _, paper in _criteria(config)), summary.compensation.get("paper", "")]
     data = ModelCardData(
         **summary.base_card,
         datasets=list(dict.fromkeys(hub_sources)) or None,
@@ -107,7 +108,7 @@ def write_card(
         removed_words=_removed_words(summary),
         own_type=summary.export.startswith(CUSTOM_PREFIX),
         title=title,
-        citations=[BIBTEX[paper] for paper in dict.fromkeys(one[2] for one in _criteria(config)) if paper in BIBTEX],
+        citations=[BIBTEX[paper] for paper in dict.fromkeys(papers) if paper in BIBTEX],
         evaluation=list(by_stage(measurements).items()),
         speed=speed,
         sparsity=sparsity,

@@ -80,6 +80,12 @@ def test_with_fewer_tokens_than_columns_the_ridge_grows_in_proportion():
     torch.testing.assert_close(v, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_ridge_too_small_for_a_singular_gram_matrix_is_refused_by_name():
+    x = torch.ones(8, 6, dtype=torch.float64)
+    with pytest.raises(NonFiniteError, match=r"here: XᵀX \+ λI is not positive definite; give a larger ridge"):
+        refit(numbers(3, 6), moments_of(x, numbers(8, 3)), 1e-18, False)
+
+
 def test_nothing_flows_in_nothing_changes():
     w = numbers(3, 5)
     v, _ = refit(w, moments_of(torch.zeros(7, 5), numbers(7, 3)), 0.1, False)

@@ -113,12 +113,14 @@ _FIELDS: Fields = {
     "released": (None, bool, None, "the published code's update, for comparison"),
 }
 
-MASKS = ("pattern", "sparsity", "mask_group", "refine", "update", "permute", "feed_forward")
-# What a comparison of plans leaves to the user: not what it varies itself, and no masks, which have no plan.
+_MASKS = ("pattern", "sparsity", "mask_group", "refine", "update", "permute", "feed_forward")
+_AFTER_CUT = ("compensation", "compensation_samples", "ridge", "intercept", "rounds", "schedule")
+# What a comparison of plans leaves to the user: not what it varies itself, no masks, which have no plan, and nothing
+# that comes after a cut, since it cuts nothing.
 COMPARED: Fields = {
     field: flag
     for field, flag in _FIELDS.items()
-    if field not in ("criterion", *SIZES, *MASKS, "seed", "engine", "tensor_parallel", "export")
+    if field not in ("criterion", *SIZES, *_MASKS, *_AFTER_CUT, "seed", "engine", "tensor_parallel", "export")
 }
 
 

@@ -19,6 +19,7 @@ class Moments:
     Products are taken in float32 and summed in float64.
 
     Attributes:
+        where: name of the matrix, for messages.
         tokens: their number, n.
         xx: XᵀX, `(kept, kept)`, float64.
         yx: YᵀX, `(out, kept)`.
@@ -27,6 +28,7 @@ class Moments:
         yy: Σ y², `(out,)`.
     """
 
+    where: str
     tokens: int
     xx: Tensor
     yx: Tensor
@@ -67,12 +69,13 @@ class Moments:
                     f"{where}: what flows through it is not finite, so it cannot be refitted; check the model's"
                     " weights, or load it in bfloat16 or float32"
                 )
-        return cls(int(sums.pop()), *sums)
+        return cls(where, int(sums.pop()), *sums)
 
     def centred(self) -> Moments:
         """The same of x − x̄ and y − ȳ."""
         n = max(self.tokens, 1)
         return Moments(
+            self.where,
             self.tokens,
             self.xx - torch.outer(self.x, self.x) / n,
             self.yx - torch.outer(self.y, self.x) / n,

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..criteria.papers import FLAP_PAPER
+from ..errors import NonFiniteError
 from .moments import Moments
 
 # W `(out, kept)` in float64, its moments and λ's share → V, and b where there is one.
@@ -44,7 +45,11 @@ class Compensation:
 
 
 def refit(w: Tensor, moments: Moments, ridge: float, intercept: bool) -> tuple[Tensor, Tensor | None]:
-    """Ridge least squares towards W."""
+    """Ridge least squares towards W.
+
+    Raises:
+        NonFiniteError: λ is too small for a Cholesky factor.
+    """
     used = moments.centred() if intercept else moments
     diagonal = used.xx.diagonal()
     width = len(diagonal)
@@ -52,7 +57,12 @@ def refit(w: Tensor, moments: Moments, ridge: float, intercept: bool) -> tuple[T
     if not strength:  # nothing flows in
         return w, _intercept(w, moments) if intercept else None
     right = (used.yx + strength * w).T  # (kept, out)
-    factor = torch.linalg.cholesky(used.xx + strength * torch.eye(width, dtype=w.dtype, device=w.device))
+    diagonal = diagonal.clone()
+    used.xx.diagonal().add_(strength)  # in place: of a wide MLP it is large
+    factor, failed = torch.linalg.cholesky_ex(used.xx)
+    used.xx.diagonal().copy_(diagonal)
+    if failed:
+        raise NonFiniteError(f"{moments.where}: XᵀX + λI is not positive definite; give a larger ridge")
     v = torch.cholesky_solve(right, factor).T
     return v, _intercept(v, moments) if intercept else None
 
