@@ -32,7 +32,6 @@ ROWS = {
     "+ refit": {**REFIT},
     "+ importances of 400 samples": {**REFIT, **MANY},
     "+ search": {**SEARCH},
-    "+ 3 rounds": {**SEARCH, "rounds": 3},
     "moreau-gs": {"criterion": "moreau-gs"},
     "moreau": {"criterion": "moreau"},
     "moreau, refit": {"criterion": "moreau", **REFIT},
@@ -55,7 +54,8 @@ ROWS = {
     "refit, importances, zscore": {**SEARCH, "budget": "zscore"},
     "refit, importances, search, 1 % protected": {**SEARCH, "protect": 0.01},
     "refit on 512 windows, importances, search": {**SEARCH, "compensation_samples": 512},
-    "refit, importances, search, 3 linear rounds": {**SEARCH, "rounds": 3, "schedule": "linear"},
+    "refit, importances, 3 rounds": {**REFIT, **MANY, "rounds": 3},
+    "refit, importances, 3 linear rounds": {**REFIT, **MANY, "rounds": 3, "schedule": "linear"},
 }
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from .calibration import CalibrationSet
 from .card import read_base_card
-from .compensation import compensated, described, rounds, without_removed
+from .compensation import check_compensation, compensated, described, rounds, without_removed
 from .config import MoreauPrunerConfig
 from .errors import OutOfMemoryError
 from .export import pruned_config
@@ -103,7 +103,7 @@ def mask(
 def cut(
     model: PreTrainedModel, plan: PruningPlan, scores: UnitScores | None, text: CalibrationSet | None, start: float
 ) -> PruningResult:
-    """In place: compensates for what goes, and applies the plan; on an error the model is as it was.
+    """In place: compensates for what goes, and applies the plan; before anything is cut an error leaves all as it was.
 
     Args:
         model: the base model.
@@ -121,6 +121,8 @@ def cut(
     base_card = read_base_card(model.config.name_or_path, plan.revision)
     export, compensation = _apply(model, shape, plan, text, config)
     after_shape = model_shape(model)
+    if biases := after_shape.parameters - (shape.parameters - sum(plan.contributions.values())):
+        plan = replace(plan, adjustments=(*plan.adjustments, f"the intercept adds {biases:,} biases to what is left"))
     summary = PruningSummary(
         base_model=plan.base_model,
         criterion=config.decided_by,
@@ -161,8 +163,10 @@ def _apply(
     if text is None:
         return apply_plan(model, plan), {}
     plan.check_matches(model, shape)
+    check_compensation(model, shape, config)
     pruned_config(model.config, shape, plan, config.export)  # an export that cannot be is refused before any pass
-    with compensated(model, shape, plan, text.tokens, config) as adjusted:
+    advice = "compensation: too little memory; give fewer compensation_samples or a smaller batch_size"
+    with out_of_memory(lambda: advice), compensated(model, shape, plan, text.tokens, config) as adjusted:
         export = apply_plan(model, replace(plan, fingerprint=None))  # checked above; now its weights are others
     return export, described(config, text, adjusted)
 

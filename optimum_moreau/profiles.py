@@ -7,8 +7,7 @@ search   Δ_b(n), by how much the calibration loss grows while the n lowest-scor
 
 The attention and the MLP of a layer are searched as two blocks. A search takes one forward pass over the calibration
 text, its first 64 windows, for the model as it is, and one for each block in scope and each n: 1 + 2·3·L of L layers
-(`search_passes`). It
-knows nothing of how blocks act together.
+(`search_passes`). It knows nothing of how blocks act together.
 """
 
 from __future__ import annotations

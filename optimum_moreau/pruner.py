@@ -7,7 +7,7 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from .calibration import CalibrationSet, load_calibration
 from .checkpoint import Verification, load_config, load_model, load_tokenizer, save_folder, verify
+from .compensation import check_compensation
 from .config import SIZES, MoreauPrunerConfig
 from .config.quantities import words_for_bytes
 from .cutting import PruningResult, cut, mask, out_of_memory, score_in_rounds
-from .errors import CheckpointError, ConfigError, MoreauError, PlanError
+from .errors import CheckpointError, ConfigError, DataError, MoreauError, PlanError
 from .estimate import estimate_scoring, skeleton_of, too_little_memory
 from .evaluation import perplexity
 from .evaluation.records import Measurement
@@ -80,7 +81,6 @@ class MoreauPruner:
         self._result: PruningResult | None = None
         self._recovery: MoreauRecovery | None = None
         self.measurements: list[Measurement] = []
-        self._text: CalibrationSet | None = None  # that compensation reads
         self._tokens: Tensor | None = None  # that a saved checkpoint is verified on
 
     def plan(
@@ -112,9 +112,12 @@ class MoreauPruner:
         shape = model_shape(model)
         config = self.config.resolve(model.config)
         check_reachable(model.config, shape, config)
+        check_compensation(model, shape, config)
         found = self.read_calibration(model.config, calibration, calibration_column=calibration_column)
         self._tokens = None if found is None else found.tokens
-        self._text = self._compensation_text(model.config, config, calibration, calibration_column)
+        text = None
+        if config.rounds > 1:
+            text = self._compensation_text(model.config, config, calibration, calibration_column)
         origin = {
             "base_model": model_reference(model.config.name_or_path),
             "revision": self.revision,
@@ -132,7 +135,7 @@ class MoreauPruner:
         }
         run = hashlib.sha256(json.dumps(origin | decides, sort_keys=True).encode()).hexdigest()
         with out_of_memory(lambda: too_little_memory(skeleton_of(model), shape, config, input_device(model).type)):
-            found_scores = score_in_rounds(model, shape, self._tokens, self._text, config, checkpoint=folder, run=run)
+            found_scores = score_in_rounds(model, shape, self._tokens, text, config, checkpoint=folder, run=run)
         logger.info("scored; peak memory %s, Python and its libraries included", words_for_bytes(peak_memory_bytes()))
         scores = replace(found_scores, origin=origin)
         plan = with_export(make_plan(scores, shape, config), model.config, shape)
@@ -156,26 +159,38 @@ class MoreauPruner:
                 raise ConfigError("checkpoint_dir: masks are made without steps to keep; leave it out")
             self._warn_of_mask(model)
             return self._done(model, self._mask(model, calibration, calibration_column, start))
+        if isinstance(calibration, Iterator):
+            calibration = list(calibration)  # it is read twice
+        check_prunable(model)
+        text = self._compensation_text(model.config, self.config, calibration, calibration_column)
         plan, scores = self.plan(
             model, calibration, calibration_column=calibration_column, checkpoint_dir=checkpoint_dir
         )
         self._warn_of_mask(model)
-        return self._done(model, cut(model, plan, scores, self._text, start))
+        return self._done(model, cut(model, plan, scores, text, start))
 
     def apply(
-        self, model: PreTrainedModel, plan: PruningPlan, calibration: Any = None, *, export: str | None = None
+        self,
+        model: PreTrainedModel,
+        plan: PruningPlan,
+        calibration: Any = None,
+        *,
+        calibration_column: str | None = None,
+        export: str | None = None,
     ) -> PruningResult:
         """In place: applies a plan made before to a fresh copy of its base model.
 
         Args:
             model: the base model.
             plan: the plan; where it carries no config (written by hand), this pruner's is recorded.
-            calibration: text that its compensation reads, if it has one; as for `plan`.
+            calibration: text that its compensation reads, if it has one; as for `plan`, but not by default.
+            calibration_column: text column of a file of records.
             export: `auto`, `stock` or `custom`, instead of the plan's own.
 
         Raises:
             PlanError: the plan is for another model.
             ExportError: no stock class holds the shapes.
+            DataError: the plan is to be compensated for, and no text is given.
         """
         start = time.perf_counter()
         check_prunable(model)
@@ -185,7 +200,13 @@ class MoreauPruner:
         if export is not None:
             config = replace(config, export=export)
         self._tokens = None
-        text = self._compensation_text(model.config, config, calibration)
+        if config.compensation != "none" and calibration is None:
+            source = plan.calibration.get("source", "no text on record")
+            raise DataError(
+                f"the plan is to be compensated for ('{config.compensation}'), which reads text: give the calibration"
+                f" (that of the scores: {source})"
+            )
+        text = self._compensation_text(model.config, config, calibration, calibration_column)
         self._warn_of_mask(model)
         return self._done(model, cut(model, replace(plan, config=config.to_dict()), None, text, start))
 

@@ -57,9 +57,9 @@ def _put_back(layer: Any, values: dict[str, Tensor]) -> None:
 
 
 def put(module: Any, value: Tensor, name: str = "weight") -> None:
-    """In place: gives a parameter other values of its shape and dtype."""
+    """In place: gives a parameter other values, of its dtype."""
     parameter = getattr(module, name)
-    if parameter.is_meta or parameter.is_inference():
+    if parameter.is_meta or parameter.is_inference() or parameter.shape != value.shape:
         replace_parameter(module, name, value)
     else:
         parameter.copy_(value)

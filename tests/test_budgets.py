@@ -286,3 +286,16 @@ def test_one_shape_for_every_layer_refuses_other_budgets(budget):
     for settings in ({"uniform": True}, {"engine": "vllm"}):
         with pytest.raises(ConfigError, match=f"budget '{budget}' makes layers of different shape"):
             MoreauPrunerConfig(budget=budget, **settings)
+
+
+def test_a_share_that_uniform_could_not_protect_is_left_to_other_layers(tokens):
+    config = MoreauPrunerConfig(
+        criterion="magnitude",
+        budget="global",
+        protect=0.5,
+        pruning_ratio=0.2,
+        attention_layers=(0, 3),
+        mlp_layers=(0, 3),
+    )
+    plan, _ = MoreauPruner(config).plan(tiny_model("llama"))
+    assert sum(plan.contributions.values()) > 0

@@ -264,6 +264,7 @@ def test_offloaded_models_are_adjusted_as_loaded_ones(windows):
         ({"intercept": True}, "intercept: concerns a compensation"),
         ({"rounds": 0}, "rounds: 0 is not a whole number ≥ 1"),
         ({"rounds": 2, "targets": ("layers",)}, "rounds: only heads and MLP channels"),
+        ({"rounds": 2, "budget": "search"}, "rounds: budget 'search' measures whole layers"),
         ({"rounds": 2, "pattern": "2:4"}, "rounds: only heads and MLP channels"),
         ({"schedule": "cubik"}, "schedule: unknown value 'cubik'. Did you mean 'cubic'?"),
     ],
@@ -347,6 +348,8 @@ def test_the_pruner_compensates_and_says_so_in_summary_and_card(tmp_path, window
     assert "Compensation" not in (tmp_path / "none" / "README.md").read_text()
     # the plan applied to a fresh base, with the same text, gives the same model
     again = tiny_model("llama")
+    with pytest.raises(DataError, match=r"the plan is to be compensated for \('refit'\).*give the calibration"):
+        MoreauPruner().apply(again, results["refit"][0]._result.plan)
     MoreauPruner().apply(again, results["refit"][0]._result.plan, windows)
     for one, other in zip(again.parameters(), results["refit"][1].parameters(), strict=True):
         assert torch.equal(one, other)
@@ -405,3 +408,62 @@ def test_biases_go_again_after_an_error(windows):
         raise KeyboardInterrupt
     assert [name for name, _ in model.named_parameters()] == names
     assert not model.config.attention_bias and not model.config.mlp_bias
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "taylor"])
+@pytest.mark.parametrize("budget", ["uniform", "global", "zscore"])
+def test_whatever_the_budget_no_unit_comes_back_in_a_later_round(budget, criterion, windows):
+    model = tiny_model("llama")
+    shape = model_shape(model)
+    config = MoreauPrunerConfig(
+        criterion=criterion, budget=budget, rounds=4, schedule="linear", pruning_ratio=0.3, **EVERYWHERE
+    ).resolve(model.config)
+    scores = score_units(model, shape, windows[:4], config)
+    gone = {block.where: set() for block in shape.blocks}
+    for one in rounds(config, shape):
+        plan = make_plan(scores, shape, one)
+        for block in shape.blocks:
+            now = set(range(block.total)) - set(plan.kept(block).kept)
+            assert gone[block.where] <= now
+            gone[block.where] = now
+        with compensated(model, shape, plan, None, one, undone=True):
+            scores = without_removed(score_units(model, shape, windows[:4], config), plan, shape)
+
+
+def test_an_intercept_of_inputs_far_from_zero_is_exact():
+    x, y, w = numbers(400, 6) + 1000, numbers(400, 4, seed=1) - 500, numbers(4, 6, seed=2)
+    moments = Moments.gather([(x, y)], torch.arange(6), 4, "here", dtype=torch.float64)
+    v, b = refit(w, moments, 1e-9, True)
+    design = np.hstack([x.numpy(), np.ones((400, 1))])
+    expected = np.linalg.lstsq(design, y.numpy(), rcond=None)[0].T
+    np.testing.assert_allclose(np.hstack([v, b[:, None]]), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_intercept_is_counted_and_said(windows):
+    model = tiny_model("llama")
+    config = MoreauPrunerConfig(
+        criterion="magnitude", unit_ratio=0.5, compensation="bias", compensation_samples=24, sequence_length=16,
+        **EVERYWHERE,
+    )  # fmt: skip
+    summary = MoreauPruner(config).prune(model, windows).summary
+    assert summary.parameters_after == sum(p.numel() for p in model.parameters())
+    added = summary.parameters_after - (summary.parameters_before - sum(summary.contributions.values()))
+    assert added == sum(m.bias.numel() for m in model.modules() if getattr(m, "bias", None) is not None)
+
+
+def test_what_cannot_hold_a_bias_is_refused_before_scoring(windows, monkeypatch):
+    monkeypatch.setattr("optimum_moreau.cutting.score_units", lambda *_, **__: pytest.fail("scored"))
+    with pytest.raises(UnsupportedModelError, match="can hold no bias"):
+        config = MoreauPrunerConfig(criterion="magnitude", compensation="bias", sequence_length=16)
+        MoreauPruner(config).prune(tiny_model("qwen2"), windows)
+
+
+def test_a_cut_that_fails_late_is_undone_as_far_as_it_was_adjusted(windows):
+    """Matrices that were cut already get their shape back with their weights; the first error is the one raised."""
+    model = tiny_model("llama")
+    plan, config = planned(model)
+    before = {name: w.clone() for name, w in model.named_parameters() if "o_proj" in name or "down_proj" in name}
+    with pytest.raises(MemoryError, match="late"), compensated(model, model_shape(model), plan, windows, config):
+        apply_plan(model, replace(plan, fingerprint=None))
+        raise MemoryError("late")
+    assert all(torch.equal(model.get_parameter(name), w) for name, w in before.items())

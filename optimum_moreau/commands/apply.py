@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("plan", type=Path, metavar="PLAN", help="plan file, or the pruned folder that holds it")
     options.add_model_arguments(parser)
     options.add_output_arguments(parser)
+    options.add_calibration_arguments(parser, scores=False)
     parser.add_argument("--export", choices=CHOICES["export"], help="class of the result (default: the plan's)")
 
 
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     pruner = MoreauPruner(tokenizer=tokenizer)
     if args.evaluate:
         pruner.evaluate(args.evaluate, model)
-    result = pruner.apply(model, plan, export=args.export)
+    result = pruner.apply(model, plan, args.calibration, calibration_column=args.calibration_column, export=args.export)
     if not processes.is_first():
         return {}
     if args.evaluate:

@@ -227,6 +227,10 @@ def replanned(origin: Mapping[str, Any], args: argparse.Namespace) -> MoreauPrun
     """
     if not origin.get("config"):
         raise ConfigError(f"{args.from_scores}: carries no config; score the model again with `plan` or `prune`")
+    if origin["config"].get("rounds", 1) > 1:
+        raise ConfigError(f"{args.from_scores}: come from rounds that led to one size; score again for another")
+    if args.preset:
+        raise ConfigError("--preset: decides how to score, and these scores are made; leave it out")
     changed = settings_from(args)
     for field in changed:
         if field not in _REPLANNED:
@@ -258,14 +262,15 @@ def add_loading_arguments(parser: argparse.ArgumentParser) -> argparse._Argument
     return group
 
 
-def add_calibration_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the calibration text."""
+def add_calibration_arguments(parser: argparse.ArgumentParser, *, scores: bool = True) -> None:
+    """Adds the calibration text; where something is scored, also the folder that keeps steps."""
     group = parser.add_argument_group("calibration")
     group.add_argument(
         "--calibration", metavar="TEXT", help="text file, records (.jsonl …), or hub:id[:config[:split[:column]]]"
     )
     group.add_argument("--calibration-column", metavar="NAME", help="text column of records")
-    group.add_argument("--checkpoint-dir", metavar="FOLDER", help="keep every Moreau step, to go on after a kill")
+    if scores:
+        group.add_argument("--checkpoint-dir", metavar="FOLDER", help="keep every Moreau step, to go on after a kill")
 
 
 def calibration_from(args: argparse.Namespace) -> dict[str, Any]:

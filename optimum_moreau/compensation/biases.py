@@ -51,6 +51,16 @@ def with_biases(model: PreTrainedModel, shape: ModelShape, *, undone: bool = Fal
                     setattr(model.config, flag, value)
 
 
+def check_biases(model: PreTrainedModel, shape: ModelShape) -> None:
+    """Refuses, before any work is done, a model that cannot get biases where `with_biases` gives them.
+
+    Raises:
+        UnsupportedModelError: says why.
+    """
+    with with_biases(model, shape, undone=True):
+        pass
+
+
 def _give(model: PreTrainedModel, shape: ModelShape, flags: dict[str, Any]) -> list[Any]:
     config = copy.deepcopy(model.config)
     for flag in flags:

@@ -32,7 +32,7 @@ from ..plan import PruningPlan
 from ..registry import COMPENSATIONS
 from ..undo import Keep, parameter_names, put, restored
 from ..units import Block, ModelShape, decoder_layers
-from .biases import with_biases
+from .biases import check_biases, with_biases
 from .moments import Moments
 
 logger = logging.getLogger(__name__)
@@ -63,6 +63,8 @@ def described(config: MoreauPrunerConfig, text: CalibrationSet, adjusted: tuple[
     compensation = COMPENSATIONS.get(config.compensation)
     return {
         "step": config.compensation,
+        "ridge": config.ridge,
+        "intercept": _has_intercept(config),
         "summary": compensation.summary,
         "paper": compensation.paper,
         "calibration": text.to_dict(),
@@ -104,6 +106,16 @@ def compensated(
         with torch.inference_mode(False), scoring_mode(model), torch.no_grad():
             adjusted = tuple(_adjust(model, shape, plan, tokens, config, keep))
         yield adjusted
+
+
+def check_compensation(model: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig) -> None:
+    """Refuses, before anything is scored, an intercept that the model's class cannot hold.
+
+    Raises:
+        UnsupportedModelError: says why.
+    """
+    if _has_intercept(config):
+        check_biases(model, shape)
 
 
 def _has_intercept(config: MoreauPrunerConfig) -> bool:
@@ -201,7 +213,8 @@ class _Compensator:
             kept = _columns(block, self.plan, w)
             where = f"layers.{dense.index}.{name}"
             pairs = _pairs(dense.flows(name), pruned.flows(name), module, whole)
-            moments = Moments.gather(pairs, kept, w.shape[0], where)
+            dtype = torch.float64 if _has_intercept(self.config) else torch.float32
+            moments = Moments.gather(pairs, kept, w.shape[0], where, dtype=dtype)
             before = w[:, kept].double()
             after, intercept = self.step(before, moments, self.config.ridge, _has_intercept(self.config))
             whole[module] = {one: loaded(module, one).clone() for one in parameter_names(module)}
@@ -212,7 +225,8 @@ class _Compensator:
                 raise NonFiniteError(f"{where}: the adjusted weights overflow {w.dtype}; give a larger ridge")
             for one, value in new.items():
                 put(module, value, one)
-            yield Adjusted(where, moments.tokens, moments.error(before), moments.error(after, intercept))
+            errors = moments.error(before), moments.error(new["weight"][:, kept], intercept)
+            yield Adjusted(where, moments.tokens, *errors)
         with _as_before(whole):
             dense.pass_on()
         pruned.pass_on()
@@ -250,7 +264,13 @@ def _put_all(parameters: Dense) -> None:
 
 
 def _own(tokens: Tensor) -> Tensor:
-    """The windows of this process, where there are several: every n-th."""
+    """The windows of this process, where there are several: every n-th.
+
+    Raises:
+        DataError: there are fewer windows than processes.
+    """
     if dist.is_available() and dist.is_initialized():
+        if len(tokens) < dist.get_world_size():
+            raise DataError(f"{dist.get_world_size()} processes for fewer windows; raise compensation_samples")
         return tokens[dist.get_rank() :: dist.get_world_size()]
     return tokens

@@ -16,7 +16,7 @@ from ..errors import NonFiniteError
 class Moments:
     """Sums over tokens; x is what flows into the kept columns of a matrix, y what the whole matrix gave.
 
-    Products are taken in float32 and summed in float64.
+    Products are summed in float64.
 
     Attributes:
         where: name of the matrix, for messages.
@@ -37,7 +37,15 @@ class Moments:
     yy: Tensor
 
     @classmethod
-    def gather(cls, pairs: Iterable[tuple[Tensor, Tensor]], kept: Tensor, out: int, where: str) -> Moments:
+    def gather(
+        cls,
+        pairs: Iterable[tuple[Tensor, Tensor]],
+        kept: Tensor,
+        out: int,
+        where: str,
+        *,
+        dtype: torch.dtype = torch.float32,
+    ) -> Moments:
         """Adds up batches of all processes.
 
         Args:
@@ -45,6 +53,7 @@ class Moments:
             kept: the columns that stay, int64.
             out: rows of the matrix.
             where: its name, for messages.
+            dtype: in which products are taken; float64 where means are to be subtracted, which cancels.
 
         Raises:
             NonFiniteError: an input or output is NaN or infinite.
@@ -55,8 +64,8 @@ class Moments:
             for shape in ((width, width), (out, width), (width,), (out,), (out,), (1,))
         ]
         for whole_x, whole_y in pairs:
-            x = whole_x.reshape(-1, whole_x.shape[-1]).to(device).index_select(1, kept).float()
-            y = whole_y.reshape(-1, whole_y.shape[-1]).to(device).float()
+            x = whole_x.reshape(-1, whole_x.shape[-1]).to(device).index_select(1, kept).to(dtype)
+            y = whole_y.reshape(-1, whole_y.shape[-1]).to(device).to(dtype)
             parts = (x.T @ x, y.T @ x, x.sum(0), y.sum(0), y.square().sum(0), torch.full((1,), float(len(x))))
             for total, part in zip(sums, parts, strict=True):
                 total += part

@@ -40,7 +40,7 @@ def _scaled(config: MoreauPrunerConfig, part: float, shape: ModelShape) -> Morea
 
 
 def without_removed(scores: UnitScores, plan: PruningPlan, shape: ModelShape) -> UnitScores:
-    """The same scores, those of units that have gone below all others, so that they stay gone."""
+    """The same scores, those of units that have gone below all others; a plan of such scores keeps none of them."""
     values = dict(scores.values)
     for block in shape.blocks:
         if block.where in values and plan.kept(block).removed:

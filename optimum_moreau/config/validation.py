@@ -180,6 +180,11 @@ def _validate_compensation(config: MoreauPrunerConfig) -> None:
             raise ConfigError(
                 f"compensation: '{config.compensation}' is for heads and MLP channels; leave hidden out of the targets"
             )
+    if config.rounds > 1 and config.budget in ("cosine", "owl", "search"):
+        raise ConfigError(
+            f"rounds: budget '{config.budget}' measures whole layers, not what a round left; take uniform, global or"
+            " zscore"
+        )
     if config.intercept and config.compensation == "none":
         raise ConfigError("intercept: concerns a compensation; give one as well: refit, scale")
     if config.rounds > 1 and (config.masks or not set(config.targets) <= {"attention", "mlp"}):

@@ -104,7 +104,7 @@ def expected_plan(shape: ModelShape, config: MoreauPrunerConfig) -> PruningPlan:
         PlanError: the requested size cannot be reached.
         UnsupportedModelError: the family's hidden channels cannot be cut.
     """
-    config = replace(config, budget="uniform")
+    config = replace(config, budget="uniform", protect=config.protect if config.budget == "uniform" else 0.0)
     blank = UnitScores({block.where: torch.zeros(block.total) for block in shape.in_scope(config)})
     return make_plan(blank, shape, config)
 

@@ -129,8 +129,10 @@ class UnitCounts:
         return self._share(blocks, rest / max(sum(block.total * block.unit_parameters for block in blocks), 1))
 
     def _removable(self, block: Block) -> Sequence[int]:
-        """The numbers that may go; where layers differ, those that leave what is protected."""
-        legal = self.legal.removable(block)
+        """The numbers that may go: no fewer than in an earlier round; where layers differ, not what is protected."""
+        gone = int((self.ranking[block.where] < 0).sum()) if block.where in self.ranking else 0
+        removable = self.legal.removable(block)
+        legal = [count for count in removable if count >= gone] or removable[-1:]
         # with uniform every layer is asked alike: too much is refused, not given by others
         if self.config.budget == "uniform" or not self.config.protect:
             return legal
@@ -142,7 +144,8 @@ class UnitCounts:
         return self._fewest(block) if x <= 0 else nearest_of(self._removable(block), x)
 
     def _fewest(self, block: Block) -> int:
-        return 0 if self.legal.splits(block, block.total) else self.legal.removable(block)[0]
+        whole = self.legal.splits(block, block.total) and 0 in self._removable(block)
+        return 0 if whole else self._removable(block)[0]
 
     def _one_shape(self, blocks: Sequence[Block], share: float) -> Counts:
         """The same number stays in every block: the legal one nearest to the mean, more on a tie."""
