@@ -147,13 +147,13 @@ def test_rescaling_a_layer_changes_a_global_ranking_but_no_zscore():
 
 
 def test_units_removed_before_are_left_out_of_zscores_and_go_first():
-    score = torch.tensor([0.5, -1.0, 1.5, 2.5, -1.0], dtype=torch.float64)
+    score = torch.tensor([0.5, -math.inf, 1.5, 2.5, -math.inf], dtype=torch.float64)
     z = standardised(score)
     assert z[[1, 4]].tolist() == [-math.inf] * 2
     assert torch.equal(z[[0, 2, 3]], standardised(score[[0, 2, 3]]))
     assert standardised(torch.ones(3)).tolist() == [0, 0, 0]
     scores = random_scores(shape_of(layers=2))
-    scores.values["layers.1.mlp"][:6] = -1.0
+    scores.values["layers.1.mlp"][:6] = -math.inf
     plan = plan_for(shape_of(layers=2), scores, unit_ratio=(0.0, 6 / 48), budget="zscore")
     assert removed(plan, "mlp") == [0, 6]
     assert plan.layers[1]["mlp"].kept == tuple(range(6, 24))
@@ -245,7 +245,7 @@ def test_an_offloaded_model_is_measured_as_a_loaded_one(budget, tokens):
 def test_protect_keeps_exactly_the_lowest(removing):
     shape = shape_of()
     scores = random_scores(shape)
-    scores.values["layers.2.mlp"][:2] = -1.0  # removed before: these go all the same
+    scores.values["layers.2.mlp"][:2] = -math.inf  # removed before: these go all the same
     plain = plan_for(shape, scores, unit_ratio=removing)
     plan = plan_for(shape, scores, unit_ratio=removing, protect=0.1)
     for layer in range(4):

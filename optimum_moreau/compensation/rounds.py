@@ -5,6 +5,7 @@ Round k of N removes s_k of what is to go in all:      s_k = k/N        or      
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -14,7 +15,7 @@ from ..plan import PruningPlan
 from ..scores import UnitScores
 from ..units import ModelShape
 
-_GONE = -1.0  # below every score
+_GONE = -math.inf
 
 
 def rounds(config: MoreauPrunerConfig, shape: ModelShape) -> list[MoreauPrunerConfig]:

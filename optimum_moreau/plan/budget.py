@@ -128,7 +128,7 @@ def _kept(block: Block, score: Tensor | None, removed: int, protect: float = 0.0
                 f"{block.where}: protect {protect:g} keeps the lowest {stay} of {block.total} channels, of which"
                 f" {removed} must go; lower protect, or remove less"
             )
-        gone = int((score < 0).sum())  # removed before: these go first
+        gone = int(score.isneginf().sum())  # removed before: these go first
         order = torch.cat([order[:gone], order[gone + stay :], order[gone : gone + stay]])
     return Kept(tuple(sorted(order[removed:].tolist())), block.total)
 

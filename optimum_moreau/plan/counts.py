@@ -130,8 +130,7 @@ class UnitCounts:
 
     def _removable(self, block: Block) -> Sequence[int]:
         """The numbers that may go: no fewer than in an earlier round; where layers differ, not what is protected."""
-        gone = int((self.ranking[block.where] < 0).sum()) if block.where in self.ranking else 0
-        removable = self.legal.removable(block)
+        removable, gone = self.legal.removable(block), self._gone(block)
         legal = [count for count in removable if count >= gone] or removable[-1:]
         # with uniform every layer is asked alike: too much is refused, not given by others
         if self.config.budget == "uniform" or not self.config.protect:
@@ -139,12 +138,16 @@ class UnitCounts:
         most = block.total - protected(block, self.config.protect)
         return [count for count in legal if count <= most] or legal[:1]
 
+    def _gone(self, block: Block) -> int:
+        """Units that went in an earlier round."""
+        return int(self.ranking[block.where].isneginf().sum()) if block.where in self.ranking else 0
+
     def _nearest(self, block: Block, x: float) -> int:
         # nothing to remove: the model's own number will do, unless the engine could not split it
         return self._fewest(block) if x <= 0 else nearest_of(self._removable(block), x)
 
     def _fewest(self, block: Block) -> int:
-        whole = self.legal.splits(block, block.total) and 0 in self._removable(block)
+        whole = self.legal.splits(block, block.total) and not self._gone(block)
         return 0 if whole else self._removable(block)[0]
 
     def _one_shape(self, blocks: Sequence[Block], share: float) -> Counts:

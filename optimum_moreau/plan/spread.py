@@ -89,8 +89,8 @@ def owl_gains(outliers: Sequence[float]) -> list[float]:
 
 
 def standardised(score: Tensor) -> Tensor:
-    """z of the units of one block, `(units,)`; those removed before (a negative score) do not count, and go first."""
-    there = score >= 0
+    """z of the units of one block, `(units,)`; those removed before (−∞) do not count, and go first."""
+    there = ~score.isneginf()
     mean = score[there].mean() if there.any() else score.new_zeros(())
     deviation = (score[there] - mean).square().mean().sqrt() if there.any() else score.new_ones(())
     z = (score - mean) / deviation if deviation > 0 else torch.zeros_like(score)
