@@ -132,7 +132,7 @@ def cut(
         bytes_after=after_shape.bytes,
         dtype=str(model.dtype).removeprefix("torch."),
         ratio_requested=config.pruning_ratio,
-        ratio_achieved=1 - after_shape.parameters / shape.parameters,
+        ratio_achieved=(shape.parameters - after_shape.parameters) / shape.parameters,
         unit_ratio_requested=config.unit_ratio,
         unit_ratio_achieved=removed_unit_share(plan, scope),
         export=export,
