@@ -16,7 +16,7 @@ from optimum_moreau.evaluation.perplexity import measure_segments
 from optimum_moreau.evaluation.silencing import silenced
 from optimum_moreau.forwards import forward_passes
 from optimum_moreau.plan import make_plan, removed_parameters
-from optimum_moreau.plan.spread import predicted_loss, shares, standardised
+from optimum_moreau.plan.spread import allocate, predicted_loss, shares, standardised, unit_losses
 from optimum_moreau.profiles import MEASURED, probes, profile_name, search_passes
 from optimum_moreau.scores import UnitScores, needs_text, score_units
 from optimum_moreau.units import decoder_layers, model_shape
@@ -204,6 +204,33 @@ def test_search_never_plans_a_higher_predicted_loss_than_uniform(seed):
 
     for size in ({"pruning_ratio": 0.1}, {"pruning_ratio": 0.4}, {"unit_ratio": 0.3}, {"unit_ratio": (0.5, 0.2)}):
         assert predicted(budget="search", **size) <= predicted(**size) + 1e-12
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_searchs_unit_losses_are_convex_and_near_what_was_measured(seed):
+    generator = torch.Generator().manual_seed(seed)
+    block = of_kind(shape_of(), "mlp")[0]
+    rising = torch.rand(3, generator=generator, dtype=torch.float64).cumsum(0)
+    measured = rising.cumsum(0)  # convex, so that each point is a corner
+    losses = unit_losses(block, {profile_name("search", block): measured})
+    assert len(losses) == block.total - 1 and (np.diff(losses) >= 0).all()
+    slopes = np.diff([0.0, *measured.tolist()]) / (block.total / 4)
+    for quarter, slope in enumerate(slopes):  # at the middle of each segment a unit costs the segment's slope
+        middle = block.total // 4 * quarter + block.total // 8
+        assert losses[middle - 1] <= slope + 1e-12 and slope <= losses[middle] + 1e-12
+
+
+def test_a_search_answers_a_small_change_of_what_is_measured_with_a_small_one():
+    """Two blocks that cost the same share evenly; a hair more in one does not move whole segments."""
+    shape = shape_of(layers=2)
+    values = {profile_name("search", block): torch.tensor([1.0, 3.0, 7.0]) for block in shape.blocks}
+    first, second = of_kind(shape, "mlp")
+    size = first.total * first.unit_parameters
+    even = allocate([first, second], size / 2, values)
+    assert even[first] == pytest.approx(even[second], abs=1) and sum(even.values()) == pytest.approx(first.total / 2)
+    values[profile_name("search", first)] = torch.tensor([1.001, 3.001, 7.001])
+    moved = allocate([first, second], size / 2, values)
+    assert abs(moved[first] - even[first]) <= 1
 
 
 @pytest.mark.parametrize("budget", MEASURED)

@@ -3,15 +3,17 @@
 uniform   p_l = p
 cosine    p_l ∝ softmax_l(10·c_l), c_l the mean cosine similarity of layer l's input and output (SlimLLM)
 owl       p_l = p − 2λ·d_l + mean(2λ·d), d_l = (D_l − min D)/(max D − min D), D_l its share of outliers; λ = 0.08 (OWL)
-search    min Σ_b Δ_b(n_b) subject to the parameters asked for, Δ_b the measured loss, piecewise linear and convex
+search    min Σ_b Δ_b(n_b) subject to the parameters asked for, Δ_b the measured loss, made smooth and convex
 global    one ranking of all units by their score per parameter
 zscore    one ranking by z = (s − mean_b)/std_b, of each block b its own mean and deviation (FLAP)
 
 Where a p_l is more, or less, than the layer can give, it gives what it can, and the others the rest: in proportion
 (cosine), or by the same shift for all (owl). What is measured lies beside the scores (profiles.py).
 
-The search minimises a sum of convex functions, so the greedy allocation is exact: of the lower convex hulls of the
-points (n, Δ_b(n)) and (0, 0) the segments with the smallest loss per parameter go first, the last one in part. Beyond
+The search minimises a sum of convex functions, so the greedy allocation is exact: unit by unit, what costs the least
+loss per parameter goes first. What the n-th unit of a block costs is interpolated between the slopes of the lower
+convex hull of the points (n, Δ_b(n)) and (0, 0), each put at the middle of its segment, and extrapolated to n = 0: with
+the bare slopes whole segments went at once, and two draws of the text took a quarter of a block here or there. Beyond
 three quarters of a block nothing is measured, and the slope is taken to double and double again (`_BEYOND`): with all
 but one unit measured instead, the chord to that point made the search empty whole blocks, and a model got worse than
 the uniform one, as blocks that are empty together cost more than the sum of each alone.
@@ -20,9 +22,10 @@ the uniform one, as blocks that are empty together cost more than the sum of eac
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -111,47 +114,61 @@ def allocate(
     Returns:
         Block → number of units, not whole for one of them.
     """
-    removed = dict.fromkeys(blocks, 0.0)
-    limits = {block: most[i] * block.total if most else block.total - 1 for i, block in enumerate(blocks)}
-    segments = [
-        ((slope / block.unit_parameters, place, start), block, length)
-        for place, block in enumerate(blocks)
-        for start, length, slope in _curve(block, values)
-    ]
-    for _, block, length in sorted(segments, key=lambda segment: segment[0]):
-        units = max(min(length, goal / block.unit_parameters, limits[block] - removed[block]), 0.0)
-        removed[block] += units
-        goal -= units * block.unit_parameters
-    return removed
+    sizes = np.array([float(block.unit_parameters) for block in blocks])
+    limits = (
+        [share * block.total for share, block in zip(most, blocks, strict=True)] if most else [math.inf] * len(blocks)
+    )
+    losses = [unit_losses(block, values) for block in blocks]
+    of = np.repeat(np.arange(len(blocks)), [len(found) for found in losses])
+    numbers = np.concatenate([np.arange(len(found)) for found in losses])
+    order = np.lexsort((numbers, of, np.concatenate(losses) / sizes[of]))
+    whole = np.clip(np.array(limits)[of] - numbers, 0.0, 1.0) * sizes[of]  # of each unit, what may go
+    before = np.cumsum(whole[order]) - whole[order]
+    taken = np.clip(goal - before, 0.0, whole[order])
+    removed = np.bincount(of[order], taken, len(blocks)) / sizes
+    return dict(zip(blocks, removed.tolist(), strict=True))
 
 
 def predicted_loss(counts: Mapping[Block, int], values: Ranking) -> float:
-    """Σ_b Δ_b(n_b), on the convex curves: what the search minimises."""
-    found = 0.0
-    for block, count in counts.items():
-        for start, length, slope in _curve(block, values):
-            found += slope * min(max(count - start, 0), length)
-    return found
+    """Σ_b Δ_b(n_b), on the smooth curves: what the search minimises."""
+    return sum(float(unit_losses(block, values)[:count].sum()) for block, count in counts.items())
 
 
-def _curve(block: Block, values: Ranking) -> Iterator[tuple[int, int, float]]:
-    """Start, length and slope of the segments of the lower convex hull, from left to right.
+def unit_losses(block: Block, values: Ranking) -> np.ndarray:
+    """By how much the loss grows with the n-th unit that goes, n = 1 … all but one, in nats; it never falls with n.
 
-    Beyond the points measured the slope grows by _BEYOND, from the last one or, if that is larger, the mean one.
+    Args:
+        block: of heads or MLP channels.
+        values: of `UnitScores`, with what `search` measured.
+
+    Returns:
+        float64 array `(units − 1,)`.
     """
+    hull = _hull(block, values)
+    middles = [(left[0] + right[0]) / 2 for left, right in pairwise(hull)]
+    slopes = [_slope(left, right) for left, right in pairwise(hull)]
+    if not slopes:
+        return np.zeros(0)
+    end = hull[-1][0]
+    if rest := block.total - 1 - end:
+        steepest = max(slopes[-1], _slope(hull[0], hull[-1]), 0.0)
+        middles += [end + rest / 4, end + rest * 3 / 4]
+        slopes += [times * steepest for times in _BEYOND]
+    if len(slopes) > 1:  # the line through the first two, down to no loss
+        start = slopes[0] - middles[0] * (slopes[1] - slopes[0]) / (middles[1] - middles[0])
+        middles, slopes = [0.0, *middles], [max(start, min(slopes[0], 0.0)), *slopes]
+    return np.interp(np.arange(block.total - 1) + 0.5, middles, slopes)
+
+
+def _hull(block: Block, values: Ranking) -> list[tuple[int, float]]:
+    """The corners of the lower convex hull of (0, 0) and the points measured, from left to right."""
     counts = probes(block.total)
     hull = [(0, 0.0)]
     for point in zip(counts, profile_of(values, "search", block, len(counts)), strict=False):
         while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-1], point):
             hull.pop()
         hull.append(point)
-    for left, right in pairwise(hull):
-        yield left[0], right[0] - left[0], _slope(left, right)
-    if len(hull) > 1 and (rest := block.total - 1 - hull[-1][0]):
-        steepest = max(_slope(hull[-2], hull[-1]), _slope(hull[0], hull[-1]), 0.0)
-        middle = hull[-1][0] + rest // 2
-        yield hull[-1][0], rest // 2, _BEYOND[0] * steepest
-        yield middle, rest - rest // 2, _BEYOND[1] * steepest
+    return hull
 
 
 def _slope(left: tuple[int, float], right: tuple[int, float]) -> float:
