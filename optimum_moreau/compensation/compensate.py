@@ -36,6 +36,7 @@ from ..units import Block, ModelShape, decoder_layers
 from .biases import check_biases, with_biases
 from .moments import Moments
 from .narrow import Narrow, narrowed
+from .silence import columns, only, rows, silence, stays
 
 logger = logging.getLogger(__name__)
 
@@ -134,48 +135,13 @@ def _adjust(
     narrow: Narrow,
 ) -> Iterator[Adjusted]:
     if config.compensation == "none":
-        _silence(model, shape, plan, keep)
+        silence(model, shape, plan, keep)
         return
     if tokens is None:
         raise DataError(f"compensation: '{config.compensation}' reads calibration text; give some")
     compensator = _Compensator(model, shape, plan, config, narrow)
     compensator.warn_of_few(tokens)
     yield from compensator.run(tokens.clone(), keep)
-
-
-def _silence(model: PreTrainedModel, shape: ModelShape, plan: PruningPlan, keep: Keep) -> None:
-    layers = decoder_layers(model)
-    for index in range(shape.depth):
-        blocks = [
-            block for block in shape.blocks if block.layer == index and (plan.narrows or plan.kept(block).removed)
-        ]
-        if blocks and index not in plan.removed_layers:
-            keep(index, [block.reader.module for block in blocks])
-            for block in blocks:
-                module: Any = layers[index].get_submodule(block.reader.module)
-                for name in parameter_names(module):
-                    value = loaded(module, name)
-                    stays = _stays(block, plan, value)
-                    put(module, torch.zeros_like(value).index_put_(stays, value[stays]), name)
-
-
-def _columns(block: Block, plan: PruningPlan, w: Tensor) -> Tensor:
-    """The columns of the matrix that reads a block's units which stay."""
-    lines = block.lines(block.reader, w.shape[1], w.device)
-    return lines[list(plan.kept(block).kept)].flatten()
-
-
-def _rows(plan: PruningPlan, w: Tensor) -> Tensor:
-    """The rows of a matrix, or entries of its bias, that write to hidden channels which stay."""
-    if plan.hidden is None:
-        return torch.arange(w.shape[0], device=w.device)
-    return torch.tensor(plan.hidden.kept, device=w.device)
-
-
-def _stays(block: Block, plan: PruningPlan, value: Tensor) -> tuple[Tensor, ...]:
-    """Where in the reader's weight or bias is what stays."""
-    rows = _rows(plan, value)
-    return (rows[:, None], _columns(block, plan, value)) if value.dim() == 2 else (rows,)
 
 
 class _Compensator:
@@ -193,7 +159,7 @@ class _Compensator:
         for index, blocks in self.blocks.items():
             for block in blocks:
                 module: Any = layers[index].get_submodule(block.reader.module)
-                widest = max(widest, len(_columns(block, self.plan, module.weight)))
+                widest = max(widest, len(columns(block, self.plan, module.weight)))
         if tokens.numel() < widest:
             logger.warning(
                 "compensation: %d tokens for %d columns; λ is raised to %.3g. Give compensation_samples ≥ %d",
@@ -238,24 +204,23 @@ class _Compensator:
             name = block.reader.module
             module: Any = dense.layer.get_submodule(name)
             w = loaded(module, "weight")
-            stays = _stays(block, self.plan, w)
-            rows, kept = _rows(self.plan, w), _columns(block, self.plan, w)
+            kept = stays(block, self.plan, w)
             where = f"layers.{dense.index}.{name}"
             pairs = self._pairs(dense.flows(name), pruned.flows(name), module, whole)
             dtype = torch.float64 if _has_intercept(self.config) else torch.float32
-            moments = Moments.gather(pairs, kept, rows, where, dtype=dtype)
-            before = w[stays].double()
+            moments = Moments.gather(pairs, columns(block, self.plan, w), rows(self.plan, w), where, dtype=dtype)
+            before = w[kept].double()
             after, intercept = self.step(before, moments, self.config.ridge, _has_intercept(self.config))
             whole[module] = {one: loaded(module, one).clone() for one in parameter_names(module)}
-            new = {"weight": torch.zeros_like(w).index_put_(stays, after.to(w.dtype))}
+            new = {"weight": only(w, kept, after)}
             if (bias := whole[module].get("bias")) is not None:
-                sums = bias[rows] if intercept is None else bias[rows] + intercept
-                new["bias"] = torch.zeros_like(bias).index_put_((rows,), sums.to(bias.dtype))
+                entries = stays(block, self.plan, bias)
+                new["bias"] = only(bias, entries, bias[entries] + (0 if intercept is None else intercept))
             if not all(torch.isfinite(value).all() for value in new.values()):
                 raise NonFiniteError(f"{where}: the adjusted weights overflow {w.dtype}; give a larger ridge")
             for one, value in new.items():
                 put(module, value, one)
-            errors = moments.error(before), moments.error(new["weight"][stays], intercept)
+            errors = moments.error(before), moments.error(new["weight"][kept], intercept)
             yield Adjusted(where, moments.tokens, *errors)
         with self._as_before(whole):
             dense.pass_on()

@@ -53,16 +53,18 @@ def narrowed(model: PreTrainedModel, shape: ModelShape, plan: PruningPlan) -> It
         shape: its shape.
         plan: what stays; where no hidden channel goes, nothing is hooked.
     """
-    narrow, kept, hidden = Narrow(), plan.hidden, shape.hidden
+    narrow = Narrow()
     with ExitStack() as stack:
-        if plan.narrows and kept is not None and hidden is not None:
+        if plan.narrows:
+            assert plan.hidden is not None and shape.hidden is not None  # so there is something to go
+            kept = plan.hidden
             gone = torch.ones(kept.total, dtype=torch.bool)
             gone[list(kept.kept)] = False
             start = model.get_submodule(EMBEDDINGS)
             stack.callback(start.register_forward_hook(_start(gone, narrow)).remove)
             if not plan.config.get("fold_norms"):
                 widen, shrink = _norm(kept.total, math.sqrt(kept.total / len(kept.kept)), narrow)
-                for norm in map(model.get_submodule, hidden.vectors):
+                for norm in map(model.get_submodule, shape.hidden.vectors):
                     stack.callback(norm.register_forward_pre_hook(widen).remove)
                     stack.callback(norm.register_forward_hook(shrink).remove)
         yield narrow
