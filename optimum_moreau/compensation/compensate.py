@@ -4,7 +4,8 @@ Two streams of hidden states go through the layers, that of the dense model and 
 o_proj is adjusted before down_proj, whose inputs it changes, and both before the pruned stream passes on; so errors of
 earlier layers are in X, and made up for as far as they can be. A unit that goes speaks through its columns of o_proj or
 down_proj alone: with these at zero the layer computes what it will when it is cut. So the dense weights are there while
-they are needed, and there is never a second model.
+they are needed, and there is never a second model. Where hidden channels go, the pruned stream is zero in them: its
+start and its norms by hooks (narrow.py), o_proj and down_proj by rows of zeros, and the other rows are fitted.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from ..activations import LayerStream, StreamedLayer
 from ..calibration import CalibrationSet
 from ..config import MoreauPrunerConfig
 from ..envelope import scoring_mode
-from ..errors import DataError, NonFiniteError, PlanError
+from ..errors import DataError, NonFiniteError
 from ..placement import loaded
 from ..plan import PruningPlan
 from ..registry import COMPENSATIONS
@@ -34,6 +35,8 @@ from ..undo import Keep, parameter_names, put, restored
 from ..units import Block, ModelShape, decoder_layers
 from .biases import check_biases, with_biases
 from .moments import Moments
+from .narrow import Narrow, narrowed
+from .silence import columns, only, rows, silence, stays
 
 logger = logging.getLogger(__name__)
 
@@ -89,13 +92,12 @@ def compensated(
     Args:
         model: the base model.
         shape: its shape.
-        plan: what stays, of heads, MLP channels and whole layers.
+        plan: what stays.
         tokens: calibration windows `(samples, length)`; may be `None` for `compensation="none"`.
         config: resolved.
         undone: afterwards all is as it was in any case.
 
     Raises:
-        PlanError: hidden channels go.
         UnsupportedModelError: an intercept is asked for, and the model's class can hold no bias there.
         NonFiniteError: what flows through a matrix is not finite, or the adjusted weights overflow its dtype.
     """
@@ -103,8 +105,9 @@ def compensated(
         if _has_intercept(config):
             stack.enter_context(with_biases(model, shape, undone=undone))
         keep = stack.enter_context(restored(decoder_layers(model), always=undone))
+        narrow = stack.enter_context(narrowed(model, shape, plan))
         with torch.inference_mode(False), scoring_mode(model), torch.no_grad():
-            adjusted = tuple(_adjust(model, shape, plan, tokens, config, keep))
+            adjusted = tuple(_adjust(model, shape, plan, tokens, config, keep, narrow))
         yield adjusted
 
 
@@ -129,43 +132,23 @@ def _adjust(
     tokens: Tensor | None,
     config: MoreauPrunerConfig,
     keep: Keep,
+    narrow: Narrow,
 ) -> Iterator[Adjusted]:
-    if plan.hidden is not None:
-        raise PlanError(
-            f"compensation: '{config.compensation}' is for heads and MLP channels; leave hidden channels out"
-        )
     if config.compensation == "none":
-        _silence(model, shape, plan, keep)
+        silence(model, shape, plan, keep)
         return
     if tokens is None:
         raise DataError(f"compensation: '{config.compensation}' reads calibration text; give some")
-    compensator = _Compensator(model, shape, plan, config)
+    compensator = _Compensator(model, shape, plan, config, narrow)
     compensator.warn_of_few(tokens)
     yield from compensator.run(tokens.clone(), keep)
 
 
-def _silence(model: PreTrainedModel, shape: ModelShape, plan: PruningPlan, keep: Keep) -> None:
-    layers = decoder_layers(model)
-    for index in range(shape.depth):
-        blocks = [block for block in shape.blocks if block.layer == index and plan.kept(block).removed]
-        if blocks and index not in plan.removed_layers:
-            keep(index, [block.reader.module for block in blocks])
-            for block in blocks:
-                module: Any = layers[index].get_submodule(block.reader.module)
-                w = loaded(module, "weight")
-                kept = _columns(block, plan, w)
-                put(module, torch.zeros_like(w).index_copy_(1, kept, w[:, kept]))
-
-
-def _columns(block: Block, plan: PruningPlan, w: Tensor) -> Tensor:
-    """The columns of the matrix that reads a block's units which stay."""
-    lines = block.lines(block.reader, w.shape[1], w.device)
-    return lines[list(plan.kept(block).kept)].flatten()
-
-
 class _Compensator:
-    def __init__(self, model: PreTrainedModel, shape: ModelShape, plan: PruningPlan, config: MoreauPrunerConfig):
-        self.model, self.plan, self.config = model, plan, config
+    def __init__(
+        self, model: PreTrainedModel, shape: ModelShape, plan: PruningPlan, config: MoreauPrunerConfig, narrow: Narrow
+    ):
+        self.model, self.plan, self.config, self.narrow = model, plan, config, narrow
         self.step = COMPENSATIONS.get(config.compensation).step
         self.blocks = {index: [b for b in shape.blocks if b.layer == index] for index in range(shape.depth)}
 
@@ -176,7 +159,7 @@ class _Compensator:
         for index, blocks in self.blocks.items():
             for block in blocks:
                 module: Any = layers[index].get_submodule(block.reader.module)
-                widest = max(widest, len(_columns(block, self.plan, module.weight)))
+                widest = max(widest, len(columns(block, self.plan, module.weight)))
         if tokens.numel() < widest:
             logger.warning(
                 "compensation: %d tokens for %d columns; λ is raised to %.3g. Give compensation_samples ≥ %d",
@@ -191,18 +174,29 @@ class _Compensator:
         batches = list(own.split(self.config.batch_size or len(own)))
         layers = decoder_layers(self.model)
         dense, pruned = (LayerStream(self.model, batches, len(tokens), on_cpu=True) for _ in range(2))
-        changed = False
-        pairs = zip(dense, pruned, strict=True)
+        changed = self.plan.narrows
+        pairs = zip(self._not_narrow(dense), pruned, strict=True)
         for whole, cut in tqdm(pairs, "layers", len(layers), leave=False, disable=None):
             blocks = self.blocks[whole.index]
             gone = whole.index in self.plan.removed_layers
             changed = changed or gone or any(self.plan.kept(block).removed for block in blocks)
             if gone or not changed:
-                whole.pass_on()
+                with self.narrow.off():
+                    whole.pass_on()
                 cut.skip() if gone else cut.take(whole)
                 continue
             keep(whole.index, [block.reader.module for block in blocks])
             yield from self._layer(whole, cut, blocks)
+
+    def _not_narrow(self, stream: LayerStream) -> Iterator[StreamedLayer]:
+        """The dense stream, which starts in all channels."""
+        layers = iter(stream)
+        while True:
+            with self.narrow.off():
+                layer = next(layers, None)
+            if layer is None:
+                return
+            yield layer
 
     def _layer(self, dense: StreamedLayer, pruned: StreamedLayer, blocks: Sequence[Block]) -> Iterator[Adjusted]:
         whole: Dense = {}  # of what is adjusted already
@@ -210,51 +204,52 @@ class _Compensator:
             name = block.reader.module
             module: Any = dense.layer.get_submodule(name)
             w = loaded(module, "weight")
-            kept = _columns(block, self.plan, w)
+            kept = stays(block, self.plan, w)
             where = f"layers.{dense.index}.{name}"
-            pairs = _pairs(dense.flows(name), pruned.flows(name), module, whole)
+            pairs = self._pairs(dense.flows(name), pruned.flows(name), module, whole)
             dtype = torch.float64 if _has_intercept(self.config) else torch.float32
-            moments = Moments.gather(pairs, kept, w.shape[0], where, dtype=dtype)
-            before = w[:, kept].double()
+            moments = Moments.gather(pairs, columns(block, self.plan, w), rows(self.plan, w), where, dtype=dtype)
+            before = w[kept].double()
             after, intercept = self.step(before, moments, self.config.ridge, _has_intercept(self.config))
             whole[module] = {one: loaded(module, one).clone() for one in parameter_names(module)}
-            new = {"weight": torch.zeros_like(w).index_copy_(1, kept, after.to(w.dtype))}
-            if intercept is not None:
-                new["bias"] = (whole[module]["bias"] + intercept).to(w.dtype)
+            new = {"weight": only(w, kept, after)}
+            if (bias := whole[module].get("bias")) is not None:
+                entries = stays(block, self.plan, bias)
+                new["bias"] = only(bias, entries, bias[entries] + (0 if intercept is None else intercept))
             if not all(torch.isfinite(value).all() for value in new.values()):
                 raise NonFiniteError(f"{where}: the adjusted weights overflow {w.dtype}; give a larger ridge")
             for one, value in new.items():
                 put(module, value, one)
-            errors = moments.error(before), moments.error(new["weight"][:, kept], intercept)
+            errors = moments.error(before), moments.error(new["weight"][kept], intercept)
             yield Adjusted(where, moments.tokens, *errors)
-        with _as_before(whole):
+        with self._as_before(whole):
             dense.pass_on()
         pruned.pass_on()
 
+    def _pairs(
+        self,
+        dense: Iterator[tuple[Tensor, Tensor]],
+        pruned: Iterator[tuple[Tensor, Tensor]],
+        module: Any,
+        whole: Dense,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """X of the pruned stream and Y of the dense one, without the bias, batch by batch."""
+        bias = None if module.bias is None else loaded(module, "bias")
+        for x, _ in pruned:
+            with self._as_before(whole):
+                _, y = next(dense)
+            yield x, y if bias is None else y - bias
 
-def _pairs(
-    dense: Iterator[tuple[Tensor, Tensor]],
-    pruned: Iterator[tuple[Tensor, Tensor]],
-    module: Any,
-    whole: Dense,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """X of the pruned stream and Y of the dense one, without the bias, batch by batch."""
-    bias = None if module.bias is None else loaded(module, "bias")
-    for x, _ in pruned:
-        with _as_before(whole):
-            _, y = next(dense)
-        yield x, y if bias is None else y - bias
-
-
-@contextmanager
-def _as_before(whole: Dense) -> Iterator[None]:
-    """The layer computes with its dense weights, for a while."""
-    now = {module: {name: loaded(module, name).clone() for name in values} for module, values in whole.items()}
-    _put_all(whole)
-    try:
-        yield
-    finally:
-        _put_all(now)
+    @contextmanager
+    def _as_before(self, whole: Dense) -> Iterator[None]:
+        """The layer computes with its dense weights and all channels, for a while."""
+        now = {module: {name: loaded(module, name).clone() for name in values} for module, values in whole.items()}
+        _put_all(whole)
+        try:
+            with self.narrow.off():
+                yield
+        finally:
+            _put_all(now)
 
 
 def _put_all(parameters: Dense) -> None:

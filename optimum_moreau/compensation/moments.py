@@ -14,7 +14,7 @@ from ..errors import NonFiniteError
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums over tokens; x is what flows into the kept columns of a matrix, y what the whole matrix gave.
+    """Sums over tokens; x is what flows into the kept columns of a matrix, y what the whole matrix gave in kept rows.
 
     Products are summed in float64.
 
@@ -41,7 +41,7 @@ class Moments:
         cls,
         pairs: Iterable[tuple[Tensor, Tensor]],
         kept: Tensor,
-        out: int,
+        rows: Tensor,
         where: str,
         *,
         dtype: torch.dtype = torch.float32,
@@ -49,23 +49,23 @@ class Moments:
         """Adds up batches of all processes.
 
         Args:
-            pairs: X `(…, in)` of all columns, and Y `(…, out)`, of the same tokens.
+            pairs: X `(…, in)` of all columns, and Y `(…, out)` of all rows, of the same tokens.
             kept: the columns that stay, int64.
-            out: rows of the matrix.
+            rows: that stay, int64.
             where: its name, for messages.
             dtype: in which products are taken; float64 where means are to be subtracted, which cancels.
 
         Raises:
             NonFiniteError: an input or output is NaN or infinite.
         """
-        width, device = len(kept), kept.device
+        width, out, device = len(kept), len(rows), kept.device
         sums = [
             torch.zeros(shape, dtype=torch.float64, device=device)
             for shape in ((width, width), (out, width), (width,), (out,), (out,), (1,))
         ]
         for whole_x, whole_y in pairs:
             x = whole_x.reshape(-1, whole_x.shape[-1]).to(device).index_select(1, kept).to(dtype)
-            y = whole_y.reshape(-1, whole_y.shape[-1]).to(device).to(dtype)
+            y = whole_y.reshape(-1, whole_y.shape[-1]).to(device).index_select(1, rows).to(dtype)
             parts = (x.T @ x, y.T @ x, x.sum(0), y.sum(0), y.square().sum(0), torch.full((1,), float(len(x))))
             for total, part in zip(sums, parts, strict=True):
                 total += part

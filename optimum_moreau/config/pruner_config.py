@@ -111,8 +111,8 @@ class MoreauPrunerConfig:
         tensor_parallel: number of devices over which that engine splits every layer.
         state_dtype: in which δ is kept: `float32` or `bfloat16`.
         offload: where δ is kept: `cpu`, `disk`, or by default the device that scores.
-        compensation: how what stays is adjusted after the cut: `none`, `refit`, `scale`,
-            `bias` (compensation/steps.py).
+        compensation: how what stays of o_proj and down_proj is adjusted after the cut, whatever the targets: `none`,
+            `refit`, `scale`, `bias` (compensation/steps.py).
         compensation_samples: windows of calibration text that this reads.
         ridge: λ of `refit`, as a share of the mean of diag XᵀX.
         intercept: fit a bias too, in o_proj and down_proj, where the model's class can hold one.

@@ -173,13 +173,8 @@ def _validate_compensation(config: MoreauPrunerConfig) -> None:
         COMPENSATIONS.check(config.compensation)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    if config.compensation != "none":
-        if config.masks:
-            raise ConfigError(f"compensation: '{config.compensation}' is for units; a mask takes update instead")
-        if "hidden" in config.targets:
-            raise ConfigError(
-                f"compensation: '{config.compensation}' is for heads and MLP channels; leave hidden out of the targets"
-            )
+    if config.compensation != "none" and config.masks:
+        raise ConfigError(f"compensation: '{config.compensation}' is for units; a mask takes update instead")
     if config.rounds > 1 and config.budget in ("cosine", "owl", "search"):
         raise ConfigError(
             f"rounds: budget '{config.budget}' measures whole layers, not what a round left; take uniform, global or"

@@ -82,6 +82,11 @@ class PruningPlan:
         """The layers that go."""
         return tuple(sorted(set(self.layers) - set(self.kept_layers or self.layers)))
 
+    @property
+    def narrows(self) -> bool:
+        """Whether hidden channels go."""
+        return self.hidden is not None and self.hidden.removed > 0
+
     def kept(self, block: Block) -> Kept:
         """Returns which units of a block stay; of a whole layer, unit 0 or none."""
         if block.kind == "hidden":
