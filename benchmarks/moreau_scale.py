@@ -44,7 +44,7 @@ SHARES = (0.25, 0.5)
 def moved(state, model):
     """‖δ‖/‖w‖ over all weights in scope."""
     pairs = [(state.get(name, model.device), model.get_parameter(name)) for name in state.shapes]
-    delta, w = (sum(float(pair[i].float().square().sum()) for pair in pairs) for i in (0, 1))
+    delta, w = (sum(float(pair[i].detach().float().square().sum()) for pair in pairs) for i in (0, 1))
     return math.sqrt(delta / w)
 
 
