@@ -54,6 +54,8 @@ FLAGS = {
     "aggregation": ("max", "max"),
     "rho": ("0.1", 0.1),
     "step_size": ("1e-4", 1e-4),
+    "relative_rho": ("0.1", 0.1),
+    "step_ratio": ("0.5", 0.5),
     "eta": ("1e-6", 1e-6),
     "eta_quantile": ("0.2", 0.2),
     "sigma": ("0.01", 0.01),

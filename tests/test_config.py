@@ -67,6 +67,14 @@ def test_is_frozen():
         ({"sigma": -1.0}, "sigma"),
         ({"steps": 0}, "steps: 0 is not a whole number ≥ 1"),
         ({"sequence_length": 1}, "whole number ≥ 2"),
+        (
+            {"rho": 0.1, "relative_rho": 0.1},
+            "relative_rho: is relative, and rho absolute; give",
+        ),
+        ({"eta": 1e-6, "step_ratio": 0.1}, "step_ratio: is relative, and eta absolute"),
+        ({"step_ratio": 1.5}, r"step_ratio: 1.5 is not a share in \(0, 1\]"),
+        ({"relative_rho": 0}, "relative_rho: 0 is not a number > 0"),
+        ({"released": True, "relative_rho": 0.1}, "absolute steps only; give rho, step_size instead of relative_rho"),
         ({"eta": 1e-6, "eta_quantile": 0.1}, "eta and eta_quantile are both given"),
         ({"released": True, "criterion": "taylor"}, "reproduces moreau and moreau-gs only"),
         ({"released": True, "eta_quantile": 0.1}, "absolute threshold only"),
@@ -124,14 +132,32 @@ def test_layers_outside_the_model_are_refused():
         MoreauPrunerConfig(mlp_layers=(2, 9)).resolve(depth(8))
 
 
-def test_defaults_are_those_of_the_paper():
-    moreau = MoreauPrunerConfig(criterion="moreau").resolve(depth(32))
-    assert (moreau.rho, moreau.step_size, moreau.sigma, moreau.steps) == (0.05, 1e-3, 0.05, 10)
-    assert moreau.eta is None
-    assert moreau.eta_quantile is None
+@pytest.mark.parametrize(("criterion", "quantile"), [("moreau", None), ("moreau-gs", 0.1)])
+def test_the_steps_are_relative_by_default(criterion, quantile):
+    found = MoreauPrunerConfig(criterion=criterion).resolve(depth(32))
+    assert (found.relative_rho, found.step_ratio, found.sigma, found.steps) == (0.03, 0.2, 0.2, 10)
+    assert (found.rho, found.step_size, found.eta, found.eta_quantile) == (None, None, None, quantile)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "steps"), [("moreau", (0.05, 1e-3, 0.05, 10)), ("moreau-gs", (0.2, 2e-4, 0.05, 10))]
+)
+@pytest.mark.parametrize("field", ["rho", "step_size", "eta", "released"])
+def test_where_one_step_is_absolute_the_others_are_the_papers(criterion, steps, field):
+    given = {"rho": steps[0], "step_size": steps[1], "eta": 5e-6, "released": True}[field]
+    settings = [MoreauPrunerConfig(criterion=criterion, **{field: given}), MoreauPrunerConfig.paper(criterion)]
+    for found in (one.resolve(depth(32)) for one in settings):
+        assert (found.rho, found.step_size, found.sigma, found.steps) == steps
+        assert (found.relative_rho, found.step_ratio) == (None, None)
+
+
+def test_the_papers_protocol_takes_relative_steps():
+    found = MoreauPrunerConfig.preset("paper", relative_rho=0.1).resolve(depth(32))
+    assert (found.unit_ratio, found.relative_rho, found.rho, found.eta) == (0.25, 0.1, None, None)
+
+
+def test_other_defaults_are_those_of_the_paper():
     sparse = MoreauPrunerConfig().resolve(depth(32))
-    assert (sparse.rho, sparse.step_size, sparse.sigma, sparse.steps) == (0.2, 2e-4, 0.05, 10)
-    assert (sparse.eta, sparse.eta_quantile) == (None, 0.1)
     assert (sparse.calibration_samples, sparse.sequence_length, sparse.pruning_ratio) == (10, 128, 0.2)
     smooth = MoreauPrunerConfig(criterion="smoothgrad").resolve(depth(32))
     assert (smooth.sigma, smooth.passes) == (0.05, 100)

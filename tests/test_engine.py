@@ -17,6 +17,7 @@ from optimum_moreau.envelope import (
     LossGradient,
     Micro,
     Noise,
+    State,
     moreau_gradient,
     scoring_mode,
     smoothed_gradient,
@@ -47,11 +48,12 @@ def oracle(model, tokens, config):
         found = moreau_gradient(
             LossGradient(model, [tokens]),
             weights,
-            rho=config.rho,
-            step_size=config.step_size,
+            rho=config.rho or config.relative_rho,
+            step_size=config.step_size or config.relative_rho * config.step_ratio,
             steps=config.steps,
             noise=Noise(config.sigma, seed=config.seed),
             noise_samples=config.noise_samples,
+            relative=config.rho is None,
         )
         sums = UnitSums(blocks)
         for name, g in found.items():
@@ -85,6 +87,45 @@ def test_several_passes_make_one_gradient(family, changes, tokens):
     found, expected = score_units(model, model_shape(model), tokens, config).values, oracle(model, tokens, config)
     for where, value in expected.items():
         torch.testing.assert_close(found[where], value, rtol=1e-4, atol=1e-9)
+
+
+ABSOLUTE = {"rho": 0.5, "step_size": 0.1, "sigma": 0.1}
+
+
+@pytest.mark.parametrize("changes", [{}, {"dtype": torch.float16}, {"reduction": "importance"}], ids=str)
+def test_relative_steps_score_one_function_the_same_however_its_weights_are_scaled(changes, tokens):
+    """2·up_proj with ½·down_proj is the same function: its channels score the same, unlike with absolute steps."""
+    dtype = {"dtype": changes.pop("dtype")} if "dtype" in changes else {}
+    models = [tiny_model("llama", **dtype) for _ in range(2)]
+    for name, w in models[1].named_parameters():
+        w.data *= 8 if "up_proj" in name else 1 / 8 if "down_proj" in name else 1
+    steps = {"relative_rho": 0.1, "step_ratio": 0.5}
+    for settings, same in ((steps, True), (ABSOLUTE, False)):
+        found = [
+            score_units(model, model_shape(model), tokens, config_for(model, **settings, **changes)).values
+            for model in models
+        ]
+        rtol = 2e-2 if dtype else 1e-4  # w + δ + z is rounded to float16 in both
+        assert same == all(torch.allclose(v, found[1][k], rtol=rtol, atol=0) for k, v in found[0].items() if "mlp" in k)
+
+
+@pytest.mark.parametrize("state_dtype", ["float32", "bfloat16"])
+def test_relative_steps_move_every_matrix_by_the_same_share_at_first(state_dtype, tokens, monkeypatch):
+    """After a step δ = −γ_W·g, of the share γ/ρ·ρ̂ of ‖W‖, and −δ/ρ_W = γ/ρ·g: Taylor's score, but for the noise."""
+    model, shares = tiny_model("llama"), {}
+    put = State.put
+
+    def watch(state, name, tensor):
+        shares[name] = float(tensor.float().norm() / model.get_parameter(name).norm())
+        put(state, name, tensor)
+
+    monkeypatch.setattr(State, "put", watch)
+    settings = {"relative_rho": 0.1, "step_ratio": 0.5, "sigma": 0.0, "steps": 1, "state_dtype": state_dtype}
+    found = score_units(model, model_shape(model), tokens, config_for(model, **settings)).values
+    assert len(shares) == 21 and all(share == pytest.approx(0.05, rel=1e-2) for share in shares.values())
+    taylor = score_units(model, model_shape(model), tokens, config_for(model, "taylor")).values
+    for where, value in taylor.items():
+        torch.testing.assert_close(found[where], 0.5 * value, rtol=1e-4 if state_dtype == "float32" else 1e-2, atol=0)
 
 
 @pytest.mark.parametrize("group", ["row", "unit"])

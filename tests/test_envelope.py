@@ -34,6 +34,45 @@ def test_gradient_of_a_quadratic_is_its_closed_form():
         torch.testing.assert_close(found[name], expected, atol=1e-5, rtol=1e-5)
 
 
+def test_relative_steps_give_each_matrix_its_own_closed_form():
+    """ρ_W = ρ̂·‖W‖/‖∇f_W‖ in the closed form above."""
+    found = moreau_gradient(quadratic, W, rho=0.1, step_size=0.02, steps=500, noise=NONE, relative=True)
+    for name, g in quadratic(W, "").items():
+        rho = 0.1 * W[name].norm() / g.norm()
+        torch.testing.assert_close(found[name], g / (1 + rho * CURVATURE[name]), atol=1e-5, rtol=1e-5)
+        assert (rho * found[name]).norm() <= 0.1 * W[name].norm()  # δ is at most the share ρ̂ of a convex loss's w
+
+
+@pytest.mark.parametrize("scale", [1e-3, 64.0])
+def test_relative_steps_know_no_scale_of_the_loss_or_of_the_weights(scale):
+    """∇ of c·f is c times as large; where w is k times as large in the same function, |∇ ⊙ w| is the same."""
+    settings = {"rho": 0.3, "step_size": 0.1, "steps": 4, "noise": Noise(0.1, seed=4)}
+    louder = {"gradient": lambda w, at: {n: scale * g for n, g in quadratic(w, at).items()}, "weights": W}
+    larger = {
+        "gradient": lambda w, at: {
+            n: g / scale for n, g in quadratic({n: x / scale for n, x in w.items()}, at).items()
+        },
+        "weights": {name: scale * w for name, w in W.items()},
+    }
+    found = moreau_gradient(quadratic, W, relative=True, **settings)
+    for changed, factor in ((louder, scale), (larger, 1 / scale)):
+        relative = moreau_gradient(**changed, relative=True, **settings)
+        absolute = moreau_gradient(**changed, **settings)
+        for name, g in found.items():
+            torch.testing.assert_close(relative[name], factor * g, rtol=1e-4, atol=1e-5 * factor)
+            assert not torch.allclose(absolute[name], factor * g, rtol=1e-2, atol=0)
+
+
+def test_a_matrix_without_gradient_or_without_weights_gets_a_number():
+    weights = {"flat": torch.ones(2, 2), "zero": torch.zeros(2, 2)}
+    slopes = {"flat": torch.zeros(2, 2), "zero": torch.ones(2, 2)}
+    found = moreau_gradient(
+        lambda w, at: dict(slopes), weights, rho=0.1, step_size=0.1, steps=2, noise=NONE, relative=True
+    )
+    for name, g in slopes.items():
+        torch.testing.assert_close(found[name], g)
+
+
 def test_group_sparse_gradient_of_a_quadratic_is_its_closed_form():
     """With one curvature λ for all: δ* = GST_{η/(λ+1/ρ)}(−λ(w−c)/(λ+1/ρ)) per row."""
     rho, eta, step_size, curvature = 0.3, 1.0, 0.05, 0.8

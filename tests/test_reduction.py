@@ -76,6 +76,14 @@ def test_the_score_is_the_mean_of_the_samples_importances(llama, tokens, criteri
     assert_same(scores(llama, tokens, criterion), by_hand(llama, expected.get), rtol=rtol)
 
 
+@pytest.mark.parametrize("criterion", ["moreau", "moreau-gs"])
+def test_relative_steps_are_of_each_samples_own_gradient(llama, tokens, criterion):
+    """The mean over the samples of what the criterion gives with one sample alone."""
+    settings = {"step_size": None, "relative_rho": 0.1, "step_ratio": 0.5}
+    alone = [scores(llama, tokens[n : n + 1], criterion, "gradient", **settings) for n in range(len(tokens))]
+    assert_same(scores(llama, tokens, criterion, **settings), mean_of(alone))
+
+
 def test_the_vector_form_takes_the_absolute_value_of_each_samples_sum(llama, tokens):
     mlp, expected = llama.model.layers[1].mlp, torch.zeros(24)
     for n in range(len(tokens)):

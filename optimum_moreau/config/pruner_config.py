@@ -20,7 +20,8 @@ logger = logging.getLogger(__name__)
 CONFIG_NAME = "moreau_pruner_config.json"
 # Settings that only some criteria read; `None` until `resolve` takes the criterion's default.
 CRITERION_FIELDS = (
-    "rho", "step_size", "eta", "eta_quantile", "sigma", "steps", "noise_samples", "passes", "average_last",
+    "rho", "step_size", "relative_rho", "step_ratio", "eta", "eta_quantile", "sigma", "steps", "noise_samples",
+    "passes", "average_last",
     "alpha", "exponent", "norm_order", "input_weight", "output_weight", "sample_share", "lora_rank", "learning_rate",
     "decay", "damping",
 )  # fmt: skip
@@ -28,6 +29,10 @@ _LAYER_RANGES = ("attention_layers", "mlp_layers", "whole_layers")
 # How much is removed, in one of these.
 SIZES = ("pruning_ratio", "unit_ratio", "target_parameters", "target_bytes")
 PAPER_ETA = 5e-6
+PAPER_STEPS: Mapping[str, Mapping[str, float]] = {
+    "moreau": {"rho": 0.05, "step_size": 1e-3, "sigma": 0.05},
+    "moreau-gs": {"rho": 0.2, "step_size": 2e-4, "sigma": 0.05},
+}
 RELEASED_AVERAGE_LAST = 5
 # What docs/results.md, "Quality", found best of all that is not tuned.
 BEST: Mapping[str, Any] = {
@@ -66,8 +71,12 @@ class MoreauPrunerConfig:
             `search`: by the calibration loss without some units of each block (plan/spread.py has the formulas).
         protect: share of each MLP's channels, the lowest-scored, that stay; the next-lowest go instead.
         aggregation: how the coupled matrices of a unit combine (paper, Eq. 5): `sum`, `mean`, `max`, `prod`.
-        rho: ρ of the Moreau envelope (paper, Eq. 6).
-        step_size: γ of Algorithm 1.
+        rho: ρ of the Moreau envelope (paper, Eq. 6), absolute. Where ρ, γ or η is given, the others and σ are the
+            paper's by default.
+        step_size: γ of Algorithm 1, absolute.
+        relative_rho: instead of `rho`: ρ of each matrix is this times ‖W‖/‖g‖, g its gradient at the first step, so
+            that δ comes to about this share of W whatever the scale of the loss (envelope/moreau.py).
+        step_ratio: γ/ρ, with `relative_rho`, in (0, 1].
         eta: η, absolute group-sparsity threshold of Algorithm 1; the group threshold is γη.
         eta_quantile: instead of `eta`: the threshold is this quantile of the group norms of the step.
         sigma: σ of the Gaussian smoothing.
@@ -141,6 +150,8 @@ class MoreauPrunerConfig:
     aggregation: str = "sum"
     rho: float | None = None
     step_size: float | None = None
+    relative_rho: float | None = None
+    step_ratio: float | None = None
     eta: float | None = None
     eta_quantile: float | None = None
     sigma: float | None = None
@@ -203,6 +214,9 @@ class MoreauPrunerConfig:
         With η = 5e-6 the group threshold of `moreau-gs` is inert: γη lies far below any channel's norm.
         """
         settings: dict[str, Any] = {"criterion": criterion, "unit_ratio": 0.25}
+        if changes.get("relative_rho") is not None:
+            return cls(**(settings | changes))
+        settings |= PAPER_STEPS.get(criterion, {})
         if criterion == "moreau-gs" and changes.get("eta_quantile") is None:
             settings["eta"] = PAPER_ETA
         return cls(**(settings | changes))
@@ -245,6 +259,8 @@ class MoreauPrunerConfig:
                 " hidden out, or take a criterion of weights or gradients"
             )
         defaults = dict(criterion.defaults)
+        if self.criterion in PAPER_STEPS and self.absolute:
+            defaults |= {"relative_rho": None, "step_ratio": None, **PAPER_STEPS[self.criterion]}
         if self.eta is not None:
             defaults["eta_quantile"] = None
         elif self.released and "eta" in defaults:  # the published code has an absolute η only
@@ -285,6 +301,11 @@ class MoreauPrunerConfig:
     def per_sample(self) -> bool:
         """Whether each sample's importance is averaged, and not its gradient."""
         return self.reduction == "importance"
+
+    @property
+    def absolute(self) -> bool:
+        """Whether a setting is given, ρ, γ or η, that has a meaning at one scale of the loss only."""
+        return self.released or any(value is not None for value in (self.rho, self.step_size, self.eta))
 
     @property
     def by_influence_alone(self) -> bool:

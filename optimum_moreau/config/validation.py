@@ -29,6 +29,9 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "schedule": ("cubic", "linear"),
 }
 BUDGETS_OF_MASKS = ("uniform", "global", "owl")
+_POSITIVE = (
+    "rho", "relative_rho", "step_size", "sigma", "eta", "norm_order", "damping", "learning_rate", "ridge",
+)  # fmt: skip
 _WEIGHTS = ("alpha", "exponent", "input_weight", "output_weight")
 ENGINES_OF_UNIFORM_LAYERS = ("vllm", "llama.cpp")
 
@@ -55,7 +58,7 @@ def validate(config: MoreauPrunerConfig) -> None:
     _validate_masks(config)
     _check_share("protect", config.protect)
     _validate_compensation(config)
-    for name in ("rho", "step_size", "sigma", "eta", "norm_order", "damping", "learning_rate", "ridge", *_WEIGHTS):
+    for name in (*_POSITIVE, *_WEIGHTS):
         _check_number(name, getattr(config, name), above=0.0, inclusive=name in ("sigma", "eta", *_WEIGHTS))
     if config.sample_share is not None and not 0 < _number(config.sample_share) <= 1:
         raise ConfigError(f"sample_share: {config.sample_share!r} is not a share in (0, 1]; a tenth is 0.1")
@@ -86,12 +89,28 @@ def validate(config: MoreauPrunerConfig) -> None:
             raise ConfigError("eta and eta_quantile are both given; give one of them")
         if config.released:
             raise ConfigError("released=True has an absolute threshold only; give eta instead of eta_quantile")
+    _validate_steps(config)
     if config.released and (config.noise_samples not in (None, 1) or config.channel_group != "row"):
         raise ConfigError("released=True draws once per step and thresholds rows; leave noise_samples, channel_group")
     if config.released and config.reduction != "gradient":
         raise ConfigError("released=True takes the gradient of the mean loss; leave reduction out")
     if config.released and config.criterion not in ("moreau", "moreau-gs"):
         raise ConfigError(f"released=True reproduces moreau and moreau-gs only, not {config.criterion}")
+
+
+def _validate_steps(config: MoreauPrunerConfig) -> None:
+    """ρ and γ are absolute, or ρ is relative and γ a share of it."""
+    if config.step_ratio is not None and not 0 < _number(config.step_ratio) <= 1:
+        raise ConfigError(f"step_ratio: {config.step_ratio!r} is not a share in (0, 1]; a fifth is 0.2")
+    relative = [name for name in ("relative_rho", "step_ratio") if getattr(config, name) is not None]
+    absolute = [name for name in ("rho", "step_size", "eta") if getattr(config, name) is not None]
+    if absolute and relative:
+        raise ConfigError(
+            f"{relative[0]}: is relative, and {absolute[0]} absolute; give relative_rho, step_ratio and eta_quantile,"
+            " or rho, step_size and eta"
+        )
+    if relative and config.released:
+        raise ConfigError(f"released=True has absolute steps only; give rho, step_size instead of {relative[0]}")
 
 
 def _validate_ratios(config: MoreauPrunerConfig) -> None:

@@ -5,12 +5,17 @@ MoreauPruner-GS soft-thresholds δ per channel after each step, by γη with the
 `moreau`. `eta_quantile` gives the threshold a scale instead: that quantile of the group norms of the step. It is taken
 per matrix for `channel_group="row"`, per layer for `channel_group="unit"`.
 
+`relative_rho` gives ρ and γ a scale too, ρ_W = ρ̂·‖W‖_F/‖g_W‖_F of each matrix W and γ_W a fixed share of it
+(envelope/moreau.py). The paper's T·γ/ρ of 0.2 and 0.01 leaves δ far from −ρ·g, and its absolute ρ moves a model's
+weights by as much as its gradients happen to be large (docs/results.md, "Moreau's own scale").
+
 With `reduction="importance"` Algorithm 1 runs on every sample alone, T steps each, and the importances are averaged:
 
-    mean_n |δ_n/ρ ⊙ w|
+    mean_n |δ_n/ρ_W ⊙ w|
 
 δ_n starts at zero in the place of δ_(n−1), so that one δ is held. The noise of a step is the same for all samples, so a
-sample's importance depends neither on the others nor on their order; a threshold is that of the sample's own δ_n.
+sample's importance depends neither on the others nor on their order; a threshold is that of the sample's own δ_n, and a
+relative ρ_W that of its own gradient.
 """
 
 from __future__ import annotations
@@ -35,7 +40,7 @@ Threshold = Callable[[Tensor], Tensor | float]
 
 
 def score(run: Scoring) -> None:
-    """Emits |δ/ρ ⊙ w| after T steps of Algorithm 1, or |δ_n/ρ ⊙ w| / N of every sample n."""
+    """Emits |δ/ρ_W ⊙ w| after T steps of Algorithm 1, or |δ_n/ρ_W ⊙ w| / N of every sample n."""
     if run.config.released:
         for name, gradient in released_gradient(run).items():
             if name in run.names:
@@ -51,19 +56,23 @@ def score(run: Scoring) -> None:
 def _score_part(run: Scoring, delta: State, part: Part) -> None:
     """Runs the steps that are left of T on a part of the text, and emits its importance."""
     c = run.config
-    assert c.rho is not None and c.step_size is not None and c.steps is not None  # resolved
+    relative = c.relative_rho is not None
+    rho = c.relative_rho or c.rho
+    step_size = rho * c.step_ratio if rho and c.step_ratio else c.step_size
+    assert rho is not None and step_size is not None and c.steps is not None  # resolved
     threshold = _threshold(c)
     by_row = threshold if c.channel_group == "row" else None
     moreau = MoreauRun(
         run.engine,
         part.batches,
         run.noise(),
-        c.rho,
-        c.step_size,
+        rho,
+        step_size,
         c.steps,
         c.noise_samples or 1,
         by_row,
         part.everywhere,
+        relative,
     )
     last = min(c.average_last or 1, c.steps)
     total: dict[str, Tensor] = {}
@@ -74,7 +83,7 @@ def _score_part(run: Scoring, delta: State, part: Part) -> None:
             _add(total, delta, run)
     for name in run.names:
         d = total[name] / last if last > 1 else _at(delta, name, run)
-        run.emit_saliency(name, d, part.weight / c.rho)
+        run.emit_saliency(name, d, part.weight / (rho * delta.scales.get(name, 1.0)))
 
 
 @contextmanager
@@ -153,11 +162,14 @@ def _cost(config: MoreauPrunerConfig) -> Cost:
 
 
 def _resumable(config: MoreauPrunerConfig) -> bool:
-    """Whether δ is all that a step hands on to the next."""
+    """Whether δ and the scales beside it are all that a step hands on to the next."""
     return not config.released and (config.average_last or 1) == 1 and not config.per_sample
 
 
-_DEFAULTS: dict[str, Any] = {"sigma": 0.05, "steps": 10, "noise_samples": 1, "average_last": 1}
+# As measured (docs/results.md, "Moreau's own scale"); the paper's are in `PAPER_STEPS`.
+_DEFAULTS: dict[str, Any] = {
+    "relative_rho": 0.03, "step_ratio": 0.2, "sigma": 0.2, "steps": 10, "noise_samples": 1, "average_last": 1,
+}  # fmt: skip
 
 MOREAU = Criterion(
     name="moreau",
@@ -165,7 +177,7 @@ MOREAU = Criterion(
     paper=MOREAU_PRUNER,
     score=score,
     needs=("gradients",),
-    defaults={"rho": 0.05, "step_size": 1e-3, **_DEFAULTS},
+    defaults=_DEFAULTS,
     cost=_cost,
     partial=lambda config: config.per_sample,
     resumable=_resumable,
@@ -176,7 +188,7 @@ MOREAU_GS = Criterion(
     paper=MOREAU_PRUNER,
     score=score,
     needs=("gradients",),
-    defaults={"rho": 0.2, "step_size": 2e-4, "eta": None, "eta_quantile": 0.1, **_DEFAULTS},
+    defaults={**_DEFAULTS, "eta": None, "eta_quantile": 0.1},
     cost=_cost,
     partial=lambda config: config.per_sample,
     resumable=_resumable,

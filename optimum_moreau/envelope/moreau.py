@@ -1,4 +1,11 @@
-"""Algorithm 1 on the engine: δ is updated inside the backward pass, matrix by matrix."""
+"""Algorithm 1 on the engine: δ is updated inside the backward pass, matrix by matrix.
+
+With `relative` steps ρ and γ of a matrix W are multiples of s_W = ‖W‖_F/‖g_W‖_F, g_W its gradient at the first step:
+
+    ρ_W = ρ·s_W    γ_W = γ·s_W          the envelope of the norm Σ_W ‖δ_W‖²/(2ρ_W)
+
+The first step makes δ ← −g, whose norm gives s_W, and then δ ← γ_W·δ: no pass more, and one number more per matrix.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +20,7 @@ from tqdm import tqdm
 from .engine import Engine, Micro, Sum
 from .noise import Noise, for_pieces
 from .state import State
-from .steps import proximal_step, shrink
+from .steps import proximal_step, shrink, step_scale
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +42,7 @@ class MoreauRun:
         noise_samples: m, draws per step.
         threshold: of the rows of each matrix, for MoreauPruner-GS.
         everywhere: the batches of all processes make one gradient; otherwise each process has a δ of its own.
+        relative: ρ and γ are multiples of s_W, which `State.scales` keeps.
     """
 
     engine: Engine
@@ -46,9 +54,10 @@ class MoreauRun:
     noise_samples: int = 1
     threshold: Threshold | None = None
     everywhere: bool = True
+    relative: bool = False
 
     def iterate(self, delta: State) -> Iterator[int]:
-        """Runs the steps that are left of T, and yields after each its number, from 1; −δ/ρ is the gradient.
+        """Runs the steps that are left of T, and yields after each its number, from 1; −δ/ρ_W is the gradient.
 
         Args:
             delta: δ; after each step it is committed when the iteration goes on.
@@ -69,6 +78,7 @@ class MoreauRun:
                     everywhere=self.everywhere,
                 )
                 bar.set_postfix(loss=f"{loss:.4f}")
+                delta.scales = {name: float(scale) for name, scale in delta.scales.items()}
                 yield t + 1
                 delta.commit()
 
@@ -89,16 +99,23 @@ class MoreauRun:
         if dtype != delta.dtype:
             return None
         # δ ← (1 − γ/ρ)·δ − γ·g                                   (Algorithm 1, line 5)
-        place = delta.place(name, self.engine.device(name))
-        return Sum(place, 1 - self.step_size / self.rho, -self.step_size, lambda d: self._end(delta, name, d))
+        place, step_size = delta.place(name, self.engine.device(name)), self.step_size * self._scale(delta, name)
+        return Sum(place, 1 - self.step_size / self.rho, -step_size, lambda d: self._end(delta, name, d))
+
+    def _scale(self, delta: State, name: str) -> float:
+        """What ρ and γ are multiplied by: s_W; before it is known 1/γ, so that the first step makes −g of δ = 0."""
+        if self.relative and not delta.step:
+            return 1 / self.step_size
+        return delta.scales.get(name, 1.0)
 
     def _update(self, delta: State, name: str, g: Tensor, scale: float) -> None:
         d = delta.place(name, g.device)
         flat, flat_g = d.view(-1), g.reshape(-1)
+        s = self._scale(delta, name)
 
         def step(index: int, piece: slice) -> None:
             old = flat[piece]
-            new = proximal_step(old.float(), flat_g[piece], rho=self.rho, step_size=self.step_size, scale=scale)
+            new = proximal_step(old.float(), flat_g[piece], rho=self.rho * s, step_size=self.step_size * s, scale=scale)
             if new.data_ptr() != old.data_ptr():
                 old.copy_(new)
 
@@ -106,6 +123,10 @@ class MoreauRun:
         self._end(delta, name, d)
 
     def _end(self, delta: State, name: str, d: Tensor) -> None:
+        if self.relative and not delta.step:
+            # s_W = ‖W‖/‖−g‖, δ ← γ_W·(−g); a tensor until the step ends, so that no matrix waits for its number
+            scale = delta.scales[name] = step_scale(self.engine.weight(name), d)
+            d.mul_(self.step_size * scale)
         if self.threshold is not None:
             # δ ← GST_γη(δ)                                           (Algorithm 1, line 7)
             norm = torch.linalg.vector_norm(d, dim=1, keepdim=True, dtype=torch.float32)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ..errors import NonFiniteError
 from .finite import first_non_finite
 from .noise import Noise
-from .steps import proximal_step
+from .steps import proximal_step, step_scale
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,6 +45,7 @@ def moreau_gradient(
     noise_samples: int = 1,
     average_last: int = 1,
     prox: Prox | None = None,
+    relative: bool = False,
 ) -> Tensors:
     """Gradient of the Moreau envelope of the smoothed loss at `weights` (Algorithm 1).
 
@@ -58,6 +59,7 @@ def moreau_gradient(
         noise_samples: m, draws per step.
         average_last: the mean over this many last iterates is returned.
         prox: applied to δ after each step, for MoreauPruner-GS the group soft threshold.
+        relative: ρ and γ of each matrix are multiples of ‖W‖_F/‖g_W‖_F, g_W the gradient of the first step.
 
     Returns:
         −δ/ρ in float32, by name: the gradient with its sign.
@@ -66,11 +68,14 @@ def moreau_gradient(
         NonFiniteError: the loss or a gradient is not finite; names the step.
     """
     delta = {name: torch.zeros_like(w, dtype=torch.float32) for name, w in weights.items()}
+    scales = dict.fromkeys(delta, 1.0)
     total = {name: torch.zeros_like(d) for name, d in delta.items()} if average_last > 1 else None
     for t in tqdm(range(steps), desc="Moreau steps", leave=False, disable=None):
         g = smoothed_gradient(gradient, weights, noise, draws=noise_samples, step=t, delta=delta)
+        if not t and relative:
+            scales = {name: float(step_scale(weights[name], g[name])) for name in delta}
         for name, d in delta.items():
-            proximal_step(d, g.pop(name), rho=rho, step_size=step_size)
+            proximal_step(d, g.pop(name), rho=rho * scales[name], step_size=step_size * scales[name])
         if prox is not None:
             # δ ← GST_γη(δ)                                           (Algorithm 1, line 7)
             delta = prox(delta)
@@ -79,7 +84,7 @@ def moreau_gradient(
                 total[name] += d
     if total is not None:
         delta = {name: d / min(average_last, steps) for name, d in total.items()}
-    return {name: d.div_(-rho) for name, d in delta.items()}
+    return {name: d.div_(-rho * scales[name]) for name, d in delta.items()}
 
 
 def smoothed_gradient(

@@ -1,7 +1,7 @@
 """Where δ is kept: on the weight's device, in CPU memory, or in a file of which one matrix at a time is in memory.
 
 In a file it is kept twice: a step reads the one and writes the other, so that a kill in the middle of a step loses that
-step only. `commit` ends a step.
+step only. `commit` ends a step. Beside δ stand the scales of relative steps, one number for each matrix.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Mapping
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,6 +50,7 @@ class State:
         self.shapes, self.dtype, self.offload, self.folder, self.run = dict(shapes), dtype, offload, folder, run
         self._devices = {name: torch.device("cpu") if offload else devices[name] for name in self.shapes}
         self.step = 0
+        self.scales: dict[str, Any] = {}  # s_W of each matrix, where steps are relative (envelope/moreau.py)
         self._starts = dict(zip(self.shapes, accumulate((s.numel() for s in shapes.values()), initial=0), strict=False))
         self._size = sum(shape.numel() for shape in shapes.values())
         self._put: set[str] = set()  # since the last step
@@ -108,7 +110,7 @@ class State:
             return
         _flush(self.folder / _FILES[self.step % 2])
         partial = self.folder / f"{_STEP}.partial"
-        partial.write_text(json.dumps({"step": self.step, "run": self.run}))
+        partial.write_text(json.dumps({"step": self.step, "run": self.run, "scales": self.scales}))
         _flush(partial)
         partial.replace(self.folder / _STEP)
         _flush(self.folder)
@@ -116,6 +118,7 @@ class State:
     def reset(self) -> None:
         """Zero again, as before the first step, in the same place; for a run whose steps are not kept."""
         self.step = 0
+        self.scales.clear()
         self._put.clear()
         for view in self._memory.values():
             view.zero_()
@@ -148,14 +151,14 @@ class State:
             return
         try:
             found = json.loads(marker.read_text())
-            step, run = int(found["step"]), found["run"]
+            step, run, scales = int(found["step"]), found["run"], dict(found.get("scales", {}))
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{marker}: is damaged; remove the folder to start anew") from error
         if run != self.run:
             raise CheckpointError(
                 f"{folder}: holds the state of another run (model, text or settings differ); give another folder"
             )
-        self.step = step
+        self.step, self.scales = step, scales
         file = folder / _FILES[step % 2]
         try:
             if self.offload == "disk":

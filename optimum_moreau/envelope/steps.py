@@ -1,4 +1,4 @@
-"""The two updates of δ in Algorithm 1."""
+"""The two updates of δ in Algorithm 1, and the scale of its steps."""
 
 from __future__ import annotations
 
@@ -17,6 +17,20 @@ def proximal_step(delta: Tensor, g: Tensor, *, rho: float, step_size: float, sca
         scale: what `g` is to be multiplied by.
     """
     return delta.mul_(1 - step_size / rho).sub_(g, alpha=step_size * scale)
+
+
+def step_scale(w: Tensor, g: Tensor) -> Tensor:
+    """‖W‖_F/‖g‖_F, a float32 scalar where the tensors are: ρ and γ times this move W by a share of itself.
+
+    δ* ≈ −ρ·g where the gradient changes little, so that ρ = ρ̂·‖W‖_F/‖g‖_F gives ‖δ*‖_F ≈ ρ̂·‖W‖_F, whatever the scale
+    of the loss and of the weights. 1 where either is zero: no step is one then, or no score.
+
+    Args:
+        w: W.
+        g: its gradient, in any dtype.
+    """
+    of_w, of_g = (torch.linalg.vector_norm(tensor, dtype=torch.float32) for tensor in (w, g))
+    return torch.where((of_w > 0) & (of_g > 0), of_w / of_g, torch.ones_like(of_w))
 
 
 def shrink(norm: Tensor, alpha: Tensor | float) -> Tensor:

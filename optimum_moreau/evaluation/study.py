@@ -35,7 +35,14 @@ logger = logging.getLogger(__name__)
 RATIOS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 LAYER_SHARE = 0.25  # of a layer's units, the paper's protocol
 # Settings of the criteria and the factors of their defaults that are tried.
-_SYMBOLS = {"eta_quantile": "η, as a quantile", "eta": "η", "rho": "ρ", "sigma": "σ", "steps": "T"}
+_SYMBOLS = {
+    "eta_quantile": "η, as a quantile",
+    "eta": "η",
+    "rho": "ρ",
+    "relative_rho": "ρ, relative",
+    "sigma": "σ",
+    "steps": "T",
+}
 _FACTORS = {"eta_quantile": (0, 0.5, 1, 2, 4), "eta": (1, 1e2, 1e4, 1e6), "steps": (0.1, 0.5, 1, 2)}
 _OTHER_FACTORS = (0.25, 0.5, 1, 2, 4)
 
