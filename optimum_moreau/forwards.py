@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
 from .config import MoreauPrunerConfig
-from .profiles import SEARCH_WINDOWS, measures, search_passes
+from .profiles import SEARCH_WINDOWS, measures, measures_outliers, search_passes
 from .registry import CRITERIA
 from .units import Block, ModelShape
 
@@ -38,7 +38,7 @@ def forward_passes(shape: ModelShape, config: MoreauPrunerConfig) -> int:
     reads = "activations" in criterion.needs
     if not config.masks:
         influence = "layers" in config.targets and config.layer_criterion == "block-influence"
-        profile = _searching(shape, config) or int(measures(config))
+        profile = (_searching(shape, config) or int(measures(config))) + int(measures_outliers(config))
         return int(influence) + int(reads and bool(shape.scored(config))) + profile
     dense = int(config.budget == "owl") + int(reads and (config.budget == "global" or not criterion.elements))
     what = _read(config)

@@ -50,6 +50,7 @@ _AFTER_SCORING = {
     "intercept",
     "budget",
     "protect",
+    "protect_outliers",
     "aggregation",
     "multiple_of",
     "uniform",

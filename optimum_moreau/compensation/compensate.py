@@ -242,8 +242,9 @@ def _pairs(
     bias = None if module.bias is None else loaded(module, "bias")
     for x, _ in pruned:
         with _as_before(whole):
-            _, y = next(dense)
+            y = next(dense)[1]
         yield x, y if bias is None else y - bias
+        del x, y  # not beside the next batch's
 
 
 @contextmanager
