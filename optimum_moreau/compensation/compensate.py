@@ -226,7 +226,9 @@ class _Compensator:
             for one, value in new.items():
                 put(module, value, one)
             errors = moments.error(before), moments.error(new["weight"][:, kept], intercept)
-            yield Adjusted(where, moments.tokens, *errors)
+            done = Adjusted(where, moments.tokens, *errors)
+            del moments, before, after, new, value  # not beside the batches to come
+            yield done
         with _as_before(whole):
             dense.pass_on()
         pruned.pass_on()
