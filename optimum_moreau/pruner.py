@@ -18,7 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from .calibration import CalibrationSet, load_calibration
 from .checkpoint import Verification, load_config, load_model, load_tokenizer, save_folder, verify
-from .compensation import check_compensation
+from .compensation import check_compensation, estimate_compensation
 from .config import SIZES, MoreauPrunerConfig
 from .config.quantities import words_for_bytes
 from .cutting import PruningResult, cut, mask, out_of_memory, score_in_rounds
@@ -29,7 +29,7 @@ from .evaluation.records import Measurement
 from .export import check_reachable, with_export
 from .hub import Published, push_folder
 from .placement import input_device, prepare_offloaded, state_to_save
-from .plan import PruningPlan, fingerprint, make_plan
+from .plan import PruningPlan, expected_plan, fingerprint, make_plan
 from .records import Records
 from .recovery import MoreauRecovery, RecoveryConfig, RecoverySummary
 from .scores import UnitScores, needs_text
@@ -455,5 +455,10 @@ class MoreauPruner:
 
     def _say_estimate(self, model: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig) -> None:
         if logger.isEnabledFor(logging.INFO):
-            lines = estimate_scoring(skeleton_of(model), shape, config, input_device(model).type).lines
+            skeleton, device = skeleton_of(model), input_device(model).type
+            lines = estimate_scoring(skeleton, shape, config, device).lines
             logger.info("%s: %s", config.decided_by, "; ".join(" ".join(line.split()) for line in lines))
+            if config.compensation != "none":
+                after = estimate_compensation(skeleton, shape, expected_plan(shape, config), config, device)
+                assert after is not None  # there is one
+                logger.info("%s", "; ".join(" ".join(line.split()) for line in after.lines))

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig
+from optimum_moreau.calibration import load_calibration
 from optimum_moreau.compensation import compensated, rounds, without_removed
 from optimum_moreau.compensation.moments import Moments
 from optimum_moreau.compensation.steps import refit, scale
@@ -228,6 +229,16 @@ def test_too_few_tokens_warn_with_the_number_that_would_do(windows, caplog):
     assert "16 tokens for 32 columns; λ is raised to 0.02. Give compensation_samples ≥ 2" in caplog.text
 
 
+def test_windows_that_overlap_in_a_short_text_warn_with_what_is_distinct(caplog):
+    model = tiny_model("llama")
+    text = load_calibration(torch.arange(20), samples=24, sequence_length=16)
+    assert text.tokens.numel() == 24 * 16 and text.distinct == len(set(text.tokens.flatten().tolist())) <= 20
+    plan, config = planned(model, unit_ratio=0.05)
+    with compensated(model, model_shape(model), plan, text.tokens, config, distinct=text.distinct):
+        pass
+    assert f"the windows overlap: 384 tokens, but {text.distinct} distinct ones for 32 columns" in caplog.text
+
+
 def test_more_tokens_make_held_out_error_no_worse(windows):
     """The refit's aim on windows it has not seen: the last layer's outputs, of the dense model."""
     held = torch.randint(64, (64, 16), generator=torch.Generator().manual_seed(9))
@@ -315,7 +326,7 @@ def test_a_round_scores_what_the_last_one_left_and_what_went_stays_gone(windows)
     shape = model_shape(model)
     config = MoreauPrunerConfig(criterion="taylor", rounds=2, unit_ratio=0.5, compensation="refit", **EVERYWHERE)
     config = config.resolve(model.config)
-    text = type("Text", (), {"tokens": windows})()
+    text = type("Text", (), {"tokens": windows, "distinct": windows.numel()})()
     found = score_in_rounds(model, shape, windows[:4], text, config)
     first = make_plan(score_units(model, shape, windows[:4], config), shape, rounds(config, shape)[0])
     with compensated(model, shape, first, windows, config, undone=True):

@@ -1,4 +1,4 @@
-"""What `plan --dry-run` and `prune --dry-run` print: sizes before and after, or zeros; memory and time of scoring."""
+"""What `plan --dry-run` and `prune --dry-run` print: sizes before and after, or zeros; memory and time of what follows."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import MoreauPrunerConfig
 
 if TYPE_CHECKING:
+    from ..plan import PruningPlan
     from ..units import ModelShape
 
 
@@ -52,6 +53,7 @@ def foresee(args: argparse.Namespace, given: MoreauPrunerConfig) -> dict[str, An
         "adjustments": [*plan.adjustments, *export.words],
         "export": export.model_type,
         "scoring": _scoring(skeleton, shape, config, device),
+        "compensation": _compensation(skeleton, shape, plan, config, device),
     }
 
 
@@ -80,6 +82,16 @@ def _scoring(skeleton: Any, shape: ModelShape, config: MoreauPrunerConfig, devic
     return {"criterion": config.decided_by, "device": device, **vars(estimate), "words": estimate.lines}
 
 
+def _compensation(
+    skeleton: Any, shape: ModelShape, plan: PruningPlan, config: MoreauPrunerConfig, device: str
+) -> dict[str, Any]:
+    """What it takes; empty where there is none."""
+    from ..compensation import estimate_compensation
+
+    estimate = estimate_compensation(skeleton, shape, plan, config, device)
+    return {} if estimate is None else {"device": device, **vars(estimate), "words": estimate.lines}
+
+
 def parts(result: dict[str, Any]) -> str:
     """`: layers 5 %, mlp 15 %` of the model, for more than one target."""
     given = result["contributions"]
@@ -104,6 +116,7 @@ def show(result: dict[str, Any]) -> str:
         f"export      {result['export']}",
         *(f"note        {line}" for line in result["adjustments"]),
         *result["scoring"]["words"],
+        *result["compensation"].get("words", []),
     ]
     return "\n".join(lines)
 

@@ -81,6 +81,7 @@ def compensated(
     config: MoreauPrunerConfig,
     *,
     undone: bool = False,
+    distinct: int | None = None,
 ) -> Iterator[tuple[Adjusted, ...]]:
     """In place: silences what goes, and adjusts what stays; if the block ends in an error, all is as it was.
 
@@ -93,6 +94,7 @@ def compensated(
         tokens: calibration windows `(samples, length)`; may be `None` for `compensation="none"`.
         config: resolved.
         undone: afterwards all is as it was in any case.
+        distinct: tokens of the text that the windows cover, where they overlap; for a warning.
 
     Raises:
         PlanError: hidden channels go.
@@ -104,7 +106,7 @@ def compensated(
             stack.enter_context(with_biases(model, shape, undone=undone))
         keep = stack.enter_context(restored(decoder_layers(model), always=undone))
         with torch.inference_mode(False), scoring_mode(model), torch.no_grad():
-            adjusted = tuple(_adjust(model, shape, plan, tokens, config, keep))
+            adjusted = tuple(_adjust(model, shape, plan, tokens, config, keep, distinct))
         yield adjusted
 
 
@@ -129,6 +131,7 @@ def _adjust(
     tokens: Tensor | None,
     config: MoreauPrunerConfig,
     keep: Keep,
+    distinct: int | None,
 ) -> Iterator[Adjusted]:
     if plan.hidden is not None:
         raise PlanError(
@@ -140,7 +143,7 @@ def _adjust(
     if tokens is None:
         raise DataError(f"compensation: '{config.compensation}' reads calibration text; give some")
     compensator = _Compensator(model, shape, plan, config)
-    compensator.warn_of_few(tokens)
+    compensator.warn_of_few(tokens, distinct)
     yield from compensator.run(tokens.clone(), keep)
 
 
@@ -169,7 +172,7 @@ class _Compensator:
         self.step = COMPENSATIONS.get(config.compensation).step
         self.blocks = {index: [b for b in shape.blocks if b.layer == index] for index in range(shape.depth)}
 
-    def warn_of_few(self, tokens: Tensor) -> None:
+    def warn_of_few(self, tokens: Tensor, distinct: int | None) -> None:
         """Where there are fewer tokens than columns to fit."""
         layers = decoder_layers(self.model)
         widest = 0
@@ -184,6 +187,13 @@ class _Compensator:
                 widest,
                 self.config.ridge * widest / tokens.numel(),
                 math.ceil(widest / tokens.shape[1]),
+            )
+        elif distinct is not None and distinct < widest:
+            logger.warning(
+                "compensation: the windows overlap: %d tokens, but %d distinct ones for %d columns; give longer text",
+                tokens.numel(),
+                distinct,
+                widest,
             )
 
     def run(self, tokens: Tensor, keep: Keep) -> Iterator[Adjusted]:
