@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..config import MoreauPrunerConfig
@@ -15,8 +16,9 @@ if TYPE_CHECKING:
 def foresee(args: argparse.Namespace, given: MoreauPrunerConfig) -> dict[str, Any]:
     """Works from config.json alone."""
     from ..checkpoint import check_device, load_skeleton
+    from ..compensation import shape_to_count
     from ..export import decide_export
-    from ..plan import expected_plan, removed_parameters
+    from ..plan import contributions, expected_plan, removed_parameters
     from ..summary import layer_shapes
     from ..units import model_shape
 
@@ -28,9 +30,11 @@ def foresee(args: argparse.Namespace, given: MoreauPrunerConfig) -> dict[str, An
     device = check_device(None if args.device == "auto" else args.device).type
     if config.masks:
         return _foresee_zeros(skeleton, shape, config, device)
-    plan = expected_plan(shape, config)
+    counted = shape_to_count(skeleton, shape, config)
+    plan = expected_plan(counted, config)
+    plan = replace(plan, contributions=contributions(plan, shape))
     export = decide_export(skeleton.config, shape, plan, config.export)
-    left = shape.parameters - removed_parameters(plan, shape)
+    left = counted.parameters - removed_parameters(plan, counted)
     before, after = layer_shapes(skeleton.config, plan)
     per_token = [
         sum(2 * layer["kv_heads"] * layer["head_dim"] * skeleton.dtype.itemsize for layer in layers if layer)

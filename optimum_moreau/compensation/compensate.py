@@ -32,7 +32,7 @@ from ..plan import PruningPlan
 from ..registry import COMPENSATIONS
 from ..undo import Keep, parameter_names, put, restored
 from ..units import Block, ModelShape, decoder_layers
-from .biases import check_biases, with_biases
+from .biases import check_biases, has_intercept, with_biases
 from .moments import Moments
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def described(config: MoreauPrunerConfig, text: CalibrationSet, adjusted: tuple[
     return {
         "step": config.compensation,
         "ridge": config.ridge,
-        "intercept": _has_intercept(config),
+        "intercept": has_intercept(config),
         "summary": compensation.summary,
         "paper": compensation.paper,
         "calibration": text.to_dict(),
@@ -102,7 +102,7 @@ def compensated(
         NonFiniteError: what flows through a matrix is not finite, or the adjusted weights overflow its dtype.
     """
     with ExitStack() as stack:
-        if _has_intercept(config):
+        if has_intercept(config):
             stack.enter_context(with_biases(model, shape, undone=undone))
         keep = stack.enter_context(restored(decoder_layers(model), always=undone))
         with torch.inference_mode(False), scoring_mode(model), torch.no_grad():
@@ -116,12 +116,8 @@ def check_compensation(model: PreTrainedModel, shape: ModelShape, config: Moreau
     Raises:
         UnsupportedModelError: says why.
     """
-    if _has_intercept(config):
+    if has_intercept(config):
         check_biases(model, shape)
-
-
-def _has_intercept(config: MoreauPrunerConfig) -> bool:
-    return config.intercept or COMPENSATIONS.get(config.compensation).needs_bias
 
 
 def _adjust(
@@ -223,10 +219,10 @@ class _Compensator:
             kept = _columns(block, self.plan, w)
             where = f"layers.{dense.index}.{name}"
             pairs = _pairs(dense.flows(name), pruned.flows(name), module, whole)
-            dtype = torch.float64 if _has_intercept(self.config) else torch.float32
+            dtype = torch.float64 if has_intercept(self.config) else torch.float32
             moments = Moments.gather(pairs, kept, w.shape[0], where, dtype=dtype)
             before = w[:, kept].double()
-            after, intercept = self.step(before, moments, self.config.ridge, _has_intercept(self.config))
+            after, intercept = self.step(before, moments, self.config.ridge, has_intercept(self.config))
             whole[module] = {one: loaded(module, one).clone() for one in parameter_names(module)}
             new = {"weight": torch.zeros_like(w).index_copy_(1, kept, after.to(w.dtype))}
             if intercept is not None:

@@ -29,8 +29,8 @@ from ..config.quantities import words_for_bytes
 from ..estimate import HEAP, duration, product_rate
 from ..forwards import bytes_per_batch
 from ..plan import PruningPlan
-from ..registry import COMPENSATIONS
 from ..units import Block, ModelShape, decoder_layers
+from .biases import has_intercept
 
 _RUNS = {"attention": 6, "mlp": 4}
 _BOTH = 2  # errors, operations of float64, streams
@@ -149,5 +149,5 @@ def _work(
     """Bytes of the module's formulas, of one matrix."""
     flow, sums = tokens * (width + rows) * itemsize, 8 * kept * (kept + rows)
     products = flow + 4 * tokens * (kept + rows) + sums + 4 * kept * max(kept, rows)
-    squares = 4 if config.intercept or COMPENSATIONS.get(config.compensation).needs_bias else 2
+    squares = 4 if has_intercept(config) else 2
     return max(batch + flow + sums, products, 8 * (squares * kept**2 + 5 * kept * rows))
