@@ -442,7 +442,12 @@ class MoreauPruner:
         return self._windows(model_config, config, config.compensation_samples, calibration, column)
 
     def _warn_of_other_text(
-        self, model_config: PretrainedConfig, config: MoreauPrunerConfig, plan: PruningPlan, calibration: Any, column: Any
+        self,
+        model_config: PretrainedConfig,
+        config: MoreauPrunerConfig,
+        plan: PruningPlan,
+        calibration: Any,
+        column: Any,
     ) -> None:
         """Where the windows that were scored on, drawn again, are others; of a plan without text nothing is known."""
         drawn = plan.calibration
@@ -452,7 +457,7 @@ class MoreauPruner:
         found = self._windows(model_config, as_scored, drawn["samples"], calibration, column)
         if found.sha256 != drawn["sha256"]:
             logger.warning(
-                "compensation reads another text (%s) than the plan was scored on (%s); pruning_summary.json records both",
+                "compensation reads another text (%s) than the plan was scored on (%s); the summary records both",
                 found.source,
                 drawn.get("source", "no name"),
             )

@@ -263,7 +263,13 @@ def needs_text(config: MoreauPrunerConfig) -> bool:
     """Whether scoring reads calibration text."""
     influence = "layers" in config.targets and config.layer_criterion == "block-influence"
     masks = bool(config.refine) or config.update or (config.masks and config.budget == "owl")
-    return influence or bool(CRITERIA.get(config.criterion).needs) or masks or measures(config) or measures_outliers(config)
+    return (
+        influence
+        or bool(CRITERIA.get(config.criterion).needs)
+        or masks
+        or measures(config)
+        or measures_outliers(config)
+    )
 
 
 class UnitSums:

@@ -469,7 +469,14 @@ def test_an_intercept_is_counted_and_said(windows):
 def test_an_upper_limit_holds_with_the_biases_of_an_intercept(changes, size, settings, windows, command, tmp_path):
     model = tiny_model("llama")
     model.config.save_pretrained(tmp_path)
-    settings = {"criterion": "magnitude", "compensation_samples": 24, "sequence_length": 16, **settings, **size, **changes}
+    settings = {
+        "criterion": "magnitude",
+        "compensation_samples": 24,
+        "sequence_length": 16,
+        **settings,
+        **size,
+        **changes,
+    }
     result = MoreauPruner(MoreauPrunerConfig(**settings)).prune(model, windows)
     left = sum(p.numel() for p in model.parameters())
     assert 17_000 < left == result.summary.parameters_after <= 18_000

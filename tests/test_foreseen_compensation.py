@@ -62,7 +62,7 @@ def test_passes_are_counted_as_they_run(settings, passes):
 
 @pytest.mark.parametrize("compensation", ["refit", "scale"])
 def test_operations_are_those_counted(compensation):
-    """Of matrix products; beside them the errors, in float64, and one window of each stream for the layers' arguments."""
+    """Of matrix products; beside them the errors, in float64, and one window of each stream for layers' arguments."""
     model = tiny_model("llama")
     shape, plan, config, estimate = foreseen(model, compensation=compensation)
     with FlopCounterMode(display=False) as counter, compensated(model, shape, plan, torch.ones(12, 16).long(), config):

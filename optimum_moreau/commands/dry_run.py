@@ -1,4 +1,4 @@
-"""What `plan --dry-run` and `prune --dry-run` print: sizes before and after, or zeros; memory and time of what follows."""
+"""What `plan --dry-run` and `prune --dry-run` print: sizes before and after, or zeros; memory and time."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def check_biases(model: PreTrainedModel, shape: ModelShape) -> None:
 
 
 def _flags(model: PreTrainedModel, shape: ModelShape) -> dict[str, Any]:
-    """The flags of the config that stand for the biases that are lacking, and their values; those it has not, `None`."""
+    """The config's flags that stand for the biases that are lacking, and their values; of those it has not, `None`."""
     layers = decoder_layers(model)
     lacking = {b.kind for b in shape.blocks if b.layer is not None and not _has_bias(layers[b.layer], b.reader.module)}
     return {_FLAGS[kind]: getattr(model.config, _FLAGS[kind], None) for kind in lacking}

@@ -1,12 +1,11 @@
 """What a compensation takes, from the model's config alone: passes, operations, memory.
 
-Up to the first layer that loses something the dense stream and the pruned one are the same, and a layer runs once; so does
-one that goes whole. Every other layer runs for both streams up to o_proj, up to down_proj, and once more to go on:
+Up to the first layer that loses something the two streams are the same, and a layer runs once; so does one that goes
+whole. Every other layer runs for both streams up to o_proj, up to down_proj, and once more to go on:
 
     passes through its attention   2 + 2 + 2 = 6        through its MLP   2 + 2 = 4
 
-Of N tokens in batches of t, hidden size d, and a matrix of m rows that keeps k of w columns, in bytes per number s of the
-model's dtype:
+Of N tokens in batches of t, hidden size d, s bytes per number, and a matrix of m rows that keeps k of w columns:
 
     operations   2N·(6·|W_attention| + 4·|W_mlp|)  +  2N·k·(k + m) for XᵀX and YᵀX
     fit          k³/3 for the Cholesky factor  +  2k²·m to solve  +  4k²·m for the errors, in float64
@@ -73,7 +72,9 @@ class CompensationEstimate:
         """For a reader."""
         passes = f"{self.attention_passes} passes of {self.windows} windows through a layer's attention"
         each = f", in each of {self.times} rounds" if self.times > 1 else ""
-        apart = "" if self.peak_memory_bytes >= self.model_bytes + self.stream_bytes + self.work_bytes else "; on the CPU"
+        apart = (
+            "" if self.peak_memory_bytes >= self.model_bytes + self.stream_bytes + self.work_bytes else "; on the CPU"
+        )
         parts = {"model": self.model_bytes, "at work": self.work_bytes}
         return [
             f"{self.step:<12}{passes}, {self.mlp_passes} through its MLP{each}, roughly {duration(self.seconds)}",
@@ -104,7 +105,9 @@ def estimate_compensation(
     windows = min(config.batch_size or config.compensation_samples, config.compensation_samples)
     batch = bytes_per_batch(skeleton, set(), windows, config.sequence_length)
     changed = False
-    for index, layer in enumerate(decoder_layers(skeleton)):
+    layers = decoder_layers(skeleton)
+    for index in range(len(layers)):
+        layer: Any = layers[index]
         blocks = [block for block in shape.blocks if block.layer == index]
         gone = index in plan.removed_layers
         changed = changed or gone or any(plan.kept(block).removed for block in blocks)
@@ -143,9 +146,7 @@ def _entries(block: Block, layer: Any) -> int:
     return sum(layer.get_submodule(name).weight.numel() for name in {cut.module for cut in block.cuts})
 
 
-def _work(
-    config: MoreauPrunerConfig, batch: int, tokens: int, rows: int, width: int, kept: int, itemsize: int
-) -> int:
+def _work(config: MoreauPrunerConfig, batch: int, tokens: int, rows: int, width: int, kept: int, itemsize: int) -> int:
     """Bytes of the module's formulas, of one matrix."""
     flow, sums = tokens * (width + rows) * itemsize, 8 * kept * (kept + rows)
     products = flow + 4 * tokens * (kept + rows) + sums + 4 * kept * max(kept, rows)

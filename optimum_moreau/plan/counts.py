@@ -15,8 +15,8 @@ from dataclasses import replace
 import torch
 
 from ..config import MoreauPrunerConfig
-from ..units import Block
 from ..profiles import is_outlier
+from ..units import Block
 from .engines import LegalCounts
 from .spread import RANKINGS, Ranking, allocate, predicted_loss, shares, standardised
 
