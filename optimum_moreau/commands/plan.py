@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "parameters_before": shape.parameters,
         "parameters_after": left,
         "ratio_requested": plan.config["pruning_ratio"],
-        "ratio_achieved": 1 - left / shape.parameters,
+        "ratio_achieved": (shape.parameters - left) / shape.parameters,
         "contributions": dict(plan.contributions),
         "adjustments": list(plan.adjustments),
         "export": export.model_type,
