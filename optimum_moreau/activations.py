@@ -201,7 +201,6 @@ class StreamedLayer:
                     )
         return found
 
-    @torch.no_grad()
     def flows(self, module: str) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields, batch by batch, what flows into one linear layer and what comes out; the rest is not computed.
 
@@ -218,7 +217,8 @@ class StreamedLayer:
         for hidden in self._hidden:
             handle = self.layer.get_submodule(module).register_forward_hook(catch)
             try:
-                self.layer(hidden, *args, **kwargs)
+                with torch.no_grad():  # as a decorator it would keep what was yielded last beside the next
+                    self.layer(hidden, *args, **kwargs)
             except _Caught:
                 pass
             finally:

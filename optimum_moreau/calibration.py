@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,12 +37,14 @@ class CalibrationSet:
         source: name of the file or dataset, without folders.
         seed: the windows were drawn with.
         sha256: of the token ids, little-endian int64.
+        distinct: tokens of the text that the windows cover; in a short text they overlap, and these are fewer.
     """
 
     tokens: Tensor
     source: str
     seed: int
     sha256: str
+    distinct: int
 
     def to_dict(self) -> dict[str, Any]:
         """What plan, summary and card record; not the tokens."""
@@ -99,10 +103,10 @@ def load_calibration(
         documents = (tokenize(text, tokenizer) for text in texts)
         bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         name = source_name(source)
-    tokens = _windows(documents, bos, name, samples, sequence_length, generator)
+    tokens, distinct = _windows(documents, bos, name, samples, sequence_length, generator)
     check_vocabulary(tokens, vocab_size, name)
     digest = hashlib.sha256(tokens.numpy().astype("<i8").tobytes()).hexdigest()
-    return CalibrationSet(tokens, name, seed, digest)
+    return CalibrationSet(tokens, name, seed, digest, distinct)
 
 
 def check_vocabulary(tokens: Tensor, vocab_size: int | None, name: str) -> None:
@@ -135,22 +139,29 @@ def _shuffled(documents: list[Any], generator: torch.Generator) -> list[Any]:
 
 def _windows(
     documents: Iterable[Tensor], bos: list[int], name: str, samples: int, length: int, generator: torch.Generator
-) -> Tensor:
-    """Takes one window at a random place of each document in turn, and goes round again while more are needed."""
+) -> tuple[Tensor, int]:
+    """Takes one window at a random place of each document in turn, and goes round again while more are needed.
+
+    Returns:
+        The windows, and how many tokens they cover, each place of a document counted once, and BOS once.
+    """
     need = length - len(bos)
     windows: list[Tensor] = []
     usable: list[Tensor] = []
+    starts: dict[int, list[int]] = {}  # of the windows of each usable document
     longest = 0
 
-    def take(document: Tensor) -> None:
+    def take(i: int) -> None:
+        document = usable[i]
         start = int(torch.randint(len(document) - need + 1, (1,), generator=generator))
+        starts.setdefault(i, []).append(start)
         windows.append(torch.cat([torch.tensor(bos, dtype=torch.int64), document[start : start + need]]))
 
     for document in documents:
         longest = max(longest, len(document))
         if len(document) >= need and len(windows) < samples:
             usable.append(document)
-            take(document)
+            take(len(usable) - 1)
         if len(windows) == samples:
             break
     if not usable:
@@ -159,5 +170,7 @@ def _windows(
             " sequence_length"
         )
     for i in range(samples - len(windows)):
-        take(usable[i % len(usable)])
-    return torch.stack(windows)
+        take(i % len(usable))
+    ends = ((start, after) for own in starts.values() for start, after in pairwise([*sorted(own), math.inf]))
+    covered = sum(int(min(after - start, need)) for start, after in ends)
+    return torch.stack(windows), covered + len(bos)

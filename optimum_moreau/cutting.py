@@ -64,9 +64,10 @@ def score_in_rounds(
         **keeping: `checkpoint` and `run` of `score_units`.
     """
     scores = score_units(model, shape, tokens, config, **keeping)
+    known = text.distinct if text else None
     for earlier in rounds(config, shape)[:-1]:
         plan = make_plan(scores, shape, earlier)
-        with compensated(model, shape, plan, text.tokens if text else None, earlier, undone=True):
+        with compensated(model, shape, plan, text.tokens if text else None, earlier, undone=True, distinct=known):
             scores = without_removed(score_units(model, shape, tokens, config), plan, shape)
     return scores
 
@@ -166,7 +167,8 @@ def _apply(
     check_compensation(model, shape, config)
     pruned_config(model.config, shape, plan, config.export)  # an export that cannot be is refused before any pass
     advice = "compensation: too little memory; give fewer compensation_samples or a smaller batch_size"
-    with out_of_memory(lambda: advice), compensated(model, shape, plan, text.tokens, config) as adjusted:
+    fitted = compensated(model, shape, plan, text.tokens, config, distinct=text.distinct)
+    with out_of_memory(lambda: advice), fitted as adjusted:
         export = apply_plan(model, replace(plan, fingerprint=None))  # checked above; now its weights are others
     return export, described(config, text, adjusted)
 

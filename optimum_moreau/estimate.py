@@ -34,7 +34,7 @@ _LENGTH = 31  # tokens of the run on the meta device; no model has a size of 31,
 _RATE_SECONDS = 0.02
 _MATRICES = 4  # of the largest weight's size in float32: v, g, and what is computed from them
 # On a CPU the C library keeps freed blocks of less than 32 MiB: benchmarks/engine.py shows it.
-_HEAP = {"cpu": 1.2}
+HEAP = {"cpu": 1.2}
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,14 @@ class Estimate:
     """What scoring takes.
 
     Attributes:
-        passes: forward and backward passes over the calibration text.
+        passes: forward and backward passes over the calibration text, each time the model is scored.
         model_bytes: the loaded model.
         state_bytes: what the criterion holds while a pass runs.
         pass_bytes: activations of one batch, and the matrices at work.
         peak_memory_bytes: all together.
-        seconds: on this machine, roughly.
+        seconds: of all times, on this machine, roughly.
         forwards: forward passes over the calibration text besides, through each layer in scope.
+        times: that the model is scored, once for each round.
     """
 
     passes: int
@@ -58,6 +59,7 @@ class Estimate:
     peak_memory_bytes: int
     seconds: float
     forwards: int = 0
+    times: int = 1
 
     @property
     def lines(self) -> list[str]:
@@ -65,7 +67,8 @@ class Estimate:
         kinds = {"forward and backward": self.passes, "forward": self.forwards}
         words = [f"{count} {kind} pass{'es' if count > 1 else ''}" for kind, count in kinds.items() if count]
         passes = " and ".join(words) or "no pass"
-        about = f", roughly {_duration(self.seconds)}" if words else ""
+        each = f", in each of {self.times} rounds" if words and self.times > 1 else ""
+        about = f"{each}, roughly {duration(self.seconds)}" if words else ""
         parts = {"model": self.model_bytes, "criterion": self.state_bytes, "one pass": self.pass_bytes}
         return [
             f"scoring     {passes}{about}",
@@ -74,7 +77,8 @@ class Estimate:
         ]
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, for a reader."""
     if seconds < 90:
         return f"{max(seconds, 1):.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
@@ -97,8 +101,9 @@ def estimate_scoring(skeleton: PreTrainedModel, shape: ModelShape, config: Morea
         state,
         within_pass,
         shape.bytes + state + within_pass,
-        _seconds(cost, skeleton, shape, sum(sizes), config, device),
+        config.rounds * _seconds(cost, skeleton, shape, sum(sizes), config, device),
         forward_passes(shape, config),
+        config.rounds,
     )
 
 
@@ -163,7 +168,7 @@ def _memory(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPrunerCo
     held, in_layer = forward_bytes(skeleton, shape, config)
     within_pass = max(within_pass, in_layer + (0 if config.masks else _MATRICES * matrix))
     state += held + (score_bytes(config, scope) if device == "cpu" else 0)
-    heap = _HEAP.get(device, 1.0)
+    heap = HEAP.get(device, 1.0)
     return round(heap * state), round(heap * within_pass)
 
 
@@ -260,12 +265,12 @@ def _seconds(
     if not operations:
         return 0.0
     batch = _windows_at_once(cost, config)
-    seconds = operations / _product_rate(min(batch * config.sequence_length, 1024), skeleton.dtype, device)
+    seconds = operations / product_rate(min(batch * config.sequence_length, 1024), skeleton.dtype, device)
     batches = math.ceil(config.calibration_samples / batch)
     return seconds + (2 * cost.passes * batches * scope / _noise_rate(device) if cost.noisy else 0.0)
 
 
-def _product_rate(rows: int, dtype: torch.dtype, device: str) -> float:
+def product_rate(rows: int, dtype: torch.dtype, device: str) -> float:
     """Floating-point operations per second of a matrix product here."""
     a, b = (torch.ones(n, 1024, dtype=dtype, device=device) for n in (rows, 1024))
     return 2 * rows * 1024 * 1024 / _time_of(lambda: a @ b.T, device)

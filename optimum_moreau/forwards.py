@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
 from .config import MoreauPrunerConfig
-from .profiles import SEARCH_WINDOWS, measures, search_passes
+from .profiles import SEARCH_WINDOWS, measures, measures_outliers, search_passes
 from .registry import CRITERIA
 from .units import Block, ModelShape
 
@@ -38,7 +38,7 @@ def forward_passes(shape: ModelShape, config: MoreauPrunerConfig) -> int:
     reads = "activations" in criterion.needs
     if not config.masks:
         influence = "layers" in config.targets and config.layer_criterion == "block-influence"
-        profile = _searching(shape, config) or int(measures(config))
+        profile = (_searching(shape, config) or int(measures(config))) + int(measures_outliers(config))
         return int(influence) + int(reads and bool(shape.scored(config))) + profile
     dense = int(config.budget == "owl") + int(reads and (config.budget == "global" or not criterion.elements))
     what = _read(config)
@@ -87,7 +87,7 @@ def forward_bytes(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPr
         held = tokens * skeleton.config.hidden_size * skeleton.dtype.itemsize
         modules = {cut.module for block in blocks for cut in block.cuts} if what else set()
         windows = min(config.batch_size or config.calibration_samples, config.calibration_samples)
-        within = math.ceil(live_bytes(skeleton, modules, windows) * config.sequence_length / _LENGTH)
+        within = bytes_per_batch(skeleton, modules, windows, config.sequence_length)
     choosing = 0
     if "products" in what:
         widest = max((columns for layer in layers.values() for _, columns in layer), default=0)
@@ -107,6 +107,11 @@ def score_bytes(config: MoreauPrunerConfig, weights: int) -> int:
     if config.budget == "global":
         return _RANKING * weights
     return 4 * weights * (int(config.budget == "owl") + int(CRITERIA.get(config.criterion).elements is None))
+
+
+def bytes_per_batch(skeleton: Any, modules: set[str], windows: int, length: int) -> int:
+    """Most bytes alive at once while a batch passes through one layer; arguments as for `live_bytes`."""
+    return math.ceil(live_bytes(skeleton, modules, windows) * length / _LENGTH)
 
 
 def live_bytes(skeleton: Any, modules: set[str], windows: int) -> int:

@@ -8,6 +8,9 @@ search   Δ_b(n), by how much the calibration loss grows while the n lowest-scor
 The attention and the MLP of a layer are searched as two blocks. A search takes one forward pass over the calibration
 text, its first 64 windows, for the model as it is, and one for each block in scope and each n: 1 + 2·3·L of L layers
 (`search_passes`). It knows nothing of how blocks act together.
+
+Beside a budget, what protects outliers: R_u, the root mean square of what a unit hands to o_proj or down_proj. A unit
+is an outlier where R_u is more than M times the mean R of its block.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from .units import Block, ModelShape, decoder_layers
 logger = logging.getLogger(__name__)
 
 MEASURED = ("cosine", "owl", "search")  # the budgets that read calibration text
-PROFILES = "budget."  # what every profile's name begins with
+PROFILES = ("budget.", "protect.")  # what a profile's name begins with
 OUTLIER = 5.0  # M
 SEARCH_WINDOWS = 64  # that a search reads, of each process
 
@@ -43,9 +46,14 @@ def measures(config: MoreauPrunerConfig) -> bool:
     return units and config.budget in MEASURED
 
 
+def measures_outliers(config: MoreauPrunerConfig) -> bool:
+    """Whether units are measured that hand on far more than the others of their block."""
+    return config.protect_outliers is not None
+
+
 def profile_name(budget: str, block: Block | None = None) -> str:
     """Under which a profile lies among the scores: `budget.cosine`, `budget.search.layers.3.mlp`."""
-    return f"{PROFILES}{budget}" + (f".{block.where}" if block else "")
+    return f"budget.{budget}" + (f".{block.where}" if block else "")
 
 
 def profile_of(values: Mapping[str, Tensor], budget: str, block: Block | None = None, size: int = 0) -> list[float]:
@@ -102,6 +110,50 @@ def _flow(layer: nn.Module, name: str, squares: Tensor | None) -> Tensor:
     """|W|·√A, `(out, in)`."""
     assert squares is not None  # asked for
     return loaded(layer.get_submodule(name), "weight").float().abs() * squares.sqrt()
+
+
+def unit_flows(
+    model: PreTrainedModel, blocks: Sequence[Block], batches: Sequence[Tensor], windows: int
+) -> dict[str, Tensor]:
+    """Measures what every unit hands on, in one forward pass.
+
+    Args:
+        model: a causal language model in `scoring_mode`.
+        blocks: of heads and MLP channels.
+        batches: token ids of this process, each `(windows, length)`.
+        windows: of all processes.
+
+    Returns:
+        `protect.layers.3.mlp` → R, float64 tensor `(units,)` on CPU.
+    """
+    found = {}
+    for streamed in LayerStream(model, batches, windows):
+        own = {block.reader.module: block for block in blocks if block.layer == streamed.index}
+        if not own:
+            continue
+        inputs = streamed.gather(list(own), ("squares",))
+        for module, block in own.items():
+            squares = inputs[module].squares
+            assert squares is not None  # asked for
+            mean = squares.double().cpu() * inputs[module].samples / inputs[module].tokens  # (in,)
+            found[f"protect.{block.where}"] = mean[block.lines(block.reader, len(mean))].mean(dim=1).sqrt()
+    return found
+
+
+def is_outlier(values: Mapping[str, Tensor], block: Block, times: float) -> Tensor:
+    """Which units of a block hand on more than M times the mean, `(units,)`; none of those removed before (−∞).
+
+    Raises:
+        PlanError: what they hand on was not measured with these scores.
+    """
+    flow = values.get(f"protect.{block.where}")
+    if flow is None or len(flow) != block.total:
+        raise PlanError(
+            f"protect_outliers: what units of {block.where} hand on was not measured with these scores; score the model"
+            " again with protect_outliers and this scope (without --from-scores)"
+        )
+    there = ~values[block.where].isneginf()
+    return there & (flow > times * flow[there].mean())
 
 
 def probes(total: int) -> tuple[int, ...]:
@@ -183,6 +235,8 @@ def _loss(model: PreTrainedModel, batches: Sequence[Tensor], what: str) -> float
 
 
 def check_text(config: MoreauPrunerConfig, tokens: Tensor | None) -> None:
-    """Raises DataError where the budget reads text and there is none."""
+    """Raises DataError where the budget or the protection reads text and there is none."""
     if tokens is None and measures(config):
         raise DataError(f"budget '{config.budget}' reads calibration text; give some")
+    if tokens is None and measures_outliers(config):
+        raise DataError("protect_outliers reads calibration text; give some")

@@ -18,7 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from .calibration import CalibrationSet, load_calibration
 from .checkpoint import Verification, load_config, load_model, load_tokenizer, save_folder, verify
-from .compensation import check_compensation
+from .compensation import check_compensation, estimate_compensation, make_counted_plan, shape_to_count
 from .config import SIZES, MoreauPrunerConfig
 from .config.quantities import words_for_bytes
 from .cutting import PruningResult, cut, mask, out_of_memory, score_in_rounds
@@ -29,7 +29,7 @@ from .evaluation.records import Measurement
 from .export import check_reachable, with_export
 from .hub import Published, push_folder
 from .placement import input_device, prepare_offloaded, state_to_save
-from .plan import PruningPlan, fingerprint, make_plan
+from .plan import PruningPlan, expected_plan, fingerprint
 from .records import Records
 from .recovery import MoreauRecovery, RecoveryConfig, RecoverySummary
 from .scores import UnitScores, needs_text
@@ -50,6 +50,7 @@ _AFTER_SCORING = {
     "intercept",
     "budget",
     "protect",
+    "protect_outliers",
     "aggregation",
     "multiple_of",
     "uniform",
@@ -111,8 +112,8 @@ class MoreauPruner:
         prepare_offloaded(model)
         shape = model_shape(model)
         config = self.config.resolve(model.config)
-        check_reachable(model.config, shape, config)
         check_compensation(model, shape, config)
+        check_reachable(model.config, shape_to_count(model, shape, config), config)
         found = self.read_calibration(model.config, calibration, calibration_column=calibration_column)
         self._tokens = None if found is None else found.tokens
         text = None
@@ -138,7 +139,7 @@ class MoreauPruner:
             found_scores = score_in_rounds(model, shape, self._tokens, text, config, checkpoint=folder, run=run)
         logger.info("scored; peak memory %s, Python and its libraries included", words_for_bytes(peak_memory_bytes()))
         scores = replace(found_scores, origin=origin)
-        plan = with_export(make_plan(scores, shape, config), model.config, shape)
+        plan = with_export(make_counted_plan(model, shape, scores, config), model.config, shape)
         return plan, scores
 
     def prune(
@@ -206,7 +207,11 @@ class MoreauPruner:
                 f"the plan is to be compensated for ('{config.compensation}'), which reads text: give the calibration"
                 f" (that of the scores: {source})"
             )
+        if isinstance(calibration, Iterator):
+            calibration = list(calibration)  # it is read twice
         text = self._compensation_text(model.config, config, calibration, calibration_column)
+        if text is not None:
+            self._warn_of_other_text(model.config, config, plan, calibration, calibration_column)
         self._warn_of_mask(model)
         return self._done(model, cut(model, replace(plan, config=config.to_dict()), None, text, start))
 
@@ -436,6 +441,27 @@ class MoreauPruner:
             return None
         return self._windows(model_config, config, config.compensation_samples, calibration, column)
 
+    def _warn_of_other_text(
+        self,
+        model_config: PretrainedConfig,
+        config: MoreauPrunerConfig,
+        plan: PruningPlan,
+        calibration: Any,
+        column: Any,
+    ) -> None:
+        """Where the windows that were scored on, drawn again, are others; of a plan without text nothing is known."""
+        drawn = plan.calibration
+        if not {"samples", "sequence_length", "seed", "sha256"} <= set(drawn):
+            return
+        as_scored = replace(config, sequence_length=drawn["sequence_length"], seed=drawn["seed"])
+        found = self._windows(model_config, as_scored, drawn["samples"], calibration, column)
+        if found.sha256 != drawn["sha256"]:
+            logger.warning(
+                "compensation reads another text (%s) than the plan was scored on (%s); the summary records both",
+                found.source,
+                drawn.get("source", "no name"),
+            )
+
     def _mask(
         self, model: PreTrainedModel, calibration: Any, calibration_column: str | None, start: float
     ) -> PruningResult:
@@ -454,5 +480,10 @@ class MoreauPruner:
 
     def _say_estimate(self, model: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig) -> None:
         if logger.isEnabledFor(logging.INFO):
-            lines = estimate_scoring(skeleton_of(model), shape, config, input_device(model).type).lines
+            skeleton, device = skeleton_of(model), input_device(model).type
+            lines = estimate_scoring(skeleton, shape, config, device).lines
             logger.info("%s: %s", config.decided_by, "; ".join(" ".join(line.split()) for line in lines))
+            if config.compensation != "none":
+                after = estimate_compensation(skeleton, shape, expected_plan(shape, config), config, device)
+                assert after is not None  # there is one
+                logger.info("%s", "; ".join(" ".join(line.split()) for line in after.lines))

@@ -20,7 +20,7 @@ from .envelope import scoring_mode
 from .errors import ConfigError, DataError, NonFiniteError, PlanError, UnsupportedModelError
 from .families import Cut
 from .placement import is_offloaded, prepare_offloaded
-from .profiles import check_text, measures, outliers, profile_name, search
+from .profiles import check_text, measures, measures_outliers, outliers, profile_name, search, unit_flows
 from .registry import CRITERIA
 from .units import Block, ModelShape, decoder_layers
 
@@ -41,7 +41,7 @@ class UnitScores:
 
     Attributes:
         values: `layers.3.mlp`, `hidden` → float64 tensor `(units,)` on CPU, `layers.3` → `(1,)` for the whole layer;
-            larger is more important. What a budget measured of the layers is beside them (profiles.py).
+            larger is more important. What a budget or `protect_outliers` measured is beside them (profiles.py).
         origin: what a plan records of its making: base model, revision, fingerprint, config, calibration.
     """
 
@@ -134,6 +134,8 @@ def score_units(
         _check_finite(values, criterion.name)
         if tokens is not None and measures(config):
             values |= _profile(model, shape, tokens, batches, values, config)
+        if tokens is not None and measures_outliers(config):
+            values |= unit_flows(model, _heads_and_channels(shape, config), batches, len(tokens))
     return with_layer_sums(UnitScores(_as_on_the_first(values)), shape, config)
 
 
@@ -150,10 +152,13 @@ def _profile(
         return {profile_name("cosine"): 1 - _influence(model, tokens, config)}
     if config.budget == "owl":
         return {profile_name("owl"): outliers(model, shape, batches, len(tokens))}
-    units = [block for block in shape.in_scope(config) if block.kind in ("attention", "mlp")]
-    found = search(model, units, values, batches)
+    found = search(model, _heads_and_channels(shape, config), values, batches)
     prepare_offloaded(model)  # accelerate's passes untie what is tied
     return found
+
+
+def _heads_and_channels(shape: ModelShape, config: MoreauPrunerConfig) -> list[Block]:
+    return [block for block in shape.in_scope(config) if block.kind in ("attention", "mlp")]
 
 
 def _influence(model: PreTrainedModel, tokens: Tensor, config: MoreauPrunerConfig) -> Tensor:
@@ -258,7 +263,13 @@ def needs_text(config: MoreauPrunerConfig) -> bool:
     """Whether scoring reads calibration text."""
     influence = "layers" in config.targets and config.layer_criterion == "block-influence"
     masks = bool(config.refine) or config.update or (config.masks and config.budget == "owl")
-    return influence or bool(CRITERIA.get(config.criterion).needs) or masks or measures(config)
+    return (
+        influence
+        or bool(CRITERIA.get(config.criterion).needs)
+        or masks
+        or measures(config)
+        or measures_outliers(config)
+    )
 
 
 class UnitSums:

@@ -20,6 +20,7 @@ from optimum_moreau.plan.spread import allocate, predicted_loss, shares, standar
 from optimum_moreau.profiles import MEASURED, probes, profile_name, search_passes
 from optimum_moreau.scores import UnitScores, needs_text, score_units
 from optimum_moreau.units import decoder_layers, model_shape
+from tests.test_activations import inputs_of
 from tests.test_plan import plan_for, random_scores, removed, shape_of
 from tests.tiny import assert_same_state, snapshot, tiny_model
 
@@ -295,6 +296,115 @@ def test_protect_that_does_not_fit_is_refused():
     for share in (1.0, -0.1, "0.1"):
         with pytest.raises(ConfigError, match=r"protect: .* is not a share"):
             MoreauPrunerConfig(protect=share)
+
+
+def with_an_outlier(tokens, layer=1, times=100.0):
+    """A model that computes what it did, whose least important channel of one layer hands on so many times as much."""
+    model = tiny_model("llama")
+    scores, _, _ = scored(model, tokens, criterion="taylor", reduction="importance")
+    channel = int(scores.values[f"layers.{layer}.mlp"].argmin())
+    mlp = model.model.layers[layer].mlp
+    with torch.no_grad():
+        mlp.up_proj.weight[channel] *= times
+        mlp.down_proj.weight[:, channel] /= times
+    return model, channel
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_an_outlier_stays_though_its_score_is_the_lowest_and_sizes_are_met(budget, tokens):
+    model, channel = with_an_outlier(tokens)
+    settings = {"criterion": "taylor", "reduction": "importance", "budget": budget}
+    plain, shape, config = scored(model, tokens, **settings, pruning_ratio=0.2)
+    scores, _, _ = scored(model, tokens, **settings, pruning_ratio=0.2, protect_outliers=5)
+    assert int(scores.values["layers.1.mlp"].argmin()) == channel
+    assert plain.values.keys() == {name for name in scores.values if not name.startswith("protect.")}
+    unit = of_kind(shape, "mlp")[0].unit_parameters
+    for ratio in (0.1, 0.2, 0.4):
+        gone, plans = {}, {}
+        for m in (None, 5.0):
+            sized = MoreauPrunerConfig.from_dict({**config.to_dict(), "pruning_ratio": ratio, "protect_outliers": m})
+            plan = plans[m] = make_plan(scores, shape, sized)
+            gone[m] = channel not in plan.layers[1]["mlp"].kept
+            assert abs(removed_parameters(plan, shape) - ratio * shape.parameters) <= unit / 2 * shape.depth
+            if m is None:  # what is measured changes no plan by itself
+                assert plan == make_plan(plain, shape, sized)
+        assert not gone[5.0] and gone[None] == (removed(plans[None], "mlp")[1] > 0)
+
+
+def test_what_units_hand_on_is_measured_as_in_plain_passes(tokens):
+    model = tiny_model("llama")
+    before = snapshot(model)
+    scores, shape, config = scored(model, tokens, protect_outliers=3, batch_size=3)
+    assert_same_state(model, before)
+    for block, width in zip(shape.blocks, (16, 1) * 3, strict=True):
+        x, _ = inputs_of(model, tokens, f"model.layers.{block.layer}.{block.reader.module}")
+        expected = np.sqrt(np.square(x).reshape(len(x), block.total, width).mean(axis=(0, 2)))
+        np.testing.assert_allclose(scores.values[f"protect.{block.where}"], expected, rtol=1e-4)
+    assert forward_passes(shape, config) == 1
+    assert not any(name.startswith("protect.") for name in scored(model, tokens)[0].values)
+    offloaded = cpu_offload(tiny_model("llama"), execution_device=torch.device("cpu"))
+    found = scored(offloaded, tokens, protect_outliers=3, batch_size=3)[0].values
+    assert all(torch.equal(found[name], value) for name, value in scores.values.items())
+
+
+def test_outliers_are_protected_from_saved_scores_beside_the_lowest(tmp_path):
+    shape = shape_of()
+    scores = random_scores(shape)
+    for block in shape.blocks:
+        scores.values[f"protect.{block.where}"] = torch.ones(block.total, dtype=torch.float64)
+    order = torch.argsort(scores.values["layers.0.mlp"]).tolist()
+    scores.values["protect.layers.0.mlp"][order[:3]] = 10.0
+    scores.values["layers.0.mlp"][order[0]] = -math.inf  # removed before: it goes all the same
+    scores.save(tmp_path / "scores.safetensors")
+    plan = plan_for(shape, UnitScores.load(tmp_path / "scores.safetensors"), unit_ratio=0.5, protect_outliers=3)
+    assert set(order[1:3]) <= set(plan.layers[0]["mlp"].kept) and order[0] not in plan.layers[0]["mlp"].kept
+    assert removed(plan, "mlp") == [12] * 4
+    both = plan_for(shape, scores, unit_ratio=0.5, protect_outliers=3, protect=0.1)  # and the two lowest others
+    assert set(order[1:5]) <= set(both.layers[0]["mlp"].kept) and order[5] not in both.layers[0]["mlp"].kept
+
+
+def test_outliers_that_cannot_all_stay_are_refused_in_one_line_or_left_to_other_layers():
+    shape = shape_of()
+    scores = random_scores(shape)
+    for block in shape.blocks:
+        scores.values[f"protect.{block.where}"] = torch.ones(block.total, dtype=torch.float64)
+    scores.values["protect.layers.2.mlp"][:5] = 100.0
+    refusal = r"layers\.2\.mlp: protect_outliers 4 keeps 5 of 24 units, so that 19 can go at most, but 20 must go"
+    with pytest.raises(PlanError, match=refusal):
+        plan_for(shape, scores, unit_ratio=(0.0, 20 / 24), protect_outliers=4)
+    plan = plan_for(shape, scores, unit_ratio=(0.0, 21 / 24), protect_outliers=4, budget="global")
+    assert removed(plan, "mlp")[2] <= 19 and sum(removed(plan, "mlp")) == 4 * 21
+    with pytest.raises(PlanError, match="cannot be reached in this scope"):
+        plan_for(shape, scores, pruning_ratio=0.9, protect_outliers=4, budget="global")
+    with pytest.raises(PlanError, match="hand on was not measured with these scores"):
+        plan_for(shape, random_scores(shape), unit_ratio=0.5, protect_outliers=4)
+
+
+def test_units_protected_in_a_round_are_those_of_the_model_it_scores(tokens):
+    model, channel = with_an_outlier(tokens)
+    settings = {"criterion": "taylor", "reduction": "importance", "pruning_ratio": 0.4, "rounds": 2, **SCOPE}
+    for m in (None, 5):
+        config = MoreauPrunerConfig(**settings, protect_outliers=m, calibration_samples=4, sequence_length=16)
+        plan, _ = MoreauPruner(config).plan(model, tokens)
+        assert (channel in plan.layers[1]["mlp"].kept) == (m is not None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"targets": ("mlp", "hidden")}, "of heads and MLP channels, not of hidden ones"),
+        ({"targets": ("layers",)}, "concerns heads and MLP channels, which are no targets"),
+        ({"protect_outliers": 0.5}, "0.5 is not a number ≥ 1"),
+    ],
+)
+def test_protecting_outliers_where_there_are_none_is_refused(settings, words):
+    with pytest.raises(ConfigError, match=f"^protect_outliers: .*{words}"):
+        MoreauPrunerConfig(**{"protect_outliers": 5.0, **settings})
+    assert needs_text(MoreauPrunerConfig(criterion="magnitude", protect_outliers=5))
+    with pytest.raises(DataError, match="protect_outliers reads calibration text"):
+        model = tiny_model("llama")
+        config = MoreauPrunerConfig(criterion="magnitude", protect_outliers=5).resolve(model.config)
+        score_units(model, model_shape(model), None, config)
 
 
 @pytest.mark.parametrize("budget", BUDGETS)

@@ -51,6 +51,7 @@ FLAGS = {
     "targets": ("mlp", ("mlp",)),
     "budget": ("global", "global"),
     "protect": ("0.01", 0.01),
+    "protect_outliers": ("5", 5.0),
     "aggregation": ("max", "max"),
     "rho": ("0.1", 0.1),
     "step_size": ("1e-4", 1e-4),

@@ -1,5 +1,6 @@
 """What stays after a cut is adjusted: against numpy, layer by layer from plain forward passes."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -8,12 +9,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig
+from optimum_moreau.calibration import load_calibration
 from optimum_moreau.compensation import compensated, rounds, without_removed
 from optimum_moreau.compensation.moments import Moments
 from optimum_moreau.compensation.steps import refit, scale
 from optimum_moreau.cutting import score_in_rounds
 from optimum_moreau.errors import ConfigError, DataError, NonFiniteError, UnsupportedModelError
-from optimum_moreau.plan import make_plan, whole_plan
+from optimum_moreau.plan import make_plan, removed_parameters, whole_plan
 from optimum_moreau.scores import score_units
 from optimum_moreau.surgery import apply_plan
 from optimum_moreau.units import decoder_layers, model_shape
@@ -228,6 +230,16 @@ def test_too_few_tokens_warn_with_the_number_that_would_do(windows, caplog):
     assert "16 tokens for 32 columns; λ is raised to 0.02. Give compensation_samples ≥ 2" in caplog.text
 
 
+def test_windows_that_overlap_in_a_short_text_warn_with_what_is_distinct(caplog):
+    model = tiny_model("llama")
+    text = load_calibration(torch.arange(20), samples=24, sequence_length=16)
+    assert text.tokens.numel() == 24 * 16 and text.distinct == len(set(text.tokens.flatten().tolist())) <= 20
+    plan, config = planned(model, unit_ratio=0.05)
+    with compensated(model, model_shape(model), plan, text.tokens, config, distinct=text.distinct):
+        pass
+    assert f"the windows overlap: 384 tokens, but {text.distinct} distinct ones for 32 columns" in caplog.text
+
+
 def test_more_tokens_make_held_out_error_no_worse(windows):
     """The refit's aim on windows it has not seen: the last layer's outputs, of the dense model."""
     held = torch.randint(64, (64, 16), generator=torch.Generator().manual_seed(9))
@@ -311,7 +323,7 @@ def test_a_round_scores_what_the_last_one_left_and_what_went_stays_gone(windows)
     shape = model_shape(model)
     config = MoreauPrunerConfig(criterion="taylor", rounds=2, unit_ratio=0.5, compensation="refit", **EVERYWHERE)
     config = config.resolve(model.config)
-    text = type("Text", (), {"tokens": windows})()
+    text = type("Text", (), {"tokens": windows, "distinct": windows.numel()})()
     found = score_in_rounds(model, shape, windows[:4], text, config)
     first = make_plan(score_units(model, shape, windows[:4], config), shape, rounds(config, shape)[0])
     with compensated(model, shape, first, windows, config, undone=True):
@@ -445,6 +457,45 @@ def test_an_intercept_is_counted_and_said(windows):
     assert summary.parameters_after == sum(p.numel() for p in model.parameters())
     added = summary.parameters_after - (summary.parameters_before - sum(summary.contributions.values()))
     assert added == sum(m.bias.numel() for m in model.modules() if getattr(m, "bias", None) is not None)
+
+
+@pytest.mark.parametrize("settings", [{"compensation": "bias"}, {"compensation": "refit", "intercept": True}])
+@pytest.mark.parametrize("size", [{"target_parameters": 18_000}, {"target_bytes": 72_000}])
+@pytest.mark.parametrize("changes", [{}, {"rounds": 2}, {"targets": ("attention", "mlp", "layers")}], ids=str)
+def test_an_upper_limit_holds_with_the_biases_of_an_intercept(changes, size, settings, windows, command, tmp_path):
+    model = tiny_model("llama")
+    model.config.save_pretrained(tmp_path)
+    settings = {
+        "criterion": "magnitude",
+        "compensation_samples": 24,
+        "sequence_length": 16,
+        **settings,
+        **size,
+        **changes,
+    }
+    result = MoreauPruner(MoreauPrunerConfig(**settings)).prune(model, windows)
+    left = sum(p.numel() for p in model.parameters())
+    assert 17_000 < left == result.summary.parameters_after <= 18_000
+    assert sum(result.plan.contributions.values()) == removed_parameters(result.plan, model_shape(tiny_model("llama")))
+    flags = [flag for name, value in {**settings, **changes}.items() for flag in flag_of(name, value)]
+    code, out, err = command("plan", tmp_path, "--dry-run", *flags, "--json")
+    assert code == 0 and abs(json.loads(out)["parameters_after"] - left) <= (600 if changes else 0), err
+
+
+def flag_of(name, value):
+    flag = f"--{name.replace('_', '-')}"
+    return [flag] if value is True else [flag, ",".join(value) if isinstance(value, tuple) else str(value)]
+
+
+def test_another_text_than_the_plans_is_said(windows, caplog):
+    settings = {"criterion": "taylor", "unit_ratio": 0.5, "compensation": "refit", "compensation_samples": 24}
+    pruner = MoreauPruner(MoreauPrunerConfig(**settings, calibration_samples=4, sequence_length=16, **EVERYWHERE))
+    plan, _ = pruner.plan(tiny_model("llama"), windows)
+    MoreauPruner().apply(tiny_model("llama"), plan, windows)
+    assert "another text" not in caplog.text
+    result = MoreauPruner().apply(tiny_model("llama"), plan, windows.flip(0, 1))
+    assert caplog.text.count("compensation reads another text (token ids) than the plan was scored on (token ids)") == 1
+    assert result.summary.compensation["calibration"]["sha256"] != result.summary.calibration["sha256"]
 
 
 def test_what_cannot_hold_a_bias_is_refused_before_scoring(windows, monkeypatch):

@@ -307,6 +307,7 @@ def test_a_pattern_that_does_not_fit_is_named_before_anything_is_done(tokens):
             "budget: 'cosine' spreads units; a mask takes",
         ),
         ({"pattern": "2:4", "protect": 0.1}, "protect: concerns MLP channels"),
+        ({"pattern": "2:4", "protect_outliers": 5}, "protect_outliers: concerns heads and channels"),
         ({"pattern": "unstructured", "criterion": "sparsegpt", "budget": "global"}, "budget: sparsegpt decides within"),
         ({"mask_group": "row"}, "mask_group: concerns masks"),
         (

@@ -1,21 +1,24 @@
-"""What `plan --dry-run` and `prune --dry-run` print: sizes before and after, or zeros; memory and time of scoring."""
+"""What `plan --dry-run` and `prune --dry-run` print: sizes before and after, or zeros; memory and time."""
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..config import MoreauPrunerConfig
 
 if TYPE_CHECKING:
+    from ..plan import PruningPlan
     from ..units import ModelShape
 
 
 def foresee(args: argparse.Namespace, given: MoreauPrunerConfig) -> dict[str, Any]:
     """Works from config.json alone."""
     from ..checkpoint import check_device, load_skeleton
+    from ..compensation import shape_to_count
     from ..export import decide_export
-    from ..plan import expected_plan, removed_parameters
+    from ..plan import contributions, expected_plan, removed_parameters
     from ..summary import layer_shapes
     from ..units import model_shape
 
@@ -27,9 +30,11 @@ def foresee(args: argparse.Namespace, given: MoreauPrunerConfig) -> dict[str, An
     device = check_device(None if args.device == "auto" else args.device).type
     if config.masks:
         return _foresee_zeros(skeleton, shape, config, device)
-    plan = expected_plan(shape, config)
+    counted = shape_to_count(skeleton, shape, config)
+    plan = expected_plan(counted, config)
+    plan = replace(plan, contributions=contributions(plan, shape))
     export = decide_export(skeleton.config, shape, plan, config.export)
-    left = shape.parameters - removed_parameters(plan, shape)
+    left = counted.parameters - removed_parameters(plan, counted)
     before, after = layer_shapes(skeleton.config, plan)
     per_token = [
         sum(2 * layer["kv_heads"] * layer["head_dim"] * skeleton.dtype.itemsize for layer in layers if layer)
@@ -52,6 +57,7 @@ def foresee(args: argparse.Namespace, given: MoreauPrunerConfig) -> dict[str, An
         "adjustments": [*plan.adjustments, *export.words],
         "export": export.model_type,
         "scoring": _scoring(skeleton, shape, config, device),
+        "compensation": _compensation(skeleton, shape, plan, config, device),
     }
 
 
@@ -80,6 +86,16 @@ def _scoring(skeleton: Any, shape: ModelShape, config: MoreauPrunerConfig, devic
     return {"criterion": config.decided_by, "device": device, **vars(estimate), "words": estimate.lines}
 
 
+def _compensation(
+    skeleton: Any, shape: ModelShape, plan: PruningPlan, config: MoreauPrunerConfig, device: str
+) -> dict[str, Any]:
+    """What it takes; empty where there is none."""
+    from ..compensation import estimate_compensation
+
+    estimate = estimate_compensation(skeleton, shape, plan, config, device)
+    return {} if estimate is None else {"device": device, **vars(estimate), "words": estimate.lines}
+
+
 def parts(result: dict[str, Any]) -> str:
     """`: layers 5 %, mlp 15 %` of the model, for more than one target."""
     given = result["contributions"]
@@ -104,6 +120,7 @@ def show(result: dict[str, Any]) -> str:
         f"export      {result['export']}",
         *(f"note        {line}" for line in result["adjustments"]),
         *result["scoring"]["words"],
+        *result["compensation"].get("words", []),
     ]
     return "\n".join(lines)
 

@@ -47,8 +47,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.output is None:
         raise ConfigError("--output: give the plan to write, or --dry-run")
     from ..checkpoint import base_revision, check_file, load_skeleton
+    from ..compensation import make_counted_plan, shape_to_count
+    from ..config import MoreauPrunerConfig
     from ..export import decide_export, with_export
-    from ..plan import make_plan, removed_parameters
+    from ..plan import removed_parameters
     from ..pruner import MoreauPruner
     from ..scores import UnitScores
     from ..units import model_shape
@@ -60,7 +62,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         model = load_skeleton(args.model, dtype=args.dtype, **where)
         config = options.replanned(scores.origin, args).resolve(model.config)
         shape = model_shape(model)
-        plan = with_export(make_plan(scores, shape, config), model.config, shape)
+        plan = with_export(make_counted_plan(model, shape, scores, config), model.config, shape)
     else:
         model, tokenizer = options.load(args)
         pruner = MoreauPruner(given, tokenizer=tokenizer, revision=base_revision(args.model, args.revision))
@@ -70,12 +72,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     shape = model_shape(model)
     export = decide_export(model.config, shape, plan, plan.config["export"])
     plan.save(args.output)
-    removed = removed_parameters(plan, shape)
+    counted = shape_to_count(model, shape, MoreauPrunerConfig.from_dict(plan.config))
+    left = counted.parameters - removed_parameters(plan, counted)
     return {
         "parameters_before": shape.parameters,
-        "parameters_after": shape.parameters - removed,
+        "parameters_after": left,
         "ratio_requested": plan.config["pruning_ratio"],
-        "ratio_achieved": removed / shape.parameters,
+        "ratio_achieved": (shape.parameters - left) / shape.parameters,
         "contributions": dict(plan.contributions),
         "adjustments": list(plan.adjustments),
         "export": export.model_type,

@@ -1,6 +1,19 @@
 """What survives a cut is adjusted, without training, to give what the whole gave; and cuts made in rounds."""
 
+from .biases import make_counted_plan, shape_to_count
 from .compensate import Adjusted, check_compensation, compensated, described
+from .foresight import CompensationEstimate, estimate_compensation
 from .rounds import rounds, without_removed
 
-__all__ = ["Adjusted", "check_compensation", "compensated", "described", "rounds", "without_removed"]
+__all__ = [
+    "Adjusted",
+    "CompensationEstimate",
+    "check_compensation",
+    "compensated",
+    "described",
+    "estimate_compensation",
+    "make_counted_plan",
+    "rounds",
+    "shape_to_count",
+    "without_removed",
+]

@@ -5,15 +5,20 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from ..config import MoreauPrunerConfig
 from ..errors import UnsupportedModelError
 from ..placement import is_offloaded
-from ..units import ModelShape, decoder_layers
+from ..plan import PruningPlan, contributions, make_plan
+from ..registry import COMPENSATIONS
+from ..scores import UnitScores
+from ..units import ModelShape, decoder_layers, model_shape
 
 _FLAGS = {"attention": "attention_bias", "mlp": "mlp_bias"}
 
@@ -32,13 +37,11 @@ def with_biases(model: PreTrainedModel, shape: ModelShape, *, undone: bool = Fal
     Raises:
         UnsupportedModelError: the class holds no such biases, or the model is offloaded.
     """
-    layers = decoder_layers(model)
-    lacking = {b.kind for b in shape.blocks if b.layer is not None and not _has_bias(layers[b.layer], b.reader.module)}
-    flags = {_FLAGS[kind]: getattr(model.config, _FLAGS[kind], None) for kind in lacking}
+    flags = _flags(model, shape)
     given: list[Any] = []
     whole = False
     try:
-        if lacking:
+        if flags:
             given += _give(model, shape, flags)
         yield
         whole = True
@@ -51,6 +54,35 @@ def with_biases(model: PreTrainedModel, shape: ModelShape, *, undone: bool = Fal
                     setattr(model.config, flag, value)
 
 
+def has_intercept(config: MoreauPrunerConfig) -> bool:
+    """Whether the compensation of a config fits biases."""
+    return config.intercept or COMPENSATIONS.get(config.compensation).needs_bias
+
+
+def shape_to_count(model: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig) -> ModelShape:
+    """The shape that a size is counted on: for one that is not to be exceeded, with the biases of an intercept.
+
+    Args:
+        model: the base model, on any device (meta included).
+        shape: its shape.
+        config: resolved.
+
+    Raises:
+        UnsupportedModelError: the class holds no such biases.
+    """
+    limited = config.target_parameters is not None or config.target_bytes is not None
+    flags = _flags(model, shape) if limited and has_intercept(config) else {}
+    return model_shape(_twin(model, shape, flags)) if flags else shape
+
+
+def make_counted_plan(
+    model: PreTrainedModel, shape: ModelShape, scores: UnitScores, config: MoreauPrunerConfig
+) -> PruningPlan:
+    """`make_plan`, of a size that holds with the biases that come with the compensation."""
+    plan = make_plan(scores, shape_to_count(model, shape, config), config)
+    return replace(plan, contributions=contributions(plan, shape))
+
+
 def check_biases(model: PreTrainedModel, shape: ModelShape) -> None:
     """Refuses, before any work is done, a model that cannot get biases where `with_biases` gives them.
 
@@ -61,7 +93,15 @@ def check_biases(model: PreTrainedModel, shape: ModelShape) -> None:
         pass
 
 
-def _give(model: PreTrainedModel, shape: ModelShape, flags: dict[str, Any]) -> list[Any]:
+def _flags(model: PreTrainedModel, shape: ModelShape) -> dict[str, Any]:
+    """The config's flags that stand for the biases that are lacking, and their values; of those it has not, `None`."""
+    layers = decoder_layers(model)
+    lacking = {b.kind for b in shape.blocks if b.layer is not None and not _has_bias(layers[b.layer], b.reader.module)}
+    return {_FLAGS[kind]: getattr(model.config, _FLAGS[kind], None) for kind in lacking}
+
+
+def _twin(model: PreTrainedModel, shape: ModelShape, flags: dict[str, Any]) -> PreTrainedModel:
+    """The same model with biases, on the meta device."""
     config = copy.deepcopy(model.config)
     for flag in flags:
         if hasattr(config, flag):
@@ -75,6 +115,11 @@ def _give(model: PreTrainedModel, shape: ModelShape, flags: dict[str, Any]) -> l
                 f"{model.config.model_type}: its {block.reader.module.rpartition('.')[2]} can hold no bias; leave the"
                 " intercept out, or take compensation 'refit'"
             )
+    return twin
+
+
+def _give(model: PreTrainedModel, shape: ModelShape, flags: dict[str, Any]) -> list[Any]:
+    twin = _twin(model, shape, flags)
     if is_offloaded(model):
         raise UnsupportedModelError("an intercept needs new biases, which an offloaded model cannot get; load it whole")
     given: list[Any] = []

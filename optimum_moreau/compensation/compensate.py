@@ -33,7 +33,7 @@ from ..plan import PruningPlan
 from ..registry import COMPENSATIONS
 from ..undo import Keep, parameter_names, put, restored
 from ..units import Block, ModelShape, decoder_layers
-from .biases import check_biases, with_biases
+from .biases import check_biases, has_intercept, with_biases
 from .moments import Moments
 from .narrow import Narrow, narrowed
 from .silence import columns, only, rows, silence, stays
@@ -67,7 +67,7 @@ def described(config: MoreauPrunerConfig, text: CalibrationSet, adjusted: tuple[
     return {
         "step": config.compensation,
         "ridge": config.ridge,
-        "intercept": _has_intercept(config),
+        "intercept": has_intercept(config),
         "summary": compensation.summary,
         "paper": compensation.paper,
         "calibration": text.to_dict(),
@@ -84,6 +84,7 @@ def compensated(
     config: MoreauPrunerConfig,
     *,
     undone: bool = False,
+    distinct: int | None = None,
 ) -> Iterator[tuple[Adjusted, ...]]:
     """In place: silences what goes, and adjusts what stays; if the block ends in an error, all is as it was.
 
@@ -96,18 +97,19 @@ def compensated(
         tokens: calibration windows `(samples, length)`; may be `None` for `compensation="none"`.
         config: resolved.
         undone: afterwards all is as it was in any case.
+        distinct: tokens of the text that the windows cover, where they overlap; for a warning.
 
     Raises:
         UnsupportedModelError: an intercept is asked for, and the model's class can hold no bias there.
         NonFiniteError: what flows through a matrix is not finite, or the adjusted weights overflow its dtype.
     """
     with ExitStack() as stack:
-        if _has_intercept(config):
+        if has_intercept(config):
             stack.enter_context(with_biases(model, shape, undone=undone))
         keep = stack.enter_context(restored(decoder_layers(model), always=undone))
         narrow = stack.enter_context(narrowed(model, shape, plan))
         with torch.inference_mode(False), scoring_mode(model), torch.no_grad():
-            adjusted = tuple(_adjust(model, shape, plan, tokens, config, keep, narrow))
+            adjusted = tuple(_adjust(model, shape, plan, tokens, config, keep, narrow, distinct))
         yield adjusted
 
 
@@ -117,12 +119,8 @@ def check_compensation(model: PreTrainedModel, shape: ModelShape, config: Moreau
     Raises:
         UnsupportedModelError: says why.
     """
-    if _has_intercept(config):
+    if has_intercept(config):
         check_biases(model, shape)
-
-
-def _has_intercept(config: MoreauPrunerConfig) -> bool:
-    return config.intercept or COMPENSATIONS.get(config.compensation).needs_bias
 
 
 def _adjust(
@@ -133,6 +131,7 @@ def _adjust(
     config: MoreauPrunerConfig,
     keep: Keep,
     narrow: Narrow,
+    distinct: int | None,
 ) -> Iterator[Adjusted]:
     if config.compensation == "none":
         silence(model, shape, plan, keep)
@@ -140,7 +139,7 @@ def _adjust(
     if tokens is None:
         raise DataError(f"compensation: '{config.compensation}' reads calibration text; give some")
     compensator = _Compensator(model, shape, plan, config, narrow)
-    compensator.warn_of_few(tokens)
+    compensator.warn_of_few(tokens, distinct)
     yield from compensator.run(tokens.clone(), keep)
 
 
@@ -152,7 +151,7 @@ class _Compensator:
         self.step = COMPENSATIONS.get(config.compensation).step
         self.blocks = {index: [b for b in shape.blocks if b.layer == index] for index in range(shape.depth)}
 
-    def warn_of_few(self, tokens: Tensor) -> None:
+    def warn_of_few(self, tokens: Tensor, distinct: int | None) -> None:
         """Where there are fewer tokens than columns to fit."""
         layers = decoder_layers(self.model)
         widest = 0
@@ -167,6 +166,13 @@ class _Compensator:
                 widest,
                 self.config.ridge * widest / tokens.numel(),
                 math.ceil(widest / tokens.shape[1]),
+            )
+        elif distinct is not None and distinct < widest:
+            logger.warning(
+                "compensation: the windows overlap: %d tokens, but %d distinct ones for %d columns; give longer text",
+                tokens.numel(),
+                distinct,
+                widest,
             )
 
     def run(self, tokens: Tensor, keep: Keep) -> Iterator[Adjusted]:
@@ -207,10 +213,10 @@ class _Compensator:
             kept = stays(block, self.plan, w)
             where = f"layers.{dense.index}.{name}"
             pairs = self._pairs(dense.flows(name), pruned.flows(name), module, whole)
-            dtype = torch.float64 if _has_intercept(self.config) else torch.float32
+            dtype = torch.float64 if has_intercept(self.config) else torch.float32
             moments = Moments.gather(pairs, columns(block, self.plan, w), rows(self.plan, w), where, dtype=dtype)
             before = w[kept].double()
-            after, intercept = self.step(before, moments, self.config.ridge, _has_intercept(self.config))
+            after, intercept = self.step(before, moments, self.config.ridge, has_intercept(self.config))
             whole[module] = {one: loaded(module, one).clone() for one in parameter_names(module)}
             new = {"weight": only(w, kept, after)}
             if (bias := whole[module].get("bias")) is not None:
@@ -221,7 +227,9 @@ class _Compensator:
             for one, value in new.items():
                 put(module, value, one)
             errors = moments.error(before), moments.error(new["weight"][kept], intercept)
-            yield Adjusted(where, moments.tokens, *errors)
+            done = Adjusted(where, moments.tokens, *errors)
+            del moments, before, after, new, value  # not beside the batches to come
+            yield done
         with self._as_before(whole):
             dense.pass_on()
         pruned.pass_on()
@@ -237,8 +245,9 @@ class _Compensator:
         bias = None if module.bias is None else loaded(module, "bias")
         for x, _ in pruned:
             with self._as_before(whole):
-                _, y = next(dense)
+                y = next(dense)[1]
             yield x, y if bias is None else y - bias
+            del x, y  # not beside the next batch's
 
     @contextmanager
     def _as_before(self, whole: Dense) -> Iterator[None]:

@@ -66,9 +66,13 @@ class Moments:
         for whole_x, whole_y in pairs:
             x = whole_x.reshape(-1, whole_x.shape[-1]).to(device).index_select(1, kept).to(dtype)
             y = whole_y.reshape(-1, whole_y.shape[-1]).to(device).index_select(1, rows).to(dtype)
-            parts = (x.T @ x, y.T @ x, x.sum(0), y.sum(0), y.square().sum(0), torch.full((1,), float(len(x))))
-            for total, part in zip(sums, parts, strict=True):
+            xx, yx, *lines, tokens = sums
+            xx += x.T @ x  # one product at a time: of a wide MLP they are large
+            yx += y.T @ x
+            for total, part in zip(lines, (x.sum(0), y.sum(0), y.square().sum(0)), strict=True):
                 total += part
+            tokens += len(x)
+            del whole_x, whole_y, x, y  # not beside the next batch's
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             for total in sums:
                 dist.all_reduce(total)

@@ -56,7 +56,7 @@ def refit(w: Tensor, moments: Moments, ridge: float, intercept: bool) -> tuple[T
     strength = ridge * max(1.0, width / max(used.tokens, 1)) * float(diagonal.mean())
     if not strength:  # nothing flows in
         return w, _intercept(w, moments) if intercept else None
-    right = (used.yx + strength * w).T  # (kept, out)
+    right = torch.add(used.yx, w, alpha=strength).T  # (kept, out)
     diagonal = diagonal.clone()
     used.xx.diagonal().add_(strength)  # in place: of a wide MLP it is large
     factor, failed = torch.linalg.cholesky_ex(used.xx)

@@ -70,6 +70,8 @@ class MoreauPrunerConfig:
             by how like a layer's output is to its input; `zscore`: one ranking of scores standardised in each block;
             `search`: by the calibration loss without some units of each block (plan/spread.py has the formulas).
         protect: share of each MLP's channels, the lowest-scored, that stay; the next-lowest go instead.
+        protect_outliers: M: an MLP channel or head never goes, in a layer that stays, if what it hands to down_proj or
+            o_proj is in the root mean square more than M times the mean of its block; 5 is OWL's. Default: off.
         aggregation: how the coupled matrices of a unit combine (paper, Eq. 5): `sum`, `mean`, `max`, `prod`.
         rho: ρ of the Moreau envelope (paper, Eq. 6), absolute. Where ρ, γ or η is given, the others and σ are the
             paper's by default.
@@ -147,6 +149,7 @@ class MoreauPrunerConfig:
     fold_norms: bool = False
     budget: str = "uniform"
     protect: float = 0.0
+    protect_outliers: float | None = None
     aggregation: str = "sum"
     rho: float | None = None
     step_size: float | None = None

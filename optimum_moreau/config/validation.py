@@ -56,7 +56,7 @@ def validate(config: MoreauPrunerConfig) -> None:
     _validate_ratios(config)
     _validate_shapes(config)
     _validate_masks(config)
-    _check_share("protect", config.protect)
+    _validate_protection(config)
     _validate_compensation(config)
     for name in (*_POSITIVE, *_WEIGHTS):
         _check_number(name, getattr(config, name), above=0.0, inclusive=name in ("sigma", "eta", *_WEIGHTS))
@@ -183,8 +183,22 @@ def _validate_masks(config: MoreauPrunerConfig) -> None:
         raise ConfigError(f"budget: '{config.budget}' spreads units; a mask takes {', '.join(BUDGETS_OF_MASKS)}")
     if config.protect:
         raise ConfigError("protect: concerns MLP channels, which a mask does not remove; leave it out")
+    if config.protect_outliers is not None:
+        raise ConfigError("protect_outliers: concerns heads and channels, which a mask does not remove; leave it out")
     if config.criterion == "sparsegpt" and config.budget == "global" and not config.refine:
         raise ConfigError("budget: sparsegpt decides within each matrix; use uniform or owl")
+
+
+def _validate_protection(config: MoreauPrunerConfig) -> None:
+    _check_share("protect", config.protect)
+    _check_number("protect_outliers", config.protect_outliers, above=1.0, inclusive=True)
+    if config.protect_outliers is not None:
+        if "hidden" in config.targets:
+            raise ConfigError(
+                "protect_outliers: is of heads and MLP channels, not of hidden ones; leave hidden out of the targets"
+            )
+        if not {"attention", "mlp"} & set(config.targets):
+            raise ConfigError("protect_outliers: concerns heads and MLP channels, which are no targets; leave it out")
 
 
 def _validate_compensation(config: MoreauPrunerConfig) -> None:

@@ -20,7 +20,7 @@ from ..config.quantities import nearest_fewer
 from ..errors import PlanError
 from ..scores import UnitScores, check_covers, with_layer_sums
 from ..units import Block, ModelShape
-from .counts import Counts, UnitCounts, cost_of, nearest_of, protected
+from .counts import Counts, UnitCounts, cost_of, nearest_of, protects, removal_order
 from .engines import LegalCounts
 from .explain import adjustments
 from .gains import contributions, remaining
@@ -80,13 +80,13 @@ def make_plan(scores: UnitScores, shape: ModelShape, config: MoreauPrunerConfig)
     counts = {block.where: count for block, count in choice.units.items()}
     layers: dict[int, dict[str, Kept]] = {}
     for block in shape.blocks:
-        kept = _kept(block, scores.values.get(block.where), counts.get(block.where, 0), config.protect)
+        kept = _unprotected(block, scores.values, counts.get(block.where, 0), config)
         assert block.layer is not None  # heads and channels lie in a layer
         layers.setdefault(block.layer, {})[block.kind] = kept
     plan = PruningPlan(
         shape.family.model_type,
         layers,
-        hidden=_kept(shape.hidden, scores.values["hidden"], choice.hidden) if shape.hidden and choice.hidden else None,
+        hidden=_kept(scores.values["hidden"], choice.hidden) if shape.hidden and choice.hidden else None,
         kept_layers=tuple(i for i in layers if i not in choice.layers) if choice.layers else None,
         **{**scores.origin, "config": config.to_dict()},
     )
@@ -99,12 +99,14 @@ def expected_plan(shape: ModelShape, config: MoreauPrunerConfig) -> PruningPlan:
     """The plan as far as it is known before anything is scored: how many units go, not which.
 
     With a budget other than `uniform` the counts of each layer follow what is measured; here they are spread evenly.
+    Which units are outliers is not known either.
 
     Raises:
         PlanError: the requested size cannot be reached.
         UnsupportedModelError: the family's hidden channels cannot be cut.
     """
-    config = replace(config, budget="uniform", protect=config.protect if config.budget == "uniform" else 0.0)
+    protect = config.protect if config.budget == "uniform" else 0.0
+    config = replace(config, budget="uniform", protect=protect, protect_outliers=None)
     blank = UnitScores({block.where: torch.zeros(block.total) for block in shape.in_scope(config)})
     return make_plan(blank, shape, config)
 
@@ -114,23 +116,36 @@ def whole_plan(shape: ModelShape) -> PruningPlan:
     layers: dict[int, dict[str, Kept]] = {}
     for block in shape.blocks:
         assert block.layer is not None  # heads and channels lie in a layer
-        layers.setdefault(block.layer, {})[block.kind] = _kept(block, None, 0)
+        layers.setdefault(block.layer, {})[block.kind] = _whole(block)
     return PruningPlan(shape.family.model_type, layers)
 
 
-def _kept(block: Block, score: Tensor | None, removed: int, protect: float = 0.0) -> Kept:
-    if not removed or score is None:
-        return Kept(tuple(range(block.total)), block.total)
+def _kept(score: Tensor, removed: int) -> Kept:
     order = torch.argsort(score, stable=True)  # equal scores: the lower index goes first
-    if stay := protected(block, protect):
-        if stay + removed > block.total:
-            raise PlanError(
-                f"{block.where}: protect {protect:g} keeps the lowest {stay} of {block.total} channels, of which"
-                f" {removed} must go; lower protect, or remove less"
-            )
-        gone = int(score.isneginf().sum())  # removed before: these go first
-        order = torch.cat([order[:gone], order[gone + stay :], order[gone : gone + stay]])
-    return Kept(tuple(sorted(order[removed:].tolist())), block.total)
+    return Kept(tuple(sorted(order[removed:].tolist())), len(score))
+
+
+def _whole(block: Block) -> Kept:
+    return Kept(tuple(range(block.total)), block.total)
+
+
+def _unprotected(block: Block, ranking: Ranking, removed: int, config: MoreauPrunerConfig) -> Kept:
+    """The same of heads or channels, of which some may be protected."""
+    if not removed:
+        return _whole(block)
+    if not protects(config):
+        return _kept(ranking[block.where], removed)
+    order, stay = removal_order(block, ranking, config)
+    if removed > len(order):
+        lowest, least = f"protect {config.protect:g}", f"keeps the lowest {len(stay)} of {block.total} channels"
+        if config.protect_outliers is not None:
+            lowest = f"protect_outliers {config.protect_outliers:g}" + (f" with {lowest}" if config.protect else "")
+            least = f"keeps {len(stay)} of {block.total} units"
+        raise PlanError(
+            f"{block.where}: {lowest} {least}, so that {len(order)} can go at most, but {removed} must go; protect"
+            " fewer, or remove less"
+        )
+    return Kept(tuple(sorted([*order[removed:], *stay])), block.total)
 
 
 class _Budget:

@@ -15,6 +15,7 @@ from dataclasses import replace
 import torch
 
 from ..config import MoreauPrunerConfig
+from ..profiles import is_outlier
 from ..units import Block
 from .engines import LegalCounts
 from .spread import RANKINGS, Ranking, allocate, predicted_loss, shares, standardised
@@ -29,9 +30,26 @@ def nearest_of(numbers: Sequence[int], x: float) -> int:
     return min(numbers[max(place - 1, 0) : place + 1], key=lambda n: (abs(n - x), n))
 
 
-def protected(block: Block, share: float) -> int:
-    """How many of a block's lowest-scored units stay: a share of the channels of an MLP."""
-    return math.floor(round(block.total * share, 9)) if block.kind == "mlp" else 0
+def protects(config: MoreauPrunerConfig) -> bool:
+    """Whether some units never go."""
+    return bool(config.protect) or config.protect_outliers is not None
+
+
+def removal_order(block: Block, ranking: Ranking, config: MoreauPrunerConfig) -> tuple[list[int], list[int]]:
+    """The units of a block that may go, the first to go first, and those that never go.
+
+    Those go first that went in an earlier round (−∞). Outliers never go, nor, of an MLP's other channels, a share of
+    all, the lowest-scored.
+    """
+    score = ranking[block.where]
+    order = torch.argsort(score, stable=True)  # equal scores: the lower index goes first
+    stays = torch.zeros(block.total, dtype=torch.bool)
+    if config.protect_outliers is not None:
+        stays = is_outlier(ranking, block, config.protect_outliers)
+    if config.protect and block.kind == "mlp":
+        others = order[~(stays | score.isneginf())[order]]
+        stays = stays.index_fill(0, others[: math.floor(round(block.total * config.protect, 9))], True)
+    return order[~stays[order]].tolist(), order[stays[order]].tolist()
 
 
 class UnitCounts:
@@ -48,6 +66,9 @@ class UnitCounts:
         self.attention = [block for block in blocks if block.kind == "attention"]
         self.mlp = [block for block in blocks if block.kind == "mlp"]
         self.ranking, self.config, self.legal = ranking, config, legal
+        # with uniform every layer is asked alike: too much is refused, not given by others
+        limited = (*self.attention, *self.mlp) if protects(config) and config.budget != "uniform" else ()
+        self.limits = {block: len(removal_order(block, ranking, config)[0]) for block in limited}
 
     def by_share(self, attention: float, mlp: float) -> Counts:
         """Removes a share of the units of each kind."""
@@ -120,6 +141,8 @@ class UnitCounts:
 
     def _no_worse(self, counts: Counts, even: Counts) -> Counts:
         """What was searched, unless rounding made it worse by its own measure than the same share of every layer."""
+        if any(count > self._removable(block)[-1] for block, count in even.items()):
+            return counts  # the same share of every layer would take what is protected
         return min((counts, even), key=lambda found: predicted_loss(found, self.ranking))
 
     def _parameters(self, blocks: Sequence[Block], rest: float) -> Counts:
@@ -132,11 +155,9 @@ class UnitCounts:
         """The numbers that may go: no fewer than in an earlier round; where layers differ, not what is protected."""
         removable, gone = self.legal.removable(block), self._gone(block)
         legal = [count for count in removable if count >= gone] or removable[-1:]
-        # with uniform every layer is asked alike: too much is refused, not given by others
-        if self.config.budget == "uniform" or not self.config.protect:
+        if block not in self.limits:
             return legal
-        most = block.total - protected(block, self.config.protect)
-        return [count for count in legal if count <= most] or legal[:1]
+        return [count for count in legal if count <= self.limits[block]] or legal[:1]
 
     def _gone(self, block: Block) -> int:
         """Units that went in an earlier round."""
@@ -188,6 +209,8 @@ class UnitCounts:
         """Yields size and mean rank of the chunks a block can give, least important first."""
         score = self.ranking[block.where]
         ranks = standardised(score) if self.config.budget == "zscore" else score / block.unit_parameters
+        if self.config.protect_outliers is not None:  # these never go
+            ranks = ranks[~is_outlier(self.ranking, block, self.config.protect_outliers)]
         values = torch.sort(ranks).values
         start = self._fewest(block)
         for end in self._removable(block):
