@@ -6,7 +6,7 @@ search   Δ_b(n), by how much the calibration loss grows while the n lowest-scor
          for n about a quarter, a half, and three quarters of them (`probes`)
 
 The attention and the MLP of a layer are searched as two blocks. A search takes one forward pass over the calibration
-text, its first 64 windows, for the model as it is, and one for each block in scope and each n: 1 + 2·3·L of L layers
+text, its first 128 windows, for the model as it is, and one for each block in scope and each n: 1 + 2·3·L of L layers
 (`search_passes`). It knows nothing of how blocks act together.
 
 Beside a budget, what protects outliers: R_u, the root mean square of what a unit hands to o_proj or down_proj. A unit
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 MEASURED = ("cosine", "owl", "search")  # the budgets that read calibration text
 PROFILES = ("budget.", "protect.")  # what a profile's name begins with
 OUTLIER = 5.0  # M
-SEARCH_WINDOWS = 64  # that a search reads, of each process
+SEARCH_WINDOWS = 128  # that a search reads, of each process
 
 
 def measures(config: MoreauPrunerConfig) -> bool:
