@@ -120,13 +120,13 @@ def table(model, runs, arguments):
     dense = runs[model, "dense", 0.0, 0][0]
     heads = [head for share in arguments.shares for head in (f"{100 * share:.0f} %", "closed", "seconds")]
     lines = [f"| {model}, dense {dense:.2f} | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
-    for row in [
-        name for row in arguments.rows for name in dict.fromkeys((row, recovered((0, row, 0, 0), arguments)[1]))
-    ]:
+    pairs = ((row, recovered((model, row, 0.0, 0), arguments)[1]) for row in arguments.rows)
+    for name in (name for pair in pairs for name in dict.fromkeys(pair)):
         cells = []
         for share in arguments.shares:
             found, base = (
-                [value for key, value in runs.items() if key[:3] == (model, name, share)] for name in (row, "taylor")
+                [value for key, value in runs.items() if key[:3] == (model, wanted, share)]
+                for wanted in (name, "taylor")
             )
             if not found or not base:
                 cells += ["", "", ""]
@@ -136,7 +136,7 @@ def table(model, runs, arguments):
             mean, start = statistics.mean(values), statistics.mean([value for value, _ in base])
             closed = (start - mean) / (start - dense)
             cells += [f"{mean:.2f}{spread}", f"{100 * closed:.0f} %", f"{statistics.median([s for _, s in found]):.1f}"]
-        lines.append(f"| {row} | {' | '.join(cells)} |")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 
 

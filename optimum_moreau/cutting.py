@@ -17,7 +17,7 @@ from .card import read_base_card
 from .compensation import check_compensation, compensated, described, rounds, without_removed
 from .config import MoreauPrunerConfig
 from .errors import OutOfMemoryError
-from .export import pruned_config
+from .export import decide_export, pruned_config
 from .placement import prepare_offloaded
 from .plan import PruningPlan, contributions, fingerprint, make_plan, removed_unit_share, whole_plan
 from .scores import UnitScores, score_units
@@ -165,7 +165,7 @@ def _apply(
         return apply_plan(model, plan), {}
     plan.check_matches(model, shape)
     check_compensation(model, shape, config)
-    pruned_config(model.config, shape, plan, config.export)  # an export that cannot be is refused before any pass
+    decide_export(model.config, shape, plan, config.export)  # an export that cannot be is refused before any pass
     advice = "compensation: too little memory; give fewer compensation_samples or a smaller batch_size"
     fitted = compensated(model, shape, plan, text.tokens, config, distinct=text.distinct)
     with out_of_memory(lambda: advice), fitted as adjusted:

@@ -33,7 +33,7 @@ from .plan import PruningPlan, expected_plan, fingerprint
 from .records import Records
 from .recovery import MoreauRecovery, RecoveryConfig, RecoverySummary
 from .scores import UnitScores, needs_text
-from .sources import content_hash, model_reference, source_name
+from .sources import DEFAULT_TEXT, content_hash, model_reference, source_name
 from .sparsity import SPARSITY_NAME, SparsitySummary
 from .summary import peak_memory_bytes, versions
 from .surgery import check_prunable
@@ -63,7 +63,7 @@ class MoreauPruner:
     """Prunes a causal language model of the LLaMA family in place, and saves what it made.
 
     Args:
-        config: what to prune and how; default `MoreauPrunerConfig()`.
+        config: what to prune and how; default `MoreauPrunerConfig.best()`.
         tokenizer: the model's tokenizer; needed for text, and saved with the model.
         revision: of the base model, for the record.
     """
@@ -75,7 +75,7 @@ class MoreauPruner:
         tokenizer: PreTrainedTokenizerBase | None = None,
         revision: str | None = None,
     ) -> None:
-        self.config = config or MoreauPrunerConfig()
+        self.config = config or MoreauPrunerConfig.best()
         self.tokenizer = tokenizer
         self.revision = revision
         self._model: PreTrainedModel | None = None
@@ -118,6 +118,8 @@ class MoreauPruner:
         self._tokens = None if found is None else found.tokens
         text = None
         if config.rounds > 1:
+            if calibration is None and found is not None:
+                calibration = DEFAULT_TEXT
             text = self._compensation_text(model.config, config, calibration, calibration_column)
         origin = {
             "base_model": model_reference(model.config.name_or_path),
@@ -164,6 +166,8 @@ class MoreauPruner:
             calibration = list(calibration)  # it is read twice
         check_prunable(model)
         text = self._compensation_text(model.config, self.config, calibration, calibration_column)
+        if calibration is None and text is not None:
+            calibration = DEFAULT_TEXT  # what it is was said once
         plan, scores = self.plan(
             model, calibration, calibration_column=calibration_column, checkpoint_dir=checkpoint_dir
         )

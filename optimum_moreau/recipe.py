@@ -141,11 +141,11 @@ class Recipe:
         for name, flag in (("model", "MODEL"), ("output", "--output")):
             if values.get(name) is None:
                 raise ConfigError(f"{name}: is missing; give it ({flag}) or a recipe that holds it (--config)")
-        steps: dict[str, Any] = {"prune": MoreauPrunerConfig.from_dict(_section(values, "prune"))}
+        steps: dict[str, Any] = {"prune": MoreauPrunerConfig.from_dict(section(values, "prune"))}
         if values.get("recover") is not None:
-            steps["recover"] = RecoverStep.from_dict(_section(values, "recover"))
+            steps["recover"] = RecoverStep.from_dict(section(values, "recover"))
         if values.get("push") is not None:
-            steps["push"] = PushStep.from_dict(_section(values, "push"))
+            steps["push"] = PushStep.from_dict(section(values, "push"))
         return _made(cls, {**values, **steps}, "recipe")
 
 
@@ -178,7 +178,7 @@ def overridden(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str,
     found = {**recipe, **given}
     for name in ("prune", "recover", "push"):
         if name in recipe and name in given:
-            old = dict(_section(recipe, name))
+            old = dict(section(recipe, name))
             if name == "prune" and any(size in given[name] for size in SIZES):
                 old = {key: value for key, value in old.items() if key not in SIZES}
             found[name] = {**old, **given[name]}
@@ -202,7 +202,8 @@ def _expanded(value: Any) -> Any:
     return str(Path(value).expanduser()) if isinstance(value, str) and value.startswith("~") else value
 
 
-def _section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """One section of a recipe; raises ConfigError for what is no dictionary."""
     found = values.get(name) or {}
     if not isinstance(found, Mapping):
         raise ConfigError(f"{name}: {found!r:.40} is no dictionary of settings")

@@ -27,7 +27,8 @@ from tests.tiny import contents, tiny_model, weights_in
 
 BIN = Path(sys.executable).parent
 PROGRAMS = (("optimum-moreau",), ("optimum-cli", "moreau"))
-SETTINGS = ("--ratio", "0.15", "--samples", "2", "--seq-len", "16", "--seed", "3")
+PLAIN = ("--preset", "plain", "--criterion", "random")  # reads no text
+SETTINGS = ("--ratio", "0.15", "--samples", "2", "--seq-len", "16", "--seed", "3", "--budget", "uniform")
 PRUNE_KEYS = {
     "parameters_before",
     "parameters_after",
@@ -171,7 +172,7 @@ def test_every_field_of_the_config_has_its_flag(verb, field):
         words = {name: [value] if isinstance(value, str) else value for name, value in others.items()}
         given = [word for name, values in words.items() for word in (f"--{name}", *values)]
         args = parser.parse_args(["model", "-o", "out", flag, *filter(None, [FLAGS[field][0]]), *given])
-        assert config_from(args) == MoreauPrunerConfig(**{field: expected}, **others)
+        assert config_from(args) == MoreauPrunerConfig.best(**{field: expected}, **others)
 
 
 def test_flags_are_over_the_preset():
@@ -181,12 +182,14 @@ def test_flags_are_over_the_preset():
     assert config_from(args) == MoreauPrunerConfig.best(budget="global", pruning_ratio=0.3)
     args = parser.parse_args(["model", "-o", "out", "--preset", "paper"])
     assert config_from(args) == MoreauPrunerConfig.paper()
+    args = parser.parse_args(["model", "-o", "out", "--preset", "plain", "--ratio", "0.3"])
+    assert config_from(args) == MoreauPrunerConfig(pruning_ratio=0.3)
 
 
-def test_no_flags_mean_the_defaults():
+def test_no_flags_mean_what_is_best():
     parser = argparse.ArgumentParser()
     prepare("prune", parser)
-    assert config_from(parser.parse_args(["model", "-o", "out"])) == MoreauPrunerConfig()
+    assert config_from(parser.parse_args(["model", "-o", "out"])) == MoreauPrunerConfig.best() == MoreauPruner().config
 
 
 def test_prune_prints_one_json_object_and_nothing_else(pruned):
@@ -202,13 +205,15 @@ def test_prune_prints_one_json_object_and_nothing_else(pruned):
 
 
 def test_standard_error_foretells_memory_and_time_and_shows_no_progress_bars_where_it_is_no_terminal(pruned):
-    line, peak = pruned[0].stderr.splitlines()
+    scoring, refit, peak = pruned[0].stderr.splitlines()
     assert re.fullmatch(r"INFO: scored; peak memory [\d.]+ [MG]iB, Python and its libraries included", peak)
-    size = r"[\d.]+ [KM]iB"
+    size = r"[\d.]+ (?:[KM]i)?B"
     parts = f"about {size} at the peak: model {size}, criterion {size}, one pass {size}"
     assert re.fullmatch(
-        rf"INFO: moreau-gs: scoring 10 forward and backward passes, roughly \d+ s; memory {parts}", line
+        rf"INFO: taylor: scoring [12] forward and backward pass(es)?, roughly \d+ s; memory {parts}", scoring
     )
+    passes = r"\d+ passes of 128 windows through a layer's attention, \d+ through its MLP, roughly \d+ s"
+    assert re.match(rf"INFO: refit {passes}; its memory about {size} at the peak", refit)
 
 
 def test_the_pruned_folder_loads(pruned):
@@ -223,7 +228,9 @@ def test_the_pruned_folder_loads(pruned):
 
 def test_the_library_prunes_as_the_command_does(pruned, tiny_folder, text_file):
     model = load_model(str(tiny_folder))
-    config = MoreauPrunerConfig(pruning_ratio=0.15, calibration_samples=2, sequence_length=16, seed=3)
+    config = MoreauPrunerConfig.best(
+        pruning_ratio=0.15, calibration_samples=2, sequence_length=16, seed=3, budget="uniform"
+    )
     result = MoreauPruner(config, tokenizer=load_tokenizer(str(tiny_folder))).prune(model, text_file)
     assert result.plan == PruningPlan.load(pruned[1])
 
@@ -236,7 +243,7 @@ def test_plan_then_apply_is_prune(command, pruned, tiny_folder, text_file, tmp_p
     assert planned.keys() <= PRUNE_KEYS
     assert all(planned[key] == whole[key] for key in planned if key != "output")
 
-    code, out, err = command("apply", plan, tiny_folder, "-o", folder, "--json")
+    code, out, err = command("apply", plan, tiny_folder, "-o", folder, "--calibration", text_file, "--json")
     assert (code, err) == (0, "") and json.loads(out).keys() >= PRUNE_KEYS
     weights, expected = weights_in(folder), weights_in(pruned[1])
     assert weights.keys() == expected.keys() and all(weights[name].equal(expected[name]) for name in expected)
@@ -247,7 +254,7 @@ def test_optimum_cli_prunes_to_an_own_type_which_evaluate_loads(command, tiny_fo
     scope = ("--attention-layers", "1:2", "--mlp-layers", "1:2", "--unit-ratio", "0.5", "--criterion", "magnitude")
     process = run(BIN / "optimum-cli", "moreau", "prune", tiny_folder, "-o", tmp_path / "own", *scope)
     assert "moreau_llama" in process.stdout
-    _, _, notice = process.stderr.splitlines()  # says where an own type loads, and how to get a stock one
+    *_, notice = process.stderr.splitlines()  # says where an own type loads, and how to get a stock one
     assert notice.startswith("WARNING: ") and "--attention-layers 0:3" in notice
     code, out, err = command("evaluate", tmp_path / "own", "--text", text_file, "--json")
     assert (code, err) == (0, "") and json.loads(out)["perplexity"] > 1
@@ -352,7 +359,7 @@ def test_an_interruption_saves_nothing(command, tiny_folder, tmp_path, monkeypat
         raise KeyboardInterrupt
 
     monkeypatch.setattr("optimum_moreau.pruner.verify", interrupt)  # the weights are written beside the target
-    code, out, err = command("prune", tiny_folder, "-o", tmp_path / "out", "--criterion", "random")
+    code, out, err = command("prune", tiny_folder, "-o", tmp_path / "out", *PLAIN)
     assert (code, out, err) == (130, "", "optimum-moreau prune: interrupted; nothing was saved\n")
     assert os.listdir(tmp_path) == []
 

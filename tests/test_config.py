@@ -220,11 +220,42 @@ def test_push_to_hub_uploads_one_file_with_the_real_client(monkeypatch):
     assert MoreauPrunerConfig.from_dict(json.loads(upload["path_or_fileobj"])) == config
 
 
+def test_the_best_preset_leaves_out_what_is_ruled_out():
+    best = MoreauPrunerConfig.best
+    assert best(pattern="2:4") == MoreauPrunerConfig(pattern="2:4")
+    for one_shape in ({"uniform": True}, {"engine": "vllm"}, {"rounds": 3}, {"targets": ("layers",)}):
+        assert (best(**one_shape).budget, best(**one_shape).compensation) == ("uniform", "refit")
+    assert best(criterion="moreau", released=True) == MoreauPrunerConfig(criterion="moreau", released=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "samples"),
+    [
+        ({"criterion": "taylor"}, 400),
+        ({"criterion": "moreau"}, 40),
+        ({"criterion": "moreau", "steps": 2}, 200),
+        ({"criterion": "moreau", "steps": 2, "noise_samples": 2}, 100),
+        ({"criterion": "smoothgrad"}, 10),
+        ({"criterion": "wanda"}, 400),
+        ({"criterion": "moreau", "calibration_samples": 7}, 7),
+    ],
+)
+def test_the_best_preset_keeps_to_its_number_of_passes(given, samples):
+    assert MoreauPrunerConfig.best(**given).calibration_samples == samples
+
+
+@pytest.mark.parametrize("given", [{"criterion": "tailor"}, {"criterion": "moreau", "steps": "2"}, {"rounds": "x"}])
+def test_the_best_preset_refuses_what_the_fields_refuse(given):
+    with pytest.raises(ConfigError):
+        MoreauPrunerConfig.best(**given)
+
+
 def test_a_preset_is_settings_to_begin_with():
     best = MoreauPrunerConfig.preset("best", pruning_ratio=0.3, budget="uniform")
     assert best == MoreauPrunerConfig.best(pruning_ratio=0.3, budget="uniform")
     assert (best.compensation, best.budget) == ("refit", "uniform")
     assert MoreauPrunerConfig.preset("paper") == MoreauPrunerConfig.paper()
+    assert MoreauPrunerConfig.preset("plain", seed=3) == MoreauPrunerConfig(seed=3)
     assert MoreauPrunerConfig.preset("paper", pruning_ratio=0.3).unit_ratio is None
     with pytest.raises(ConfigError, match=r"preset: unknown value 'bets'\. Did you mean 'best'\?"):
         MoreauPrunerConfig.preset("bets")

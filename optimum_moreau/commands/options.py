@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..config import CHOICES, PRESETS, SIZES, TARGETS, MoreauPrunerConfig
+from ..config import BEST, CHOICES, PRESETS, SIZES, TARGETS, MoreauPrunerConfig
 from ..errors import ConfigError
 from ..registry import COMPENSATIONS, CRITERIA
 from . import processes
@@ -50,7 +50,7 @@ def _choice(field: str) -> str:
 Fields = Mapping[str, tuple[str | None, Callable[[str], Any], str | None, str]]
 
 _FIELDS: Fields = {
-    "criterion": (None, str, "NAME", f"how weights are scored: {', '.join(CRITERIA)} (default moreau-gs)"),
+    "criterion": (None, str, "NAME", f"how weights are scored: {', '.join(CRITERIA)}"),
     "pruning_ratio": ("--ratio", float, "SHARE", "share of the model's parameters to remove (default 0.2)"),
     "unit_ratio": (None, _ratio, "SHARE[,SHARE]", "instead: share of the units in scope; one, or one per target"),
     "target_parameters": (None, str, "SIZE", "instead: the most parameters left, e.g. 5.5B, 800M"),
@@ -94,8 +94,8 @@ _FIELDS: Fields = {
     "permute": (None, bool, None, "put channels in an order for which an n:m mask keeps more score"),
     "feed_forward": (None, _yes_or_no, "yes|no", "what is masked reaches the layers behind before they are scored"),
     "channel_group": (None, str, "NAME", f"groups of the group threshold: {_choice('channel_group')}"),
-    "reduction": (None, str, "NAME", f"what is averaged over the samples: {_choice('reduction')} (default gradient)"),
-    "calibration_samples": ("--samples", int, "N", "windows of calibration text (default 10)"),
+    "reduction": (None, str, "NAME", f"what is averaged over the samples: {_choice('reduction')}"),
+    "calibration_samples": ("--samples", int, "N", "windows of calibration text"),
     "sequence_length": ("--seq-len", int, "N", "tokens per window (default 128)"),
     "batch_size": (None, int, "N", "windows per forward pass (default: all, at most 10)"),
     "multiple_of": (None, int, "N", "keep channels as a multiple of N"),
@@ -103,7 +103,7 @@ _FIELDS: Fields = {
     "tensor_parallel": (None, int, "N", "devices over which that engine splits every layer"),
     "state_dtype": (None, str, "NAME", f"in which δ is kept: {_choice('state_dtype')} (default float32)"),
     "offload": (None, str, "NAME", "where δ is kept: cpu | disk (default: the device that scores)"),
-    "compensation": (None, str, "NAME", f"how what stays is adjusted: {', '.join(COMPENSATIONS)} (default none)"),
+    "compensation": (None, str, "NAME", f"how what stays is adjusted: {', '.join(COMPENSATIONS)}"),
     "compensation_samples": (None, int, "N", "windows of calibration text that this reads (default 128)"),
     "ridge": (None, float, "X", "λ of refit, as a share of the mean of diag XᵀX (default 0.01)"),
     "intercept": (None, bool, None, "fit a bias too, where the model's class can hold one"),
@@ -169,11 +169,17 @@ def whole_numbers(flag: str, text: str) -> list[int]:
         raise ConfigError(f"{flag}: '{text}' is not a whole number, or several, e.g. 0,15,31") from None
 
 
+def _in_words(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{field} {value}" for field, value in settings.items())
+
+
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds one flag per field of `MoreauPrunerConfig`."""
     group = parser.add_argument_group("what and how to prune")
     group.add_argument(
-        "--preset", metavar="NAME", help=f"settings to begin with: {' | '.join(PRESETS)}; flags are over it"
+        "--preset",
+        metavar="NAME",
+        help=f"settings under the flags: {' | '.join(PRESETS)} (default best: {_in_words(BEST)})",
     )
     add_fields(group, _FIELDS)
 
@@ -185,19 +191,19 @@ def settings_from(args: argparse.Namespace) -> dict[str, Any]:
         ConfigError: no such preset, or a value is out of its range or contradicts another.
     """
     found = given(args, _FIELDS)
-    if args.preset is None:
+    if args.preset in (None, "plain"):
         return found
     whole, plain = MoreauPrunerConfig.preset(args.preset, **found).to_dict(), MoreauPrunerConfig().to_dict()
     return {**{field: value for field, value in whole.items() if value != plain[field]}, **found}
 
 
 def config_from(args: argparse.Namespace) -> MoreauPrunerConfig:
-    """Makes the config of the flags that were given.
+    """Makes the config of the flags that were given, over the preset.
 
     Raises:
         ConfigError: a value is out of its range or contradicts another.
     """
-    return MoreauPrunerConfig(**settings_from(args))
+    return MoreauPrunerConfig.preset(args.preset or "best", **given(args, _FIELDS))
 
 
 # What may change when a model is planned again from saved scores; the rest decided the scores.

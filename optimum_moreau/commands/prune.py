@@ -10,6 +10,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..config import MoreauPrunerConfig
 from ..errors import ConfigError
 from . import dry_run, options, processes, push, recover
 
@@ -42,11 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Prunes and saves, and goes on to recovery and publishing where they are asked for; returns what was done."""
-    from ..recipe import Recipe, overridden, read_recipe
+    from ..recipe import Recipe, overridden, read_recipe, section
 
     if args.dry_run and args.print_config:
         raise ConfigError("--dry-run and --print-config: give one of them")
     values = overridden(read_recipe(args.config) if args.config else {}, _recipe_from(args))
+    if args.preset is None:
+        values["prune"] = MoreauPrunerConfig.preset("best", **section(values, "prune")).to_dict()
     recipe = Recipe.from_dict(({"output": ""} if args.dry_run else {}) | values)
     if args.dry_run:
         loading = {name: getattr(recipe, name) for name in ("model", "revision", "dtype")}

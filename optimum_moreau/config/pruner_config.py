@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..registry import CRITERIA, suggestion
+from .presets import PAPER_ETA, PAPER_STEPS, PRESETS, best_settings, paper_settings
 from .quantities import parse_bytes, parse_parameters
 from .validation import ENGINES_OF_UNIFORM_LAYERS, validate
 
@@ -28,21 +29,7 @@ CRITERION_FIELDS = (
 _LAYER_RANGES = ("attention_layers", "mlp_layers", "whole_layers")
 # How much is removed, in one of these.
 SIZES = ("pruning_ratio", "unit_ratio", "target_parameters", "target_bytes")
-PAPER_ETA = 5e-6
-PAPER_STEPS: Mapping[str, Mapping[str, float]] = {
-    "moreau": {"rho": 0.05, "step_size": 1e-3, "sigma": 0.05},
-    "moreau-gs": {"rho": 0.2, "step_size": 2e-4, "sigma": 0.05},
-}
 RELEASED_AVERAGE_LAST = 5
-# What docs/results.md, "Quality", found best of all that is not tuned.
-BEST: Mapping[str, Any] = {
-    "criterion": "taylor",
-    "reduction": "importance",
-    "calibration_samples": 400,
-    "budget": "search",
-    "compensation": "refit",
-}
-PRESETS = ("best", "paper")
 
 
 @dataclass(frozen=True)
@@ -216,30 +203,28 @@ class MoreauPrunerConfig:
 
         With η = 5e-6 the group threshold of `moreau-gs` is inert: γη lies far below any channel's norm.
         """
-        settings: dict[str, Any] = {"criterion": criterion, "unit_ratio": 0.25}
-        if changes.get("relative_rho") is not None:
-            return cls(**(settings | changes))
-        settings |= PAPER_STEPS.get(criterion, {})
-        if criterion == "moreau-gs" and changes.get("eta_quantile") is None:
-            settings["eta"] = PAPER_ETA
-        return cls(**(settings | changes))
+        return cls(**{**paper_settings(criterion, changes), **changes})
 
     @classmethod
     def best(cls, **changes: Any) -> MoreauPrunerConfig:
-        """What keeps quality best without tuning, as measured (docs/results.md, "Quality")."""
-        return cls(**{**BEST, **changes})
+        """What keeps quality best without tuning, as measured (docs/results.md, "Quality"): the default of pruning.
+
+        `taylor` by the importances of 400 windows (of as many passes, where a criterion takes several over each), a
+        `search` over layers, and a `refit`; what the changes rule out is left out (config/presets.py).
+        """
+        return cls.from_dict({**best_settings(changes), **changes})
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> MoreauPrunerConfig:
-        """`best` or `paper`, with changes; a size among these replaces the preset's.
+        """`best`, `paper`, or `plain`, the fields' own defaults, with changes; their size replaces the preset's.
 
         Raises:
             ConfigError: an unknown preset.
         """
         if name not in PRESETS:
             raise ConfigError(f"preset: unknown value {name!r}.{suggestion(name, PRESETS)} Known: {', '.join(PRESETS)}")
-        if name == "best":
-            return cls.best(**changes)
+        if name != "paper":
+            return cls.best(**changes) if name == "best" else cls.from_dict(changes)
         sized = {"unit_ratio": None} if any(size in changes for size in SIZES) else {}
         return cls.paper(**{**sized, **changes})
 

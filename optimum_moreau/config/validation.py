@@ -57,7 +57,6 @@ def validate(config: MoreauPrunerConfig) -> None:
     _validate_shapes(config)
     _validate_masks(config)
     _validate_protection(config)
-    _validate_compensation(config)
     for name in (*_POSITIVE, *_WEIGHTS):
         _check_number(name, getattr(config, name), above=0.0, inclusive=name in ("sigma", "eta", *_WEIGHTS))
     if config.sample_share is not None and not 0 < _number(config.sample_share) <= 1:
@@ -81,6 +80,7 @@ def validate(config: MoreauPrunerConfig) -> None:
     for name in ("released", "uniform", "fold_norms", "update", "permute", "feed_forward", "intercept"):
         if not isinstance(value := getattr(config, name), bool):
             raise ConfigError(f"{name}: {value!r} is not true or false")
+    _validate_compensation(config)
     if config.decay is not None:
         _check_share("decay", config.decay)
     if config.eta_quantile is not None:

@@ -1,0 +1,68 @@
+"""Presets: settings to begin with, for the fields that are not given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..registry import CRITERIA
+from .validation import ENGINES_OF_UNIFORM_LAYERS
+
+PRESETS = ("best", "paper", "plain")
+PAPER_ETA = 5e-6
+PAPER_STEPS: Mapping[str, Mapping[str, float]] = {
+    "moreau": {"rho": 0.05, "step_size": 1e-3, "sigma": 0.05},
+    "moreau-gs": {"rho": 0.2, "step_size": 2e-4, "sigma": 0.05},
+}
+# What docs/results.md, "Quality", found best of all that is not tuned.
+BEST: Mapping[str, Any] = {
+    "criterion": "taylor",
+    "reduction": "importance",
+    "calibration_samples": 400,
+    "budget": "search",
+    "compensation": "refit",
+}
+_FEWEST = 10  # windows of a criterion that takes many passes over each
+
+
+def best_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The preset `best`, without what the given fields rule out.
+
+    A mask has neither a budget by search nor a compensation; one shape for all layers, and cuts in rounds, have no
+    search; the published code takes one gradient. Of a criterion that takes several passes over each window there are
+    so many fewer windows. What is no criterion is left for validation to refuse.
+
+    Args:
+        given: fields of `MoreauPrunerConfig`.
+    """
+    found = {**BEST, "calibration_samples": max(BEST["calibration_samples"] // _passes(given), _FEWEST)}
+    if given.get("pattern", "units") != "units" or given.get("released"):
+        return {}
+    searched = not {"attention", "mlp"}.isdisjoint(given.get("targets") or ("attention", "mlp"))
+    one_shape = given.get("uniform") or given.get("engine") in ENGINES_OF_UNIFORM_LAYERS
+    if one_shape or not searched or given.get("rounds", 1) != 1:
+        del found["budget"]
+    return found
+
+
+def _passes(given: Mapping[str, Any]) -> int:
+    """Forward and backward passes over each window, of criteria that read gradients."""
+    name = given.get("criterion", BEST["criterion"])
+    if name in (BEST["criterion"], "lora") or name not in CRITERIA:  # the steps of lora are of training
+        return 1
+    settings = {**CRITERIA.get(name).defaults, **given}
+    passes = 1
+    for field in ("steps", "noise_samples", "passes"):
+        value = settings.get(field)
+        passes *= value if type(value) is int and value > 0 else 1
+    return passes
+
+
+def paper_settings(criterion: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The paper's protocol: 25 % of the units, its ρ, γ, σ and, for the groups, η."""
+    settings: dict[str, Any] = {"criterion": criterion, "unit_ratio": 0.25}
+    if given.get("relative_rho") is None:
+        settings |= PAPER_STEPS.get(criterion, {})
+        if criterion == "moreau-gs" and given.get("eta_quantile") is None:
+            settings["eta"] = PAPER_ETA
+    return settings
