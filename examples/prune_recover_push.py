@@ -19,14 +19,14 @@ def main():
     parser.add_argument("--data", required=True, help="records to tune on")
     parser.add_argument("--heldout", required=True, help="text to measure perplexity on")
     parser.add_argument("--ratio", type=float, default=0.2)
-    parser.add_argument("--criterion", default="moreau-gs")
+    parser.add_argument("--criterion", default="taylor")
     parser.add_argument("--max-steps", type=int, default=200)
     parser.add_argument("--seq-len", type=int, default=128)
     args = parser.parse_args()
 
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype="auto")
     tokenizer = AutoTokenizer.from_pretrained(args.model)
-    config = MoreauPrunerConfig(pruning_ratio=args.ratio, criterion=args.criterion, sequence_length=args.seq_len)
+    config = MoreauPrunerConfig.best(pruning_ratio=args.ratio, criterion=args.criterion, sequence_length=args.seq_len)
     pruner = MoreauPruner(config, tokenizer=tokenizer)
 
     pruner.evaluate(args.heldout, model)

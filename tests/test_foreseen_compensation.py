@@ -46,6 +46,7 @@ def windows_through(model, name):
         ({"targets": ("mlp",), "mlp_layers": (2, 3)}, (8, 6)),
         ({"targets": ("mlp", "layers"), "unit_ratio": (0.5, 0.4), "whole_layers": (0, 2)}, (13, 9)),
         ({"unit_ratio": 0.0}, (3, 3)),
+        ({"targets": ("hidden",)}, (18, 12)),  # narrow from the embedding on
     ],
     ids=str,
 )
@@ -160,7 +161,7 @@ def test_a_dry_run_says_it(verb, command, tmp_path):
     code, out, err = command(*flags)
     assert code == 0 and "\nrefit       18 passes of 128 windows through a layer's attention, 12 " in out
     assert "in each of 2 rounds, roughly" in out and "\nits memory  about " in out
-    code, out, err = command(verb, tmp_path, "--dry-run", "--json")
+    code, out, err = command(verb, tmp_path, "--preset", "plain", "--dry-run", "--json")
     assert code == 0 and json.loads(out)["compensation"] == {}
 
 

@@ -17,7 +17,7 @@ from . import dry_run, options, processes, push, recover
 if TYPE_CHECKING:
     from ..summary import PruningSummary
 
-EXAMPLE = "org/model -o pruned --ratio 0.2 --criterion moreau-gs --calibration calibration.txt"
+EXAMPLE = "org/model -o pruned --ratio 0.2 --calibration calibration.txt"
 
 _RECOVER: options.Fields = {**recover.STEP, **recover.OUTPUT, **recover.TRAINING}
 

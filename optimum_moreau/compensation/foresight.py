@@ -1,7 +1,7 @@
 """What a compensation takes, from the model's config alone: passes, operations, memory.
 
-Up to the first layer that loses something the two streams are the same, and a layer runs once; so does one that goes
-whole. Every other layer runs for both streams up to o_proj, up to down_proj, and once more to go on:
+Up to the first layer that loses something (the first of all, where hidden channels go) the two streams are the same,
+and a layer runs once; so does one that goes whole. Every other layer runs for both streams up to o_proj, up to down_proj, and once more to go on:
 
     passes through its attention   2 + 2 + 2 = 6        through its MLP   2 + 2 = 4
 
@@ -104,7 +104,7 @@ def estimate_compensation(
     work = 0
     windows = min(config.batch_size or config.compensation_samples, config.compensation_samples)
     batch = bytes_per_batch(skeleton, set(), windows, config.sequence_length)
-    changed = False
+    changed = plan.narrows
     layers = decoder_layers(skeleton)
     for index in range(len(layers)):
         layer: Any = layers[index]
@@ -117,6 +117,7 @@ def estimate_compensation(
             operations += 2 * tokens * runs * _entries(block, layer)
             if runs > 1:
                 rows, width = layer.get_submodule(block.reader.module).weight.shape
+                rows = len(plan.hidden.kept) if plan.hidden is not None else rows
                 kept = width // block.total * len(plan.kept(block).kept)
                 operations += 2 * tokens * kept * (kept + rows)
                 fits += kept**3 / 3 + (2 + 4) * kept**2 * rows
