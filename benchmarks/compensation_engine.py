@@ -4,8 +4,9 @@
 
 In turns, in one process: scoring by moreau on the paper's 10 windows, and the refit of a plan of 20 % on all windows,
 in batches of ten; medians, and their ratio. Memory is resident memory above the loaded model at its peak, in a process
-of its own, with and without the two streams of hidden states; beside it what the Gram matrices of two layers take in
-float64, and the activations of one batch in one layer.
+of its own, with and without the two streams of hidden states; beside it the tensors that were alive at once, made since
+the model was there, without the streams (two batches of windows); what the Gram matrices of two layers take in float64;
+and the activations of one batch in one layer.
 """
 
 import argparse
@@ -60,6 +61,7 @@ def refit(model, shape, plan, config, tokens):
 
 def memory(size, samples, length):
     """Prints the peak above the loaded model, and what it is compared with, in bytes."""
+    from optimum_moreau.forwards import Alive
     from optimum_moreau.summary import reset_peak_memory, resident_bytes
 
     model, shape, plan, config, tokens = prepare(size, samples, length)
@@ -67,15 +69,20 @@ def memory(size, samples, length):
     reset_peak_memory()
     before = resident_bytes()
     refit(model, shape, plan, config, tokens)
+    peak = resident_bytes(peak=True) - before
     head = model.config.hidden_size // model.config.num_attention_heads
     kept = {
         "attention": len(plan.layers[0]["attention"].kept) * head * shape.blocks[0].n_rep,
         "mlp": len(plan.layers[0]["mlp"].kept),
     }
+    few = tokens[: 2 * BATCH]
+    with Alive() as alive:
+        refit(model, shape, plan, config, few)
     wide = 3 * model.config.intermediate_size + 6 * model.config.hidden_size  # what a layer holds at once, at most
     found = {
-        "peak": resident_bytes(peak=True) - before,
+        "peak": peak,
         "streams": 2 * samples * length * model.config.hidden_size * 4,
+        "alive": alive.most - 2 * len(few) * length * model.config.hidden_size * 4,
         "grams": 2 * 8 * sum(width**2 for width in kept.values()),
         "batch": BATCH * length * wide * 4,
     }
@@ -110,10 +117,14 @@ def main():
     given = [str(value) for pair in zip(("--size", "--samples", "--length"), where, strict=True) for value in pair]
     done = subprocess.run([sys.executable, __file__, *given, "--memory"], capture_output=True, text=True, check=True)
     mebibytes = {name: count / 2**20 for name, count in json.loads(done.stdout).items()}
-    print("\n| MiB | peak | streams | peak without them | two layers' Gram matrices | one batch |")
-    print("|---|---:|---:|---:|---:|---:|")
+    print("\n| MiB | peak | streams | peak without them | tensors alive | two layers' Gram matrices | one batch |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
     rest = mebibytes["peak"] - mebibytes["streams"]
-    cells = (mebibytes["peak"], mebibytes["streams"], rest, mebibytes["grams"], mebibytes["batch"])
+    cells = (
+        *(mebibytes[name] for name in ("peak", "streams")),
+        rest,
+        *(mebibytes[name] for name in ("alive", "grams", "batch")),
+    )
     print(f"| refit | {' | '.join(f'{cell:.0f}' for cell in cells)} |")
 
 

@@ -133,7 +133,7 @@ def live_bytes(skeleton: Any, modules: set[str], windows: int) -> int:
     inner = [layer.get_submodule(name) for layer in kinds.values() for name in modules]
     handles = [module.register_forward_hook(square) for module in inner]
     try:
-        with torch.no_grad(), _Alive() as alive:
+        with torch.no_grad(), Alive() as alive:
             skeleton.model(input_ids=ids, position_ids=ids[:1], attention_mask=mask, use_cache=False)
     finally:
         skeleton.model.layers = whole
@@ -142,7 +142,7 @@ def live_bytes(skeleton: Any, modules: set[str], windows: int) -> int:
     return alive.most
 
 
-class _Alive(TorchDispatchMode):
+class Alive(TorchDispatchMode):
     """Counts the bytes of tensors made within it that are alive, and the most there were."""
 
     def __init__(self) -> None:

@@ -1,7 +1,8 @@
 """What a compensation takes, from the model's config alone: passes, operations, memory.
 
 Up to the first layer that loses something (the first of all, where hidden channels go) the two streams are the same,
-and a layer runs once; so does one that goes whole. Every other layer runs for both streams up to o_proj, up to down_proj, and once more to go on:
+and a layer runs once; so does one that goes whole. Every other layer runs for both streams up to o_proj, up to
+down_proj, and once more to go on:
 
     passes through its attention   2 + 2 + 2 = 6        through its MLP   2 + 2 = 4
 

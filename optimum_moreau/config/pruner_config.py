@@ -293,7 +293,8 @@ class MoreauPrunerConfig:
     @property
     def absolute(self) -> bool:
         """Whether a setting is given, ρ, γ or η, that has a meaning at one scale of the loss only."""
-        return self.released or any(value is not None for value in (self.rho, self.step_size, self.eta))
+        eta = self.eta if self.criterion == "moreau-gs" else None
+        return self.released or any(value is not None for value in (self.rho, self.step_size, eta))
 
     @property
     def by_influence_alone(self) -> bool:
