@@ -6,8 +6,8 @@ search   Δ_b(n), by how much the calibration loss grows while the n lowest-scor
          for n about a quarter, a half, and three quarters of them (`probes`)
 
 The attention and the MLP of a layer are searched as two blocks. A search takes one forward pass over the calibration
-text, its first 128 windows, for the model as it is, and one for each block in scope and each n: 1 + 2·3·L of L layers
-(`search_passes`). It knows nothing of how blocks act together.
+text, the first 128 windows of each process, for the model as it is, and one for each block in scope and each n: 1 +
+2·3·L of L layers (`search_passes`). It knows nothing of how blocks act together.
 
 Beside a budget, what protects outliers: R_u, the root mean square of what a unit hands to o_proj or down_proj. A unit
 is an outlier where R_u is more than M times the mean R of its block.

@@ -76,6 +76,7 @@ class MoreauPruner:
         revision: str | None = None,
     ) -> None:
         self.config = config or MoreauPrunerConfig.best()
+        self._of_bare_plans = config or MoreauPrunerConfig()  # nobody asked to compensate for a plan by hand
         self.tokenizer = tokenizer
         self.revision = revision
         self._model: PreTrainedModel | None = None
@@ -114,6 +115,8 @@ class MoreauPruner:
         config = self.config.resolve(model.config)
         check_compensation(model, shape, config)
         check_reachable(model.config, shape_to_count(model, shape, config), config)
+        if isinstance(calibration, Iterator):
+            calibration = list(calibration)  # it is read twice
         found = self.read_calibration(model.config, calibration, calibration_column=calibration_column)
         self._tokens = None if found is None else found.tokens
         text = None
@@ -187,7 +190,8 @@ class MoreauPruner:
 
         Args:
             model: the base model.
-            plan: the plan; where it carries no config (written by hand), this pruner's is recorded.
+            plan: the plan; where it carries no config (written by hand), the one given to this pruner is recorded, or
+                `MoreauPrunerConfig()`.
             calibration: text that its compensation reads, if it has one; as for `plan`, but not by default.
             calibration_column: text column of a file of records.
             export: `auto`, `stock` or `custom`, instead of the plan's own.
@@ -199,7 +203,7 @@ class MoreauPruner:
         """
         start = time.perf_counter()
         check_prunable(model)
-        config = MoreauPrunerConfig.from_dict(plan.config) if plan.config else self.config.resolve(model.config)
+        config = MoreauPrunerConfig.from_dict(plan.config) if plan.config else self._of_bare_plans.resolve(model.config)
         if config.masks:
             raise PlanError(f"the plan is of a mask ({config.pattern}), which it does not hold; prune the base again")
         if export is not None:
@@ -458,11 +462,13 @@ class MoreauPruner:
         if not {"samples", "sequence_length", "seed", "sha256"} <= set(drawn):
             return
         as_scored = replace(config, sequence_length=drawn["sequence_length"], seed=drawn["seed"])
-        found = self._windows(model_config, as_scored, drawn["samples"], calibration, column)
-        if found.sha256 != drawn["sha256"]:
+        try:
+            digest = self._windows(model_config, as_scored, drawn["samples"], calibration, column).sha256
+        except DataError:  # too short for those windows
+            digest = ""
+        if digest != drawn["sha256"]:
             logger.warning(
-                "compensation reads another text (%s) than the plan was scored on (%s); the summary records both",
-                found.source,
+                "compensation reads another text than the plan was scored on (%s); the summary records both",
                 drawn.get("source", "no name"),
             )
 
@@ -488,6 +494,7 @@ class MoreauPruner:
             lines = estimate_scoring(skeleton, shape, config, device).lines
             logger.info("%s: %s", config.decided_by, "; ".join(" ".join(line.split()) for line in lines))
             if config.compensation != "none":
-                after = estimate_compensation(skeleton, shape, expected_plan(shape, config), config, device)
+                expected = expected_plan(shape_to_count(model, shape, config), config)
+                after = estimate_compensation(skeleton, shape, expected, config, device)
                 assert after is not None  # there is one
                 logger.info("%s", "; ".join(" ".join(line.split()) for line in after.lines))

@@ -89,7 +89,7 @@ class Recipe:
         calibration_column: its text column.
         evaluate: text whose perplexity is measured before pruning, after it, and after recovery.
         card_template: of the model card (jinja2).
-        prune: what to prune and how.
+        prune: what to prune and how; of a dictionary, what it leaves open is that of the preset `best`.
         recover: tune afterwards, if given.
         push: publish the last model, if given.
     """
@@ -102,7 +102,7 @@ class Recipe:
     calibration_column: str | None = None
     evaluate: str | None = None
     card_template: str | None = None
-    prune: MoreauPrunerConfig = field(default_factory=MoreauPrunerConfig)
+    prune: MoreauPrunerConfig = field(default_factory=MoreauPrunerConfig.best)
     recover: RecoverStep | None = None
     push: PushStep | None = None
 
@@ -141,7 +141,7 @@ class Recipe:
         for name, flag in (("model", "MODEL"), ("output", "--output")):
             if values.get(name) is None:
                 raise ConfigError(f"{name}: is missing; give it ({flag}) or a recipe that holds it (--config)")
-        steps: dict[str, Any] = {"prune": MoreauPrunerConfig.from_dict(section(values, "prune"))}
+        steps: dict[str, Any] = {"prune": MoreauPrunerConfig.best(**section(values, "prune"))}
         if values.get("recover") is not None:
             steps["recover"] = RecoverStep.from_dict(section(values, "recover"))
         if values.get("push") is not None:
@@ -205,7 +205,7 @@ def _expanded(value: Any) -> Any:
 def section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """One section of a recipe; raises ConfigError for what is no dictionary."""
     found = values.get(name) or {}
-    if not isinstance(found, Mapping):
+    if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
         raise ConfigError(f"{name}: {found!r:.40} is no dictionary of settings")
     return found
 

@@ -107,8 +107,8 @@ def score_units(
     check_text(config, tokens)
     if checkpoint is not None and not criterion.resumable(config):
         raise ConfigError(
-            f"checkpoint_dir: {criterion.name} keeps no steps with these settings; leave it out (it is for moreau and"
-            " moreau-gs, without released, average_last and reduction 'importance')"
+            f"checkpoint_dir: {criterion.name} keeps no steps with these settings; leave it out, or take moreau or"
+            " moreau-gs with reduction 'gradient' (--reduction gradient), without released and average_last"
         )
     if _distributed() and (checkpoint is not None or config.released):
         raise ConfigError("checkpoint_dir and released work in one process only; leave them out under torchrun")

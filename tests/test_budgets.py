@@ -285,6 +285,19 @@ def test_protect_keeps_exactly_the_lowest(removing):
         assert set(range(24)) - set(plan.layers[layer]["mlp"].kept) == set(gone)
 
 
+@pytest.mark.parametrize("budget", ["global", "zscore"])
+def test_a_ranking_does_not_count_what_is_protected(budget):
+    """A block whose cheap channels are protected gives none of its dear ones while others have cheaper."""
+    shape = shape_of()
+    scores = random_scores(shape)
+    for index, block in enumerate(of_kind(shape, "mlp")):
+        dear = torch.cat([torch.zeros(6), torch.full((18,), 1e6)])
+        scores.values[block.where] = dear.double() if index == 0 else torch.arange(1.0, 25.0).double()
+    plan = plan_for(shape, scores, budget=budget, protect=0.25, unit_ratio=(0.0, 0.25))
+    first, *rest = removed(plan, "mlp")
+    assert first == 0 and sum(rest) == 24
+
+
 def test_protect_that_does_not_fit_is_refused():
     with pytest.raises(PlanError, match=r"layers\.0\.mlp: protect 0\.5 keeps the lowest 12 of 24.* 18 must go"):
         plan_for(shape_of(), unit_ratio=0.75, protect=0.5)

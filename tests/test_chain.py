@@ -66,6 +66,22 @@ def test_a_recipe_survives_yaml():
     assert "token" not in recipe.to_yaml()
 
 
+def test_a_recipe_leaves_open_what_is_best():
+    found = Recipe.from_dict({"model": "m", "output": "o", "prune": {"uniform": True, "pruning_ratio": 0.3}})
+    assert found.prune == MoreauPrunerConfig.best(uniform=True, pruning_ratio=0.3)
+    assert Recipe(model="m", output="o").prune == MoreauPrunerConfig.best()
+
+
+@pytest.mark.parametrize("preset", ["best", "paper", "plain"])
+def test_a_preset_lies_under_the_recipe_and_the_flags(preset, files, command):
+    (files / "recipe.yaml").write_text("model: model\noutput: out\nprune: {criterion: moreau, uniform: true}\n")
+    arguments = ("prune", "--config", "recipe.yaml", "--ratio", "0.3", "--preset", preset, "--print-config")
+    code, out, err = command(*arguments)
+    assert (code, err) == (0, "")
+    given = {"criterion": "moreau", "uniform": True, "pruning_ratio": 0.3}
+    assert Recipe.from_dict(yaml.safe_load(out)).prune == MoreauPrunerConfig.preset(preset, **given)
+
+
 def test_what_is_printed_is_what_runs(files, command):
     arguments = recovering("--evaluate", "text.txt", "--push", "me/x", "--push-private")
     code, out, err = command(*arguments, "--print-config")

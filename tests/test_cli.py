@@ -398,6 +398,26 @@ def test_planning_again_from_scores_is_planning_at_that_ratio(command, tiny_fold
     assert code == 2 and "criterion decided the scores" in err
 
 
+def test_scores_of_a_search_serve_an_engine_of_uniform_layers(command, tiny_folder, text_file, tmp_path):
+    """… whose layers are of one shape: nobody asked for the budget that the scores were made with."""
+    flags = ("--calibration", text_file, "--samples", 2, "--seq-len", 16, "--attention-layers", "0:3")
+    whole = ("--mlp-layers", "0:3", "--ratio", 0.15)
+    assert command("prune", tiny_folder, "-o", tmp_path / "pruned", *flags, *whole)[0] == 0
+    scores = tmp_path / "pruned" / "pruning_scores.safetensors"
+    for number, one_shape in enumerate((("--uniform",), ("--engine", "vllm"))):
+        plan = tmp_path / f"{number}.json"
+        code, _, err = command("plan", tiny_folder, "-o", plan, "--from-scores", scores, *one_shape)
+        assert (code, err) == (0, "") and PruningPlan.load(plan).config["budget"] == "uniform"
+
+
+def test_steps_are_kept_where_gradients_are_averaged(command, tiny_folder, text_file, tmp_path):
+    flags = ("--criterion", "moreau", "--calibration", text_file, "--samples", 2, "--seq-len", 16)
+    keeping = (*flags, "--checkpoint-dir", tmp_path / "steps")
+    code, _, err = command("plan", tiny_folder, "-o", tmp_path / "plan.json", *keeping)
+    assert code == 2 and "or take moreau or moreau-gs with reduction 'gradient' (--reduction gradient)" in err
+    assert command("plan", tiny_folder, "-o", tmp_path / "plan.json", *keeping, "--reduction", "gradient")[0] == 0
+
+
 def test_scores_of_another_model_are_refused(command, tiny_folder, tmp_path):
     assert command("prune", tiny_folder, "-o", tmp_path / "pruned", "--criterion", "random")[0] == 0
     tiny_model("llama", intermediate_size=32).save_pretrained(tmp_path / "other")

@@ -514,3 +514,13 @@ def test_a_cut_that_fails_late_is_undone_as_far_as_it_was_adjusted(windows):
         apply_plan(model, replace(plan, fingerprint=None))
         raise MemoryError("late")
     assert all(torch.equal(model.get_parameter(name), w) for name, w in before.items())
+
+
+def test_a_plan_by_hand_is_compensated_for_only_where_it_is_asked_for():
+    model = tiny_model("llama")
+    plan = whole_plan(model_shape(model))
+    assert not plan.config
+    result = MoreauPruner().apply(model, plan)
+    assert result.summary.compensation == {} and result.plan.config["compensation"] == "none"
+    with pytest.raises(DataError, match="is to be compensated for"):
+        MoreauPruner(MoreauPrunerConfig.best()).apply(tiny_model("llama"), plan)

@@ -233,6 +233,7 @@ def test_the_best_preset_leaves_out_what_is_ruled_out():
     [
         ({"criterion": "taylor"}, 400),
         ({"criterion": "moreau"}, 40),
+        ({"criterion": "moreau", "steps": None}, 40),
         ({"criterion": "moreau", "steps": 2}, 200),
         ({"criterion": "moreau", "steps": 2, "noise_samples": 2}, 100),
         ({"criterion": "smoothgrad"}, 10),
@@ -244,7 +245,18 @@ def test_the_best_preset_keeps_to_its_number_of_passes(given, samples):
     assert MoreauPrunerConfig.best(**given).calibration_samples == samples
 
 
-@pytest.mark.parametrize("given", [{"criterion": "tailor"}, {"criterion": "moreau", "steps": "2"}, {"rounds": "x"}])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"criterion": "tailor"},
+        {"criterion": "moreau", "steps": "2"},
+        {"rounds": "x"},
+        {"targets": 5},
+        {"targets": [["mlp"]]},
+        {"criterion": ["taylor"]},
+        {"pattern": None},
+    ],
+)
 def test_the_best_preset_refuses_what_the_fields_refuse(given):
     with pytest.raises(ConfigError):
         MoreauPrunerConfig.best(**given)
@@ -255,6 +267,7 @@ def test_a_preset_is_settings_to_begin_with():
     assert best == MoreauPrunerConfig.best(pruning_ratio=0.3, budget="uniform")
     assert (best.compensation, best.budget) == ("refit", "uniform")
     assert MoreauPrunerConfig.preset("paper") == MoreauPrunerConfig.paper()
+    assert MoreauPrunerConfig.paper("moreau", step_ratio=0.3).rho is None
     assert MoreauPrunerConfig.preset("plain", seed=3) == MoreauPrunerConfig(seed=3)
     assert MoreauPrunerConfig.preset("paper", pruning_ratio=0.3).unit_ratio is None
     with pytest.raises(ConfigError, match=r"preset: unknown value 'bets'\. Did you mean 'best'\?"):

@@ -95,7 +95,8 @@ ABSOLUTE = {"rho": 0.5, "step_size": 0.1, "sigma": 0.1}
 @pytest.mark.parametrize("changes", [{}, {"dtype": torch.float16}, {"reduction": "importance"}], ids=str)
 def test_relative_steps_score_one_function_the_same_however_its_weights_are_scaled(changes, tokens):
     """2·up_proj with ½·down_proj is the same function: its channels score the same, unlike with absolute steps."""
-    dtype = {"dtype": changes.pop("dtype")} if "dtype" in changes else {}
+    dtype = {name: value for name, value in changes.items() if name == "dtype"}
+    changes = {name: value for name, value in changes.items() if name != "dtype"}
     models = [tiny_model("llama", **dtype) for _ in range(2)]
     for name, w in models[1].named_parameters():
         w.data *= 8 if "up_proj" in name else 1 / 8 if "down_proj" in name else 1

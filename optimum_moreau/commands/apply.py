@@ -10,7 +10,7 @@ from typing import Any
 from ..config import CHOICES
 from . import options, processes, prune
 
-EXAMPLE = "pruning_plan.json org/model -o pruned"
+EXAMPLE = "pruning_plan.json org/model -o pruned --calibration calibration.txt"
 show = prune.show
 
 

@@ -179,22 +179,15 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--preset",
         metavar="NAME",
-        help=f"settings under the flags: {' | '.join(PRESETS)} (default best: {_in_words(BEST)})",
+        help=f"settings under the flags, and under a recipe: {' | '.join(PRESETS)} (default best: {_in_words(BEST)};"
+        " of masks, and with --released, plain)",
     )
     add_fields(group, _FIELDS)
 
 
 def settings_from(args: argparse.Namespace) -> dict[str, Any]:
-    """The fields of `MoreauPrunerConfig` whose flags were given, over those of the preset.
-
-    Raises:
-        ConfigError: no such preset, or a value is out of its range or contradicts another.
-    """
-    found = given(args, _FIELDS)
-    if args.preset in (None, "plain"):
-        return found
-    whole, plain = MoreauPrunerConfig.preset(args.preset, **found).to_dict(), MoreauPrunerConfig().to_dict()
-    return {**{field: value for field, value in whole.items() if value != plain[field]}, **found}
+    """The fields of `MoreauPrunerConfig` whose flags were given."""
+    return given(args, _FIELDS)
 
 
 def config_from(args: argparse.Namespace) -> MoreauPrunerConfig:
@@ -203,7 +196,7 @@ def config_from(args: argparse.Namespace) -> MoreauPrunerConfig:
     Raises:
         ConfigError: a value is out of its range or contradicts another.
     """
-    return MoreauPrunerConfig.preset(args.preset or "best", **given(args, _FIELDS))
+    return MoreauPrunerConfig.preset(args.preset or "best", **settings_from(args))
 
 
 # What may change when a model is planned again from saved scores; the rest decided the scores.
@@ -249,6 +242,8 @@ def replanned(origin: Mapping[str, Any], args: argparse.Namespace) -> MoreauPrun
         changed = {**dict.fromkeys(SIZES), **changed}
     if "engine" in changed:  # what the last one made of the scope does not hold for another
         changed = {"attention_layers": None, "mlp_layers": None, "uniform": False, "export": "auto", **changed}
+    if changed.get("uniform") or changed.get("engine", "transformers") != "transformers":
+        changed = {"budget": "uniform", **changed}  # nobody asked for the scores' budget
     return MoreauPrunerConfig.from_dict({**origin["config"], **changed})
 
 

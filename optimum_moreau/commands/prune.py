@@ -48,8 +48,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.dry_run and args.print_config:
         raise ConfigError("--dry-run and --print-config: give one of them")
     values = overridden(read_recipe(args.config) if args.config else {}, _recipe_from(args))
-    if args.preset is None:
-        values["prune"] = MoreauPrunerConfig.preset("best", **section(values, "prune")).to_dict()
+    if args.preset is not None:
+        values["prune"] = MoreauPrunerConfig.preset(args.preset, **section(values, "prune")).to_dict()
     recipe = Recipe.from_dict(({"output": ""} if args.dry_run else {}) | values)
     if args.dry_run:
         loading = {name: getattr(recipe, name) for name in ("model", "revision", "dtype")}

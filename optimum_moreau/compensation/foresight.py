@@ -33,7 +33,7 @@ from ..units import Block, ModelShape, decoder_layers
 from .biases import has_intercept
 
 _RUNS = {"attention": 6, "mlp": 4}
-_BOTH = 2  # errors, operations of float64, streams
+_DOUBLE = 2  # an operation of float64, in operations of float32
 
 
 @dataclass(frozen=True)
@@ -121,25 +121,25 @@ def estimate_compensation(
                 rows = len(plan.hidden.kept) if plan.hidden is not None else rows
                 kept = width // block.total * len(plan.kept(block).kept)
                 operations += 2 * tokens * kept * (kept + rows)
-                fits += kept**3 / 3 + (2 + 4) * kept**2 * rows
+                fits += kept**3 / 3 + 6 * kept**2 * rows  # to solve, and two errors
                 at_once = windows * config.sequence_length
                 work = max(work, _work(config, batch, at_once, rows, width, kept, skeleton.dtype.itemsize))
-    streams = _BOTH * tokens * skeleton.config.hidden_size * skeleton.dtype.itemsize
+    streams = 2 * tokens * skeleton.config.hidden_size * skeleton.dtype.itemsize
     work = round(HEAP.get(device, 1.0) * work)
     rate = product_rate(min(windows * config.sequence_length, 1024), skeleton.dtype, device)
     return CompensationEstimate(
-        config.compensation,
-        config.rounds,
-        config.compensation_samples,
-        passes["attention"],
-        passes["mlp"],
-        operations,
-        fits,
-        shape.bytes,
-        streams,
-        work,
-        shape.bytes + work + (streams if device == "cpu" else 0),
-        config.rounds * (operations + _BOTH * fits) / rate,
+        step=config.compensation,
+        times=config.rounds,
+        windows=config.compensation_samples,
+        attention_passes=passes["attention"],
+        mlp_passes=passes["mlp"],
+        operations=operations,
+        fit_operations=fits,
+        model_bytes=shape.bytes,
+        stream_bytes=streams,
+        work_bytes=work,
+        peak_memory_bytes=shape.bytes + work + (streams if device == "cpu" else 0),
+        seconds=config.rounds * (operations + _DOUBLE * fits) / rate,
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..registry import CRITERIA
-from .validation import ENGINES_OF_UNIFORM_LAYERS
+from .validation import ENGINES_OF_UNIFORM_LAYERS, TARGETS
 
 PRESETS = ("best", "paper", "plain")
 PAPER_ETA = 5e-6
@@ -28,17 +28,18 @@ _FEWEST = 10  # windows of a criterion that takes many passes over each
 def best_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     """The preset `best`, without what the given fields rule out.
 
-    A mask has neither a budget by search nor a compensation; one shape for all layers, and cuts in rounds, have no
-    search; the published code takes one gradient. Of a criterion that takes several passes over each window there are
-    so many fewer windows. What is no criterion is left for validation to refuse.
+    One shape for all layers, and cuts in rounds, have no search. Masks, which have neither a search nor a compensation,
+    and the published code, which is there to be compared with the paper, have nothing of it. Of a criterion that takes
+    several passes over each window there are so many fewer windows. What is no criterion is left for validation.
 
     Args:
         given: fields of `MoreauPrunerConfig`.
     """
-    found = {**BEST, "calibration_samples": max(BEST["calibration_samples"] // _passes(given), _FEWEST)}
     if given.get("pattern", "units") != "units" or given.get("released"):
         return {}
-    searched = not {"attention", "mlp"}.isdisjoint(given.get("targets") or ("attention", "mlp"))
+    found = {**BEST, "calibration_samples": max(BEST["calibration_samples"] // _passes(given), _FEWEST)}
+    targets = given.get("targets") or TARGETS
+    searched = not isinstance(targets, (list, tuple)) or "attention" in targets or "mlp" in targets
     one_shape = given.get("uniform") or given.get("engine") in ENGINES_OF_UNIFORM_LAYERS
     if one_shape or not searched or given.get("rounds", 1) != 1:
         del found["budget"]
@@ -48,9 +49,9 @@ def best_settings(given: Mapping[str, Any]) -> dict[str, Any]:
 def _passes(given: Mapping[str, Any]) -> int:
     """Forward and backward passes over each window, of criteria that read gradients."""
     name = given.get("criterion", BEST["criterion"])
-    if name in (BEST["criterion"], "lora") or name not in CRITERIA:  # the steps of lora are of training
-        return 1
-    settings = {**CRITERIA.get(name).defaults, **given}
+    if not isinstance(name, str) or name in (BEST["criterion"], "lora") or name not in CRITERIA:
+        return 1  # the steps of lora are of training
+    settings = {**CRITERIA.get(name).defaults, **{field: value for field, value in given.items() if value is not None}}
     passes = 1
     for field in ("steps", "noise_samples", "passes"):
         value = settings.get(field)
@@ -61,7 +62,7 @@ def _passes(given: Mapping[str, Any]) -> int:
 def paper_settings(criterion: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The paper's protocol: 25 % of the units, its ρ, γ, σ and, for the groups, η."""
     settings: dict[str, Any] = {"criterion": criterion, "unit_ratio": 0.25}
-    if given.get("relative_rho") is None:
+    if given.get("relative_rho") is None and given.get("step_ratio") is None:
         settings |= PAPER_STEPS.get(criterion, {})
         if criterion == "moreau-gs" and given.get("eta_quantile") is None:
             settings["eta"] = PAPER_ETA

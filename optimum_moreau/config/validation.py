@@ -158,7 +158,7 @@ def _validate_masks(config: MoreauPrunerConfig) -> None:
         if given := [*given, *(["update"] if config.update else [])]:
             raise ConfigError(f"{given[0]}: concerns masks; give a pattern as well: unstructured, 2:4, …")
         return
-    found = re.fullmatch(r"(\d+):(\d+)", config.pattern)
+    found = re.fullmatch(r"(\d+):(\d+)", str(config.pattern))
     if config.pattern != "unstructured" and not (found and 0 < int(found[1]) < int(found[2])):
         raise ConfigError(f"pattern: '{config.pattern}' is not units, unstructured, or n:m with 0 < n < m, e.g. 2:4")
     sizes = ("pruning_ratio", "unit_ratio", "target_parameters", "target_bytes")

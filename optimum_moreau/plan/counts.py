@@ -209,8 +209,8 @@ class UnitCounts:
         """Yields size and mean rank of the chunks a block can give, least important first."""
         score = self.ranking[block.where]
         ranks = standardised(score) if self.config.budget == "zscore" else score / block.unit_parameters
-        if self.config.protect_outliers is not None:  # these never go
-            ranks = ranks[~is_outlier(self.ranking, block, self.config.protect_outliers)]
+        if block in self.limits:  # some never go
+            ranks = ranks[removal_order(block, self.ranking, self.config)[0]]
         values = torch.sort(ranks).values
         start = self._fewest(block)
         for end in self._removable(block):

@@ -151,7 +151,7 @@ def unit_losses(block: Block, values: Ranking) -> np.ndarray:
         return np.zeros(0)
     end = hull[-1][0]
     if rest := block.total - 1 - end:
-        steepest = max(slopes[-1], _slope(hull[0], hull[-1]), 0.0)
+        steepest = max(map(abs, [*slopes, _slope(hull[0], hull[-1])]))  # a loss may have fallen
         middles += [end + rest / 4, end + rest * 3 / 4]
         slopes += [times * steepest for times in _BEYOND]
     if len(slopes) > 1:  # the line through the first two, down to no loss
