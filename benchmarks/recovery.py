@@ -2,7 +2,7 @@
 
     python benchmarks/recovery.py [--shared ../shared] [--seeds 3] [--models NAME …] [--steps 200] [--lr 1e-3] [--json]
 
-20 % of the parameters go, in the default scope, by the default criterion; LoRA then learns from the text that was
+20 % of the parameters go, in the default scope, by `moreau-gs` alone; LoRA then learns from the text that was
 calibrated on, which is apart from the text that perplexity is measured on. A seed draws the windows, the noise, the
 order of the sequences and the dropout.
 """
