@@ -213,7 +213,7 @@ class MoreauPruner:
             source = plan.calibration.get("source", "no text on record")
             raise DataError(
                 f"the plan is to be compensated for ('{config.compensation}'), which reads text: give the calibration"
-                f" (that of the scores: {source})"
+                f" (--calibration; that of the scores was {source})"
             )
         if isinstance(calibration, Iterator):
             calibration = list(calibration)  # it is read twice

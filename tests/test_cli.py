@@ -240,6 +240,8 @@ def test_plan_then_apply_is_prune(command, pruned, tiny_folder, text_file, tmp_p
     code, out, err = command("plan", tiny_folder, "-o", plan, "--calibration", text_file, *SETTINGS, "--json")
     assert (code, err) == (0, "") and list(tmp_path.iterdir()) == [plan]
     planned, whole = json.loads(out), json.loads(pruned[0].stdout)
+    assert planned.pop("compensates_by") == whole["compensation"]["step"] == "refit"
+    assert 0 < whole["compensation"]["mean_error_after"] <= whole["compensation"]["mean_error_before"]
     assert planned.keys() <= PRUNE_KEYS
     assert all(planned[key] == whole[key] for key in planned if key != "output")
 

@@ -56,6 +56,7 @@ def foresee(args: argparse.Namespace, given: MoreauPrunerConfig) -> dict[str, An
         "contributions": dict(plan.contributions),
         "adjustments": [*plan.adjustments, *export.words],
         "export": export.model_type,
+        "budget": config.budget,
         "scoring": _scoring(skeleton, shape, config, device),
         "compensation": _compensation(skeleton, shape, plan, config, device),
     }
@@ -119,10 +120,18 @@ def show(result: dict[str, Any]) -> str:
         *_layers(result["layers_before"], result["layers_after"]),
         f"export      {result['export']}",
         *(f"note        {line}" for line in result["adjustments"]),
+        *_even(result["budget"]),
         *result["scoring"]["words"],
         *result["compensation"].get("words", []),
     ]
     return "\n".join(lines)
+
+
+def _even(budget: str) -> list[str]:
+    """What is not known before scoring."""
+    if budget == "uniform":
+        return []
+    return [f"note        shapes of an even spread; by the scores, budget '{budget}' decides what each layer gives"]
 
 
 def _show_zeros(result: dict[str, Any], size: str) -> str:

@@ -82,6 +82,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "contributions": dict(plan.contributions),
         "adjustments": list(plan.adjustments),
         "export": export.model_type,
+        "compensates_by": plan.config["compensation"],
         "output": str(args.output),
     }
 
@@ -97,4 +98,8 @@ def show(result: dict[str, Any]) -> str:
         *(f"note        {line}" for line in result["adjustments"]),
         f"saved       {result['output']}",
     ]
+    if result["compensates_by"] != "none":
+        lines.append(
+            f"next        apply it with the text, which '{result['compensates_by']}' reads: --calibration TEXT"
+        )
     return "\n".join(lines)

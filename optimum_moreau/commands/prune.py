@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +93,7 @@ def report(summary: PruningSummary) -> dict[str, Any]:
         "contributions": dict(summary.contributions),
         "adjustments": list(summary.adjustments),
         "criterion": summary.criterion,
+        "compensation": _adjusted(summary.compensation),
         "export": summary.export,
         "verified_max_abs_difference": summary.verified_max_abs_difference,
         "seconds": summary.seconds,
@@ -129,6 +131,7 @@ def show(result: dict[str, Any]) -> str:
             f"  (−{100 * result['ratio_achieved']:.2f} %{dry_run.parts(result)}; units in scope: {units})",
             f"export      {result['export']}",
             *(f"note        {line}" for line in result["adjustments"]),
+            *_adjusted_line(result["compensation"]),
             *(recover.training_lines(result["recovery"]) if "recovery" in result else []),
             *options.perplexity_line(result),
             f"verified    by a reload in a fresh process; logits differ by {result['verified_max_abs_difference']:g}",
@@ -137,6 +140,26 @@ def show(result: dict[str, Any]) -> str:
             *([push.show(result["push"])] if "push" in result else []),
         ]
     )
+
+
+def _adjusted(compensation: Mapping[str, Any]) -> dict[str, Any]:
+    """What a compensation did, in short; empty where there was none."""
+    if not compensation:
+        return {}
+    matrices = compensation["matrices"]
+    errors = {
+        f"mean_{when}": sum(one[when] for one in matrices) / max(len(matrices), 1)
+        for when in ("error_before", "error_after")
+    }
+    source = compensation["calibration"].get("source")
+    return {"step": compensation["step"], "source": source, "matrices": len(matrices), **errors}
+
+
+def _adjusted_line(found: Mapping[str, Any]) -> list[str]:
+    if not found:
+        return []
+    errors = f"mean relative error {found['mean_error_before']:.3g} → {found['mean_error_after']:.3g}"
+    return [f"adjusted    {found['matrices']} matrices by {found['step']} on {found['source']}; {errors}"]
 
 
 def _show_zeros(result: dict[str, Any]) -> str:
