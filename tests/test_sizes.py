@@ -204,9 +204,9 @@ def test_a_dry_run_of_70b_allocates_nothing_and_answers_in_seconds(command, tmp_
     shape = {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "vocab_size": 128256}
     heads = {"num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 128}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "dtype": "bfloat16", **shape, **heads}))
-    before, start = resident_bytes(), time.perf_counter()
+    before, start = resident_bytes(), time.process_time()  # wall time depends on what else the machine does
     code, out, _ = command("plan", tmp_path, "--dry-run", "--target-bytes", "100GB", "--json")
-    assert code == 0 and time.perf_counter() - start < 5
+    assert code == 0 and time.process_time() - start < 5
     assert resident_bytes() - before < 2**28
     found = json.loads(out)
     assert found["parameters_before"] == 70_553_706_496
