@@ -140,15 +140,22 @@ def test_the_steps_are_relative_by_default(criterion, quantile):
 
 
 @pytest.mark.parametrize(
-    ("criterion", "steps"), [("moreau", (0.05, 1e-3, 0.05, 10)), ("moreau-gs", (0.2, 2e-4, 0.05, 10))]
+    ("criterion", "steps", "field"),
+    [
+        *(("moreau", (0.05, 1e-3, 0.05, 10), field) for field in ("rho", "step_size", "released")),
+        *(("moreau-gs", (0.2, 2e-4, 0.05, 10), field) for field in ("rho", "step_size", "eta", "released")),
+    ],
 )
-@pytest.mark.parametrize("field", ["rho", "step_size", "eta", "released"])
 def test_where_one_step_is_absolute_the_others_are_the_papers(criterion, steps, field):
     given = {"rho": steps[0], "step_size": steps[1], "eta": 5e-6, "released": True}[field]
     settings = [MoreauPrunerConfig(criterion=criterion, **{field: given}), MoreauPrunerConfig.paper(criterion)]
     for found in (one.resolve(depth(32)) for one in settings):
         assert (found.rho, found.step_size, found.sigma, found.steps) == steps
         assert (found.relative_rho, found.step_ratio) == (None, None)
+
+
+def test_a_group_threshold_leaves_the_steps_of_plain_moreau_alone():
+    assert MoreauPrunerConfig(criterion="moreau", eta=5e-6).resolve(depth(32)).relative_rho == 0.03
 
 
 def test_the_papers_protocol_takes_relative_steps():

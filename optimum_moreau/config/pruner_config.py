@@ -60,8 +60,8 @@ class MoreauPrunerConfig:
         protect_outliers: M: an MLP channel or head never goes, in a layer that stays, if what it hands to down_proj or
             o_proj is in the root mean square more than M times the mean of its block; 5 is OWL's. Default: off.
         aggregation: how the coupled matrices of a unit combine (paper, Eq. 5): `sum`, `mean`, `max`, `prod`.
-        rho: ρ of the Moreau envelope (paper, Eq. 6), absolute. Where ρ, γ or η is given, the others and σ are the
-            paper's by default.
+        rho: ρ of the Moreau envelope (paper, Eq. 6), absolute. Where ρ, γ or, for groups, η is given, the others and σ
+            are the paper's by default.
         step_size: γ of Algorithm 1, absolute.
         relative_rho: instead of `rho`: ρ of each matrix is this times ‖W‖/‖g‖, g its gradient at the first step, so
             that δ comes to about this share of W whatever the scale of the loss (envelope/moreau.py).
