@@ -24,6 +24,13 @@ from tests.tiny import tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
+# Few tests that take long: begun first, so that no worker is left alone with them at the end.
+LONG = ("docs", "zero_shot", "recovery", "speed", "packaging", "shared_models", "chain", "hub", "report", "contract")
+
+
+def pytest_collection_modifyitems(items):
+    """Puts the files of long tests first; each file's own order stays."""
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONG)
 
 
 @pytest.fixture(autouse=True)
