@@ -10,8 +10,8 @@ Only the hidden states between two layers are kept, of all windows, and the stat
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -93,6 +93,16 @@ class LayerStream:
             yield streamed
             streamed.pass_on()
 
+    def logits(self, streamed: StreamedLayer) -> Iterator[Tensor]:
+        """Yields, batch by batch, the model's logits `(windows, length, vocabulary)`, computed from a layer on.
+
+        Args:
+            streamed: of this stream, the one that is held now; the layers before it are not computed again.
+        """
+        for batch, hidden in zip(self._batches, streamed.hidden, strict=True):
+            with _handing_on(self._layers[: streamed.index], hidden):
+                yield self._model(input_ids=batch.to(input_device(self._model)), use_cache=False).logits
+
     def _arguments(self) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
         """What every layer is given besides the hidden states, e.g. its mask: of one window, which broadcasts."""
         found: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
@@ -147,6 +157,17 @@ class _Hidden:
         self.kept[i] = states.cpu() if self.on_cpu else states
 
 
+@contextmanager
+def _handing_on(layers: Iterable[nn.Module], hidden: Tensor) -> Iterator[None]:
+    """Within the block some layers compute nothing: whatever reaches them, they hand on these hidden states."""
+    with ExitStack() as stack:
+        for layer in layers:
+            own = layer.__dict__.get("forward")  # accelerate's, of an offloaded model
+            stack.callback(setattr, layer, "forward", own) if own else stack.callback(delattr, layer, "forward")
+            layer.forward = lambda *args, **kwargs: hidden
+        yield
+
+
 class _Caught(Exception):
     """The forward pass has come far enough."""
 
@@ -163,6 +184,11 @@ class StreamedLayer:
         self.index, self.layer = index, layer
         self._hidden, self._arguments, self._samples = hidden, arguments, samples
         self._passed = False
+
+    @property
+    def hidden(self) -> Iterator[Tensor]:
+        """The hidden states `(windows, length, hidden)` that reach it, batch by batch."""
+        return iter(self._hidden)
 
     def gather(
         self, modules: Sequence[str], what: Collection[str], *, pass_on: bool = True, alike: bool = False

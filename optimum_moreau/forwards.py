@@ -33,7 +33,7 @@ _RANKING = 21  # per weight in scope, of one ranking of all: scores twice, and w
 
 
 def forward_passes(shape: ModelShape, config: MoreauPrunerConfig) -> int:
-    """Forward passes over the calibration text through a layer, the most of any; those of gradients left out."""
+    """Forward passes over the calibration text, the most through any layer; of gradients none, of a search the mean."""
     criterion = CRITERIA.get(config.criterion)
     reads = "activations" in criterion.needs
     if not config.masks:
@@ -52,7 +52,8 @@ def _searching(shape: ModelShape, config: MoreauPrunerConfig) -> int:
     """Of these, those of a search, over its first windows."""
     if not measures(config) or config.budget != "search":
         return 0
-    return search_passes(block for block in shape.in_scope(config) if block.kind in ("attention", "mlp"))
+    units = (block for block in shape.in_scope(config) if block.kind in ("attention", "mlp"))
+    return search_passes(units, shape.depth)
 
 
 def forward_operations(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig) -> float:

@@ -6,8 +6,9 @@ search   Δ_b(n), by how much the calibration loss grows while the n lowest-scor
          for n about a quarter, a half, and three quarters of them (`probes`)
 
 The attention and the MLP of a layer are searched as two blocks. A search takes one forward pass over the calibration
-text, the first 128 windows of each process, for the model as it is, and one for each block in scope and each n: 1 +
-2·3·L of L layers (`search_passes`). It knows nothing of how blocks act together.
+text, the first 128 windows of each process, for the model as it is, and one for each block in scope and each n; it
+begins at the block's layer, with the hidden states that one pass more has brought there. Of L layers all in scope these
+are 2 + 3·(L + 1) whole passes (`search_passes`). A search knows nothing of how blocks act together.
 
 Beside a budget, what protects outliers: R_u, the root mean square of what a unit hands to o_proj or down_proj. A unit
 is an outlier where R_u is more than M times the mean R of its block.
@@ -16,6 +17,7 @@ is an outlier where R_u is more than M times the mean R of its block.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -26,10 +28,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from .activations import LayerStream
+from .activations import LayerStream, StreamedLayer
 from .config import MoreauPrunerConfig
 from .errors import DataError, NonFiniteError, PlanError
-from .placement import input_device, loaded
+from .placement import loaded
 from .units import Block, ModelShape, decoder_layers
 
 logger = logging.getLogger(__name__)
@@ -161,9 +163,10 @@ def probes(total: int) -> tuple[int, ...]:
     return tuple(sorted({max(round(total * quarters / 4), 1) for quarters in (1, 2, 3)} & set(range(1, total))))
 
 
-def search_passes(blocks: Iterable[Block]) -> int:
-    """Forward passes over the calibration text that a search takes."""
-    return 1 + sum(len(probes(block.total)) for block in blocks)
+def search_passes(blocks: Iterable[Block], depth: int) -> int:
+    """Forward passes over the calibration text that a search takes; from layer l of L on it is 1 − l/L of one."""
+    layers = ((len(probes(block.total)), depth - (block.layer or 0)) for block in blocks)
+    return 2 + math.ceil(sum(times * behind for times, behind in layers) / depth)
 
 
 def search(
@@ -184,18 +187,21 @@ def search(
         NonFiniteError: a loss is NaN or infinite.
     """
     batches = list(torch.cat(list(batches))[:SEARCH_WINDOWS].split(max(len(batch) for batch in batches)))
-    windows = sum(len(batch) for batch in batches)
-    logger.info("budget 'search': %d forward passes over %d windows", search_passes(blocks), windows)
-    layers = decoder_layers(model)
-    dense = _loss(model, batches, "the model as it is")
-    found = {}
-    for block in tqdm(blocks, "search", leave=False, disable=None):
-        order = torch.argsort(scores[block.where], stable=True)
-        losses = []
-        for count in probes(block.total):
-            with _silent(layers[block.layer], block, order[:count]):
-                losses.append(_loss(model, batches, f"{block.where} without {count} units") - dense)
-        found[profile_name("search", block)] = torch.tensor(losses, dtype=torch.float64)
+    windows, depth = sum(len(batch) for batch in batches), len(decoder_layers(model))
+    logger.info("budget 'search': %d forward passes over %d windows", search_passes(blocks, depth), windows)
+    stream = LayerStream(model, batches, windows)
+    dense, found = None, {}
+    for streamed in tqdm(stream, "search", depth, leave=False, disable=None):
+        if dense is None:
+            dense = _loss(stream, streamed, batches, "the model as it is")
+        for block in (block for block in blocks if block.layer == streamed.index):
+            order = torch.argsort(scores[block.where], stable=True)
+            losses = []
+            for count in probes(block.total):
+                with _silent(streamed.layer, block, order[:count]):
+                    loss = _loss(stream, streamed, batches, f"{block.where} without {count} units")
+                losses.append(loss - dense)
+            found[profile_name("search", block)] = torch.tensor(losses, dtype=torch.float64)
     return found
 
 
@@ -215,18 +221,15 @@ def _silent(layer: nn.Module, block: Block, units: Tensor) -> Iterator[None]:
         handle.remove()
 
 
-def _loss(model: PreTrainedModel, batches: Sequence[Tensor], what: str) -> float:
-    """Mean next-token loss over the tokens of all processes."""
-    device = input_device(model)
+def _loss(stream: LayerStream, streamed: StreamedLayer, batches: Sequence[Tensor], what: str) -> float:
+    """Mean next-token loss over the tokens of all processes, of the model from a layer on."""
     total = torch.zeros(2, dtype=torch.float64)  # loss, tokens
-    for batch in batches:
-        ids = batch.to(device)
-        logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()  # (windows, n − 1, vocabulary)
-        labels = ids[:, 1:].flatten().to(logits.device)
-        loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels, reduction="sum")
+    for batch, logits in zip(batches, stream.logits(streamed), strict=True):
+        labels = batch[:, 1:].flatten().to(logits.device)
+        loss = nn.functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), labels, reduction="sum")
         total += torch.tensor([loss.item(), labels.numel()], dtype=torch.float64)
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        total = total.to(device)
+        total = total.to(logits.device)
         dist.all_reduce(total)
     mean = float(total[0] / total[1])
     if not torch.isfinite(torch.tensor(mean)):

@@ -21,13 +21,22 @@ def test_the_stream_is_the_forward_pass(family, tokens):
     seen = []
     handles = [layer.register_forward_pre_hook(lambda m, args: seen.append(args[0])) for layer in decoder_layers(model)]
     with torch.no_grad():
-        model(tokens, use_cache=False)
+        whole = [model(batch, use_cache=False).logits for batch in batches(tokens)]
     for handle in handles:
         handle.remove()
-    with scoring_mode(model):
-        for streamed in LayerStream(model, batches(tokens), len(tokens)):
-            reached = torch.cat(list(streamed._hidden))
-            torch.testing.assert_close(reached, seen[streamed.index], rtol=1e-4, atol=1e-5)
+    depth, computed = len(decoder_layers(model)), []
+    for layer in decoder_layers(model):
+        layer.mlp.register_forward_hook(lambda *args: computed.append(args[0]))
+    with scoring_mode(model), torch.no_grad():
+        stream = LayerStream(model, batches(tokens), len(tokens))
+        for streamed in stream:
+            for found, expected in zip(streamed.hidden, seen[streamed.index :: depth], strict=True):
+                torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+            computed.clear()
+            for found, expected in zip(stream.logits(streamed), whole, strict=True):
+                torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+            assert len(computed) == 2 * (depth - streamed.index)  # the layers before it rest
+        assert all("forward" not in layer.__dict__ for layer in decoder_layers(model))
 
 
 def inputs_of(model, tokens, name):

@@ -173,7 +173,8 @@ def test_search_measures_what_silencing_costs(tokens):
         without = math.log(measure_segments(model, tokens).perplexity)
     measured = scores.values[profile_name("search", block)]
     assert float(measured[1]) == pytest.approx(without - dense, abs=1e-6)
-    assert search_passes(shape.blocks) == 1 + 3 * 3 + 3 * 1 == forward_passes(shape, config)
+    # the dense one, the stream's, and 3 probes of the MLP and 1 of two KV groups from each of 3 layers on
+    assert search_passes(shape.blocks, 3) == 2 + (3 + 1) * (3 + 2 + 1) / 3 == forward_passes(shape, config)
     assert probes(1) == () and probes(2) == (1,) and probes(100) == (25, 50, 75)
 
 
