@@ -25,6 +25,9 @@ _EXPORT_KEYS = ("model_type", "architectures", "auto_map", "per_layer_config", "
 _PER_LAYER_LISTS = ("layer_types", "no_rope_layers")
 # Fields of LlamaConfig that MistralConfig does not have; no bias may be set.
 _NOT_IN_ALTERNATIVE = ("attention_bias", "mlp_bias", "pretraining_tp")
+ADDED_BIASES = (
+    "added_biases"  # config.json of an own type: modules of each layer with a bias that the stock class has not
+)
 
 
 @dataclass(frozen=True)
@@ -57,15 +60,30 @@ def decide_export(model_config: Any, shape: ModelShape, plan: PruningPlan, expor
     Raises:
         ExportError: `export="stock"` on shapes that no stock class holds.
     """
+    coming = biases_of_own_type(shape) if MoreauPrunerConfig.from_dict(plan.config).fits_biases else ()
+    return _decide(model_config, shape, plan, export, _added_biases(model_config) or coming)
+
+
+def biases_of_own_type(shape: ModelShape) -> tuple[str, ...]:
+    """The modules of each layer that would get a bias for an intercept which no flag of the stock config stands for."""
+    return () if shape.family.reader_biases else tuple(sorted(shape.without_bias.values()))
+
+
+def _added_biases(model_config: Any) -> tuple[str, ...]:
+    return tuple(getattr(model_config, ADDED_BIASES, ()))
+
+
+def _decide(model_config: Any, shape: ModelShape, plan: PruningPlan, export: str, added: tuple[str, ...]) -> Export:
     family = shape.family
     dims = _dims(model_config, plan)
     hidden_size = _hidden_size(model_config, plan)
-    problem = _stock_problem(hidden_size, dims, family)
+    problem = _bias_problem(added, family) or _stock_problem(hidden_size, dims, family)
     if export != "custom" and not problem:
         return Export(family.base_type)
-    if export != "custom" and _fits_alternative(model_config, dims, family.stock_alternative):
+    if export != "custom" and not added and _fits_alternative(model_config, dims, family.stock_alternative):
         return Export(str(family.stock_alternative), problem)
     advice = _nearest_uniform(model_config, hidden_size, dims, plan, family) if problem else ""
+    advice = "no intercept (--compensation refit)" if added else advice
     if export == "stock":
         raise ExportError(f"export='stock': {problem}; {advice}")
     return Export(family.custom_type, problem, advice)
@@ -81,7 +99,7 @@ def pruned_config(model_config: Any, shape: ModelShape, plan: PruningPlan, expor
     from transformers import AutoConfig
 
     register_auto_classes()
-    decided = decide_export(model_config, shape, plan, export)
+    decided = _decide(model_config, shape, plan, export, _added_biases(model_config))
     dims = _dims(model_config, plan)
     values = {key: value for key, value in model_config.to_dict().items() if key not in _EXPORT_KEYS}
     values |= {"head_dim": _head_dim(model_config), "hidden_size": _hidden_size(model_config, plan)}
@@ -175,6 +193,10 @@ def _layer_dims(model_config: Any, plan: PruningPlan, index: int) -> dict[str, i
 def _head_dim(model_config: Any) -> int:
     head_dim = getattr(model_config, "head_dim", None)
     return head_dim or model_config.hidden_size // model_config.per_layer_config[0].num_attention_heads
+
+
+def _bias_problem(added: tuple[str, ...], family: Family) -> str:
+    return f"{family.base_type} has no bias in {', '.join(added)}" if added else ""
 
 
 def _stock_problem(hidden_size: int, dims: list[dict[str, int]], family: Family) -> str:

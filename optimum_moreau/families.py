@@ -51,6 +51,7 @@ class Family:
         heads_divide_hidden: the stock config refuses head counts that do not divide the hidden size.
         stock_alternative: the model type that holds the same network where the stock config refuses (no biases).
         biases: of the attention and MLP matrices.
+        reader_biases: the stock config has flags that give o_proj and down_proj biases: attention_bias, mlp_bias.
         norms: kind of the norms on the residual stream.
         qk_norms: the queries and keys have norms of head width, which share the config's ε.
         hidden_refusal: why hidden channels cannot be cut; empty where they can.
@@ -63,6 +64,7 @@ class Family:
     heads_divide_hidden: bool = False
     stock_alternative: str | None = None
     biases: str = "none"
+    reader_biases: bool = False
     norms: str = "RMS"
     qk_norms: bool = False
     hidden_refusal: str = ""
@@ -96,12 +98,22 @@ _MEAN = "its norms subtract the mean of all channels, so no cut is exact"
 _SCALED = "its embeddings are scaled by the square root of the hidden size"
 
 
-def _mean(model_type: str, mlp: tuple[Cut, ...], biases: str, notes: str) -> Family:
-    return Family(model_type, _ATTENTION, mlp, biases=biases, norms="LayerNorm", hidden_refusal=_MEAN, notes=notes)
+def _mean(model_type: str, mlp: tuple[Cut, ...], biases: str, notes: str, **more: Any) -> Family:
+    fixed: dict[str, Any] = {"norms": "LayerNorm", "hidden_refusal": _MEAN}
+    return Family(model_type, _ATTENTION, mlp, biases=biases, notes=notes, **fixed, **more)
 
 
 _STOCK = (
-    Family("llama", _ATTENTION, _MLP, True, "mistral", biases="optional", notes=f"{_DIVIDES}, else mistral"),
+    Family(
+        "llama",
+        _ATTENTION,
+        _MLP,
+        True,
+        "mistral",
+        biases="optional",
+        reader_biases=True,
+        notes=f"{_DIVIDES}, else mistral",
+    ),
     Family("mistral", _ATTENTION, _MLP),
     Family("ministral", _ATTENTION, _MLP, notes="sliding and full layers"),
     Family("qwen2", _ATTENTION, _MLP, biases="q, k, v"),
@@ -119,8 +131,8 @@ _STOCK = (
     Family(
         "gemma3_text", _ATTENTION, _MLP, True, biases="optional", qk_norms=True, hidden_refusal=_SCALED, notes=_DIVIDES
     ),
-    Family("granite", _ATTENTION, _MLP, biases="optional"),
-    Family("smollm3", _ATTENTION, _MLP, biases="optional", notes="layers with and without RoPE"),
+    Family("granite", _ATTENTION, _MLP, biases="optional", reader_biases=True),
+    Family("smollm3", _ATTENTION, _MLP, biases="optional", reader_biases=True, notes="layers with and without RoPE"),
     _mean("olmo", _MLP, "optional", "norms without weights"),
     Family("phi3", _FUSED_ATTENTION, _FUSED_MLP, notes="fused q, k, v and gate, up"),
     _mean("cohere", _MLP, "optional", "attention and MLP in parallel"),
@@ -128,13 +140,21 @@ _STOCK = (
     Family("glm", _ATTENTION, _FUSED_MLP, biases="q, k, v", notes="fused gate, up"),
     Family("glm4", _ATTENTION, _FUSED_MLP, biases="q, k, v", notes="fused gate, up"),
     _mean("starcoder2", _NAMED_MLP, "all", "MLP of two matrices"),
-    _mean("nemotron", _PLAIN_MLP, "optional", "MLP of two matrices"),
+    _mean("nemotron", _PLAIN_MLP, "optional", "MLP of two matrices", reader_biases=True),
     Family("seed_oss", _ATTENTION, _MLP, biases="q, k, v"),
     Family("ernie4_5", _ATTENTION, _MLP, biases="optional"),
     Family("exaone4", _ATTENTION, _MLP, qk_norms=True, notes="norms behind attention and MLP"),
     Family("hunyuan_v1_dense", _ATTENTION, _MLP, biases="optional", qk_norms=True),
     Family("apertus", _ATTENTION, _PLAIN_MLP, biases="optional", qk_norms=True, notes="MLP of two matrices"),
-    Family("arcee", _ATTENTION, _PLAIN_MLP, True, biases="optional", notes=f"MLP of two matrices; {_DIVIDES}"),
+    Family(
+        "arcee",
+        _ATTENTION,
+        _PLAIN_MLP,
+        True,
+        biases="optional",
+        reader_biases=True,
+        notes=f"MLP of two matrices; {_DIVIDES}",
+    ),
 )
 # The own types are families too: a pruned model can be pruned again.
 FAMILIES = {row.model_type: row for stock in _STOCK for row in (stock, replace(stock, model_type=stock.custom_type))}

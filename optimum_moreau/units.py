@@ -51,6 +51,7 @@ class Block:
         unit_lines: how many of these belong to each hidden channel: rows and columns of hidden width in the unit.
         n_rep: query heads per KV head.
         vectors: modules with one parameter per unit that is cut along but not scored (norms on the residual stream).
+        biased: its reader has a bias.
     """
 
     layer: int | None
@@ -61,6 +62,7 @@ class Block:
     unit_lines: int = 0
     n_rep: int = 1
     vectors: tuple[str, ...] = ()
+    biased: bool = False
 
     @property
     def where(self) -> str:
@@ -140,6 +142,11 @@ class ModelShape:
     def depth(self) -> int:
         """Number of layers."""
         return len(self.blocks) // 2
+
+    @property
+    def without_bias(self) -> dict[Kind, str]:
+        """Kind → the matrix of a layer that reads its units, and has no bias in some layer: o_proj, down_proj."""
+        return {block.kind: block.reader.module for block in self.blocks if not block.biased}
 
     def without_layers(self, gone: Collection[int]) -> ModelShape:
         """The shape once whole layers are gone; those that stay keep their indices."""
@@ -239,7 +246,13 @@ def _blocks(family: Family, model_config: Any, layers: nn.ModuleList) -> Iterato
         attention = Block(index, "attention", family.attention, groups, 0, n_rep=n_rep)
         for block in (attention, Block(index, "mlp", family.mlp, layer_config.intermediate_size, 0)):
             lines, biases = _unit_lines(block, layer)
-            yield replace(block, unit_parameters=lines * model_config.hidden_size + biases, unit_lines=lines)
+            reader: Any = layer.get_submodule(block.reader.module)
+            yield replace(
+                block,
+                unit_parameters=lines * model_config.hidden_size + biases,
+                unit_lines=lines,
+                biased=reader.bias is not None,
+            )
 
 
 def _unit_lines(block: Block, layer: nn.Module) -> tuple[int, int]:

@@ -14,7 +14,8 @@ from optimum_moreau.compensation import compensated, rounds, without_removed
 from optimum_moreau.compensation.moments import Moments
 from optimum_moreau.compensation.steps import refit, scale
 from optimum_moreau.cutting import score_in_rounds
-from optimum_moreau.errors import ConfigError, DataError, NonFiniteError, UnsupportedModelError
+from optimum_moreau.errors import ConfigError, DataError, ExportError, NonFiniteError
+from optimum_moreau.export import decide_export
 from optimum_moreau.plan import make_plan, removed_parameters, whole_plan
 from optimum_moreau.scores import score_units
 from optimum_moreau.surgery import apply_plan
@@ -363,7 +364,7 @@ def test_the_pruner_compensates_and_says_so_in_summary_and_card(tmp_path, window
         assert torch.equal(one, other)
 
 
-BIASED = ("llama", "granite", "smollm3", "nemotron", "arcee", "starcoder2")
+FLAGGED = ("llama", "granite", "smollm3", "nemotron", "arcee", "starcoder2")  # starcoder2 has them
 
 
 @pytest.mark.parametrize(
@@ -387,25 +388,25 @@ def readers(model):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_biases_are_given_where_the_class_holds_them_and_else_refused(family, windows, tmp_path):
+def test_biases_are_held_by_the_stock_class_where_it_can_and_else_by_the_own_type(family, windows, tmp_path):
     model = tiny_model(family)
-    before = {name: w.clone() for name, w in model.named_parameters()}
     config = model.config.to_dict()
     plan, settings = planned(model, compensation="bias")
-    try:
-        with compensated(model, model_shape(model), plan, windows, settings):
-            assert all(module.bias is not None for module in readers(model))
-            apply_plan(model, replace(plan, fingerprint=None))
-    except UnsupportedModelError as error:
-        assert family not in BIASED and "can hold no bias" in str(error)
-        assert model.config.to_dict() == config
-        assert all(torch.equal(w, before[name]) for name, w in model.named_parameters())
-        return
-    assert family in BIASED
+    with compensated(model, model_shape(model), plan, windows, settings, undone=True):
+        assert all(module.bias is not None for module in readers(model))
+    assert model.config.to_dict() == config
+    assert decide_export(model.config, model_shape(model), plan, "auto").model_type == (
+        family if family in FLAGGED else f"moreau_{family}"
+    )
+    with compensated(model, model_shape(model), plan, windows, settings):
+        apply_plan(model, replace(plan, fingerprint=None))
+    assert model.config.model_type == (family if family in FLAGGED else f"moreau_{family}")
     model.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert all(module.bias.count_nonzero() for module in readers(again))
     with torch.no_grad():
         torch.testing.assert_close(again(windows[:2]).logits, model(windows[:2]).logits)
+    assert not model_shape(again).without_bias  # so that it can be pruned again
 
 
 def test_biases_go_again_after_an_error(windows):
@@ -461,9 +462,20 @@ def test_an_intercept_is_counted_and_said(windows):
 
 @pytest.mark.parametrize("settings", [{"compensation": "bias"}, {"compensation": "refit", "intercept": True}])
 @pytest.mark.parametrize("size", [{"target_parameters": 18_000}, {"target_bytes": 72_000}])
-@pytest.mark.parametrize("changes", [{}, {"rounds": 2}, {"targets": ("attention", "mlp", "layers")}], ids=str)
-def test_an_upper_limit_holds_with_the_biases_of_an_intercept(changes, size, settings, windows, command, tmp_path):
-    model = tiny_model("llama")
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("llama", {}),
+        ("mistral", {}),
+        ("llama", {"rounds": 2}),
+        ("mistral", {"targets": ("attention", "mlp", "layers")}),
+    ],
+    ids=str,
+)
+def test_an_upper_limit_holds_with_the_biases_of_an_intercept(
+    family, changes, size, settings, windows, command, tmp_path
+):
+    model = tiny_model(family)
     model.config.save_pretrained(tmp_path)
     settings = {
         "criterion": "magnitude",
@@ -476,7 +488,7 @@ def test_an_upper_limit_holds_with_the_biases_of_an_intercept(changes, size, set
     result = MoreauPruner(MoreauPrunerConfig(**settings)).prune(model, windows)
     left = sum(p.numel() for p in model.parameters())
     assert 17_000 < left == result.summary.parameters_after <= 18_000
-    assert sum(result.plan.contributions.values()) == removed_parameters(result.plan, model_shape(tiny_model("llama")))
+    assert sum(result.plan.contributions.values()) == removed_parameters(result.plan, model_shape(tiny_model(family)))
     flags = [flag for name, value in {**settings, **changes}.items() for flag in flag_of(name, value)]
     code, out, err = command("plan", tmp_path, "--dry-run", *flags, "--json")
     assert code == 0 and abs(json.loads(out)["parameters_after"] - left) <= (600 if changes else 0), err
@@ -498,10 +510,11 @@ def test_another_text_than_the_plans_is_said(windows, caplog):
     assert result.summary.compensation["calibration"]["sha256"] != result.summary.calibration["sha256"]
 
 
-def test_what_cannot_hold_a_bias_is_refused_before_scoring(windows, monkeypatch):
+@pytest.mark.parametrize("asked", [{"export": "stock"}, {"engine": "vllm"}], ids=str)
+def test_a_bias_that_no_stock_class_holds_is_refused_before_scoring(asked, windows, monkeypatch):
     monkeypatch.setattr("optimum_moreau.cutting.score_units", lambda *_, **__: pytest.fail("scored"))
-    with pytest.raises(UnsupportedModelError, match="can hold no bias"):
-        config = MoreauPrunerConfig(criterion="magnitude", compensation="bias", sequence_length=16)
+    with pytest.raises(ExportError, match=r"a qwen2 has no bias in mlp\.down_proj, self_attn\.o_proj; leave the"):
+        config = MoreauPrunerConfig(criterion="magnitude", compensation="bias", sequence_length=16, **asked)
         MoreauPruner(config).prune(tiny_model("qwen2"), windows)
 
 

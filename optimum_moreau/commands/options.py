@@ -106,7 +106,7 @@ _FIELDS: Fields = {
     "compensation": (None, str, "NAME", f"how what stays is adjusted: {', '.join(COMPENSATIONS)}"),
     "compensation_samples": (None, int, "N", "windows of calibration text that this reads (default 128)"),
     "ridge": (None, float, "X", "λ of refit, as a share of the mean of diag XᵀX (default 0.01)"),
-    "intercept": (None, bool, None, "fit a bias too, where the model's class can hold one"),
+    "intercept": (None, bool, None, "fit a bias too; an own type holds it where the model's class cannot"),
     "rounds": (None, int, "N", "prune in N rounds, each scored as the one before left the model (default 1)"),
     "schedule": (None, str, "NAME", f"how fast the rounds reach the size: {_choice('schedule')} (default cubic)"),
     "seed": (None, int, "N", "of windows, noise and random scores (default 0)"),

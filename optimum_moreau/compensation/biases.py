@@ -1,4 +1,8 @@
-"""Room for an intercept: zero biases for matrices that have none, where the model's class can hold them."""
+"""Room for an intercept: zero biases for matrices that have none.
+
+Where flags of the model's config stand for them its class holds them; elsewhere the config names them, and the pruned
+model is exported as the own type, which does (export.py).
+"""
 
 from __future__ import annotations
 
@@ -13,10 +17,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ..config import MoreauPrunerConfig
-from ..errors import UnsupportedModelError
+from ..errors import ExportError, UnsupportedModelError
+from ..export import ADDED_BIASES, biases_of_own_type
 from ..placement import is_offloaded
 from ..plan import PruningPlan, contributions, make_plan
-from ..registry import COMPENSATIONS
 from ..scores import UnitScores
 from ..units import ModelShape, decoder_layers, model_shape
 
@@ -27,7 +31,7 @@ _FLAGS = {"attention": "attention_bias", "mlp": "mlp_bias"}
 def with_biases(model: PreTrainedModel, shape: ModelShape, *, undone: bool = False) -> Iterator[None]:
     """In place: every matrix that reads heads or channels has a bias, zero where it had none.
 
-    The class decides which others get one too: with `attention_bias` a LLaMA's q, k and v have biases as well.
+    Flags decide which others get one too: with `attention_bias` a LLaMA's q, k and v have biases as well.
 
     Args:
         model: the base model.
@@ -35,28 +39,26 @@ def with_biases(model: PreTrainedModel, shape: ModelShape, *, undone: bool = Fal
         undone: afterwards all is as it was; otherwise only if the block ends in an error.
 
     Raises:
-        UnsupportedModelError: the class holds no such biases, or the model is offloaded.
+        UnsupportedModelError: the model is offloaded.
     """
-    flags = _flags(model, shape)
+    settings = _settings(shape)
+    before = {name: vars(model.config).get(name) for name in settings}
     given: list[Any] = []
     whole = False
     try:
-        if flags:
-            given += _give(model, shape, flags)
+        if settings:
+            given += _give(model, settings)
         yield
         whole = True
     finally:
         if undone or not whole:
             for module in given:
                 module.bias = None
-            for flag, value in flags.items():
+            for name, value in before.items():
                 if value is not None:
-                    setattr(model.config, flag, value)
-
-
-def has_intercept(config: MoreauPrunerConfig) -> bool:
-    """Whether the compensation of a config fits biases."""
-    return config.intercept or COMPENSATIONS.get(config.compensation).needs_bias
+                    setattr(model.config, name, value)
+                elif name in vars(model.config):
+                    delattr(model.config, name)
 
 
 def shape_to_count(model: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig) -> ModelShape:
@@ -66,13 +68,10 @@ def shape_to_count(model: PreTrainedModel, shape: ModelShape, config: MoreauPrun
         model: the base model, on any device (meta included).
         shape: its shape.
         config: resolved.
-
-    Raises:
-        UnsupportedModelError: the class holds no such biases.
     """
     limited = config.target_parameters is not None or config.target_bytes is not None
-    flags = _flags(model, shape) if limited and has_intercept(config) else {}
-    return model_shape(_twin(model, shape, flags)) if flags else shape
+    settings = _settings(shape) if limited and config.fits_biases else {}
+    return model_shape(_twin(model, settings)) if settings else shape
 
 
 def make_counted_plan(
@@ -83,47 +82,51 @@ def make_counted_plan(
     return replace(plan, contributions=contributions(plan, shape))
 
 
-def check_biases(model: PreTrainedModel, shape: ModelShape) -> None:
+def check_biases(model: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig) -> None:
     """Refuses, before any work is done, a model that cannot get biases where `with_biases` gives them.
 
     Raises:
-        UnsupportedModelError: says why.
+        ExportError: only the own type holds them, and a stock class is asked for.
+        UnsupportedModelError: as `with_biases`.
     """
+    names = biases_of_own_type(shape)
+    if names and config.export == "stock":
+        asked = "export='stock'" if config.engine == "transformers" else f"engine='{config.engine}'"
+        raise ExportError(
+            f"{asked}: a {shape.family.base_type} has no bias in {', '.join(names)}; leave the intercept out,"
+            " take compensation 'refit', or export 'auto'"
+        )
     with with_biases(model, shape, undone=True):
         pass
 
 
-def _flags(model: PreTrainedModel, shape: ModelShape) -> dict[str, Any]:
-    """The config's flags that stand for the biases that are lacking, and their values; of those it has not, `None`."""
-    layers = decoder_layers(model)
-    lacking = {b.kind for b in shape.blocks if b.layer is not None and not _has_bias(layers[b.layer], b.reader.module)}
-    return {_FLAGS[kind]: getattr(model.config, _FLAGS[kind], None) for kind in lacking}
+def _settings(shape: ModelShape) -> dict[str, Any]:
+    """What the config says of a model that has the biases which are lacking."""
+    if shape.family.reader_biases:
+        return {_FLAGS[kind]: True for kind in shape.without_bias}
+    names = biases_of_own_type(shape)
+    return {ADDED_BIASES: list(names)} if names else {}
 
 
-def _twin(model: PreTrainedModel, shape: ModelShape, flags: dict[str, Any]) -> PreTrainedModel:
+def _twin(model: PreTrainedModel, settings: dict[str, Any]) -> PreTrainedModel:
     """The same model with biases, on the meta device."""
     config = copy.deepcopy(model.config)
-    for flag in flags:
-        if hasattr(config, flag):
-            setattr(config, flag, True)
+    for name, value in settings.items():
+        setattr(config, name, value)
     with torch.device("meta"):
         twin = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
-    layers = decoder_layers(twin)
-    for block in shape.blocks:
-        if block.layer is not None and not _has_bias(layers[block.layer], block.reader.module):
-            raise UnsupportedModelError(
-                f"{model.config.model_type}: its {block.reader.module.rpartition('.')[2]} can hold no bias; leave the"
-                " intercept out, or take compensation 'refit'"
-            )
+    for name in settings.get(ADDED_BIASES, ()):
+        for layer in decoder_layers(twin):
+            module: Any = layer.get_submodule(name)
+            module.bias = nn.Parameter(torch.empty_like(module.weight[:, 0]))
     return twin
 
 
-def _give(model: PreTrainedModel, shape: ModelShape, flags: dict[str, Any]) -> list[Any]:
-    twin = _twin(model, shape, flags)
+def _give(model: PreTrainedModel, settings: dict[str, Any]) -> list[Any]:
     if is_offloaded(model):
         raise UnsupportedModelError("an intercept needs new biases, which an offloaded model cannot get; load it whole")
     given: list[Any] = []
-    for name, pattern in twin.named_modules():
+    for name, pattern in _twin(model, settings).named_modules():
         module: Any = model.get_submodule(name)
         if isinstance(pattern, nn.Linear) and pattern.bias is not None and module.bias is None:
             weight = module.weight
@@ -132,10 +135,6 @@ def _give(model: PreTrainedModel, shape: ModelShape, flags: dict[str, Any]) -> l
                 requires_grad=weight.requires_grad,
             )
             given.append(module)
-    for flag in flags:
-        setattr(model.config, flag, True)
+    for name, value in settings.items():
+        setattr(model.config, name, value)
     return given
-
-
-def _has_bias(layer: Any, module: str) -> bool:
-    return layer.get_submodule(module).bias is not None

@@ -33,7 +33,7 @@ from ..plan import PruningPlan
 from ..registry import COMPENSATIONS
 from ..undo import Keep, parameter_names, put, restored
 from ..units import Block, ModelShape, decoder_layers
-from .biases import check_biases, has_intercept, with_biases
+from .biases import check_biases, with_biases
 from .moments import Moments
 from .narrow import Narrow, narrowed
 from .silence import columns, only, rows, silence, stays
@@ -67,7 +67,7 @@ def described(config: MoreauPrunerConfig, text: CalibrationSet, adjusted: tuple[
     return {
         "step": config.compensation,
         "ridge": config.ridge,
-        "intercept": has_intercept(config),
+        "intercept": config.fits_biases,
         "summary": compensation.summary,
         "paper": compensation.paper,
         "calibration": text.to_dict(),
@@ -100,11 +100,11 @@ def compensated(
         distinct: tokens of the text that the windows cover, where they overlap; for a warning.
 
     Raises:
-        UnsupportedModelError: an intercept is asked for, and the model's class can hold no bias there.
+        UnsupportedModelError: an intercept is asked for, and the model is offloaded.
         NonFiniteError: what flows through a matrix is not finite, or the adjusted weights overflow its dtype.
     """
     with ExitStack() as stack:
-        if has_intercept(config):
+        if config.fits_biases:
             stack.enter_context(with_biases(model, shape, undone=undone))
         keep = stack.enter_context(restored(decoder_layers(model), always=undone))
         narrow = stack.enter_context(narrowed(model, shape, plan))
@@ -114,13 +114,13 @@ def compensated(
 
 
 def check_compensation(model: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig) -> None:
-    """Refuses, before anything is scored, an intercept that the model's class cannot hold.
+    """Refuses, before anything is scored, an intercept that the model cannot get, or its export cannot hold.
 
     Raises:
-        UnsupportedModelError: says why.
+        UnsupportedModelError, ExportError: says why.
     """
-    if has_intercept(config):
-        check_biases(model, shape)
+    if config.fits_biases:
+        check_biases(model, shape, config)
 
 
 def _adjust(
@@ -213,10 +213,10 @@ class _Compensator:
             kept = stays(block, self.plan, w)
             where = f"layers.{dense.index}.{name}"
             pairs = self._pairs(dense.flows(name), pruned.flows(name), module, whole)
-            dtype = torch.float64 if has_intercept(self.config) else torch.float32
+            dtype = torch.float64 if self.config.fits_biases else torch.float32
             moments = Moments.gather(pairs, columns(block, self.plan, w), rows(self.plan, w), where, dtype=dtype)
             before = w[kept].double()
-            after, intercept = self.step(before, moments, self.config.ridge, has_intercept(self.config))
+            after, intercept = self.step(before, moments, self.config.ridge, self.config.fits_biases)
             whole[module] = {one: loaded(module, one).clone() for one in parameter_names(module)}
             new = {"weight": only(w, kept, after)}
             if (bias := whole[module].get("bias")) is not None:

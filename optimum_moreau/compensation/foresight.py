@@ -30,7 +30,6 @@ from ..estimate import HEAP, duration, product_rate
 from ..forwards import bytes_per_batch
 from ..plan import PruningPlan
 from ..units import Block, ModelShape, decoder_layers
-from .biases import has_intercept
 
 _RUNS = {"attention": 6, "mlp": 4}
 _DOUBLE = 2  # an operation of float64, in operations of float32
@@ -152,5 +151,5 @@ def _work(config: MoreauPrunerConfig, batch: int, tokens: int, rows: int, width:
     """Bytes of the module's formulas, of one matrix."""
     flow, sums = tokens * (width + rows) * itemsize, 8 * kept * (kept + rows)
     products = flow + 4 * tokens * (kept + rows) + sums + 4 * kept * max(kept, rows)
-    squares = 4 if has_intercept(config) else 2
+    squares = 4 if config.fits_biases else 2
     return max(batch + flow + sums, products, 8 * (squares * kept**2 + 5 * kept * rows))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from ..registry import CRITERIA, suggestion
+from ..registry import COMPENSATIONS, CRITERIA, suggestion
 from .presets import PAPER_ETA, PAPER_STEPS, PRESETS, best_settings, paper_settings
 from .quantities import parse_bytes, parse_parameters
 from .validation import ENGINES_OF_UNIFORM_LAYERS, validate
@@ -113,7 +113,7 @@ class MoreauPrunerConfig:
             `refit`, `scale`, `bias` (compensation/steps.py).
         compensation_samples: windows of calibration text that this reads.
         ridge: λ of `refit`, as a share of the mean of diag XᵀX.
-        intercept: fit a bias too, in o_proj and down_proj, where the model's class can hold one.
+        intercept: fit a bias too, in o_proj and down_proj; an own type holds it where the model's class cannot.
         rounds: the size is reached in so many rounds; each scores the model as the one before left it, compensated.
         schedule: how much of the way round k of N is: `linear` k/N, `cubic` 1 − (1 − k/N)³.
         seed: of the windows, of the noise and of `random`.
@@ -284,6 +284,11 @@ class MoreauPrunerConfig:
     def masks(self) -> bool:
         """Whether single weights become zero, instead of whole units going."""
         return self.pattern != "units"
+
+    @property
+    def fits_biases(self) -> bool:
+        """Whether the compensation fits biases."""
+        return self.intercept or COMPENSATIONS.get(self.compensation).needs_bias
 
     @property
     def per_sample(self) -> bool:

@@ -6,13 +6,15 @@ checkpoint takes either `import optimum_moreau` or `trust_remote_code=True`.
 
 Each model is its stock transformers model; only the constructor differs. config.json holds transformers' own
 `per_layer_config` ({"3": {"num_attention_heads": 6, "num_key_value_heads": 3, "intermediate_size": 120}, …}), and each
-decoder layer is the stock layer, built from its own entry. The classes are made from the table at the end of the file:
-type `moreau_qwen2` has MoreauQwen2Config, MoreauQwen2Model and MoreauQwen2ForCausalLM.
+decoder layer is the stock layer, built from its own entry. `added_biases` (["mlp.down_proj", …]) names linear layers
+that have a bias in every decoder layer, and none in the stock class. The classes are made from the table at the end of
+the file: type `moreau_qwen2` has MoreauQwen2Config, MoreauQwen2Model and MoreauQwen2ForCausalLM.
 """
 
 import copy
 import sys
 
+import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
@@ -20,6 +22,8 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPP
 
 class PerLayerShapes:
     """What the configs share: head counts need not divide the hidden size, and configs compare by value."""
+
+    added_biases = ()
 
     def validate_architecture(self):
         """Checks every layer: its query heads are a multiple of its KV heads."""
@@ -83,6 +87,8 @@ class PerLayerModel(FollowedByLayers):
         self.layers = nn.ModuleList(
             self.decoder_layer_class(config.per_layer_config[index], index) for index in range(config.num_hidden_layers)
         )
+        for linear in (layer.get_submodule(name) for layer in self.layers for name in config.added_biases):
+            linear.bias = nn.Parameter(torch.zeros(linear.out_features, dtype=linear.weight.dtype))
         self.post_init()
 
 
