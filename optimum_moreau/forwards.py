@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
 from .config import MoreauPrunerConfig
-from .profiles import SEARCH_WINDOWS, measures, measures_outliers, search_passes
+from .profiles import SEARCH_WINDOWS, measures, measures_outliers, probes, search_passes
 from .registry import CRITERIA
 from .units import Block, ModelShape
 
@@ -38,7 +38,8 @@ def forward_passes(shape: ModelShape, config: MoreauPrunerConfig) -> int:
     reads = "activations" in criterion.needs
     if not config.masks:
         influence = "layers" in config.targets and config.layer_criterion == "block-influence"
-        profile = (_searching(shape, config) or int(measures(config))) + int(measures_outliers(config))
+        profile = search_passes(_searched(shape, config), shape.depth) if _searches(config) else int(measures(config))
+        profile += int(measures_outliers(config))
         return int(influence) + int(reads and bool(shape.scored(config))) + profile
     dense = int(config.budget == "owl") + int(reads and (config.budget == "global" or not criterion.elements))
     what = _read(config)
@@ -48,21 +49,40 @@ def forward_passes(shape: ModelShape, config: MoreauPrunerConfig) -> int:
     return dense + groups + int(groups > 1 or config.feed_forward)
 
 
-def _searching(shape: ModelShape, config: MoreauPrunerConfig) -> int:
-    """Of these, those of a search, over its first windows."""
-    if not measures(config) or config.budget != "search":
-        return 0
-    units = (block for block in shape.in_scope(config) if block.kind in ("attention", "mlp"))
-    return search_passes(units, shape.depth)
+def _searches(config: MoreauPrunerConfig) -> bool:
+    return measures(config) and config.budget == "search"
+
+
+def _searched(shape: ModelShape, config: MoreauPrunerConfig) -> list[Block]:
+    return [block for block in shape.in_scope(config) if block.kind in ("attention", "mlp")]
+
+
+def _search_operations(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig, layers: int) -> float:
+    """Of a search over its first windows; every probe ends in the head.
+
+    Args:
+        skeleton: the model on the meta device.
+        shape: its shape.
+        config: resolved.
+        layers: weights of all layers together.
+    """
+    blocks = _searched(shape, config)
+    head: Any = skeleton.lm_head
+    tokens = min(config.calibration_samples, SEARCH_WINDOWS) * config.sequence_length
+    through_head = 1 + sum(len(probes(block.total)) for block in blocks)
+    return 2.0 * tokens * (search_passes(blocks, shape.depth) * layers + through_head * head.weight.numel())
 
 
 def forward_operations(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig) -> float:
     """Floating-point operations of these passes, and of Hessians, their inverses and the update; not of the choice."""
     tokens = config.calibration_samples * config.sequence_length
     everywhere = sum(rows * columns for layer in _matrices(skeleton, shape.blocks).values() for rows, columns in layer)
-    searching = _searching(shape, config)
-    searched = min(config.calibration_samples, SEARCH_WINDOWS) * config.sequence_length
-    found = 2.0 * ((forward_passes(shape, config) - searching) * tokens + searching * searched) * everywhere
+    passes = forward_passes(shape, config)
+    found = 0.0
+    if _searches(config):
+        passes -= search_passes(_searched(shape, config), shape.depth)
+        found += _search_operations(skeleton, shape, config, everywhere)
+    found += 2.0 * passes * tokens * everywhere
     if "products" in _read(config):
         for layer in _matrices(skeleton, shape.scored(config)).values():
             widths = {columns: sum(r for r, c in layer if c == columns) for _, columns in layer}
