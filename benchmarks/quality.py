@@ -27,12 +27,14 @@ from optimum_moreau.checkpoint import load_model, load_tokenizer
 REFIT = {"compensation": "refit"}
 MANY = {"reduction": "importance", "calibration_samples": 400}
 SEARCH = {**REFIT, **MANY, "budget": "search"}
-# The first rows add one thing at a time to LLM-Pruner's Taylor; the others try what else there is.
+BEST = {**REFIT, "criterion": "wanda", "calibration_samples": 400, "budget": "search"}  # the preset
+# The first rows change one thing at a time, from LLM-Pruner's Taylor to the preset; the others try what else there is.
 ROWS = {
     "taylor": {},
     "+ refit": {**REFIT},
     "+ importances of 400 samples": {**REFIT, **MANY},
     "+ search": {**SEARCH},
+    "+ wanda for taylor": {**BEST},
     "moreau-gs": {"criterion": "moreau-gs"},
     "moreau": {"criterion": "moreau"},
     "moreau, refit": {"criterion": "moreau", **REFIT},
@@ -44,6 +46,14 @@ ROWS = {
     },
     "magnitude, refit": {"criterion": "magnitude", **REFIT},
     "wanda, 128 samples, refit": {"criterion": "wanda", "calibration_samples": 128, **REFIT},
+    "wanda, 128 samples, refit, search": {**BEST, "calibration_samples": 128},
+    "wanda, refit, global": {**BEST, "budget": "global"},
+    "wanda, refit, 3 rounds": {**BEST, "budget": "uniform", "rounds": 3},
+    "gblm, 128 samples, refit": {"criterion": "gblm", "calibration_samples": 128, **REFIT},
+    "gblm, 128 samples, refit, search": {**BEST, "criterion": "gblm", "calibration_samples": 128},
+    "ria, 128 samples, refit": {"criterion": "ria", "calibration_samples": 128, **REFIT},
+    "symwanda-relative, 128 samples, refit": {"criterion": "symwanda-relative", "calibration_samples": 128, **REFIT},
+    "sparsegpt, 128 samples, refit": {"criterion": "sparsegpt", "calibration_samples": 128, **REFIT},
     "scale": {"compensation": "scale"},
     "bias": {"compensation": "bias"},
     "refit with intercept": {**REFIT, "intercept": True},
