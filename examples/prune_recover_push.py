@@ -19,7 +19,7 @@ def main():
     parser.add_argument("--data", required=True, help="records to tune on")
     parser.add_argument("--heldout", required=True, help="text to measure perplexity on")
     parser.add_argument("--ratio", type=float, default=0.2)
-    parser.add_argument("--criterion", default="taylor")
+    parser.add_argument("--criterion", default="wanda")
     parser.add_argument("--max-steps", type=int, default=200)
     parser.add_argument("--seq-len", type=int, default=128)
     args = parser.parse_args()

@@ -209,9 +209,7 @@ def test_standard_error_foretells_memory_and_time_and_shows_no_progress_bars_whe
     assert re.fullmatch(r"INFO: scored; peak memory [\d.]+ [MG]iB, Python and its libraries included", peak)
     size = r"[\d.]+ (?:[KM]i)?B"
     parts = f"about {size} at the peak: model {size}, criterion {size}, one pass {size}"
-    assert re.fullmatch(
-        rf"INFO: taylor: scoring [12] forward and backward pass(es)?, roughly \d+ s; memory {parts}", scoring
-    )
+    assert re.fullmatch(rf"INFO: wanda: scoring 1 forward pass, roughly \d+ s; memory {parts}", scoring)
     passes = r"\d+ passes of 128 windows through a layer's attention, \d+ through its MLP, roughly \d+ s"
     assert re.match(rf"INFO: refit {passes}; its memory about {size} at the peak", refit)
 

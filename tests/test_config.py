@@ -5,6 +5,7 @@ import logging
 from types import SimpleNamespace
 
 import pytest
+from transformers import LlamaConfig
 
 from optimum_moreau import MoreauPrunerConfig
 from optimum_moreau.errors import ConfigError
@@ -232,6 +233,11 @@ def test_the_best_preset_leaves_out_what_is_ruled_out():
     assert best(pattern="2:4") == MoreauPrunerConfig(pattern="2:4")
     for one_shape in ({"uniform": True}, {"engine": "vllm"}, {"rounds": 3}, {"targets": ("layers",)}):
         assert (best(**one_shape).budget, best(**one_shape).compensation) == ("uniform", "refit")
+    assert (best().criterion, best().reduction) == ("wanda", "gradient")
+    assert (best(criterion="moreau").criterion, best(criterion="moreau").reduction) == ("moreau", "importance")
+    for hidden in (("hidden",), ["attention", "hidden"]):
+        assert (best(targets=hidden).criterion, best(targets=hidden).reduction) == ("taylor", "importance")
+        best(targets=hidden).resolve(LlamaConfig())
     assert best(criterion="moreau", released=True) == MoreauPrunerConfig(criterion="moreau", released=True)
 
 

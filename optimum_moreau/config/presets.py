@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..registry import CRITERIA
-from .validation import ENGINES_OF_UNIFORM_LAYERS, TARGETS
+from .validation import ENGINES_OF_UNIFORM_LAYERS
 
 PRESETS = ("best", "paper", "plain")
 PAPER_ETA = 5e-6
@@ -16,21 +16,24 @@ PAPER_STEPS: Mapping[str, Mapping[str, float]] = {
 }
 # What docs/results.md, "Quality", found best of all that is not tuned.
 BEST: Mapping[str, Any] = {
-    "criterion": "taylor",
-    "reduction": "importance",
+    "criterion": "wanda",
     "calibration_samples": 400,
     "budget": "search",
     "compensation": "refit",
 }
+_GRADIENTS = {"reduction": "importance"}  # of any other criterion
+_HIDDEN = "taylor"  # scores hidden channels, which wanda does not
 _FEWEST = 10  # windows of a criterion that takes many passes over each
 
 
 def best_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     """The preset `best`, without what the given fields rule out.
 
-    One shape for all layers, and cuts in rounds, have no search. Masks, which have neither a search nor a compensation,
-    and the published code, which is there to be compared with the paper, have nothing of it. Of a criterion that takes
-    several passes over each window there are so many fewer windows. What is no criterion is left for validation.
+    Hidden channels are scored by `taylor`, which, as any other criterion of gradients, averages the importances of
+    single samples. One shape for all layers, and cuts in rounds, have no search. Masks, which have neither a search nor
+    a compensation, and the published code, which is there to be compared with the paper, have nothing of it. Of a
+    criterion that takes several passes over each window there are so many fewer windows. What is no criterion is left
+    for validation.
 
     Args:
         given: fields of `MoreauPrunerConfig`.
@@ -38,7 +41,11 @@ def best_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     if given.get("pattern", "units") != "units" or given.get("released"):
         return {}
     found = {**BEST, "calibration_samples": max(BEST["calibration_samples"] // _passes(given), _FEWEST)}
-    targets = given.get("targets") or TARGETS
+    targets = given.get("targets") or ("attention", "mlp")
+    if isinstance(targets, (list, tuple)) and "hidden" in targets:
+        found["criterion"] = _HIDDEN
+    if given.get("criterion", found["criterion"]) != BEST["criterion"]:
+        found |= _GRADIENTS
     searched = not isinstance(targets, (list, tuple)) or "attention" in targets or "mlp" in targets
     one_shape = given.get("uniform") or given.get("engine") in ENGINES_OF_UNIFORM_LAYERS
     if one_shape or not searched or given.get("rounds", 1) != 1:
@@ -49,7 +56,7 @@ def best_settings(given: Mapping[str, Any]) -> dict[str, Any]:
 def _passes(given: Mapping[str, Any]) -> int:
     """Forward and backward passes over each window, of criteria that read gradients."""
     name = given.get("criterion", BEST["criterion"])
-    if not isinstance(name, str) or name in (BEST["criterion"], "lora") or name not in CRITERIA:
+    if not isinstance(name, str) or name in (BEST["criterion"], _HIDDEN, "lora") or name not in CRITERIA:
         return 1  # the steps of lora are of training
     settings = {**CRITERIA.get(name).defaults, **{field: value for field, value in given.items() if value is not None}}
     passes = 1

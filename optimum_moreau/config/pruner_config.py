@@ -209,8 +209,9 @@ class MoreauPrunerConfig:
     def best(cls, **changes: Any) -> MoreauPrunerConfig:
         """What keeps quality best without tuning, as measured (docs/results.md, "Quality"): the default of pruning.
 
-        `taylor` by the importances of 400 windows (of as many passes, where a criterion takes several over each), a
-        `search` over layers, and a `refit`; what the changes rule out is left out (config/presets.py).
+        `wanda` of 400 windows, a `search` over layers, and a `refit`; other criteria of gradients by the importances of
+        as many windows or, where they take several passes over each, passes; what the changes rule out is left out
+        (config/presets.py).
         """
         return cls.from_dict({**best_settings(changes), **changes})
 
