@@ -23,18 +23,19 @@ from transformers.utils import logging as transformers_logging
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig, RecoveryConfig, perplexity
 from optimum_moreau.checkpoint import load_model, load_tokenizer
+from optimum_moreau.config import BEST
 
 REFIT = {"compensation": "refit"}
 MANY = {"reduction": "importance", "calibration_samples": 400}
 SEARCH = {**REFIT, **MANY, "budget": "search"}
-BEST = {**REFIT, "criterion": "wanda", "calibration_samples": 400, "budget": "search"}  # the preset
+WANDA = {"criterion": "wanda", "calibration_samples": 128, **REFIT}
 # The first rows change one thing at a time, from LLM-Pruner's Taylor to the preset; the others try what else there is.
 ROWS = {
     "taylor": {},
     "+ refit": {**REFIT},
     "+ importances of 400 samples": {**REFIT, **MANY},
     "+ search": {**SEARCH},
-    "+ wanda for taylor": {**BEST},
+    "+ wanda for taylor": {**BEST},  # the preset
     "moreau-gs": {"criterion": "moreau-gs"},
     "moreau": {"criterion": "moreau"},
     "moreau, refit": {"criterion": "moreau", **REFIT},
@@ -45,15 +46,15 @@ ROWS = {
         "calibration_samples": 200,
     },
     "magnitude, refit": {"criterion": "magnitude", **REFIT},
-    "wanda, 128 samples, refit": {"criterion": "wanda", "calibration_samples": 128, **REFIT},
-    "wanda, 128 samples, refit, search": {**BEST, "calibration_samples": 128},
+    "wanda, 128 samples, refit": {**WANDA},
+    "wanda, 128 samples, refit, search": {**WANDA, "budget": "search"},
     "wanda, refit, global": {**BEST, "budget": "global"},
     "wanda, refit, 3 rounds": {**BEST, "budget": "uniform", "rounds": 3},
-    "gblm, 128 samples, refit": {"criterion": "gblm", "calibration_samples": 128, **REFIT},
-    "gblm, 128 samples, refit, search": {**BEST, "criterion": "gblm", "calibration_samples": 128},
-    "ria, 128 samples, refit": {"criterion": "ria", "calibration_samples": 128, **REFIT},
-    "symwanda-relative, 128 samples, refit": {"criterion": "symwanda-relative", "calibration_samples": 128, **REFIT},
-    "sparsegpt, 128 samples, refit": {"criterion": "sparsegpt", "calibration_samples": 128, **REFIT},
+    "gblm, 128 samples, refit": {**WANDA, "criterion": "gblm"},
+    "gblm, 128 samples, refit, search": {**WANDA, "criterion": "gblm", "budget": "search"},
+    "ria, 128 samples, refit": {**WANDA, "criterion": "ria"},
+    "symwanda-relative, 128 samples, refit": {**WANDA, "criterion": "symwanda-relative"},
+    "sparsegpt, 128 samples, refit": {**WANDA, "criterion": "sparsegpt"},
     "scale": {"compensation": "scale"},
     "bias": {"compensation": "bias"},
     "refit with intercept": {**REFIT, "intercept": True},

@@ -101,7 +101,9 @@ class LayerStream:
         """
         for batch, hidden in zip(self._batches, streamed.hidden, strict=True):
             with _handing_on(self._layers[: streamed.index], hidden):
-                yield self._model(input_ids=batch.to(input_device(self._model)), use_cache=False).logits
+                logits = self._model(input_ids=batch.to(input_device(self._model)), use_cache=False).logits
+            yield logits
+            del logits  # not beside the next batch's
 
     def _arguments(self) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
         """What every layer is given besides the hidden states, e.g. its mask: of one window, which broadcasts."""
@@ -163,7 +165,10 @@ def _handing_on(layers: Iterable[nn.Module], hidden: Tensor) -> Iterator[None]:
     with ExitStack() as stack:
         for layer in layers:
             own = layer.__dict__.get("forward")  # accelerate's, of an offloaded model
-            stack.callback(setattr, layer, "forward", own) if own else stack.callback(delattr, layer, "forward")
+            if own is None:
+                stack.callback(delattr, layer, "forward")
+            else:
+                stack.callback(setattr, layer, "forward", own)
             layer.forward = lambda *args, **kwargs: hidden
         yield
 

@@ -25,9 +25,8 @@ _EXPORT_KEYS = ("model_type", "architectures", "auto_map", "per_layer_config", "
 _PER_LAYER_LISTS = ("layer_types", "no_rope_layers")
 # Fields of LlamaConfig that MistralConfig does not have; no bias may be set.
 _NOT_IN_ALTERNATIVE = ("attention_bias", "mlp_bias", "pretraining_tp")
-ADDED_BIASES = (
-    "added_biases"  # config.json of an own type: modules of each layer with a bias that the stock class has not
-)
+# In config.json of an own type: modules of each layer with a bias that the stock class has not.
+ADDED_BIASES = "added_biases"
 
 
 @dataclass(frozen=True)
@@ -60,32 +59,39 @@ def decide_export(model_config: Any, shape: ModelShape, plan: PruningPlan, expor
     Raises:
         ExportError: `export="stock"` on shapes that no stock class holds.
     """
-    coming = biases_of_own_type(shape) if MoreauPrunerConfig.from_dict(plan.config).fits_biases else ()
-    return _decide(model_config, shape, plan, export, _added_biases(model_config) or coming)
+    fits = plan.removes and MoreauPrunerConfig.from_dict(plan.config).fits_biases
+    return _decide(model_config, shape, plan, export, coming=fits and bool(shape.without_bias))
 
 
 def biases_of_own_type(shape: ModelShape) -> tuple[str, ...]:
     """The modules of each layer that would get a bias for an intercept which no flag of the stock config stands for."""
-    return () if shape.family.reader_biases else tuple(sorted(shape.without_bias.values()))
+    return () if shape.family.bias_flags else tuple(sorted(shape.without_bias.values()))
 
 
 def _added_biases(model_config: Any) -> tuple[str, ...]:
     return tuple(getattr(model_config, ADDED_BIASES, ()))
 
 
-def _decide(model_config: Any, shape: ModelShape, plan: PruningPlan, export: str, added: tuple[str, ...]) -> Export:
+def _decide(model_config: Any, shape: ModelShape, plan: PruningPlan, export: str, *, coming: bool) -> Export:
+    """`coming`: the model is to get the biases of an intercept, which it has not yet."""
     family = shape.family
     dims = _dims(model_config, plan)
     hidden_size = _hidden_size(model_config, plan)
-    problem = _bias_problem(added, family) or _stock_problem(hidden_size, dims, family)
+    added = _added_biases(model_config) or (biases_of_own_type(shape) if coming else ())
+    shapes = _stock_problem(hidden_size, dims, family)
+    problem = "; ".join(one for one in (_bias_problem(added, family), shapes) if one)
     if export != "custom" and not problem:
         return Export(family.base_type)
-    if export != "custom" and not added and _fits_alternative(model_config, dims, family.stock_alternative):
+    if export != "custom" and not coming and _fits_alternative(model_config, dims, family.stock_alternative):
         return Export(str(family.stock_alternative), problem)
-    advice = _nearest_uniform(model_config, hidden_size, dims, plan, family) if problem else ""
-    advice = "no intercept (--compensation refit)" if added else advice
+    changes = []
+    if added and MoreauPrunerConfig.from_dict(plan.config).fits_biases:
+        changes.append("leave the intercept out")
+    if shapes:
+        changes.append(_nearest_uniform(model_config, hidden_size, dims, plan, family))
+    advice = "" if added and len(changes) < 1 + bool(shapes) else ", ".join(changes)  # the biases are the base's own
     if export == "stock":
-        raise ExportError(f"export='stock': {problem}; {advice}")
+        raise ExportError(f"export='stock': {problem}" + (f"; {advice}" if advice else ""))
     return Export(family.custom_type, problem, advice)
 
 
@@ -99,7 +105,7 @@ def pruned_config(model_config: Any, shape: ModelShape, plan: PruningPlan, expor
     from transformers import AutoConfig
 
     register_auto_classes()
-    decided = _decide(model_config, shape, plan, export, _added_biases(model_config))
+    decided = _decide(model_config, shape, plan, export, coming=False)
     dims = _dims(model_config, plan)
     values = {key: value for key, value in model_config.to_dict().items() if key not in _EXPORT_KEYS}
     values |= {"head_dim": _head_dim(model_config), "hidden_size": _hidden_size(model_config, plan)}
@@ -113,10 +119,10 @@ def pruned_config(model_config: Any, shape: ModelShape, plan: PruningPlan, expor
         if decided.problem and export == "auto":
             logger.warning(
                 "%s, so the model is of type %s: it loads in transformers with `import optimum_moreau` or"
-                " trust_remote_code=True, not in vLLM or llama.cpp; for a stock checkpoint: %s",
+                " trust_remote_code=True, not in vLLM or llama.cpp%s",
                 decided.problem,
                 decided.model_type,
-                decided.advice,
+                f"; for a stock checkpoint: {decided.advice}" if decided.advice else "",
             )
         values |= {"auto_map": auto_map(decided.model_type), "per_layer_config": dict(enumerate(dims))}
     elif decided.model_type != shape.family.base_type:
@@ -137,13 +143,21 @@ def with_export(plan: PruningPlan, model_config: Any, shape: ModelShape) -> Prun
     return replace(plan, adjustments=(*plan.adjustments, *decided.words))
 
 
-def check_reachable(model_config: Any, shape: ModelShape, config: MoreauPrunerConfig) -> None:
+def check_reachable(model_config: Any, shape: ModelShape, counted: ModelShape, config: MoreauPrunerConfig) -> None:
     """Refuses, before anything is scored, what could not be planned or exported in the end.
+
+    Args:
+        model_config: of the base model.
+        shape: its shape.
+        counted: the shape that a size is counted on.
+        config: resolved.
 
     Raises:
         PlanError, ExportError, UnsupportedModelError: as planning and exporting would.
     """
-    plan = expected_plan(shape, config)
+    plan = expected_plan(counted, config)
+    if config.export == "stock" and (added := _added_biases(model_config)):
+        raise ExportError(f"export='stock': the model has biases in {', '.join(added)}, as no stock class has them")
     if config.fold_norms:
         check_folding(shape)
     every_layer = (0, shape.depth)

@@ -51,7 +51,7 @@ class Family:
         heads_divide_hidden: the stock config refuses head counts that do not divide the hidden size.
         stock_alternative: the model type that holds the same network where the stock config refuses (no biases).
         biases: of the attention and MLP matrices.
-        reader_biases: the stock config has flags that give o_proj and down_proj biases: attention_bias, mlp_bias.
+        bias_flags: the fields of the stock config that give o_proj and down_proj biases; `None`: it has not both.
         norms: kind of the norms on the residual stream.
         qk_norms: the queries and keys have norms of head width, which share the config's ε.
         hidden_refusal: why hidden channels cannot be cut; empty where they can.
@@ -64,7 +64,7 @@ class Family:
     heads_divide_hidden: bool = False
     stock_alternative: str | None = None
     biases: str = "none"
-    reader_biases: bool = False
+    bias_flags: tuple[str, str] | None = None
     norms: str = "RMS"
     qk_norms: bool = False
     hidden_refusal: str = ""
@@ -93,14 +93,25 @@ _FUSED_MLP = (*(Cut("mlp.gate_up_proj", "out", part, ("gate", "up")) for part in
 _NAMED_MLP = (Cut("mlp.c_fc", "out"), Cut("mlp.c_proj", "in"))
 _PLAIN_MLP = (Cut("mlp.up_proj", "out"), _DOWN)
 
+_BIAS_FLAGS = ("attention_bias", "mlp_bias")
 _DIVIDES = "heads must divide the hidden size"
 _MEAN = "its norms subtract the mean of all channels, so no cut is exact"
 _SCALED = "its embeddings are scaled by the square root of the hidden size"
 
 
-def _mean(model_type: str, mlp: tuple[Cut, ...], biases: str, notes: str, **more: Any) -> Family:
-    fixed: dict[str, Any] = {"norms": "LayerNorm", "hidden_refusal": _MEAN}
-    return Family(model_type, _ATTENTION, mlp, biases=biases, notes=notes, **fixed, **more)
+def _mean(
+    model_type: str, mlp: tuple[Cut, ...], biases: str, notes: str, bias_flags: tuple[str, str] | None = None
+) -> Family:
+    return Family(
+        model_type,
+        _ATTENTION,
+        mlp,
+        biases=biases,
+        bias_flags=bias_flags,
+        norms="LayerNorm",
+        hidden_refusal=_MEAN,
+        notes=notes,
+    )
 
 
 _STOCK = (
@@ -111,7 +122,7 @@ _STOCK = (
         True,
         "mistral",
         biases="optional",
-        reader_biases=True,
+        bias_flags=_BIAS_FLAGS,
         notes=f"{_DIVIDES}, else mistral",
     ),
     Family("mistral", _ATTENTION, _MLP),
@@ -131,18 +142,20 @@ _STOCK = (
     Family(
         "gemma3_text", _ATTENTION, _MLP, True, biases="optional", qk_norms=True, hidden_refusal=_SCALED, notes=_DIVIDES
     ),
-    Family("granite", _ATTENTION, _MLP, biases="optional", reader_biases=True),
-    Family("smollm3", _ATTENTION, _MLP, biases="optional", reader_biases=True, notes="layers with and without RoPE"),
+    Family("granite", _ATTENTION, _MLP, biases="optional", bias_flags=_BIAS_FLAGS),
+    Family(
+        "smollm3", _ATTENTION, _MLP, biases="optional", bias_flags=_BIAS_FLAGS, notes="layers with and without RoPE"
+    ),
     _mean("olmo", _MLP, "optional", "norms without weights"),
     Family("phi3", _FUSED_ATTENTION, _FUSED_MLP, notes="fused q, k, v and gate, up"),
     _mean("cohere", _MLP, "optional", "attention and MLP in parallel"),
     _mean("cohere2", _MLP, "optional", "attention and MLP in parallel; sliding layers"),
     Family("glm", _ATTENTION, _FUSED_MLP, biases="q, k, v", notes="fused gate, up"),
     Family("glm4", _ATTENTION, _FUSED_MLP, biases="q, k, v", notes="fused gate, up"),
-    _mean("starcoder2", _NAMED_MLP, "all", "MLP of two matrices"),
-    _mean("nemotron", _PLAIN_MLP, "optional", "MLP of two matrices", reader_biases=True),
-    Family("seed_oss", _ATTENTION, _MLP, biases="q, k, v"),
-    Family("ernie4_5", _ATTENTION, _MLP, biases="optional"),
+    _mean("starcoder2", _NAMED_MLP, "all", "MLP of two matrices", ("use_bias", "use_bias")),
+    _mean("nemotron", _PLAIN_MLP, "optional", "MLP of two matrices", _BIAS_FLAGS),
+    Family("seed_oss", _ATTENTION, _MLP, biases="q, k, v", bias_flags=("attention_out_bias", "mlp_bias")),
+    Family("ernie4_5", _ATTENTION, _MLP, biases="optional", bias_flags=("use_bias", "use_bias")),
     Family("exaone4", _ATTENTION, _MLP, qk_norms=True, notes="norms behind attention and MLP"),
     Family("hunyuan_v1_dense", _ATTENTION, _MLP, biases="optional", qk_norms=True),
     Family("apertus", _ATTENTION, _PLAIN_MLP, biases="optional", qk_norms=True, notes="MLP of two matrices"),
@@ -152,7 +165,7 @@ _STOCK = (
         _PLAIN_MLP,
         True,
         biases="optional",
-        reader_biases=True,
+        bias_flags=_BIAS_FLAGS,
         notes=f"MLP of two matrices; {_DIVIDES}",
     ),
 )

@@ -3,6 +3,7 @@
     memory   hidden states between two layers, of all windows  +  the larger of
              one layer's activations of a batch, with its inputs' squares in float32
              Hessians  +  the new weights and masks of a layer, until all are chosen  +  a few matrices
+             a search's logits of a batch  +  those of one window in float32, twice
 
 The activations are counted as for gradients: a layer of each kind runs on the meta device.
 """
@@ -33,7 +34,7 @@ _RANKING = 21  # per weight in scope, of one ranking of all: scores twice, and w
 
 
 def forward_passes(shape: ModelShape, config: MoreauPrunerConfig) -> int:
-    """Forward passes over the calibration text, the most through any layer; of gradients none, of a search the mean."""
+    """Forward passes over the calibration text, the most through any layer; a search's as whole ones, no gradients'."""
     criterion = CRITERIA.get(config.criterion)
     reads = "activations" in criterion.needs
     if not config.masks:
@@ -109,6 +110,8 @@ def forward_bytes(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPr
         modules = {cut.module for block in blocks for cut in block.cuts} if what else set()
         windows = min(config.batch_size or config.calibration_samples, config.calibration_samples)
         within = bytes_per_batch(skeleton, modules, windows, config.sequence_length)
+        if _searches(config):
+            within = max(within, _logits_bytes(skeleton, windows) * config.sequence_length)
     choosing = 0
     if "products" in what:
         widest = max((columns for layer in layers.values() for _, columns in layer), default=0)
@@ -119,6 +122,11 @@ def forward_bytes(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPr
         choosing += _WAITING * max(sum(rows * columns for rows, columns in layer) for layer in layers.values())
         choosing += (_CHOOSING + (_REFINING if config.refine else 0)) * max(sizes)
     return held, max(within, choosing)
+
+
+def _logits_bytes(skeleton: PreTrainedModel, windows: int) -> int:
+    """Per token: the logits of all windows of a batch, and those of one, their log-softmax beside them, in float32."""
+    return skeleton.config.vocab_size * (windows * skeleton.dtype.itemsize + 2 * 4)
 
 
 def score_bytes(config: MoreauPrunerConfig, weights: int) -> int:

@@ -225,9 +225,10 @@ def _loss(stream: LayerStream, streamed: StreamedLayer, batches: Sequence[Tensor
     """Mean next-token loss over the tokens of all processes, of the model from a layer on."""
     total = torch.zeros(2, dtype=torch.float64)  # loss, tokens
     for batch, logits in zip(batches, stream.logits(streamed), strict=True):
-        labels = batch[:, 1:].flatten().to(logits.device)
-        loss = nn.functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), labels, reduction="sum")
-        total += torch.tensor([loss.item(), labels.numel()], dtype=torch.float64)
+        for ids, scores in zip(batch, logits, strict=True):  # one window in float32 at a time
+            labels = ids[1:].to(logits.device)
+            loss = nn.functional.cross_entropy(scores[:-1].float(), labels, reduction="sum")
+            total += torch.tensor([loss.item(), labels.numel()], dtype=torch.float64)
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         total = total.to(logits.device)
         dist.all_reduce(total)

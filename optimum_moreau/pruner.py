@@ -114,7 +114,7 @@ class MoreauPruner:
         shape = model_shape(model)
         config = self.config.resolve(model.config)
         check_compensation(model, shape, config)
-        check_reachable(model.config, shape_to_count(model, shape, config), config)
+        check_reachable(model.config, shape, shape_to_count(model, shape, config), config)
         if isinstance(calibration, Iterator):
             calibration = list(calibration)  # it is read twice
         found = self.read_calibration(model.config, calibration, calibration_column=calibration_column)

@@ -364,7 +364,7 @@ def test_the_pruner_compensates_and_says_so_in_summary_and_card(tmp_path, window
         assert torch.equal(one, other)
 
 
-FLAGGED = ("llama", "granite", "smollm3", "nemotron", "arcee", "starcoder2")  # starcoder2 has them
+FLAGGED = ("llama", "granite", "smollm3", "nemotron", "arcee", "starcoder2", "seed_oss", "ernie4_5")
 
 
 @pytest.mark.parametrize(
@@ -407,6 +407,36 @@ def test_biases_are_held_by_the_stock_class_where_it_can_and_else_by_the_own_typ
     with torch.no_grad():
         torch.testing.assert_close(again(windows[:2]).logits, model(windows[:2]).logits)
     assert not model_shape(again).without_bias  # so that it can be pruned again
+
+
+def test_a_model_with_biases_of_its_own_is_pruned_again_in_its_own_type(windows, monkeypatch):
+    plain = {"criterion": "magnitude", "unit_ratio": 0.5, "sequence_length": 16, **EVERYWHERE}
+    model = tiny_model("mistral")
+    found = MoreauPruner(MoreauPrunerConfig(**plain, compensation="bias")).prune(model, windows)
+    assert any("leave the intercept out" in words for words in found.plan.adjustments)
+    with monkeypatch.context() as patched, pytest.raises(ExportError, match="has biases in"):
+        patched.setattr("optimum_moreau.cutting.score_units", lambda *_, **__: pytest.fail("scored"))
+        MoreauPruner(MoreauPrunerConfig(**plain, budget="global", export="stock")).prune(model, windows)
+    again = MoreauPruner(MoreauPrunerConfig(**{**plain, "mlp_layers": (0, 2)})).prune(model, windows)
+    assert model.config.model_type == "moreau_mistral" and all(module.bias is not None for module in readers(model))
+    assert not any("intercept" in words or "nearest" in words for words in again.plan.adjustments)
+
+
+def test_an_intercept_of_nothing_removed_changes_nothing(windows):
+    model = tiny_model("mistral")
+    config = MoreauPrunerConfig(criterion="magnitude", pruning_ratio=0.0, compensation="bias", sequence_length=16)
+    before = [name for name, _ in model.named_parameters()]
+    MoreauPruner(config).prune(model, windows)
+    assert model.config.model_type == "mistral" and [name for name, _ in model.named_parameters()] == before
+
+
+def test_an_intercept_rules_out_the_class_without_biases_beforehand(windows):
+    """Five heads do not divide 32 channels: a Mistral holds them, but none of its biases."""
+    model = tiny_model("llama", num_attention_heads=8, num_key_value_heads=8)
+    plan, _ = planned(model, compensation="bias", unit_ratio=(0.375, 0.0))
+    assert decide_export(model.config, model_shape(model), plan, "auto").model_type == "moreau_llama"
+    plan, _ = planned(model, unit_ratio=(0.375, 0.0))
+    assert decide_export(model.config, model_shape(model), plan, "auto").model_type == "mistral"
 
 
 def test_biases_go_again_after_an_error(windows):
@@ -468,7 +498,8 @@ def test_an_intercept_is_counted_and_said(windows):
         ("llama", {}),
         ("mistral", {}),
         ("llama", {"rounds": 2}),
-        ("mistral", {"targets": ("attention", "mlp", "layers")}),
+        ("mistral", {"rounds": 2}),
+        ("llama", {"targets": ("attention", "mlp", "layers")}),
     ],
     ids=str,
 )

@@ -235,6 +235,7 @@ def test_the_best_preset_leaves_out_what_is_ruled_out():
         assert (best(**one_shape).budget, best(**one_shape).compensation) == ("uniform", "refit")
     assert (best().criterion, best().reduction) == ("wanda", "gradient")
     assert (best(criterion="moreau").criterion, best(criterion="moreau").reduction) == ("moreau", "importance")
+    assert best(criterion="magnitude").reduction == "gradient"
     for hidden in (("hidden",), ["attention", "hidden"]):
         assert (best(targets=hidden).criterion, best(targets=hidden).reduction) == ("taylor", "importance")
         best(targets=hidden).resolve(LlamaConfig())

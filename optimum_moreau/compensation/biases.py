@@ -24,8 +24,6 @@ from ..plan import PruningPlan, contributions, make_plan
 from ..scores import UnitScores
 from ..units import ModelShape, decoder_layers, model_shape
 
-_FLAGS = {"attention": "attention_bias", "mlp": "mlp_bias"}
-
 
 @contextmanager
 def with_biases(model: PreTrainedModel, shape: ModelShape, *, undone: bool = False) -> Iterator[None]:
@@ -102,8 +100,9 @@ def check_biases(model: PreTrainedModel, shape: ModelShape, config: MoreauPruner
 
 def _settings(shape: ModelShape) -> dict[str, Any]:
     """What the config says of a model that has the biases which are lacking."""
-    if shape.family.reader_biases:
-        return {_FLAGS[kind]: True for kind in shape.without_bias}
+    if shape.family.bias_flags is not None:
+        flags = dict(zip(("attention", "mlp"), shape.family.bias_flags, strict=True))
+        return {flags[kind]: True for kind in shape.without_bias}
     names = biases_of_own_type(shape)
     return {ADDED_BIASES: list(names)} if names else {}
 

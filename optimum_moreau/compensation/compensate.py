@@ -104,7 +104,7 @@ def compensated(
         NonFiniteError: what flows through a matrix is not finite, or the adjusted weights overflow its dtype.
     """
     with ExitStack() as stack:
-        if config.fits_biases:
+        if config.fits_biases and plan.removes:
             stack.enter_context(with_biases(model, shape, undone=undone))
         keep = stack.enter_context(restored(decoder_layers(model), always=undone))
         narrow = stack.enter_context(narrowed(model, shape, plan))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..registry import CRITERIA
-from .validation import ENGINES_OF_UNIFORM_LAYERS
+from .validation import ENGINES_OF_UNIFORM_LAYERS, UNITS
 
 PRESETS = ("best", "paper", "plain")
 PAPER_ETA = 5e-6
@@ -21,7 +21,6 @@ BEST: Mapping[str, Any] = {
     "budget": "search",
     "compensation": "refit",
 }
-_GRADIENTS = {"reduction": "importance"}  # of any other criterion
 _HIDDEN = "taylor"  # scores hidden channels, which wanda does not
 _FEWEST = 10  # windows of a criterion that takes many passes over each
 
@@ -41,16 +40,21 @@ def best_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     if given.get("pattern", "units") != "units" or given.get("released"):
         return {}
     found = {**BEST, "calibration_samples": max(BEST["calibration_samples"] // _passes(given), _FEWEST)}
-    targets = given.get("targets") or ("attention", "mlp")
+    targets = given.get("targets") or UNITS
     if isinstance(targets, (list, tuple)) and "hidden" in targets:
         found["criterion"] = _HIDDEN
-    if given.get("criterion", found["criterion"]) != BEST["criterion"]:
-        found |= _GRADIENTS
+    if _reads_gradients(given.get("criterion", found["criterion"])):
+        found["reduction"] = "importance"
     searched = not isinstance(targets, (list, tuple)) or "attention" in targets or "mlp" in targets
     one_shape = given.get("uniform") or given.get("engine") in ENGINES_OF_UNIFORM_LAYERS
     if one_shape or not searched or given.get("rounds", 1) != 1:
         del found["budget"]
     return found
+
+
+def _reads_gradients(criterion: Any) -> bool:
+    known = isinstance(criterion, str) and criterion != BEST["criterion"] and criterion in CRITERIA
+    return known and "gradients" in CRITERIA.get(criterion).needs
 
 
 def _passes(given: Mapping[str, Any]) -> int:

@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from ..registry import COMPENSATIONS, CRITERIA, suggestion
 from .presets import PAPER_ETA, PAPER_STEPS, PRESETS, best_settings, paper_settings
 from .quantities import parse_bytes, parse_parameters
-from .validation import ENGINES_OF_UNIFORM_LAYERS, validate
+from .validation import ENGINES_OF_UNIFORM_LAYERS, UNITS, validate
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ class MoreauPrunerConfig:
     attention_layers: tuple[int, int] | None = None
     mlp_layers: tuple[int, int] | None = None
     whole_layers: tuple[int, int] | None = None
-    targets: tuple[str, ...] = ("attention", "mlp")
+    targets: tuple[str, ...] = UNITS
     layer_criterion: str = "sum"
     fold_norms: bool = False
     budget: str = "uniform"
@@ -262,6 +262,9 @@ class MoreauPrunerConfig:
         if self.by_influence_alone:
             defaults = {}
         values: dict[str, Any] = {}
+        if self.per_sample and "gradients" not in criterion.needs:
+            logger.warning("%s does not use reduction: ignored", self.criterion)
+            values["reduction"] = "gradient"
         for name in CRITERION_FIELDS:
             given = getattr(self, name)
             if name not in defaults and given is not None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .pruner_config import MoreauPrunerConfig
 
 TARGETS = ("attention", "mlp", "hidden", "layers")
+UNITS = ("attention", "mlp")  # the targets to begin with
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "budget": ("uniform", "global", "cosine", "owl", "zscore", "search"),
     "mask_group": ("row", "layer", None),

@@ -83,6 +83,12 @@ class PruningPlan:
         return tuple(sorted(set(self.layers) - set(self.kept_layers or self.layers)))
 
     @property
+    def removes(self) -> bool:
+        """Whether anything goes."""
+        units = (kept for layer in self.layers.values() for kept in layer.values())
+        return self.narrows or bool(self.removed_layers) or any(kept.removed for kept in units)
+
+    @property
     def narrows(self) -> bool:
         """Whether hidden channels go."""
         return self.hidden is not None and self.hidden.removed > 0
