@@ -10,7 +10,7 @@ Only the hidden states between two layers are kept, of all windows, and the stat
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .envelope.finite import first_non_finite
 from .errors import NonFiniteError
 from .placement import input_device
 from .units import decoder_layers
@@ -89,7 +90,7 @@ class LayerStream:
         for batch in self._batches:
             hidden.append(self._first(batch))
         for index, layer in enumerate(self._layers):
-            streamed = StreamedLayer(index, layer, hidden, arguments[index], self._samples)
+            streamed = StreamedLayer(index, layer, hidden, arguments[index], self._samples, self._blame)
             yield streamed
             streamed.pass_on()
 
@@ -134,6 +135,15 @@ class LayerStream:
         finally:
             handle.remove()
         return caught[0]
+
+    def _blame(self) -> str:
+        """Says where a NaN or infinity comes from."""
+
+        def forward() -> None:
+            for batch in self._batches:
+                self._decode(batch)
+
+        return first_non_finite(self._model, forward)
 
     def _decode(self, batch: Tensor) -> None:
         self._model.model(input_ids=batch.to(input_device(self._model)), use_cache=False)
@@ -185,8 +195,16 @@ class StreamedLayer:
         layer: the module.
     """
 
-    def __init__(self, index: int, layer: nn.Module, hidden: _Hidden, arguments: tuple[Any, Any], samples: int) -> None:
-        self.index, self.layer = index, layer
+    def __init__(
+        self,
+        index: int,
+        layer: nn.Module,
+        hidden: _Hidden,
+        arguments: tuple[Any, Any],
+        samples: int,
+        blame: Callable[[], str],
+    ) -> None:
+        self.index, self.layer, self._blame = index, layer, blame
         self._hidden, self._arguments, self._samples = hidden, arguments, samples
         self._passed = False
 
@@ -226,10 +244,7 @@ class StreamedLayer:
         for name, inputs in found.items():
             for kind in what:
                 if not torch.isfinite(getattr(inputs, kind)).all():
-                    raise NonFiniteError(
-                        f"layers.{self.index}.{name}: its inputs are not finite; check the model's weights, or load it"
-                        " in bfloat16 or float32"
-                    )
+                    raise NonFiniteError(f"layers.{self.index}.{name}: its inputs are not finite; {self._blame()}")
         return found
 
     def flows(self, module: str) -> Iterator[tuple[Tensor, Tensor]]:
