@@ -46,6 +46,7 @@ ROWS = {
         "calibration_samples": 200,
     },
     "magnitude, refit": {"criterion": "magnitude", **REFIT},
+    "wanda, 128 samples": {**WANDA, "compensation": "none"},
     "wanda, 128 samples, refit": {**WANDA},
     "wanda, 128 samples, refit, search": {**WANDA, "budget": "search"},
     "wanda, refit, global": {**BEST, "budget": "global"},
