@@ -5,8 +5,10 @@
 
 20 % of the parameters go in the default scope, 30 and 50 % in all layers. A seed draws the windows; `closed` is the
 share of the gap between `taylor` without compensation and the dense model, in perplexity, that a row closes; the
-seconds are of scoring, compensation and cut. With --recover every model is tuned afterwards (LoRA on the text that was
-calibrated on, 16 × 128 tokens a step), and measured again. Runs that the output holds already are not repeated.
+seconds are of scoring, compensation and cut. Rows and shares of one scope that differ only in what comes after scoring
+are planned from the same scores, made once, and each counts the seconds of making them. With --recover every model is
+tuned afterwards (LoRA on the text that was calibrated on, 16 × 128 tokens a step), and measured again. Runs that the
+output holds already are not repeated: `--output docs/quality.json` prints the tables of docs/results.md.
 """
 
 import argparse
@@ -23,12 +25,18 @@ from transformers.utils import logging as transformers_logging
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig, RecoveryConfig, perplexity
 from optimum_moreau.checkpoint import load_model, load_tokenizer
+from optimum_moreau.compensation import make_counted_plan
 from optimum_moreau.config import BEST
+from optimum_moreau.export import with_export
+from optimum_moreau.profiles import MEASURED
+from optimum_moreau.units import model_shape
 
 REFIT = {"compensation": "refit"}
 MANY = {"reduction": "importance", "calibration_samples": 400}
 SEARCH = {**REFIT, **MANY, "budget": "search"}
 WANDA = {"criterion": "wanda", "calibration_samples": 128, **REFIT}
+# What does not decide the scores of a single round.
+AFTER_SCORING = ("pruning_ratio", "protect", "compensation", "compensation_samples", "intercept")
 # The first rows change one thing at a time, from LLM-Pruner's Taylor to the preset; the others try what else there is.
 ROWS = {
     "taylor": {},
@@ -97,6 +105,24 @@ def scope(share, depth):
     return {} if share <= 0.2 else {"attention_layers": (0, depth), "mlp_layers": (0, depth)}
 
 
+def prune(pruner, model, calibration, scored):
+    """Prunes in place, from scores that are there already if they are; returns the seconds of all of it."""
+    config = pruner.config.resolve(model.config)
+    left_out = AFTER_SCORING if config.rounds == 1 else ()
+    left_out += () if config.budget in MEASURED or config.rounds > 1 else ("budget",)
+    key = json.dumps({name: value for name, value in config.to_dict().items() if name not in left_out})
+    start = time.perf_counter()
+    if key not in scored:
+        _, scores = pruner.plan(model, calibration)
+        scored[key] = scores, time.perf_counter() - start
+        start = time.perf_counter()
+    scores, seconds = scored[key]
+    shape = model_shape(model)
+    plan = with_export(make_counted_plan(model, shape, scores, config), model.config, shape)
+    pruner.apply(model, plan, calibration)
+    return seconds + time.perf_counter() - start
+
+
 def measure(subject, arguments, known):
     """Yields every run of one model that is not known yet: key, perplexity, seconds."""
     folder = str(arguments.shared / "models" / subject.model)
@@ -112,14 +138,13 @@ def measure(subject, arguments, known):
         for share in arguments.shares
         for seed in range(arguments.seeds)
     ]
+    scored = {}
     for key in tqdm([key for key in keys if {key, recovered(key, arguments)} - {*known}], desc=subject.model):
         _, row, share, seed = key
         model = load_model(folder, device="cpu")
         given = {"criterion": "taylor", **ROWS[row], **scope(share, model.config.num_hidden_layers)}
-        start = time.perf_counter()
         pruner = MoreauPruner(MoreauPrunerConfig(pruning_ratio=share, seed=seed, **given), tokenizer=tokenizer)
-        pruner.prune(model, calibration)
-        seconds = time.perf_counter() - start
+        seconds = prune(pruner, model, calibration, scored)
         yield key, perplexity(model, tokenizer, evaluation, **settings).perplexity, seconds
         if arguments.recover:
             training = pruner.recover(calibration, recovery(arguments.recover, seed)).training
