@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
 from .config import MoreauPrunerConfig
-from .profiles import SEARCH_WINDOWS, measures, measures_outliers, probes, search_passes
+from .profiles import measures, measures_outliers, probes, search_passes, search_windows
 from .registry import CRITERIA
 from .units import Block, ModelShape
 
@@ -69,9 +69,10 @@ def _search_operations(skeleton: PreTrainedModel, shape: ModelShape, config: Mor
     """
     blocks = _searched(shape, config)
     head: Any = skeleton.lm_head
-    tokens = min(config.calibration_samples, SEARCH_WINDOWS) * config.sequence_length
+    passes = search_passes(blocks, shape.depth)
+    tokens = min(config.calibration_samples, search_windows(passes)) * config.sequence_length
     through_head = 1 + sum(len(probes(block.total)) for block in blocks)
-    return 2.0 * tokens * (search_passes(blocks, shape.depth) * layers + through_head * head.weight.numel())
+    return 2.0 * tokens * (passes * layers + through_head * head.weight.numel())
 
 
 def forward_operations(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig) -> float:

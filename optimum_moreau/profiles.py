@@ -6,9 +6,10 @@ search   Δ_b(n), by how much the calibration loss grows while the n lowest-scor
          for n about a quarter, a half, and three quarters of them (`probes`)
 
 The attention and the MLP of a layer are searched as two blocks. A search takes one forward pass over the calibration
-text, the first 128 windows of each process, for the model as it is, and one for each block in scope and each n; it
-begins at the block's layer, with the hidden states that one pass more has brought there. Of L layers all in scope these
-are 2 + 3·(L + 1) whole passes (`search_passes`). A search knows nothing of how blocks act together.
+text, the first 64 to 128 windows of each process (`search_windows`), for the model as it is, and one for each block in
+scope and each n; it begins at the block's layer, with the hidden states that one pass more has brought there. Of L
+layers all in scope these are 2 + 3·(L + 1) whole passes (`search_passes`). A search knows nothing of how blocks act
+together.
 
 Beside a budget, what protects outliers: R_u, the root mean square of what a unit hands to o_proj or down_proj. A unit
 is an outlier where R_u is more than M times the mean R of its block.
@@ -39,7 +40,8 @@ logger = logging.getLogger(__name__)
 MEASURED = ("cosine", "owl", "search")  # the budgets that read calibration text
 PROFILES = ("budget.", "protect.")  # what a profile's name begins with
 OUTLIER = 5.0  # M
-SEARCH_WINDOWS = 128  # that a search reads, of each process
+SEARCH_WINDOWS = (64, 128)  # that a search reads, of each process, at least and at most
+SEARCH_BUDGET = 2560  # passes of one window that a search of more than the least windows may take
 
 
 def measures(config: MoreauPrunerConfig) -> bool:
@@ -169,6 +171,16 @@ def search_passes(blocks: Iterable[Block], depth: int) -> int:
     return 2 + math.ceil(sum(times * behind for times, behind in layers) / depth)
 
 
+def search_windows(passes: int) -> int:
+    """Windows that a search of so many passes reads, of each process: fewer in deeper models, so that it stays cheap.
+
+    Args:
+        passes: of `search_passes`.
+    """
+    least, most = SEARCH_WINDOWS
+    return min(max(SEARCH_BUDGET // passes, least), most)
+
+
 def search(
     model: PreTrainedModel, blocks: Sequence[Block], scores: Mapping[str, Tensor], batches: Sequence[Tensor]
 ) -> dict[str, Tensor]:
@@ -186,9 +198,11 @@ def search(
     Raises:
         NonFiniteError: a loss is NaN or infinite.
     """
-    batches = list(torch.cat(list(batches))[:SEARCH_WINDOWS].split(max(len(batch) for batch in batches)))
-    windows, depth = sum(len(batch) for batch in batches), len(decoder_layers(model))
-    logger.info("budget 'search': %d forward passes over %d windows", search_passes(blocks, depth), windows)
+    depth = len(decoder_layers(model))
+    passes = search_passes(blocks, depth)
+    batches = list(torch.cat(list(batches))[: search_windows(passes)].split(max(len(batch) for batch in batches)))
+    windows = sum(len(batch) for batch in batches)
+    logger.info("budget 'search': %d forward passes over %d windows", passes, windows)
     stream = LayerStream(model, batches, windows)
     dense, found = None, {}
     for streamed in tqdm(stream, "search", depth, leave=False, disable=None):

@@ -17,7 +17,7 @@ from optimum_moreau.evaluation.silencing import silenced
 from optimum_moreau.forwards import forward_passes
 from optimum_moreau.plan import make_plan, removed_parameters
 from optimum_moreau.plan.spread import allocate, predicted_loss, shares, standardised, unit_losses
-from optimum_moreau.profiles import MEASURED, probes, profile_name, search_passes
+from optimum_moreau.profiles import MEASURED, probes, profile_name, search_passes, search_windows
 from optimum_moreau.scores import UnitScores, needs_text, score_units
 from optimum_moreau.units import decoder_layers, model_shape
 from tests.test_activations import inputs_of
@@ -176,6 +176,20 @@ def test_search_measures_what_silencing_costs(tokens):
     # the dense one, the stream's, and 3 probes of the MLP and 1 of two KV groups from each of 3 layers on
     assert search_passes(shape.blocks, 3) == 2 + (3 + 1) * (3 + 2 + 1) / 3 == forward_passes(shape, config)
     assert probes(1) == () and probes(2) == (1,) and probes(100) == (25, 50, 75)
+
+
+def test_a_search_reads_fewer_windows_the_more_passes_it_takes(tokens, monkeypatch):
+    assert [search_windows(passes) for passes in (2, 20, 21, 29, 40, 41, 500)] == [128, 128, 121, 88, 64, 64, 64]
+    monkeypatch.setattr("optimum_moreau.profiles.SEARCH_WINDOWS", (1, 4))
+    monkeypatch.setattr("optimum_moreau.profiles.SEARCH_BUDGET", 30)
+    model = tiny_model()
+    shape = model_shape(model)
+    passes = search_passes(shape.blocks, 3)  # 10, so that 3 windows are read
+    found, first, others = (
+        scored(model, ids, budget="search")[0].values for ids in (tokens, tokens[: 30 // passes], tokens.flip(0))
+    )
+    assert all(torch.equal(found[name], first[name]) for name in first)
+    assert not all(torch.equal(found[name], others[name]) for name in first)
 
 
 def test_a_layer_that_the_loss_does_not_feel_gives_more_under_search(tokens):
