@@ -8,7 +8,7 @@ share of the gap between `taylor` without compensation and the dense model, in p
 seconds are of scoring, compensation and cut. Rows and shares of one scope that differ only in what comes after scoring
 are planned from the same scores, made once, and each counts the seconds of making them. With --recover every model is
 tuned afterwards (LoRA on the text that was calibrated on, 16 × 128 tokens a step), and measured again. Runs that the
-output holds already are not repeated: `--output docs/quality.json` prints the tables of docs/results.md.
+output holds already are not repeated: `--output docs/quality-runs.json` prints the tables of docs/results.md.
 """
 
 import argparse
@@ -197,8 +197,9 @@ def main():
     runs = {tuple(one[:4]): (one[4], one[5]) for one in saved}
     for subject in (subject for subject in SUBJECTS if subject.model in arguments.models):
         for key, value, seconds in measure(subject, arguments, runs):
-            runs[key] = (value, seconds)
-            arguments.output.write_text(json.dumps([[*key, *found] for key, found in runs.items()]) + "\n")
+            runs[key] = (round(value, 4), round(seconds, 2))
+            lines = (json.dumps([*key, *found]) for key, found in runs.items())
+            arguments.output.write_text("[\n" + ",\n".join(lines) + "\n]\n")
         print("\n".join([*table(subject.model, runs, arguments), ""]), flush=True)
 
 
