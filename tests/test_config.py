@@ -228,10 +228,23 @@ def test_push_to_hub_uploads_one_file_with_the_real_client(monkeypatch):
     assert MoreauPrunerConfig.from_dict(json.loads(upload["path_or_fileobj"])) == config
 
 
+def test_a_ridge_that_no_step_reads_is_said(caplog):
+    for step, said in (("refit", False), ("none", True), ("scale", True), ("bias", True)):
+        caplog.clear()
+        MoreauPrunerConfig("magnitude", compensation=step, ridge=0.1).resolve(LlamaConfig())
+        assert (f"compensation '{step}' does not use ridge: ignored" in caplog.text) == said
+
+
 def test_the_best_preset_leaves_out_what_is_ruled_out():
     best = MoreauPrunerConfig.best
     assert best(pattern="2:4") == MoreauPrunerConfig(pattern="2:4")
-    for one_shape in ({"uniform": True}, {"engine": "vllm"}, {"rounds": 3}, {"targets": ("layers",)}):
+    for one_shape in (
+        {"uniform": True},
+        {"engine": "vllm"},
+        {"export": "stock"},
+        {"rounds": 3},
+        {"targets": ("layers",)},
+    ):
         assert (best(**one_shape).budget, best(**one_shape).compensation) == ("uniform", "refit")
     assert (best().criterion, best().reduction) == ("wanda", "gradient")
     assert (best(criterion="moreau").criterion, best(criterion="moreau").reduction) == ("moreau", "importance")

@@ -29,10 +29,10 @@ def best_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     """The preset `best`, without what the given fields rule out.
 
     Hidden channels are scored by `taylor`, which, as any other criterion of gradients, averages the importances of
-    single samples. One shape for all layers, and cuts in rounds, have no search. Masks, which have neither a search nor
-    a compensation, and the published code, which is there to be compared with the paper, have nothing of it. Of a
-    criterion that takes several passes over each window there are so many fewer windows. What is no criterion is left
-    for validation.
+    single samples. One shape for all layers (a stock class too), and cuts in rounds, have no search. Masks, which have
+    neither a search nor a compensation, and the published code, which is there to be compared with the paper, have
+    nothing of it. Of a criterion that takes several passes over each window there are so many fewer windows. What is no
+    criterion is left for validation.
 
     Args:
         given: fields of `MoreauPrunerConfig`.
@@ -46,7 +46,8 @@ def best_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     if _reads_gradients(given.get("criterion", found["criterion"])):
         found["reduction"] = "importance"
     searched = not isinstance(targets, (list, tuple)) or "attention" in targets or "mlp" in targets
-    one_shape = given.get("uniform") or given.get("engine") in ENGINES_OF_UNIFORM_LAYERS
+    engine, export = given.get("engine"), given.get("export")
+    one_shape = given.get("uniform") or engine in ENGINES_OF_UNIFORM_LAYERS or export == "stock"
     if one_shape or not searched or given.get("rounds", 1) != 1:
         del found["budget"]
     return found

@@ -270,6 +270,8 @@ class MoreauPrunerConfig:
             if name not in defaults and given is not None:
                 logger.warning("%s does not use %s: ignored", self.criterion, name)
             values[name] = defaults.get(name) if given is None or name not in defaults else given
+        if self.ridge != type(self).ridge and not COMPENSATIONS.get(self.compensation).ridged:
+            logger.warning("compensation '%s' does not use ridge: ignored", self.compensation)
         if self.masks:
             compared = self.pattern == "unstructured" and self.budget != "global"
             values["mask_group"] = (self.mask_group or criterion.mask_group) if compared else None
