@@ -26,7 +26,7 @@ from .config import MoreauPrunerConfig
 from .config.quantities import words_for_bytes
 from .criteria import Cost
 from .envelope.noise import standard_normal
-from .forwards import forward_bytes, forward_operations, forward_passes, score_bytes
+from .forwards import forward_bytes, forward_operations, forward_passes, score_bytes, search_extent
 from .registry import CRITERIA
 from .units import Block, ModelShape
 
@@ -50,6 +50,7 @@ class Estimate:
         seconds: of all times, on this machine, roughly.
         forwards: forward passes over the calibration text besides, through each layer in scope.
         times: that the model is scored, once for each round.
+        search: of the forward passes, those of a search, and the windows that each of these reads.
     """
 
     passes: int
@@ -60,6 +61,7 @@ class Estimate:
     seconds: float
     forwards: int = 0
     times: int = 1
+    search: tuple[int, int] = (0, 0)
 
     @property
     def lines(self) -> list[str]:
@@ -67,6 +69,8 @@ class Estimate:
         kinds = {"forward and backward": self.passes, "forward": self.forwards}
         words = [f"{count} {kind} pass{'es' if count > 1 else ''}" for kind, count in kinds.items() if count]
         passes = " and ".join(words) or "no pass"
+        searched, windows = self.search
+        passes += f", {searched} of them over {windows} windows" if searched else ""
         each = f", in each of {self.times} rounds" if words and self.times > 1 else ""
         about = f"{each}, roughly {duration(self.seconds)}" if words else ""
         parts = {"model": self.model_bytes, "criterion": self.state_bytes, "one pass": self.pass_bytes}
@@ -104,6 +108,7 @@ def estimate_scoring(skeleton: PreTrainedModel, shape: ModelShape, config: Morea
         config.rounds * _seconds(cost, skeleton, shape, sum(sizes), config, device),
         forward_passes(shape, config),
         config.rounds,
+        search_extent(shape, config),
     )
 
 

@@ -39,7 +39,7 @@ def forward_passes(shape: ModelShape, config: MoreauPrunerConfig) -> int:
     reads = "activations" in criterion.needs
     if not config.masks:
         influence = "layers" in config.targets and config.layer_criterion == "block-influence"
-        profile = search_passes(_searched(shape, config), shape.depth) if _searches(config) else int(measures(config))
+        profile = search_extent(shape, config)[0] or int(measures(config))
         profile += int(measures_outliers(config))
         return int(influence) + int(reads and bool(shape.scored(config))) + profile
     dense = int(config.budget == "owl") + int(reads and (config.budget == "global" or not criterion.elements))
@@ -50,8 +50,12 @@ def forward_passes(shape: ModelShape, config: MoreauPrunerConfig) -> int:
     return dense + groups + int(groups > 1 or config.feed_forward)
 
 
-def _searches(config: MoreauPrunerConfig) -> bool:
-    return measures(config) and config.budget == "search"
+def search_extent(shape: ModelShape, config: MoreauPrunerConfig) -> tuple[int, int]:
+    """Whole passes of a search, and the windows that each reads; zeros where there is none."""
+    if not (measures(config) and config.budget == "search"):
+        return 0, 0
+    passes = search_passes(_searched(shape, config), shape.depth)
+    return passes, min(config.calibration_samples, search_windows(passes))
 
 
 def _searched(shape: ModelShape, config: MoreauPrunerConfig) -> list[Block]:
@@ -69,8 +73,8 @@ def _search_operations(skeleton: PreTrainedModel, shape: ModelShape, config: Mor
     """
     blocks = _searched(shape, config)
     head: Any = skeleton.lm_head
-    passes = search_passes(blocks, shape.depth)
-    tokens = min(config.calibration_samples, search_windows(passes)) * config.sequence_length
+    passes, windows = search_extent(shape, config)
+    tokens = windows * config.sequence_length
     through_head = 1 + sum(len(probes(block.total)) for block in blocks)
     return 2.0 * tokens * (passes * layers + through_head * head.weight.numel())
 
@@ -81,8 +85,8 @@ def forward_operations(skeleton: PreTrainedModel, shape: ModelShape, config: Mor
     everywhere = sum(rows * columns for layer in _matrices(skeleton, shape.blocks).values() for rows, columns in layer)
     passes = forward_passes(shape, config)
     found = 0.0
-    if _searches(config):
-        passes -= search_passes(_searched(shape, config), shape.depth)
+    if searched := search_extent(shape, config)[0]:
+        passes -= searched
         found += _search_operations(skeleton, shape, config, everywhere)
     found += 2.0 * passes * tokens * everywhere
     if "products" in _read(config):
@@ -111,7 +115,7 @@ def forward_bytes(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPr
         modules = {cut.module for block in blocks for cut in block.cuts} if what else set()
         windows = min(config.batch_size or config.calibration_samples, config.calibration_samples)
         within = bytes_per_batch(skeleton, modules, windows, config.sequence_length)
-        if _searches(config):
+        if search_extent(shape, config)[0]:
             within = max(within, _logits_bytes(skeleton, windows) * config.sequence_length)
     choosing = 0
     if "products" in what:

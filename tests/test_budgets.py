@@ -181,7 +181,7 @@ def test_search_measures_what_silencing_costs(tokens):
 def test_a_search_reads_fewer_windows_the_more_passes_it_takes(tokens, monkeypatch):
     assert [search_windows(passes) for passes in (2, 20, 21, 29, 40, 41, 500)] == [128, 128, 121, 88, 64, 64, 64]
     monkeypatch.setattr("optimum_moreau.profiles.SEARCH_WINDOWS", (1, 4))
-    monkeypatch.setattr("optimum_moreau.profiles.SEARCH_BUDGET", 30)
+    monkeypatch.setattr("optimum_moreau.profiles.WINDOW_PASSES", 30)
     model = tiny_model()
     shape = model_shape(model)
     passes = search_passes(shape.blocks, 3)  # 10, so that 3 windows are read
