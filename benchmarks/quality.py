@@ -65,6 +65,7 @@ ROWS = {
     "symwanda-relative, 128 samples, refit": {**WANDA, "criterion": "symwanda-relative"},
     "sparsegpt, 128 samples, refit": {**WANDA, "criterion": "sparsegpt"},
     "scale": {"compensation": "scale"},
+    "scale and shift": {"compensation": "scale", "intercept": True},
     "bias": {"compensation": "bias"},
     "refit with intercept": {**REFIT, "intercept": True},
     "importances of 400 samples alone": {**MANY},
@@ -108,8 +109,7 @@ def scope(share, depth):
 def prune(pruner, model, calibration, scored):
     """Prunes in place, from scores that are there already if they are; returns the seconds of all of it."""
     config = pruner.config.resolve(model.config)
-    left_out = AFTER_SCORING if config.rounds == 1 else ()
-    left_out += () if config.budget in MEASURED or config.rounds > 1 else ("budget",)
+    left_out = () if config.rounds > 1 else (*AFTER_SCORING, *(() if config.budget in MEASURED else ("budget",)))
     key = json.dumps({name: value for name, value in config.to_dict().items() if name not in left_out})
     start = time.perf_counter()
     if key not in scored:

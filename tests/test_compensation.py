@@ -159,6 +159,21 @@ def test_within_the_block_the_whole_model_computes_what_the_cut_one_will(family,
         torch.testing.assert_close(model(windows[:2]).logits, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("step", [refit, scale])
+def test_a_matrix_that_gives_what_it_gave_is_not_changed(step):
+    x, w = numbers(90, 8), numbers(5, 8, seed=1)
+    found, _ = step(w, moments_of(x, x @ w.T), 1e-2, False)
+    torch.testing.assert_close(found, w, rtol=0, atol=1e-5)
+
+
+def test_what_comes_before_the_first_cut_is_not_adjusted(windows):
+    model = tiny_model("llama", dtype=torch.bfloat16)
+    before = model.model.layers[1].self_attn.o_proj.weight.clone()
+    found, _ = adjusted(model, windows, targets=("mlp",), mlp_layers=(1, 2))
+    assert [one.name for one in found] == [f"layers.1.{DOWN}", f"layers.2.{OUT}", f"layers.2.{DOWN}"]
+    assert torch.equal(model.model.layers[1].self_attn.o_proj.weight, before)
+
+
 @pytest.mark.parametrize("compensation", ["refit", "scale"])
 def test_a_plan_that_removes_nothing_changes_nothing(compensation, windows):
     model = tiny_model("llama")
@@ -229,6 +244,15 @@ def test_too_few_tokens_warn_with_the_number_that_would_do(windows, caplog):
     with compensated(model, model_shape(model), plan, windows[:1], config):
         pass
     assert "16 tokens for 32 columns; λ is raised to 0.02. Give compensation_samples ≥ 2" in caplog.text
+
+
+@pytest.mark.parametrize("settings", [{"compensation": "scale"}, {"targets": ("mlp",), "unit_ratio": 0.5}])
+def test_they_do_not_warn_where_nothing_so_wide_is_solved_for(settings, windows, caplog):
+    model = tiny_model("llama")
+    plan, config = planned(model, **{"mlp_layers": (2, 3), "attention_layers": (2, 3), **settings})
+    with compensated(model, model_shape(model), plan, windows[:1], config):
+        pass
+    assert not caplog.text
 
 
 def test_windows_that_overlap_in_a_short_text_warn_with_what_is_distinct(caplog):
@@ -447,6 +471,23 @@ def test_biases_go_again_after_an_error(windows):
         raise KeyboardInterrupt
     assert [name for name, _ in model.named_parameters()] == names
     assert not model.config.attention_bias and not model.config.mlp_bias
+
+
+def test_biases_go_again_where_not_all_could_be_given(windows, monkeypatch):
+    model, given = tiny_model("llama"), []
+
+    def zeros(*size, make=torch.zeros, **kind):
+        given.append(size)
+        if len(given) == 3:
+            raise MemoryError
+        return make(*size, **kind)
+
+    plan, config = planned(model, compensation="bias")
+    with pytest.raises(MemoryError), monkeypatch.context() as patch:
+        patch.setattr("optimum_moreau.compensation.biases.torch.zeros", zeros)
+        with compensated(model, model_shape(model), plan, windows, config):
+            pass
+    assert len(given) == 3 and not any("bias" in name for name, _ in model.named_parameters())
 
 
 @pytest.mark.parametrize("criterion", ["magnitude", "taylor"])

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig
 from optimum_moreau.compensation import compensated, estimate_compensation
 from optimum_moreau.estimate import estimate_scoring, skeleton_of
+from optimum_moreau.forwards import forward_operations
 from optimum_moreau.plan import expected_plan
 from optimum_moreau.units import decoder_layers, model_shape
 from tests.conftest import ROOT
@@ -43,7 +44,7 @@ def windows_through(model, name):
         ({"batch_size": 5}, (18, 12)),
         ({"compensation": "bias"}, (18, 12)),
         ({"attention_layers": (1, 3), "mlp_layers": (1, 3)}, (13, 9)),  # one stream up to the first that loses
-        ({"targets": ("mlp",), "mlp_layers": (2, 3)}, (8, 6)),
+        ({"targets": ("mlp",), "mlp_layers": (2, 3)}, (6, 6)),  # nor is o_proj adjusted before what loses
         ({"targets": ("mlp", "layers"), "unit_ratio": (0.5, 0.4), "whole_layers": (0, 2)}, (13, 9)),
         ({"unit_ratio": 0.0}, (3, 3)),
         ({"targets": ("hidden",)}, (18, 12)),  # narrow from the embedding on
@@ -75,6 +76,19 @@ def test_operations_are_those_counted(compensation):
     assert products == estimate.operations + 2 * 2 * 16 * entries + errors
     expected = sum(k**3 / 3 + 6 * k * k * rows for k, rows in kept)
     assert estimate.fit_operations == pytest.approx(expected)
+
+
+def test_a_search_takes_the_operations_of_the_windows_that_it_reads(monkeypatch):
+    monkeypatch.setattr("optimum_moreau.profiles.SEARCH_WINDOWS", (2, 6))
+    monkeypatch.setattr("optimum_moreau.profiles.WINDOW_PASSES", 40)
+    model, found = tiny_model("llama"), {}
+    for samples in (1, 3, 4, 12):
+        settings = {"budget": "search", "calibration_samples": samples}
+        shape, _, config, _ = foreseen(model, **settings)
+        found[samples] = forward_operations(skeleton_of(model), shape, config)
+    assert found[3] == pytest.approx(3 * found[1]) and found[12] == found[4] == pytest.approx(4 * found[1])
+    lines = estimate_scoring(skeleton_of(model), shape, config, "cpu").lines
+    assert "10 forward passes, 10 of them over 4 windows" in lines[0]
 
 
 def test_rounds_score_and_compensate_as_often_as_foreseen(monkeypatch):
@@ -159,7 +173,7 @@ def test_a_dry_run_says_it(verb, command, tmp_path):
     assert found["scoring"]["times"] == found["compensation"]["times"] == 2
     assert found["compensation"]["step"] == "refit" and found["compensation"]["stream_bytes"] == 2 * 128 * 128 * 32 * 4
     code, out, err = command(*flags)
-    assert code == 0 and "\nrefit       18 passes of 128 windows through a layer's attention, 12 " in out
+    assert code == 0 and "\nrefit       16 passes of 128 windows through a layer's attention, 12 " in out
     assert "in each of 2 rounds, roughly" in out and "\nits memory  about " in out
     code, out, err = command(verb, tmp_path, "--preset", "plain", "--dry-run", "--json")
     assert code == 0 and json.loads(out)["compensation"] == {}

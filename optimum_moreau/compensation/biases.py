@@ -45,7 +45,7 @@ def with_biases(model: PreTrainedModel, shape: ModelShape, *, undone: bool = Fal
     whole = False
     try:
         if settings:
-            given += _give(model, settings)
+            _give(model, settings, given)
         yield
         whole = True
     finally:
@@ -121,10 +121,10 @@ def _twin(model: PreTrainedModel, settings: dict[str, Any]) -> PreTrainedModel:
     return twin
 
 
-def _give(model: PreTrainedModel, settings: dict[str, Any]) -> list[Any]:
+def _give(model: PreTrainedModel, settings: dict[str, Any], given: list[Any]) -> None:
+    """Gives what lacks them zero biases; `given` grows by what has got one."""
     if is_offloaded(model):
         raise UnsupportedModelError("an intercept needs new biases, which an offloaded model cannot get; load it whole")
-    given: list[Any] = []
     for name, pattern in _twin(model, settings).named_modules():
         module: Any = model.get_submodule(name)
         if isinstance(pattern, nn.Linear) and pattern.bias is not None and module.bias is None:
@@ -136,4 +136,3 @@ def _give(model: PreTrainedModel, settings: dict[str, Any]) -> list[Any]:
             given.append(module)
     for name, value in settings.items():
         setattr(model.config, name, value)
-    return given

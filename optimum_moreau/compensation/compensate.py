@@ -36,6 +36,7 @@ from ..units import Block, ModelShape, decoder_layers
 from .biases import check_biases, with_biases
 from .moments import Moments
 from .narrow import Narrow, narrowed
+from .reach import reached
 from .silence import columns, only, rows, silence, stays
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ def described(config: MoreauPrunerConfig, text: CalibrationSet, adjusted: tuple[
     compensation = COMPENSATIONS.get(config.compensation)
     return {
         "step": config.compensation,
-        "ridge": config.ridge,
+        "ridge": config.ridge if compensation.ridged else None,
         "intercept": config.fits_biases,
         "summary": compensation.summary,
         "paper": compensation.paper,
@@ -86,7 +87,7 @@ def compensated(
     undone: bool = False,
     distinct: int | None = None,
 ) -> Iterator[tuple[Adjusted, ...]]:
-    """In place: silences what goes, and adjusts what stays; if the block ends in an error, all is as it was.
+    """In place: silences what goes, and adjusts what stays; if the block ends in an error, all of that is undone.
 
     Within the block the model computes what it will once the plan is applied; layers that go whole still compute.
 
@@ -96,7 +97,7 @@ def compensated(
         plan: what stays.
         tokens: calibration windows `(samples, length)`; may be `None` for `compensation="none"`.
         config: resolved.
-        undone: afterwards all is as it was in any case.
+        undone: it is undone in any case.
         distinct: tokens of the text that the windows cover, where they overlap; for a warning.
 
     Raises:
@@ -148,14 +149,16 @@ class _Compensator:
         self, model: PreTrainedModel, shape: ModelShape, plan: PruningPlan, config: MoreauPrunerConfig, narrow: Narrow
     ):
         self.model, self.plan, self.config, self.narrow = model, plan, config, narrow
-        self.step = COMPENSATIONS.get(config.compensation).step
-        self.blocks = {index: [b for b in shape.blocks if b.layer == index] for index in range(shape.depth)}
+        self.compensation = COMPENSATIONS.get(config.compensation)
+        self.reached = reached(shape, plan)
 
     def warn_of_few(self, tokens: Tensor, distinct: int | None) -> None:
-        """Where there are fewer tokens than columns to fit."""
+        """Where there are fewer tokens than columns to solve for."""
+        if not self.compensation.ridged:
+            return
         layers = decoder_layers(self.model)
         widest = 0
-        for index, blocks in self.blocks.items():
+        for index, blocks in self.reached.items():
             for block in blocks:
                 module: Any = layers[index].get_submodule(block.reader.module)
                 widest = max(widest, len(columns(block, self.plan, module.weight)))
@@ -180,16 +183,13 @@ class _Compensator:
         batches = list(own.split(self.config.batch_size or len(own)))
         layers = decoder_layers(self.model)
         dense, pruned = (LayerStream(self.model, batches, len(tokens), on_cpu=True) for _ in range(2))
-        changed = self.plan.narrows
         pairs = zip(self._not_narrow(dense), pruned, strict=True)
         for whole, cut in tqdm(pairs, "layers", len(layers), leave=False, disable=None):
-            blocks = self.blocks[whole.index]
-            gone = whole.index in self.plan.removed_layers
-            changed = changed or gone or any(self.plan.kept(block).removed for block in blocks)
-            if gone or not changed:
+            blocks = self.reached[whole.index]
+            if not blocks:
                 with self.narrow.off():
                     whole.pass_on()
-                cut.skip() if gone else cut.take(whole)
+                cut.skip() if whole.index in self.plan.removed_layers else cut.take(whole)
                 continue
             keep(whole.index, [block.reader.module for block in blocks])
             yield from self._layer(whole, cut, blocks)
@@ -206,7 +206,7 @@ class _Compensator:
 
     def _layer(self, dense: StreamedLayer, pruned: StreamedLayer, blocks: Sequence[Block]) -> Iterator[Adjusted]:
         whole: Dense = {}  # of what is adjusted already
-        for block in sorted(blocks, key=lambda block: block.kind):  # attention before mlp
+        for block in blocks:
             name = block.reader.module
             module: Any = dense.layer.get_submodule(name)
             w = loaded(module, "weight")
@@ -216,7 +216,7 @@ class _Compensator:
             dtype = torch.float64 if self.config.fits_biases else torch.float32
             moments = Moments.gather(pairs, columns(block, self.plan, w), rows(self.plan, w), where, dtype=dtype)
             before = w[kept].double()
-            after, intercept = self.step(before, moments, self.config.ridge, self.config.fits_biases)
+            after, intercept = self.compensation.step(before, moments, self.config.ridge, self.config.fits_biases)
             whole[module] = {one: loaded(module, one).clone() for one in parameter_names(module)}
             new = {"weight": only(w, kept, after)}
             if (bias := whole[module].get("bias")) is not None:

@@ -1,8 +1,8 @@
 """What a compensation takes, from the model's config alone: passes, operations, memory.
 
 Up to the first layer that loses something (the first of all, where hidden channels go) the two streams are the same,
-and a layer runs once; so does one that goes whole. Every other layer runs for both streams up to o_proj, up to
-down_proj, and once more to go on:
+and a layer runs once; so does one that goes whole. Every other layer runs for both streams up to each matrix that is
+adjusted, o_proj (but in the first, where its attention loses nothing) and down_proj, and once more to go on:
 
     passes through its attention   2 + 2 + 2 = 6        through its MLP   2 + 2 = 4
 
@@ -30,8 +30,8 @@ from ..estimate import HEAP, duration, product_rate
 from ..forwards import bytes_per_batch
 from ..plan import PruningPlan
 from ..units import Block, ModelShape, decoder_layers
+from .reach import reached
 
-_RUNS = {"attention": 6, "mlp": 4}
 _DOUBLE = 2  # an operation of float64, in operations of float32
 
 
@@ -104,18 +104,15 @@ def estimate_compensation(
     work = 0
     windows = min(config.batch_size or config.compensation_samples, config.compensation_samples)
     batch = bytes_per_batch(skeleton, set(), windows, config.sequence_length)
-    changed = plan.narrows
     layers = decoder_layers(skeleton)
-    for index in range(len(layers)):
+    for index, adjusted in reached(shape, plan).items():
         layer: Any = layers[index]
-        blocks = [block for block in shape.blocks if block.layer == index]
-        gone = index in plan.removed_layers
-        changed = changed or gone or any(plan.kept(block).removed for block in blocks)
-        for block in blocks:
-            runs = 1 if gone or not changed else _RUNS[block.kind]
+        for block in (block for block in shape.blocks if block.layer == index):
+            behind = len(adjusted) if block.kind == "attention" else min(len(adjusted), 1)  # matrices it runs up to
+            runs = 2 * behind + 2 if adjusted else 1
             passes[block.kind] += runs
             operations += 2 * tokens * runs * _entries(block, layer)
-            if runs > 1:
+            if block in adjusted:
                 rows, width = layer.get_submodule(block.reader.module).weight.shape
                 rows = len(plan.hidden.kept) if plan.hidden is not None else rows
                 kept = width // block.total * len(plan.kept(block).kept)

@@ -4,8 +4,8 @@ Of a matrix, W are the kept columns, X what flows into them in the pruned model,
 dense one, n tokens of each; x̄, ȳ their means. With an intercept X and Y are centred, and b = ȳ − W·x̄.
 
 refit   min_V ‖X·Vᵀ − Y‖² + λ‖V − W‖²       V = (YᵀX + λW)(XᵀX + λI)⁻¹      λ = ridge · mean(diag XᵀX)
-scale   a_k = Σ y_k·(X·w_k) / Σ (X·w_k)²    V_k = a_k·W_k                    one factor per output
-bias    b = ȳ − W·x̄                         V = W                            (FLAP)
+scale   a_k = Σ y_k·(X·w_k) / Σ (X·w_k)²    V_k = a_k·W_k                    a shift b_k beside it with an intercept
+bias    b = ȳ − W·x̄                         V = W                            FLAP's, and what earlier layers changed
 none    V = W
 
 With fewer tokens than columns XᵀX is singular, and λ grows by columns/tokens.
@@ -36,12 +36,14 @@ class Compensation:
         paper: link to the source.
         step: the function.
         needs_bias: whether it is nothing without an intercept.
+        ridged: whether it solves for the columns of a matrix, and so reads λ.
     """
 
     summary: str
     paper: str
     step: Step
     needs_bias: bool = False
+    ridged: bool = False
 
 
 def refit(w: Tensor, moments: Moments, ridge: float, intercept: bool) -> tuple[Tensor, Tensor | None]:
@@ -86,6 +88,6 @@ def _intercept(w: Tensor, moments: Moments) -> Tensor:
 
 
 NONE = Compensation("what stays is left as it is", "", lambda w, moments, ridge, intercept: (w, None))
-REFIT = Compensation("ridge least squares of what stays, towards the whole matrix's output", "", refit)
-SCALE = Compensation("one factor per output", "", scale)
+REFIT = Compensation("ridge least squares of what stays, towards the whole matrix's output", "", refit, ridged=True)
+SCALE = Compensation("one factor per output, and with an intercept a shift", "", scale)
 BIAS = Compensation("the mean of what went becomes a bias (FLAP)", FLAP_PAPER, bias, needs_bias=True)
