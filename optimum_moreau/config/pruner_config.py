@@ -64,7 +64,7 @@ class MoreauPrunerConfig:
             are the paper's by default.
         step_size: γ of Algorithm 1, absolute.
         relative_rho: instead of `rho`: ρ of each matrix is this times ‖W‖/‖g‖, g its gradient at the first step, so
-            that δ comes to about this share of W whatever the scale of the loss (envelope/moreau.py).
+            that δ, where small, comes to about this share of W whatever the scale of the loss (envelope/moreau.py).
         step_ratio: γ/ρ, with `relative_rho`, in (0, 1].
         eta: η, absolute group-sparsity threshold of Algorithm 1; the group threshold is γη.
         eta_quantile: instead of `eta`: the threshold is this quantile of the group norms of the step.
