@@ -217,6 +217,7 @@ class MoreauPruner:
             )
         if isinstance(calibration, Iterator):
             calibration = list(calibration)  # it is read twice
+        plan.check_matches(model, model_shape(model))
         text = self._compensation_text(model.config, config, calibration, calibration_column)
         if text is not None:
             self._warn_of_other_text(model.config, config, plan, calibration, calibration_column)

@@ -14,7 +14,7 @@ from optimum_moreau.compensation import compensated, rounds, without_removed
 from optimum_moreau.compensation.moments import Moments
 from optimum_moreau.compensation.steps import refit, scale
 from optimum_moreau.cutting import score_in_rounds
-from optimum_moreau.errors import ConfigError, DataError, ExportError, NonFiniteError
+from optimum_moreau.errors import ConfigError, DataError, ExportError, NonFiniteError, PlanError
 from optimum_moreau.export import decide_export
 from optimum_moreau.plan import make_plan, removed_parameters, whole_plan
 from optimum_moreau.scores import score_units
@@ -580,6 +580,15 @@ def test_another_text_than_the_plans_is_said(windows, caplog):
     result = MoreauPruner().apply(tiny_model("llama"), plan, windows.flip(0, 1))
     assert caplog.text.count("compensation reads another text than the plan was scored on (token ids)") == 1
     assert result.summary.compensation["calibration"]["sha256"] != result.summary.calibration["sha256"]
+
+
+def test_a_plan_of_another_model_is_refused_before_its_text_is_read(windows, caplog):
+    windows_of = {"calibration_samples": 4, "compensation_samples": 4, "sequence_length": 16}
+    config = MoreauPrunerConfig("wanda", compensation="refit", **windows_of)
+    plan, _ = MoreauPruner(config).plan(tiny_model("llama"), windows)
+    with pytest.raises(PlanError, match="model type"):
+        MoreauPruner().apply(tiny_model("mistral"), plan, torch.zeros(1, 1).long())
+    assert "another text" not in caplog.text
 
 
 @pytest.mark.parametrize("asked", [{"export": "stock"}, {"engine": "vllm"}], ids=str)

@@ -235,6 +235,14 @@ def test_a_ridge_that_no_step_reads_is_said(caplog):
         assert (f"compensation '{step}' does not use ridge: ignored" in caplog.text) == said
 
 
+def test_a_budget_that_spreads_nothing_is_said(caplog):
+    MoreauPrunerConfig("taylor", budget="search", targets=("hidden",)).resolve(LlamaConfig())
+    assert "budget 'search' spreads heads and channels, which are no targets: ignored" in caplog.text
+    caplog.clear()
+    MoreauPrunerConfig("taylor", budget="search", targets=("mlp", "hidden")).resolve(LlamaConfig())
+    assert not caplog.text
+
+
 def test_the_best_preset_leaves_out_what_is_ruled_out():
     best = MoreauPrunerConfig.best
     assert best(pattern="2:4") == MoreauPrunerConfig(pattern="2:4")

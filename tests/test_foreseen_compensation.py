@@ -173,6 +173,7 @@ def test_a_dry_run_says_it(verb, command, tmp_path):
     assert found["scoring"]["times"] == found["compensation"]["times"] == 2
     assert found["compensation"]["step"] == "refit" and found["compensation"]["stream_bytes"] == 2 * 128 * 128 * 32 * 4
     code, out, err = command(*flags)
+    assert out.startswith("settings    criterion wanda on 400 windows, budget uniform, compensation refit\n")
     assert code == 0 and "\nrefit       16 passes of 128 windows through a layer's attention, 12 " in out
     assert "in each of 2 rounds, roughly" in out and "\nits memory  about " in out
     code, out, err = command(verb, tmp_path, "--preset", "plain", "--dry-run", "--json")

@@ -19,6 +19,7 @@ def foresee(args: argparse.Namespace, given: MoreauPrunerConfig) -> dict[str, An
     from ..compensation import shape_to_count
     from ..export import decide_export
     from ..plan import contributions, expected_plan, removed_parameters
+    from ..scores import needs_text
     from ..summary import layer_shapes
     from ..units import model_shape
 
@@ -57,6 +58,7 @@ def foresee(args: argparse.Namespace, given: MoreauPrunerConfig) -> dict[str, An
         "adjustments": [*plan.adjustments, *export.words],
         "export": export.model_type,
         "budget": config.budget,
+        "calibration_windows": config.calibration_samples if needs_text(config) else 0,
         "scoring": _scoring(skeleton, shape, config, device),
         "compensation": _compensation(skeleton, shape, plan, config, device),
     }
@@ -112,6 +114,7 @@ def show(result: dict[str, Any]) -> str:
         return _show_zeros(result, size(result["bytes"]))
     cache = [size(result[f"kv_bytes_per_token_{when}"]) for when in ("before", "after")]
     lines = [
+        f"settings    {_settings(result)}",
         f"parameters  {result['parameters_before']:,} → {result['parameters_after']:,}"
         f"  (−{100 * result['ratio_achieved']:.2f} %{parts(result)})",
         f"on disk     {size(result['bytes_before'])} → {size(result['bytes_after'])} ({result['dtype']})",
@@ -125,6 +128,13 @@ def show(result: dict[str, Any]) -> str:
         *result["compensation"].get("words", []),
     ]
     return "\n".join(lines)
+
+
+def _settings(result: dict[str, Any]) -> str:
+    """What decides which units go, and what makes up for them."""
+    windows = f" on {result['calibration_windows']} windows" if result["calibration_windows"] else ""
+    step = result["compensation"].get("step", "none")
+    return f"criterion {result['scoring']['criterion']}{windows}, budget {result['budget']}, compensation {step}"
 
 
 def _even(budget: str) -> list[str]:

@@ -270,6 +270,8 @@ class MoreauPrunerConfig:
             if name not in defaults and given is not None:
                 logger.warning("%s does not use %s: ignored", self.criterion, name)
             values[name] = defaults.get(name) if given is None or name not in defaults else given
+        if self.budget != "uniform" and not self.masks and not {*UNITS} & {*self.targets}:
+            logger.warning("budget '%s' spreads heads and channels, which are no targets: ignored", self.budget)
         if self.ridge != type(self).ridge and not COMPENSATIONS.get(self.compensation).ridged:
             logger.warning("compensation '%s' does not use ridge: ignored", self.compensation)
         if self.masks:
