@@ -82,13 +82,14 @@ def _decide(model_config: Any, shape: ModelShape, plan: PruningPlan, export: str
     problem = "; ".join(one for one in (_bias_problem(added, family), shapes) if one)
     if export != "custom" and not problem:
         return Export(family.base_type)
-    if export != "custom" and not coming and _fits_alternative(model_config, dims, family.stock_alternative):
-        return Export(str(family.stock_alternative), problem)
+    alternative = None if coming else family.stock_alternative  # it has no biases
+    if export != "custom" and _fits_alternative(model_config, dims, alternative):
+        return Export(str(alternative), problem)
     changes = []
     if added and MoreauPrunerConfig.from_dict(plan.config).fits_biases:
         changes.append("leave the intercept out")
     if shapes:
-        changes.append(_nearest_uniform(model_config, hidden_size, dims, plan, family))
+        changes.append(_nearest_uniform(model_config, hidden_size, dims, plan, family, alternative))
     advice = "" if added and len(changes) < 1 + bool(shapes) else ", ".join(changes)  # the biases are the base's own
     if export == "stock":
         raise ExportError(f"export='stock': {problem}" + (f"; {advice}" if advice else ""))
@@ -235,12 +236,17 @@ def _shape_words(layer: Mapping[str, int]) -> str:
 
 
 def _nearest_uniform(
-    model_config: Any, hidden_size: int, dims: list[dict[str, int]], plan: PruningPlan, family: Family
+    model_config: Any,
+    hidden_size: int,
+    dims: list[dict[str, int]],
+    plan: PruningPlan,
+    family: Family,
+    alternative: str | None,
 ) -> str:
     mean = {key: round(sum(layer[key] for layer in dims) / len(dims)) for key in dims[0]}
     n_rep = dims[0]["num_attention_heads"] // dims[0]["num_key_value_heads"]
     legal = list(range(1, 1 + min(layer["attention"].total for layer in plan.layers.values())))
-    if family.heads_divide_hidden and not _fits_alternative(model_config, dims[:1], family.stock_alternative):
+    if family.heads_divide_hidden and not _fits_alternative(model_config, dims[:1], alternative):
         legal = [groups for groups in legal if not hidden_size % (n_rep * groups)]
     if not legal:
         return "no uniform plan is legal: export 'auto' makes an own type"

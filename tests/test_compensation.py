@@ -457,8 +457,11 @@ def test_an_intercept_of_nothing_removed_changes_nothing(windows):
 def test_an_intercept_rules_out_the_class_without_biases_beforehand(windows):
     """Five heads do not divide 32 channels: a Mistral holds them, but none of its biases."""
     model = tiny_model("llama", num_attention_heads=8, num_key_value_heads=8)
-    plan, _ = planned(model, compensation="bias", unit_ratio=(0.375, 0.0))
-    assert decide_export(model.config, model_shape(model), plan, "auto").model_type == "moreau_llama"
+    plan, config = planned(model, compensation="bias", unit_ratio=(0.375, 0.0))
+    found = decide_export(model.config, model_shape(model), plan, "auto")
+    assert found.model_type == "moreau_llama" and "4 heads, 4 KV heads" in found.advice
+    with compensated(model, model_shape(model), plan, windows, config, undone=True):
+        assert decide_export(model.config, model_shape(model), plan, "auto") == found
     plan, _ = planned(model, unit_ratio=(0.375, 0.0))
     assert decide_export(model.config, model_shape(model), plan, "auto").model_type == "mistral"
 
