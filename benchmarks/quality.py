@@ -8,7 +8,7 @@ share of the gap between `taylor` without compensation and the dense model, in p
 seconds are of scoring, compensation and cut. Rows and shares of one scope that differ only in what comes after scoring
 are planned from the same scores, made once, and each counts the seconds of making them. With --recover every model is
 tuned afterwards (LoRA on the text that was calibrated on, 16 × 128 tokens a step), and measured again. Runs that the
-output holds already are not repeated: `--output docs/quality-runs.json` prints the tables of docs/results.md.
+output holds already are not repeated: with `--output docs/quality-runs.json` only what it lacks is measured.
 """
 
 import argparse
