@@ -8,7 +8,8 @@ share of the gap between `taylor` without compensation and the dense model, in p
 seconds are of scoring, compensation and cut. Rows and shares of one scope that differ only in what comes after scoring
 are planned from the same scores, made once, and each counts the seconds of making them. With --recover every model is
 tuned afterwards (LoRA on the text that was calibrated on, 16 × 128 tokens a step), and measured again. Runs that the
-output holds already are not repeated: with `--output docs/quality-runs.json` only what it lacks is measured.
+output holds already are not repeated: with `--output docs/quality-runs.json` only what it lacks is measured. What is
+printed stands in docs/results.md and, in part, in README; a test compares them with the runs.
 """
 
 import argparse
@@ -79,6 +80,8 @@ ROWS = {
     "refit, importances, 3 rounds": {**REFIT, **MANY, "rounds": 3},
     "refit, importances, 3 linear rounds": {**REFIT, **MANY, "rounds": 3, "schedule": "linear"},
 }
+# The one-at-a-time table of README.
+STEPS = [*ROWS][:5]
 
 
 def recovered(key, arguments):
@@ -152,29 +155,54 @@ def measure(subject, arguments, known):
             yield recovered(key, arguments), found, training["seconds"]
 
 
-def table(model, runs, arguments):
-    """Markdown of one model: rows × shares, mean ± deviation over the seeds, and the share of the gap closed."""
+def spread(values):
+    """Mean ± deviation."""
+    return f"{statistics.mean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
+
+
+def drawn(runs, model, row, share):
+    """Of every draw that was measured: perplexity and seconds."""
+    return {key[3]: found for key, found in runs.items() if key[:3] == (model, row, share)}
+
+
+def table(model, runs, rows, shares):
+    """Markdown of one model: rows × shares, mean ± deviation over the draws, and the share of the gap closed."""
     dense = runs[model, "dense", 0.0, 0][0]
-    heads = [head for share in arguments.shares for head in (f"{100 * share:.0f} %", "closed", "seconds")]
+    heads = [head for share in shares for head in (f"{100 * share:.0f} %", "closed", "seconds")]
     lines = [f"| {model}, dense {dense:.2f} | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
-    pairs = ((row, recovered((model, row, 0.0, 0), arguments)[1]) for row in arguments.rows)
-    for name in (name for pair in pairs for name in dict.fromkeys(pair)):
+    for row in rows:
         cells = []
-        for share in arguments.shares:
-            found, base = (
-                [value for key, value in runs.items() if key[:3] == (model, wanted, share)]
-                for wanted in (name, "taylor")
-            )
+        for share in shares:
+            found, base = (drawn(runs, model, wanted, share).values() for wanted in (row, "taylor"))
             if not found or not base:
                 cells += ["", "", ""]
                 continue
             values = [value for value, _ in found]
-            spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-            mean, start = statistics.mean(values), statistics.mean([value for value, _ in base])
-            closed = (start - mean) / (start - dense)
-            cells += [f"{mean:.2f}{spread}", f"{100 * closed:.0f} %", f"{statistics.median([s for _, s in found]):.1f}"]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+            start = statistics.mean(value for value, _ in base)
+            closed = (start - statistics.mean(values)) / (start - dense)
+            seconds = statistics.median(seconds for _, seconds in found)
+            cells += [spread(values), f"{100 * closed:.0f} %", f"{seconds:.1f}"]
+        lines.append(f"| {row} | {' | '.join(cells)} |")
     return lines
+
+
+def recovery_table(model, runs, rows, shares):
+    """Markdown of one model: rows × shares, untuned and recovered, of the draws that were recovered."""
+    dense = runs[model, "dense", 0.0, 0][0]
+    heads = [head for share in shares for head in (f"{100 * share:.0f} %", "recovered")]
+    lines = [f"| {model}, dense {dense:.2f} | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
+    for row in rows:
+        cells = []
+        for share in shares:
+            untuned, tuned = (drawn(runs, model, name, share) for name in (row, f"{row}; recovered"))
+            cells += [spread([one[seed][0] for seed in tuned]) if tuned else "" for one in (untuned, tuned)]
+        lines.append(f"| {row} | {' | '.join(cells)} |")
+    return lines
+
+
+def read_runs(file):
+    """Model, row, share, seed → perplexity, seconds, of a file that --output wrote."""
+    return {tuple(one[:4]): (one[4], one[5]) for one in json.loads(file.read_text())}
 
 
 def main():
@@ -193,14 +221,16 @@ def main():
     os.environ["HF_HUB_OFFLINE"] = "1"
     transformers_logging.disable_progress_bar()
     logging.getLogger("optimum_moreau").setLevel(logging.ERROR)
-    saved = json.loads(arguments.output.read_text()) if arguments.output.is_file() else []
-    runs = {tuple(one[:4]): (one[4], one[5]) for one in saved}
+    runs = read_runs(arguments.output) if arguments.output.is_file() else {}
+    steps, others = ([row for row in arguments.rows if (row in STEPS) == first] for first in (True, False))
     for subject in (subject for subject in SUBJECTS if subject.model in arguments.models):
         for key, value, seconds in measure(subject, arguments, runs):
             runs[key] = (round(value, 4), round(seconds, 2))
             lines = (json.dumps([*key, *found]) for key, found in runs.items())
             arguments.output.write_text("[\n" + ",\n".join(lines) + "\n]\n")
-        print("\n".join([*table(subject.model, runs, arguments), ""]), flush=True)
+        show, parts = (recovery_table, (arguments.rows,)) if arguments.recover else (table, (steps, others))
+        for rows in parts:
+            print("\n".join([*show(subject.model, runs, rows, arguments.shares), ""]), flush=True)
 
 
 if __name__ == "__main__":

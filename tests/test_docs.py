@@ -1,8 +1,11 @@
 """What README and CONTRIBUTING print works as printed."""
 
+import importlib
+import itertools
 import re
 import shlex
 import shutil
+from collections import Counter
 
 import pytest
 
@@ -12,6 +15,7 @@ from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+RESULTS = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
 
 
 def blocks(text, language):
@@ -72,3 +76,37 @@ def test_the_criterion_of_contributing_prunes(monkeypatch, llama, tmp_path):
     before = sum(p.numel() for p in llama.parameters())
     MoreauPruner(MoreauPrunerConfig(criterion="cube", pruning_ratio=0.1)).prune(llama)
     assert sum(p.numel() for p in llama.parameters()) < before
+
+
+@pytest.fixture
+def quality(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("quality")
+
+
+@pytest.fixture
+def runs(quality):
+    return quality.read_runs(ROOT / "docs" / "quality-runs.json")
+
+
+def test_every_row_of_quality_has_five_draws_on_every_model(quality, runs):
+    draws = Counter(key[:3] for key in runs)
+    rows = itertools.product([subject.model for subject in quality.SUBJECTS], quality.ROWS, (0.2, 0.3, 0.5))
+    assert {row: draws[row] for row in rows if draws[row] != 5} == {}
+
+
+@pytest.mark.parametrize("model", ["stories260K", "babyllama-char105", "wikitext-llama-5m"])
+def test_the_tables_of_quality_are_of_the_runs_that_are_kept(quality, runs, model):
+    shares = (0.2, 0.3, 0.5)
+    others = [row for row in quality.ROWS if row not in quality.STEPS]
+    assert "\n".join(quality.table(model, runs, quality.STEPS, shares)) in RESULTS
+    assert "\n".join(quality.table(model, runs, others, shares)) in RESULTS
+    assert "\n".join(quality.recovery_table(model, runs, quality.STEPS, (0.2, 0.5))) in RESULTS
+
+
+def test_the_readmes_table_of_quality_is_of_the_runs_that_are_kept(quality, runs):
+    models = [subject.model for subject in quality.SUBJECTS]
+    for row in quality.STEPS:
+        cells = (quality.drawn(runs, model, row, share).values() for model in models for share in (0.2, 0.5))
+        words = (quality.spread([value for value, _ in found]) for found in cells)
+        assert f"| {' | '.join(words)} |" in README
