@@ -148,7 +148,8 @@ def measure(subject, arguments, known):
         given = {"criterion": "taylor", **ROWS[row], **scope(share, model.config.num_hidden_layers)}
         pruner = MoreauPruner(MoreauPrunerConfig(pruning_ratio=share, seed=seed, **given), tokenizer=tokenizer)
         seconds = prune(pruner, model, calibration, scored)
-        yield key, perplexity(model, tokenizer, evaluation, **settings).perplexity, seconds
+        if key not in known:
+            yield key, perplexity(model, tokenizer, evaluation, **settings).perplexity, seconds
         if arguments.recover:
             training = pruner.recover(calibration, recovery(arguments.recover, seed)).training
             found = pruner.evaluate(evaluation, max_segments=arguments.segments)
