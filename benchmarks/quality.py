@@ -7,12 +7,14 @@
 share of the gap between `taylor` without compensation and the dense model, in perplexity, that a row closes; the
 seconds are of scoring, compensation and cut. Rows and shares of one scope that differ only in what comes after scoring
 are planned from the same scores, made once, and each counts the seconds of making them. With --recover every model is
-tuned afterwards (LoRA on the text that was calibrated on, 16 × 128 tokens a step), and measured again. Runs that the
-output holds already are not repeated: with `--output docs/quality-runs.json` only what it lacks is measured. What is
-printed stands in docs/results.md and, in part, in README; a test compares them with the runs.
+tuned afterwards (LoRA on the text that was calibrated on, 16 × 128 tokens a step), and measured again; its seconds are
+of the training. Runs that the output holds already are not repeated, and the tables are of all that it holds: with
+`--output docs/quality-runs.json` only what that lacks is measured. A run is known by its model, row, share and seed;
+take another output for other --segments. A test compares the tables of docs/results.md and README with the runs.
 """
 
 import argparse
+import itertools
 import json
 import logging
 import os
@@ -80,14 +82,13 @@ ROWS = {
     "refit, importances, 3 rounds": {**REFIT, **MANY, "rounds": 3},
     "refit, importances, 3 linear rounds": {**REFIT, **MANY, "rounds": 3, "schedule": "linear"},
 }
-# The one-at-a-time table of README.
-STEPS = [*ROWS][:5]
+STEPS = ("taylor", "+ refit", "+ importances of 400 samples", "+ search", "+ wanda for taylor")  # up to the preset
+SHARES = (0.2, 0.3, 0.5)
 
 
-def recovered(key, arguments):
-    """The key of the same run after recovery, if there is one."""
-    model, row, share, seed = key
-    return (model, f"{row}; recovered", share, seed) if arguments.recover else key
+def tuned(row, steps):
+    """The name of a row's runs after recovery."""
+    return f"{row}; {steps} steps of LoRA"
 
 
 def recovery(steps, seed):
@@ -135,14 +136,14 @@ def measure(subject, arguments, known):
     dense = (subject.model, "dense", 0.0, 0)
     if dense not in known:
         yield dense, perplexity(load_model(folder, device="cpu"), tokenizer, evaluation, **settings).perplexity, 0.0
-    keys = [
-        (subject.model, row, share, seed)
-        for row in arguments.rows
-        for share in arguments.shares
-        for seed in range(arguments.seeds)
-    ]
+    todo = []
+    for row, share, seed in itertools.product(arguments.rows, arguments.shares, range(arguments.seeds)):
+        key = (subject.model, row, share, seed)
+        after = (subject.model, tuned(row, arguments.recover), share, seed) if arguments.recover else None
+        if key not in known or (after and after not in known):
+            todo.append((key, after))
     scored = {}
-    for key in tqdm([key for key in keys if {key, recovered(key, arguments)} - {*known}], desc=subject.model):
+    for key, after in tqdm(todo, desc=subject.model):
         _, row, share, seed = key
         model = load_model(folder, device="cpu")
         given = {"criterion": "taylor", **ROWS[row], **scope(share, model.config.num_hidden_layers)}
@@ -150,19 +151,18 @@ def measure(subject, arguments, known):
         seconds = prune(pruner, model, calibration, scored)
         if key not in known:
             yield key, perplexity(model, tokenizer, evaluation, **settings).perplexity, seconds
-        if arguments.recover:
+        if after and after not in known:
             training = pruner.recover(calibration, recovery(arguments.recover, seed)).training
-            found = pruner.evaluate(evaluation, max_segments=arguments.segments)
-            yield recovered(key, arguments), found, training["seconds"]
+            yield after, pruner.evaluate(evaluation, **settings), training["seconds"]
 
 
 def spread(values):
-    """Mean ± deviation."""
+    """Mean ± standard deviation in words; of a single value, the value."""
     return f"{statistics.mean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
 
 
 def drawn(runs, model, row, share):
-    """Of every draw that was measured: perplexity and seconds."""
+    """Seed → perplexity and seconds, of every draw that was measured."""
     return {key[3]: found for key, found in runs.items() if key[:3] == (model, row, share)}
 
 
@@ -187,7 +187,7 @@ def table(model, runs, rows, shares):
     return lines
 
 
-def recovery_table(model, runs, rows, shares):
+def recovery_table(model, runs, rows, shares, steps):
     """Markdown of one model: rows × shares, untuned and recovered, of the draws that were recovered."""
     dense = runs[model, "dense", 0.0, 0][0]
     heads = [head for share in shares for head in (f"{100 * share:.0f} %", "recovered")]
@@ -195,14 +195,14 @@ def recovery_table(model, runs, rows, shares):
     for row in rows:
         cells = []
         for share in shares:
-            untuned, tuned = (drawn(runs, model, name, share) for name in (row, f"{row}; recovered"))
-            cells += [spread([one[seed][0] for seed in tuned]) if tuned else "" for one in (untuned, tuned)]
+            before, after = (drawn(runs, model, name, share) for name in (row, tuned(row, steps)))
+            cells += [spread([found[seed][0] for seed in after]) if after else "" for found in (before, after)]
         lines.append(f"| {row} | {' | '.join(cells)} |")
     return lines
 
 
 def read_runs(file):
-    """Model, row, share, seed → perplexity, seconds, of a file that --output wrote."""
+    """(Model, row, share, seed) → perplexity and seconds, of a file that --output named."""
     return {tuple(one[:4]): (one[4], one[5]) for one in json.loads(file.read_text())}
 
 
@@ -210,28 +210,34 @@ def main():
     """Measures, writes the runs as JSON, prints the tables."""
     names = [subject.model for subject in SUBJECTS]
     parser = argparse.ArgumentParser(description="What each step adds to the quality of a pruned model.")
-    parser.add_argument("--shared", type=Path, default=Path("../shared"))
-    parser.add_argument("--models", nargs="*", default=names, choices=names)
-    parser.add_argument("--shares", nargs="*", type=float, default=[0.2, 0.3, 0.5])
-    parser.add_argument("--rows", nargs="*", default=[*ROWS], choices=[*ROWS], metavar="NAME")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--shared", type=Path, default=Path("../shared"), help="folder of models and texts")
+    parser.add_argument("--models", nargs="*", default=names, choices=names, help="by default all")
+    parser.add_argument("--shares", nargs="*", type=float, default=SHARES, help="of the parameters that go")
+    parser.add_argument(
+        "--rows", nargs="*", default=[*ROWS], choices=[*ROWS], metavar="NAME", help="of ROWS in this file; all"
+    )
+    parser.add_argument("--seeds", type=int, default=5, help="draws of the windows")
     parser.add_argument("--segments", type=int, default=200, help="of 128 tokens")
     parser.add_argument("--recover", type=int, metavar="STEPS", help="tune afterwards, for so many steps")
-    parser.add_argument("--output", type=Path, default=Path("quality.json"))
+    parser.add_argument("--output", type=Path, default=Path("quality.json"), help="of the runs")
     arguments = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     transformers_logging.disable_progress_bar()
     logging.getLogger("optimum_moreau").setLevel(logging.ERROR)
     runs = read_runs(arguments.output) if arguments.output.is_file() else {}
-    steps, others = ([row for row in arguments.rows if (row in STEPS) == first] for first in (True, False))
+    steps = [row for row in arguments.rows if row in STEPS]
+    others = [row for row in arguments.rows if row not in STEPS]
     for subject in (subject for subject in SUBJECTS if subject.model in arguments.models):
         for key, value, seconds in measure(subject, arguments, runs):
             runs[key] = (round(value, 4), round(seconds, 2))
             lines = (json.dumps([*key, *found]) for key, found in runs.items())
             arguments.output.write_text("[\n" + ",\n".join(lines) + "\n]\n")
-        show, parts = (recovery_table, (arguments.rows,)) if arguments.recover else (table, (steps, others))
-        for rows in parts:
-            print("\n".join([*show(subject.model, runs, rows, arguments.shares), ""]), flush=True)
+        if arguments.recover:
+            tables = [recovery_table(subject.model, runs, arguments.rows, arguments.shares, arguments.recover)]
+        else:
+            tables = [table(subject.model, runs, rows, arguments.shares) for rows in (steps, others) if rows]
+        for lines in tables:
+            print("\n".join([*lines, ""]), flush=True)
 
 
 if __name__ == "__main__":

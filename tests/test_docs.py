@@ -1,4 +1,4 @@
-"""What README and CONTRIBUTING print works as printed."""
+"""What README and CONTRIBUTING print works as printed, and tables of quality are of the runs that are kept."""
 
 import importlib
 import itertools
@@ -16,6 +16,15 @@ from tests.conftest import ROOT
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 RESULTS = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+# Rows of benchmarks/quality.py that docs/results.md shows after recovery.
+RECOVERED = (
+    "taylor",
+    "+ refit",
+    "+ importances of 400 samples",
+    "+ search",
+    "+ wanda for taylor",
+    "moreau, refit",
+)
 
 
 def blocks(text, language):
@@ -89,24 +98,33 @@ def runs(quality):
     return quality.read_runs(ROOT / "docs" / "quality-runs.json")
 
 
-def test_every_row_of_quality_has_five_draws_on_every_model(quality, runs):
+def test_every_row_of_quality_has_five_draws_on_every_model_and_every_step_three_recovered(quality, runs):
     draws = Counter(key[:3] for key in runs)
-    rows = itertools.product([subject.model for subject in quality.SUBJECTS], quality.ROWS, (0.2, 0.3, 0.5))
-    assert {row: draws[row] for row in rows if draws[row] != 5} == {}
+    models = [subject.model for subject in quality.SUBJECTS]
+    expected = dict.fromkeys(itertools.product(models, quality.ROWS, quality.SHARES), 5)
+    recovered = [quality.tuned(row, 100) for row in RECOVERED]
+    expected |= dict.fromkeys(itertools.product(models, recovered, (0.2, 0.5)), 3)
+    expected |= {(model, "dense", 0.0): 1 for model in models}
+    assert draws == expected
 
 
 @pytest.mark.parametrize("model", ["stories260K", "babyllama-char105", "wikitext-llama-5m"])
 def test_the_tables_of_quality_are_of_the_runs_that_are_kept(quality, runs, model):
-    shares = (0.2, 0.3, 0.5)
     others = [row for row in quality.ROWS if row not in quality.STEPS]
-    assert "\n".join(quality.table(model, runs, quality.STEPS, shares)) in RESULTS
-    assert "\n".join(quality.table(model, runs, others, shares)) in RESULTS
-    assert "\n".join(quality.recovery_table(model, runs, quality.STEPS, (0.2, 0.5))) in RESULTS
+    for table in (
+        quality.table(model, runs, quality.STEPS, quality.SHARES),
+        quality.table(model, runs, others, quality.SHARES),
+        quality.recovery_table(model, runs, RECOVERED, (0.2, 0.5), 100),
+    ):
+        assert "\n".join(["", *table, "", ""]) in RESULTS
 
 
 def test_the_readmes_table_of_quality_is_of_the_runs_that_are_kept(quality, runs):
-    models = [subject.model for subject in quality.SUBJECTS]
-    for row in quality.STEPS:
-        cells = (quality.drawn(runs, model, row, share).values() for model in models for share in (0.2, 0.5))
+    columns = list(itertools.product([subject.model for subject in quality.SUBJECTS], (0.2, 0.5)))
+    title, _, *rows = re.search(r"\| perplexity, untuned.*?\n\n", README, re.S)[0].strip().split("\n")
+    heads = (f"{model} ({runs[model, 'dense', 0.0, 0][0]:.2f}), {100 * share:.0f} %" for model, share in columns)
+    assert title.split(" | ", 1)[1] == f"{' | '.join(heads)} |"
+    for line, row in zip(rows, quality.STEPS, strict=True):
+        cells = (quality.drawn(runs, model, row, share).values() for model, share in columns)
         words = (quality.spread([value for value, _ in found]) for found in cells)
-        assert f"| {' | '.join(words)} |" in README
+        assert line.split(" | ", 1)[1] == f"{' | '.join(words)} |"
