@@ -83,7 +83,8 @@ def write_card(
     sources = [summary.calibration.get("source"), *([recovery.data["source"]] if recovery else [])]
     hub_sources = [source.split(":")[1] for source in sources if source and source.startswith("hub:")]
     results = _results(measurements)
-    papers = [*(paper for _, _, paper in _criteria(config)), summary.compensation.get("paper", "")]
+    decided = [*_criteria(config), *_budgets(config)]
+    papers = [*(paper for _, _, paper in decided), summary.compensation.get("paper", "")]
     data = ModelCardData(
         **summary.base_card,
         datasets=list(dict.fromkeys(hub_sources)) or None,
@@ -102,6 +103,7 @@ def write_card(
         recovery=recovery,
         unused=_unused(recovery),
         criteria=_criteria(config),
+        budgets=_budgets(config),
         settings={key: _words(key, value) for key, value in _settings(config).items()},
         layers=list(zip(summary.layers_before, summary.layers_after, strict=True)),
         unit_names=_UNITS,
@@ -200,10 +202,12 @@ def _criteria(config: MoreauPrunerConfig) -> list[tuple[str, str, str]]:
         found.append(("block influence, of whole layers", block_influence.SUMMARY, block_influence.PAPER))
     if config.refine:
         found.append((f"{config.refine}, a refinement of the mask", *REFINEMENTS[config.refine]))
-    if config.budget in BUDGETS:
-        what = "zeros are" if config.masks else "the removed units are"
-        found.append((f"{config.budget}, how {what} spread over layers", *BUDGETS[config.budget]))
     return found
+
+
+def _budgets(config: MoreauPrunerConfig) -> list[tuple[str, str, str]]:
+    """The same of what spread the units or zeros over layers; none where all gave alike."""
+    return [(config.budget, *BUDGETS[config.budget])] if config.budget in BUDGETS else []
 
 
 def _settings(config: MoreauPrunerConfig) -> dict[str, Any]:

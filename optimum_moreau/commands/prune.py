@@ -188,4 +188,4 @@ def _time_line(result: dict[str, Any]) -> list[str]:
     if result.get("steps", {}).get("prune") == "skipped":
         return []
     peak = result["peak_memory_bytes"] / 2**30
-    return [f"time        {result['seconds']:.1f} s for scoring and cutting, peak memory {peak:.2f} GiB"]
+    return [f"time        {result['seconds']:.1f} s without evaluation and reload, peak memory {peak:.2f} GiB"]
