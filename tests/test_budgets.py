@@ -1,6 +1,7 @@
 """Budgets of units: every one meets the size, each is its formula, and what is measured serves again."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -268,9 +269,13 @@ def test_what_was_not_measured_is_said(budget, tokens):
         make_plan(scores, shape, other)
 
 
-def test_the_plan_records_the_budget_and_what_it_gave(llama, tokens):
+def test_plan_and_card_record_the_budget_and_what_it_gave(llama, tokens, tmp_path, unverified):
     settings = {"budget": "cosine", "pruning_ratio": 0.1, "calibration_samples": 4, "sequence_length": 16}
-    result = MoreauPruner(MoreauPrunerConfig(criterion="magnitude", **settings, **SCOPE)).prune(llama, tokens)
+    pruner = MoreauPruner(MoreauPrunerConfig(criterion="magnitude", **settings, **SCOPE))
+    result = pruner.prune(llama, tokens)
+    pruner.save_pretrained(tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert re.search(r"^Criterion: \*\*magnitude\*\*: .*\nBudget over layers: \*\*cosine\*\*: ", card, re.M)
     assert result.plan.config["budget"] == "cosine" and result.plan.calibration["samples"]
     assert len(set(removed(result.plan, "mlp"))) > 1
     assert sum(result.plan.contributions.values()) == removed_parameters(result.plan, model_shape(tiny_model()))
