@@ -111,9 +111,12 @@ def test_every_row_of_quality_has_five_draws_on_every_model_and_every_step_three
 @pytest.mark.parametrize("model", ["stories260K", "babyllama-char105", "wikitext-llama-5m"])
 def test_the_tables_of_quality_are_of_the_runs_that_are_kept(quality, runs, model):
     others = [row for row in quality.ROWS if row not in quality.STEPS]
+    whole = quality.read_runs(ROOT / "docs" / "quality-runs-whole.json")
+    on_all_segments = ("taylor", "+ refit", "wanda, 128 samples, refit", "+ wanda for taylor")
     for table in (
         quality.table(model, runs, quality.STEPS, quality.SHARES),
         quality.table(model, runs, others, quality.SHARES),
+        quality.table(model, whole, on_all_segments, (0.2, 0.5)),
         quality.recovery_table(model, runs, RECOVERED, (0.2, 0.5), 100),
     ):
         assert "\n".join(["", *table, "", ""]) in RESULTS
