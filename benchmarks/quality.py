@@ -83,6 +83,7 @@ ROWS = {
     "refit, importances, 3 linear rounds": {**REFIT, **MANY, "rounds": 3, "schedule": "linear"},
 }
 STEPS = ("taylor", "+ refit", "+ importances of 400 samples", "+ search", "+ wanda for taylor")  # up to the preset
+RECOVERED = (*STEPS, "moreau, refit")  # rows of docs/results.md with --recover
 SHARES = (0.2, 0.3, 0.5)
 
 
@@ -166,11 +167,16 @@ def drawn(runs, model, row, share):
     return {key[3]: found for key, found in runs.items() if key[:3] == (model, row, share)}
 
 
+def head(model, dense, shares, *beside):
+    """The first two lines of a table of one model: each share, and what stands beside it."""
+    columns = [column for share in shares for column in (f"{100 * share:.0f} %", *beside)]
+    return [f"| {model}, dense {dense:.2f} | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
+
+
 def table(model, runs, rows, shares):
     """Markdown of one model: rows × shares, mean ± deviation over the draws, and the share of the gap closed."""
     dense = runs[model, "dense", 0.0, 0][0]
-    heads = [head for share in shares for head in (f"{100 * share:.0f} %", "closed", "seconds")]
-    lines = [f"| {model}, dense {dense:.2f} | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
+    lines = head(model, dense, shares, "closed", "seconds")
     for row in rows:
         cells = []
         for share in shares:
@@ -189,9 +195,7 @@ def table(model, runs, rows, shares):
 
 def recovery_table(model, runs, rows, shares, steps):
     """Markdown of one model: rows × shares, untuned and recovered, of the draws that were recovered."""
-    dense = runs[model, "dense", 0.0, 0][0]
-    heads = [head for share in shares for head in (f"{100 * share:.0f} %", "recovered")]
-    lines = [f"| {model}, dense {dense:.2f} | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
+    lines = head(model, runs[model, "dense", 0.0, 0][0], shares, "recovered")
     for row in rows:
         cells = []
         for share in shares:

@@ -16,15 +16,6 @@ from tests.conftest import ROOT
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 RESULTS = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-# Rows of benchmarks/quality.py that docs/results.md shows after recovery.
-RECOVERED = (
-    "taylor",
-    "+ refit",
-    "+ importances of 400 samples",
-    "+ search",
-    "+ wanda for taylor",
-    "moreau, refit",
-)
 
 
 def blocks(text, language):
@@ -102,7 +93,7 @@ def test_every_row_of_quality_has_five_draws_on_every_model_and_every_step_three
     draws = Counter(key[:3] for key in runs)
     models = [subject.model for subject in quality.SUBJECTS]
     expected = dict.fromkeys(itertools.product(models, quality.ROWS, quality.SHARES), 5)
-    recovered = [quality.tuned(row, 100) for row in RECOVERED]
+    recovered = [quality.tuned(row, 100) for row in quality.RECOVERED]
     expected |= dict.fromkeys(itertools.product(models, recovered, (0.2, 0.5)), 3)
     expected |= {(model, "dense", 0.0): 1 for model in models}
     assert draws == expected
@@ -117,7 +108,7 @@ def test_the_tables_of_quality_are_of_the_runs_that_are_kept(quality, runs, mode
         quality.table(model, runs, quality.STEPS, quality.SHARES),
         quality.table(model, runs, others, quality.SHARES),
         quality.table(model, whole, on_all_segments, (0.2, 0.5)),
-        quality.recovery_table(model, runs, RECOVERED, (0.2, 0.5), 100),
+        quality.recovery_table(model, runs, quality.RECOVERED, (0.2, 0.5), 100),
     ):
         assert "\n".join(["", *table, "", ""]) in RESULTS
 
