@@ -12,7 +12,7 @@ VERSION = re.search(r'^__version__ = "(.+)"', (HERE / "optimum_moreau" / "__init
 
 EVAL = ["lm_eval>=0.4.13"]
 REPORT = ["matplotlib>=3.10"]
-TEST = ["pytest>=8", "pytest-xdist>=3.6", "setuptools>=77"]
+TEST = ["pytest>=8", "hypothesis>=6.130", "pytest-xdist>=3.6", "setuptools>=77"]
 
 
 class BuildWithTemplate(build_py):
@@ -66,6 +66,7 @@ setup(
         "datasets>=5.0",
         "evaluate>=0.4.6",
         "jinja2>=3.1",
+        "pydantic>=2.12",
         "tqdm>=4.67",
         "pyyaml>=6",
         "pandas>=2.2",
