@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from contextlib import suppress
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from .errors import CheckpointError, MoreauError, first_line
 from .registry import suggestion
@@ -114,7 +114,7 @@ def filled(kind: type[T], values: Any, where: object, what: str, error: type[Mor
         if name not in known:
             raise error(f"{where}: is not {what}: unknown field {_shown(name)}.{suggestion(name, known)}")
     try:
-        made: T = _adapter(kind).validate_json(json.dumps(values), strict=True)
+        made: T = _adapter(cast(Hashable, kind)).validate_json(json.dumps(values), strict=True)
         return made
     except ValidationError as problem:
         first = problem.errors(include_url=False)[0]
@@ -213,7 +213,7 @@ def _shown(value: Any) -> str:
 
 
 @cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
+def _adapter(kind: Hashable) -> TypeAdapter[Any]:
     from pydantic import TypeAdapter
 
-    return TypeAdapter(kind)
+    return TypeAdapter(cast(type, kind))
