@@ -10,10 +10,13 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Hashable, Mapping
+import re
+import shutil
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import fields
 from functools import cache
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -30,7 +33,10 @@ MAX_JSON_BYTES = 256 * 2**20  # a plan of 405B parameters takes 40 MB
 MAX_YAML_BYTES = 2**20
 MAX_DEPTH = 64
 MAX_YAML_VALUES = 100_000  # an alias counts as often as it is used
+_LARGEST = 2**63  # integers stay below it
 _SHOWN = 60  # characters of a wrong value in a message
+_DIGITS = 400  # of a number in YAML; every finite float64 has fewer
+_DESCRIPTOR = re.compile(r"/dev/(stdout|stderr|fd/\d+)|/proc/self/fd/\d+")
 
 
 def read_json(path: str | Path, what: str, error: type[MoreauError] = CheckpointError) -> Any:
@@ -53,7 +59,7 @@ def parse_json(data: bytes | str, where: object, what: str, error: type[MoreauEr
 
     try:
         values = from_json(data, allow_inf_nan=False)
-    except ValueError as problem:  # deep nesting, huge integers, lone surrogates and wrong encodings too
+    except (ValueError, TypeError) as problem:  # deep nesting, huge integers, lone surrogates, wrong encodings too
         raise error(f"{where}: is not {what}: no JSON that can be read ({first_line(problem)})") from problem
     _check_values(values, where, what, error)
     return values
@@ -64,10 +70,13 @@ def read_yaml(path: str | Path, what: str, error: type[MoreauError] = Checkpoint
     import yaml
 
     data = _bytes(Path(path), what, error, MAX_YAML_BYTES)
+    odd = (ValueError, RecursionError, TypeError, AttributeError, LookupError, OverflowError)  # values under a tag
     try:
-        values = yaml.safe_load(data.decode("utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError, TypeError, AttributeError, OverflowError) as problem:
-        raise error(f"{path}: is not {what}: no YAML that can be read ({first_line(problem)})") from problem
+        values = yaml.load(data.decode("utf-8"), _yaml_loader())  # a SafeLoader
+    except (yaml.YAMLError, *odd) as problem:
+        mark, words = getattr(problem, "problem_mark", None), getattr(problem, "problem", None)
+        words = f"{words}, line {mark.line + 1}" if mark and words else first_line(problem)
+        raise error(f"{path}: is not {what}: no YAML that can be read ({words})") from problem
     _check_values(values, path, what, error, most=MAX_YAML_VALUES)
     return values
 
@@ -82,10 +91,9 @@ def read_tensors(
     """
     from safetensors import SafetensorError, safe_open
 
-    if not Path(path).is_file():
-        raise error(f"{path}: no such file; give {what}")
+    found = _file(Path(path), what, error)
     try:
-        with safe_open(path, "pt") as file:
+        with safe_open(found, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a file)
             return tensors, dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as problem:
@@ -112,53 +120,97 @@ def filled(kind: type[T], values: Any, where: object, what: str, error: type[Mor
     known = [one.name for one in fields(kind) if one.init]  # type: ignore[arg-type]
     for name in values:
         if name not in known:
-            raise error(f"{where}: is not {what}: unknown field {_shown(name)}.{suggestion(name, known)}")
+            raise error(f"{where}: is not {what}: unknown field {_shown(name)}.{suggestion(str(name), known)}")
     try:
-        made: T = _adapter(cast(Hashable, kind)).validate_json(json.dumps(values), strict=True)
+        text = json.dumps([dict(values)])
+    except (TypeError, ValueError, RecursionError) as problem:
+        raise error(f"{where}: is not {what}: holds what JSON has no value for ({first_line(problem)})") from problem
+    try:
+        made: T = _adapter(cast(Hashable, kind)).validate_json(text)[0]
         return made
     except ValidationError as problem:
         first = problem.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "it"
+        field = ".".join(str(part) for part in first["loc"][1:]) or "it"
         value = "" if first["type"] == "missing" else f", not {_shown(first['input'])}"
         words = first["msg"][:1].lower() + first["msg"][1:]
+        if first["type"] == "unexpected_keyword_argument":
+            words, value = "is no field of it", ""
         raise error(f"{where}: is not {what}: {field}: {words}{value}") from problem
 
 
 def write_text(path: str | Path, text: str, error: type[MoreauError] = CheckpointError) -> None:
     """Writes a file whole or not at all: beside its place first, then renamed.
 
+    A symbolic link stays one: what it points to is replaced. Devices, `/dev/stdout` and its like are written to as
+    they are.
+
     Raises:
         MoreauError: of the kind given: it cannot be written; what was there stays.
     """
-    target = Path(path)
-    device = target.exists() and not target.is_file()  # such as /dev/stdout: nothing to replace
-    if target.is_symlink() and not device:
-        target = target.resolve()
-    partial = target if device else target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            if not device:
-                os.fsync(file.fileno())
-        if not device:
-            partial.replace(target)
-    except (OSError, ValueError) as problem:  # ValueError: a lone surrogate
-        if not device:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
+        data = text.encode("utf-8")
+        if _DESCRIPTOR.fullmatch(str(path)) or (Path(path).exists() and not Path(path).is_file()):
+            _write_device(str(path), data)
+        else:
+            _replace(Path(path), data)
+    except (OSError, ValueError, RuntimeError) as problem:  # a lone surrogate, a zero byte; links in a ring
         raise error(f"{path}: cannot be written ({getattr(problem, 'strerror', None) or problem})") from problem
 
 
+def _write_device(path: str, data: bytes) -> None:
+    if not _DESCRIPTOR.fullmatch(path):
+        target = os.open(path, os.O_WRONLY)
+    else:  # opened anew, a file behind it would be truncated, and what is printed later written over its beginning
+        target = os.dup({"stdout": 1, "stderr": 2}.get(name := path.rsplit("/", 1)[1]) or int(name))
+    with open(target, "wb") as file:
+        file.write(data)
+
+
+def _replace(target: Path, data: bytes) -> None:
+    target = target.resolve() if target.is_symlink() else target
+    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if target.exists():
+            shutil.copymode(target, partial)  # what was private stays so
+        partial.replace(target)
+    except BaseException:  # Ctrl-C too
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+
+
 def write_json(path: str | Path, values: Any, error: type[MoreauError] = CheckpointError, *, indent: int = 2) -> None:
-    """Writes values as JSON, as `write_text` does."""
-    write_text(path, json.dumps(values, indent=indent) + "\n", error)
+    """Writes values as JSON, as `write_text` does; nothing that `read_json` would refuse.
+
+    Raises:
+        MoreauError: of the kind given: it cannot be written, or JSON has no such value (NaN); what was there stays.
+    """
+    try:
+        text = json.dumps(values, indent=indent) + "\n"
+    except (TypeError, ValueError, RecursionError) as problem:
+        raise error(f"{path}: cannot be written ({first_line(problem)})") from problem
+    parse_json(text, path, "what can be written as JSON", error)
+    write_text(path, text, error)
+
+
+def _file(path: Path, what: str, error: type[MoreauError]) -> Path:
+    """The path of a file that is there."""
+    try:
+        path = path.expanduser()
+        if path.is_file():
+            return path
+        found = "is a folder" if path.is_dir() else "is no regular file" if path.exists() else "no such file"
+    except (OSError, RuntimeError) as problem:  # no right to look, a name too long; no home
+        found = f"cannot be read ({getattr(problem, 'strerror', None) or problem})"
+    raise error(f"{path}: {found}; give {what}")
 
 
 def _bytes(path: Path, what: str, error: type[MoreauError], most: int) -> bytes:
-    path = path.expanduser()
-    if not path.is_file():
-        raise error(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; give {what}")
+    path = _file(path, what, error)
     try:
         with path.open("rb") as file:
             data = file.read(most + 1)
@@ -169,34 +221,43 @@ def _bytes(path: Path, what: str, error: type[MoreauError], most: int) -> bytes:
     return data
 
 
-def _check_values(values: Any, where: object, what: str, error: type[MoreauError], most: float = math.inf) -> None:
+def _check_values(values: Any, where: object, what: str, error: type[MoreauError], most: int | None = None) -> None:
     """Refuses what JSON has no value for, and more of it than can be meant."""
-    stack: list[tuple[str, Any, int]] = [("", values, 0)]
-    seen = 0
-    while stack:
-        field, value, depth = stack.pop()
-        seen += 1
-        problem = ""
-        if depth > MAX_DEPTH or seen > most:
-            problem = f"nested more than {MAX_DEPTH} deep" if depth > MAX_DEPTH else f"more than {most:,} values"
-        elif isinstance(value, dict):
-            for key, inner in value.items():
-                if not isinstance(key, str) or not _is_text(key):
-                    problem = f"{_shown(key)} is no name"
-                    break
-                stack.append((f"{field}.{key}" if field else key, inner, depth + 1))
-        elif isinstance(value, list):
-            stack.extend((f"{field}.{i}", inner, depth + 1) for i, inner in enumerate(value))
-        elif isinstance(value, str):
-            problem = "" if _is_text(value) else "holds half a character (a lone surrogate)"
-        elif isinstance(value, float):
-            problem = "" if math.isfinite(value) else f"{value} is no finite number"
-        elif isinstance(value, int):
-            problem = "" if abs(value) < 2**63 else "the number is too large"
-        elif value is not None:
-            problem = f"{_shown(value)} is no plain value"
-        if problem:
-            raise error(f"{where}: is not {what}: {f'{field[:_SHOWN]}: ' if field else ''}{problem}")
+    left: Iterator[None] = repeat(None) if most is None else repeat(None, most)
+    if found := _problem(values, left, 0):
+        field, problem = ".".join(reversed(found[0])), found[1]
+        problem = problem or f"more than {most:,} values"
+        raise error(f"{where}: is not {what}: {f'{field[:_SHOWN]}: ' if field else ''}{problem}")
+
+
+def _problem(value: Any, left: Iterator[None], depth: int) -> tuple[list[str], str] | None:
+    """What is wrong within a value, and the way to it, from the inside outwards; `left` yields once for each value."""
+    if next(left, 0) == 0:
+        return [], ""
+    if not isinstance(value, (dict, list)):
+        words = _problem_of_one(value)
+        return ([], words) if words else None
+    if depth == MAX_DEPTH:
+        return [], f"nested more than {MAX_DEPTH} deep"
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        if type(inner) is int and -_LARGEST < inner < _LARGEST and isinstance(value, list) and next(left, 0) is None:
+            continue  # most of a plan
+        if isinstance(value, dict) and not (isinstance(key, str) and _is_text(key)):
+            return [], f"{_shown(key)} is no name"
+        if found := _problem(inner, left, depth + 1):
+            found[0].append(str(key)[:_SHOWN])
+            return found
+    return None
+
+
+def _problem_of_one(value: Any) -> str:
+    if isinstance(value, str):
+        return "" if _is_text(value) else "holds half a character (a lone surrogate)"
+    if isinstance(value, float):
+        return "" if math.isfinite(value) else f"{value} is no finite number"
+    if isinstance(value, int):
+        return "" if abs(value) < _LARGEST else "the number is too large"
+    return "" if value is None else f"{_shown(value)} is no plain value"
 
 
 def _is_text(value: str) -> bool:
@@ -208,12 +269,42 @@ def _is_text(value: str) -> bool:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits
+        text = f"a {type(value).__name__}"
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 @cache
 def _adapter(kind: Hashable) -> TypeAdapter[Any]:
-    from pydantic import TypeAdapter
+    """Of a list of one: a list hands its settings on to the dataclass in it, and to those nested there."""
+    from pydantic import ConfigDict, TypeAdapter
 
-    return TypeAdapter(cast(type, kind))
+    settings = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    return TypeAdapter(list[cast(type, kind)], config=settings)  # type: ignore[arg-type, misc]
+
+
+@cache
+def _yaml_loader() -> Any:
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """A SafeLoader without what makes much of little: merged aliases, endless numbers, endless values."""
+
+        values = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            self.values += 1
+            if self.values > MAX_YAML_VALUES:
+                raise yaml.YAMLError(f"more than {MAX_YAML_VALUES:,} values")
+            node = super().compose_node(parent, index)
+            if node.tag.endswith((":int", ":float")) and len(node.value) > _DIGITS:
+                raise yaml.YAMLError("a number is too long")
+            return node
+
+        def flatten_mapping(self, node: Any) -> None:
+            if any(key.tag.endswith(":merge") for key, _ in node.value):
+                raise yaml.YAMLError("'<<' is not read here; write the values out")
+
+    return Loader
