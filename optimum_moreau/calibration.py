@@ -59,6 +59,27 @@ class CalibrationSet:
         }
 
 
+@dataclass(frozen=True)
+class CalibrationRecord:
+    """What a saved record says of calibration windows, as `CalibrationSet.to_dict` writes it.
+
+    Attributes:
+        source: name of the file or dataset.
+        seed: of the draw.
+        samples: number of windows.
+        sequence_length: tokens of each.
+        tokens: of all.
+        sha256: of the token ids.
+    """
+
+    source: str = ""
+    seed: int = 0
+    samples: int = 0
+    sequence_length: int = 0
+    tokens: int = 0
+    sha256: str = ""
+
+
 def load_calibration(
     source: Source,  # type: ignore[valid-type]
     tokenizer: PreTrainedTokenizerBase | None = None,

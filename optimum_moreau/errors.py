@@ -6,6 +6,8 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_LONGEST = 300  # characters of a message: a damaged value may be in it
+
 
 class MoreauError(Exception):
     """A mistake of the request or of its input; the command line prints it as one line and exits with 2."""
@@ -60,6 +62,8 @@ def quiet(library: str) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or of its cause's where that line only announces it."""
+    """The first line of an error's message, or of its cause's where that line only announces it; not without end."""
     line = str(error).strip().split("\n")[0]
-    return first_line(error.__cause__) if line.endswith(":") and error.__cause__ else line
+    if line.endswith(":") and error.__cause__:
+        return first_line(error.__cause__)
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…"

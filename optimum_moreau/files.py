@@ -33,35 +33,45 @@ MAX_JSON_BYTES = 256 * 2**20  # a plan of 405B parameters takes 40 MB
 MAX_YAML_BYTES = 2**20
 MAX_DEPTH = 64
 MAX_YAML_VALUES = 100_000  # an alias counts as often as it is used
-_LARGEST = 2**63  # integers stay below it
+LARGEST = 2**63 - 1  # whole number: what a tensor can hold
 _SHOWN = 60  # characters of a wrong value in a message
 _DIGITS = 400  # of a number in YAML; every finite float64 has fewer
 _DESCRIPTOR = re.compile(r"/dev/(stdout|stderr|fd/\d+)|/proc/self/fd/\d+")
 
 
-def read_json(path: str | Path, what: str, error: type[MoreauError] = CheckpointError) -> Any:
+def read_json(
+    path: str | Path, what: str, error: type[MoreauError] = CheckpointError, *, largest: int = LARGEST
+) -> Any:
     """Reads a JSON file.
 
     Args:
         path: of the file.
         what: it should be, for messages: `a pruning plan`.
         error: the kind that is raised.
+        largest: whole number that it may hold.
 
     Raises:
         MoreauError: of that kind: it is missing, too large, too deep, no JSON in UTF-8, or holds what is no value.
     """
-    return parse_json(_bytes(Path(path), what, error, MAX_JSON_BYTES), path, what, error)
+    return parse_json(_bytes(Path(path), what, error, MAX_JSON_BYTES), path, what, error, largest=largest)
 
 
-def parse_json(data: bytes | str, where: object, what: str, error: type[MoreauError] = CheckpointError) -> Any:
+def parse_json(
+    data: bytes | str,
+    where: object,
+    what: str,
+    error: type[MoreauError] = CheckpointError,
+    *,
+    largest: int = LARGEST,
+) -> Any:
     """Reads JSON that lies inside something else; `where` is named in messages, the rest as for `read_json`."""
     from pydantic_core import from_json
 
     try:
         values = from_json(data, allow_inf_nan=False)
     except (ValueError, TypeError) as problem:  # deep nesting, huge integers, lone surrogates, wrong encodings too
-        raise error(f"{where}: is not {what}: no JSON that can be read ({first_line(problem)})") from problem
-    _check_values(values, where, what, error)
+        raise error(f"{where}: cannot be read as {what}: not JSON ({first_line(problem)})") from problem
+    _check_values(values, where, what, error, largest=largest)
     return values
 
 
@@ -76,7 +86,7 @@ def read_yaml(path: str | Path, what: str, error: type[MoreauError] = Checkpoint
     except (yaml.YAMLError, *odd) as problem:
         mark, words = getattr(problem, "problem_mark", None), getattr(problem, "problem", None)
         words = f"{words}, line {mark.line + 1}" if mark and words else first_line(problem)
-        raise error(f"{path}: is not {what}: no YAML that can be read ({words})") from problem
+        raise error(f"{path}: cannot be read as {what}: no YAML ({words})") from problem
     _check_values(values, path, what, error, most=MAX_YAML_VALUES)
     return values
 
@@ -97,7 +107,7 @@ def read_tensors(
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a file)
             return tensors, dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as problem:
-        raise error(f"{path}: is not {what}: no safetensors that can be read ({first_line(problem)})") from problem
+        raise error(f"{path}: cannot be read as {what}: no safetensors ({first_line(problem)})") from problem
 
 
 def filled(kind: type[T], values: Any, where: object, what: str, error: type[MoreauError] = CheckpointError) -> T:
@@ -116,15 +126,19 @@ def filled(kind: type[T], values: Any, where: object, what: str, error: type[Mor
     from pydantic import ValidationError
 
     if not isinstance(values, Mapping):
-        raise error(f"{where}: is not {what}: {_shown(values)} is no dictionary")
+        raise error(f"{where}: cannot be read as {what}: {_shown(values)} is no dictionary")
     known = [one.name for one in fields(kind) if one.init]  # type: ignore[arg-type]
     for name in values:
         if name not in known:
-            raise error(f"{where}: is not {what}: unknown field {_shown(name)}.{suggestion(str(name), known)}")
+            raise error(
+                f"{where}: cannot be read as {what}: unknown field {_shown(name)}.{suggestion(str(name), known)}"
+            )
     try:
         text = json.dumps([dict(values)])
     except (TypeError, ValueError, RecursionError) as problem:
-        raise error(f"{where}: is not {what}: holds what JSON has no value for ({first_line(problem)})") from problem
+        raise error(
+            f"{where}: cannot be read as {what}: holds what JSON has no value for ({first_line(problem)})"
+        ) from problem
     try:
         made: T = _adapter(cast(Hashable, kind)).validate_json(text)[0]
         return made
@@ -133,9 +147,11 @@ def filled(kind: type[T], values: Any, where: object, what: str, error: type[Mor
         field = ".".join(str(part) for part in first["loc"][1:]) or "it"
         value = "" if first["type"] == "missing" else f", not {_shown(first['input'])}"
         words = first["msg"][:1].lower() + first["msg"][1:]
+        if first["type"] == "value_error":  # of the dataclass's own check
+            raise error(f"{where}: {first['ctx']['error']}") from problem
         if first["type"] == "unexpected_keyword_argument":
             words, value = "is no field of it", ""
-        raise error(f"{where}: is not {what}: {field}: {words}{value}") from problem
+        raise error(f"{where}: cannot be read as {what}: {field}: {words}{value}") from problem
 
 
 def write_text(path: str | Path, text: str, error: type[MoreauError] = CheckpointError) -> None:
@@ -217,46 +233,54 @@ def _bytes(path: Path, what: str, error: type[MoreauError], most: int) -> bytes:
     except OSError as problem:
         raise error(f"{path}: cannot be read ({problem.strerror})") from problem
     if len(data) > most:
-        raise error(f"{path}: is not {what}: more than {most // 2**20} MiB")
+        raise error(f"{path}: cannot be read as {what}: more than {most // 2**20} MiB")
     return data
 
 
-def _check_values(values: Any, where: object, what: str, error: type[MoreauError], most: int | None = None) -> None:
+def _check_values(
+    values: Any,
+    where: object,
+    what: str,
+    error: type[MoreauError],
+    *,
+    most: int | None = None,
+    largest: int = LARGEST,
+) -> None:
     """Refuses what JSON has no value for, and more of it than can be meant."""
     left: Iterator[None] = repeat(None) if most is None else repeat(None, most)
-    if found := _problem(values, left, 0):
+    if found := _problem(values, left, largest, 0):
         field, problem = ".".join(reversed(found[0])), found[1]
         problem = problem or f"more than {most:,} values"
-        raise error(f"{where}: is not {what}: {f'{field[:_SHOWN]}: ' if field else ''}{problem}")
+        raise error(f"{where}: cannot be read as {what}: {f'{field[:_SHOWN]}: ' if field else ''}{problem}")
 
 
-def _problem(value: Any, left: Iterator[None], depth: int) -> tuple[list[str], str] | None:
+def _problem(value: Any, left: Iterator[None], largest: int, depth: int) -> tuple[list[str], str] | None:
     """What is wrong within a value, and the way to it, from the inside outwards; `left` yields once for each value."""
     if next(left, 0) == 0:
         return [], ""
     if not isinstance(value, (dict, list)):
-        words = _problem_of_one(value)
+        words = _problem_of_one(value, largest)
         return ([], words) if words else None
     if depth == MAX_DEPTH:
         return [], f"nested more than {MAX_DEPTH} deep"
     for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-        if type(inner) is int and -_LARGEST < inner < _LARGEST and isinstance(value, list) and next(left, 0) is None:
+        if type(inner) is int and -largest <= inner <= largest and isinstance(value, list) and next(left, 0) is None:
             continue  # most of a plan
         if isinstance(value, dict) and not (isinstance(key, str) and _is_text(key)):
             return [], f"{_shown(key)} is no name"
-        if found := _problem(inner, left, depth + 1):
+        if found := _problem(inner, left, largest, depth + 1):
             found[0].append(str(key)[:_SHOWN])
             return found
     return None
 
 
-def _problem_of_one(value: Any) -> str:
+def _problem_of_one(value: Any, largest: int) -> str:
     if isinstance(value, str):
         return "" if _is_text(value) else "holds half a character (a lone surrogate)"
     if isinstance(value, float):
         return "" if math.isfinite(value) else f"{value} is no finite number"
     if isinstance(value, int):
-        return "" if abs(value) < _LARGEST else "the number is too large"
+        return "" if abs(value) <= largest else "the number is too large"
     return "" if value is None else f"{_shown(value)} is no plain value"
 
 

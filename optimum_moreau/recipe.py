@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 import yaml
 
 from .config import SIZES, MoreauPrunerConfig
-from .errors import ConfigError, first_line
+from .errors import ConfigError
+from .files import read_yaml
 from .recovery import RecoveryConfig
 from .registry import suggestion
 
@@ -157,12 +158,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     """
     if not Path(path).expanduser().is_file():
         raise ConfigError(f"{path}: no such recipe")
-    try:
-        found = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(
-            f"{path}: is no YAML ({first_line(error)}); `prune … --print-config` writes a recipe"
-        ) from error
+    found = read_yaml(path, "a recipe (`prune … --print-config` writes one)", ConfigError)
     if not isinstance(found, dict):
         raise ConfigError(f"{path}: is no recipe; `prune … --print-config` writes one")
     return found

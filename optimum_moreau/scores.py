@@ -13,18 +13,21 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from .calibration import CalibrationRecord
 from .config import MoreauPrunerConfig
 from .criteria import Scoring
 from .criteria.block_influence import block_influence
 from .envelope import scoring_mode
 from .errors import ConfigError, DataError, NonFiniteError, PlanError, UnsupportedModelError
 from .families import Cut
+from .files import filled, parse_json, read_tensors
 from .placement import is_offloaded, prepare_offloaded
 from .profiles import check_text, measures, measures_outliers, outliers, profile_name, search, unit_flows
 from .registry import CRITERIA
 from .units import Block, ModelShape, decoder_layers
 
 SCORES_NAME = "pruning_scores.safetensors"
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 # Eq. 5: how the coupled matrices of a unit combine; each takes `(matrices, units)`.
 AGGREGATIONS = {
@@ -33,6 +36,29 @@ AGGREGATIONS = {
     "max": lambda parts: parts.amax(dim=0),
     "prod": lambda parts: parts.prod(dim=0),
 }
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What scores and plans record of their making.
+
+    Attributes:
+        base_model: Hub id or folder name of the base model.
+        revision: its revision.
+        fingerprint: identifies the base weights.
+        config: the resolved config, as a dictionary.
+        calibration: of the windows; empty where none were read.
+    """
+
+    base_model: str | None = None
+    revision: str | None = None
+    fingerprint: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    calibration: CalibrationRecord = field(default_factory=CalibrationRecord)
+
+    def __post_init__(self) -> None:
+        if self.config:
+            MoreauPrunerConfig.from_dict(self.config)
 
 
 @dataclass(frozen=True)
@@ -59,19 +85,23 @@ class UnitScores:
         """Reads what `save` wrote.
 
         Raises:
-            PlanError: the file is missing or not safetensors.
+            PlanError: the file is missing or not safetensors, or a score is no finite number.
         """
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, "pt") as file:
-                values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a file, not a dictionary)
-                origin = json.loads((file.metadata() or {}).get("origin", "{}"))
-        except (OSError, SafetensorError, json.JSONDecodeError) as error:
-            raise PlanError(f"{path}: cannot be read as unit scores ({error})") from error
-        if not isinstance(origin, dict):
-            raise PlanError(f"{path}: cannot be read as unit scores (its origin is damaged)")
-        return cls(values, origin)
+        what = "unit scores"
+        values, metadata = read_tensors(path, what, PlanError)
+        for name, tensor in values.items():
+            if tensor.dim() != 1 or not len(tensor) or tensor.dtype not in _DTYPES:
+                kind = f"{tuple(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
+                raise PlanError(
+                    f"{path}: cannot be read as {what}: {name} is {kind}; needed are finite numbers, one for each unit"
+                )
+            if not torch.isfinite(tensor).all():
+                raise PlanError(
+                    f"{path}: cannot be read as {what}: {name} holds NaN or an infinite score; score the model again"
+                )
+        origin = parse_json(metadata.get("origin", "{}"), f"{path}: origin", "a dictionary", PlanError)
+        filled(Origin, origin, f"{path}: origin", "the record of a run", PlanError)
+        return cls({name: tensor.to(torch.float64) for name, tensor in values.items()}, origin)
 
 
 def score_units(

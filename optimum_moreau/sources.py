@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import DataError, first_line, quiet
+from .files import parse_json
 from .registry import suggestion
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_TEXT = Path(__file__).parent / "data" / "calibration.txt"
 _RECORD_LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 _HUB_PREFIX = "hub:"
+_KINDS = {str: "text", int: "a whole number", float: "a number", list: "a list", dict: "a dictionary"}
 # A Hub dataset is streamed: so many documents, shuffled, for calibration, and so many of its first for evaluation.
 HUB_DOCUMENTS = 2000
 HUB_EVALUATION_DOCUMENTS = 10_000
@@ -49,7 +51,7 @@ def read_documents(
         documents = [chat_text(record["messages"], tokenizer, name) for record in records]
     else:
         key = text_field(records, name, column)
-        documents = [record[key] for record in records if record[key]]
+        documents = [text for text in (text_of(record, key, i, name) for i, record in enumerate(records)) if text]
     if not any(text.strip() for text in documents):
         raise DataError(f"{name}: holds no text")
     return documents
@@ -137,6 +139,28 @@ def model_reference(name_or_path: str | None) -> str | None:
     return path.resolve().name if local else name_or_path
 
 
+def text_of(record: Record, key: str, index: int, name: str) -> str:
+    """The text in a field of a record; empty where it is missing there.
+
+    Args:
+        record: of a source.
+        key: name of the field.
+        index: of the record, from 0.
+        name: of the source, for messages.
+
+    Raises:
+        DataError: it is no text; says of which record.
+    """
+    text = record.get(key) if isinstance(record, Mapping) else record
+    if text is not None and not isinstance(text, str):
+        raise DataError(f"{name}: record {index + 1}: '{key}' is {text!r:.40}, no text; put it in quotes, or remove it")
+    try:
+        (text or "").encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(f"{name}: record {index + 1}: '{key}' holds half a character (a lone surrogate)") from error
+    return text or ""
+
+
 def text_field(records: Sequence[Record], name: str, column: str | None) -> str:
     """The field that holds the text: the one named, or `text`, or the only one of strings.
 
@@ -189,12 +213,14 @@ def _read_file(path: Path) -> Sequence[Record]:
 
         if not path.stat().st_size:
             raise DataError(f"{path.name}: the file is empty")
+        if path.suffix != ".parquet":
+            _check_utf8(path)
         loader = {"json": Dataset.from_json, "csv": Dataset.from_csv, "parquet": Dataset.from_parquet}
         try:
             with quiet("datasets"):
                 return loader[_RECORD_LOADERS[path.suffix]](str(path), keep_in_memory=True)
-        except (DatasetGenerationError, ValueError, OSError) as error:
-            raise DataError(f"{path.name}: damaged, or holds no {path.suffix[1:]} records") from error
+        except (DatasetGenerationError, ValueError, TypeError, OSError) as error:
+            raise DataError(f"{path.name}: {_damage(path)}") from error
     if path.suffix not in ("", ".txt", ".md"):
         raise DataError(f"{path.name}: unknown file type '{path.suffix}'; use .txt, {', '.join(_RECORD_LOADERS)}")
     try:
@@ -203,6 +229,51 @@ def _read_file(path: Path) -> Sequence[Record]:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path.name}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+
+
+def _check_utf8(path: Path) -> None:
+    """Refuses bytes that are no text, which datasets would stumble over row by row."""
+    number = 0
+    try:
+        with path.open("rb") as file:
+            for line in file:
+                number += 1
+                line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path.name}: line {number}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _damage(path: Path) -> str:
+    """What is wrong with a file of records that could not be read, and where, as far as it can be told."""
+    otherwise = f"damaged, or holds no {path.suffix[1:]} records"
+    if path.suffix not in (".json", ".jsonl"):
+        return otherwise
+    try:
+        whole = path.read_bytes()
+        records = whole.splitlines() if path.suffix == ".jsonl" else parse_json(whole, path.name, "records", DataError)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    except DataError as error:
+        return str(error).removeprefix(f"{path.name}: ")
+    if not isinstance(records, list):
+        return "holds no list of records"
+    kinds: dict[str, type] = {}
+    for number, record in enumerate(records, 1):
+        if isinstance(record, bytes):
+            try:
+                record = parse_json(record, f"record {number}", "a record", DataError) if record.strip() else {}
+            except DataError as error:
+                return str(error)
+        if not isinstance(record, dict):
+            return f"record {number}: {record!r:.40} is no dictionary of fields"
+        for field, value in record.items():
+            kind = kinds.setdefault(field, type(value)) if value is not None else None
+            if kind is not None and kind is not type(value):
+                before = _KINDS.get(kind, "of another kind")
+                return f"record {number}: '{field}' is {value!r:.40}; in the records before it is {before}"
+    return otherwise
 
 
 def _read_hub(source: str, seed: int | None, limit: int | None) -> tuple[Sequence[Record], str | None]:

@@ -12,10 +12,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from .errors import CheckpointError, first_line
+from .calibration import CalibrationRecord
+from .compensation import CompensationRecord
+from .config.validation import TARGETS
+from .errors import CheckpointError
+from .files import filled, read_json
 from .plan import Kept, PruningPlan
 
 SUMMARY_NAME = "pruning_summary.json"
+_COUNTS = ("heads", "kv_heads", "head_dim", "channels")  # of a layer
 _PACKAGES = ("optimum-moreau", "torch", "transformers", "optimum", "peft", "huggingface_hub", "safetensors")
 
 
@@ -95,10 +100,30 @@ class PruningSummary:
         Raises:
             CheckpointError: the file is missing or damaged.
         """
-        try:
-            return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
-        except (OSError, json.JSONDecodeError, TypeError) as error:
-            raise CheckpointError(f"{path}: cannot be read as a pruning summary ({first_line(error)})") from error
+        what = "a pruning summary"
+        found = filled(cls, read_json(path, what), path, what)
+        if found.compensation:
+            filled(CompensationRecord, dict(found.compensation), f"{path}: compensation", "the record of one")
+        if found.calibration:
+            filled(CalibrationRecord, dict(found.calibration), f"{path}: calibration", "the record of one")
+        if problem := found._problem():
+            raise CheckpointError(f"{path}: cannot be read as {what}: {problem}")
+        return found
+
+    def _problem(self) -> str:
+        """What makes these counts none that a pruning can have; empty if nothing does."""
+        sizes = ("parameters_before", "parameters_after", "bytes_before", "bytes_after")
+        if odd := next((name for name in (*sizes, "hidden_before", "hidden_after") if getattr(self, name) < 1), None):
+            return f"{odd}: {getattr(self, odd)} is no count"
+        if len(self.layers_before) != len(self.layers_after):
+            return f"layers_after: {len(self.layers_after)} layers, layers_before has {len(self.layers_before)}"
+        if strangers := {*self.contributions, *self.unit_ratio_achieved} - {*TARGETS}:
+            return f"contributions: '{min(strangers)}' is no target"
+        for name in ("layers_before", "layers_after"):
+            for i, layer in enumerate(getattr(self, name)):
+                if layer is not None and (layer.keys() != {*_COUNTS} or min(layer.values()) < 1):
+                    return f"{name}.{i}: does not hold one count for each of {', '.join(_COUNTS)}"
+        return ""
 
 
 def layer_shapes(model_config: Any, plan: PruningPlan) -> tuple[list[dict[str, int]], list[dict[str, int] | None]]:

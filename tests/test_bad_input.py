@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -356,9 +357,12 @@ FOLDERS = {
     "missing": (shutil.rmtree, r"/base: no such folder$"),
     "a file": (lambda folder: (shutil.rmtree(folder), folder.write_text("x")), r"/base: is a file; give the folder"),
     "no config.json": (file_of("config.json", None), r"/base: no config\.json that can be read"),
-    "config.json damaged": (file_of("config.json", b'{"model_type":'), r"no config\.json that can be read .*JSON"),
-    "config.json binary": (file_of("config.json", b"\xff\x00"), r"no config\.json that can be read .*JSON"),
-    "config.json a list": (file_of("config.json", b"[]"), r"no config\.json that can be read"),
+    "config.json damaged": (
+        file_of("config.json", b'{"model_type":'),
+        r"/base/config\.json: cannot be read as .*: not JSON",
+    ),
+    "config.json binary": (file_of("config.json", b"\xff\x00"), r"/base/config\.json: cannot be read as .*: not JSON"),
+    "config.json a list": (file_of("config.json", b"[]"), r"/base/config\.json: cannot be read as a dictionary"),
     "config.json impossible": (config_with(num_attention_heads=5), r"\(The hidden size \(32\) is not a multiple of"),
     "type unsupported": (config_with(model_type="gpt2"), r"'gpt2' is not supported\. Supported: llama, "),
     "type unknown": (config_with(model_type="lama"), r"no config\.json that can be read .*`lama`"),
@@ -414,7 +418,7 @@ TEXTS = {
     "empty.jsonl": (b"", r"empty\.jsonl: the file is empty"),
     "empty.json": (b"[]", r"empty\.json: damaged, or holds no json records"),
     "header.csv": (b"text\n", r"header\.csv: damaged, or holds no csv records"),
-    "binary.jsonl": (bytes(range(256)), r"binary\.jsonl: damaged, or holds no jsonl records"),
+    "binary.jsonl": (bytes(range(256)), r"binary\.jsonl: line 1: not UTF-8"),
     "damaged.csv": (b'text,n\na,b,c\n"x\n', r"damaged\.csv: damaged, or holds no csv records"),
     "damaged.parquet": (b"PAR1", r"damaged\.parquet: damaged, or holds no parquet records"),
     "columns.jsonl": (
@@ -485,8 +489,8 @@ def block(kept, total=24):
 
 KEPT = r"layers\.0\.mlp: 'kept' must "
 PLANS = {
-    "not JSON": (lambda _: "{", r"/plan\.json: not JSON"),
-    "empty": (lambda _: "", r"/plan\.json: not JSON"),
+    "not JSON": (lambda _: "{", r"/plan\.json: cannot be read as a pruning plan: not JSON"),
+    "empty": (lambda _: "", r"/plan\.json: cannot be read as a pruning plan: not JSON"),
     "a list": (lambda _: "[]", r"/plan\.json: plan: 'format_version' is missing; is this a pruning_plan\.json\?"),
     "no layers": (plan_with(layers=None), r"plan: 'layers' is missing"),
     "of a later version": (plan_with(format_version=9), r"plan: format version 9, this package reads 1"),
@@ -509,8 +513,11 @@ PLANS = {
     "no layers kept": (plan_with(kept_layers=[]), r"plan: kept_layers: 'kept' must be .* not empty, and within 0\.\.2"),
     "layers out of range": (plan_with(kept_layers=[0, 3]), r"plan: kept_layers: 'kept' must be"),
     "layers unsorted": (plan_with(kept_layers=[1, 0]), r"plan: kept_layers: 'kept' must be sorted"),
-    "adjustments a word": (plan_with(adjustments="x"), r"plan: 'adjustments' is damaged: 'x' is no list"),
-    "config a list": (plan_with(config=[1]), r"plan: 'config' is damaged: \[1\] is no dict"),
+    "adjustments a word": (
+        plan_with(adjustments="x"),
+        r"plan: cannot be read as a pruning plan: adjustments: .* not 'x'",
+    ),
+    "config a list": (plan_with(config=[1]), r"plan: cannot be read as the record of a run: config: .* not \[1\]"),
 }
 OTHERS = {
     "type": ({"model_type": "qwen2"}, r"plan is for model type 'qwen2', this model is 'llama'"),
@@ -542,12 +549,17 @@ def test_a_plan_for_another_model_is_refused_by_the_first_mismatch(
 
 
 def test_a_plan_with_an_unknown_setting_is_refused_before_the_cut(model):
-    plan = PruningPlan.from_dict(json.loads(plan_with(config={"ratio": 0.2})(model)))
+    values = json.loads(plan_with(config={"ratio": 0.2})(model))
+    with refusal(PlanError, r"unknown field 'ratio'"):
+        PruningPlan.from_dict(values)
+    plan = replace(PruningPlan.from_dict(values | {"config": {}}), config={"ratio": 0.2})
     with untouched(model), refusal(ConfigError, r"unknown field 'ratio'"):
         MoreauPruner().apply(model, plan)
 
 
-@pytest.mark.parametrize(("name", "message"), [("none.json", "cannot be read"), ("", r"pruning_plan\.json: cannot be")])
+@pytest.mark.parametrize(
+    ("name", "message"), [("none.json", "no such file"), ("", r"pruning_plan\.json: no such file")]
+)
 def test_a_plan_that_is_not_there_is_refused(refused, tiny_folder, tmp_path, name, message):
     refused(message, "apply", tmp_path / name, tiny_folder, "-o", tmp_path / "out")
 

@@ -126,7 +126,7 @@ def test_flags_replace_a_size_and_keep_the_rest():
         ("model: m\noutput: o\npush: {repo: a/b, create_pr: 'false'}\n", "create_pr: 'false' is not true or false"),
         ("output: o\n", "model: is missing"),
         ("- a\n", "is no recipe"),
-        ("a: [\n", "is no YAML"),
+        ("a: [\n", "no YAML"),
     ],
 )
 def test_a_recipe_that_is_none_is_refused(written, message, files, command):

@@ -489,7 +489,7 @@ def test_another_ratio_goes_on_from_the_same_steps(tokens, tmp_path, monkeypatch
 def test_a_damaged_marker_is_refused(tokens, tmp_path):
     prune(tmp_path / "steps", tokens)
     (tmp_path / "steps" / "step.json").write_text("{")
-    with pytest.raises(CheckpointError, match="is damaged; remove the folder"):
+    with pytest.raises(CheckpointError, match=r"step\.json: cannot be read as .*remove the folder"):
         prune(tmp_path / "steps", tokens)
 
 

@@ -57,7 +57,7 @@ def read(path, data, reader=read_json):
     try:
         return reader(path, "a plan", PlanError)
     except PlanError as error:
-        assert str(error).startswith(f"{path}: is not a plan: "), error
+        assert str(error).startswith(f"{path}: cannot be read as a plan: "), error
         assert len(str(error)) < len(str(path)) + 400
         return None
 
@@ -104,20 +104,20 @@ def test_damaged_json_reads_equal_or_is_refused(place, data):
         (b"[" + b"9" * 5000 + b"]", "number out of range"),
         (b'{"seed": ' + b"9" * 400 + b"}", "seed: the number is too large"),
         (b'{"a": {"b": [0, NaN]}}', "expected value"),
-        (b"[-Infinity]", "no JSON"),
+        (b"[-Infinity]", "not JSON"),
         (b'{"a": {"b": [0, 1e999]}}', r"a\.b\.1: inf is no finite number"),
-        (rb'{"a": "\ud800"}', "no JSON"),
-        (rb'{"\udfff": 1}', "no JSON"),
-        (b'{"a": "\xff"}', "no JSON"),
-        ('{"a": 1}'.encode("utf-16"), "no JSON"),
+        (rb'{"a": "\ud800"}', "not JSON"),
+        (rb'{"\udfff": 1}', "not JSON"),
+        (b'{"a": "\xff"}', "not JSON"),
+        ('{"a": 1}'.encode("utf-16"), "not JSON"),
         (b'{"a": 1} {"b": 2}', "trailing"),
-        (b"\0" * 100, "no JSON"),
+        (b"\0" * 100, "not JSON"),
     ],
     ids=lambda value: str(value[:20]),
 )
 def test_what_is_no_value_is_refused_with_its_field(tmp_path, data, words):
     (tmp_path / "x").write_bytes(data)
-    with pytest.raises(PlanError, match=f"^{tmp_path}/x: is not a plan: .*{words}"):
+    with pytest.raises(PlanError, match=f"^{tmp_path}/x: cannot be read as a plan: .*{words}"):
         read_json(tmp_path / "x", "a plan", PlanError)
 
 
@@ -126,7 +126,7 @@ def test_of_a_key_that_stands_twice_the_last_counts_as_in_every_json_reader(plac
 
 
 def test_half_a_character_in_a_string_of_python_is_refused():
-    with pytest.raises(PlanError, match="here: is not a plan"):
+    with pytest.raises(PlanError, match="here: cannot be read as a plan"):
         parse_json('"\ud800"', "here", "a plan", PlanError)
 
 
@@ -144,7 +144,7 @@ def test_long_names_make_neither_long_messages_nor_long_waits(place):
 def test_size_is_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "MAX_JSON_BYTES", 2**20)
     (tmp_path / "x").write_bytes(b" " * (2**20) + b"1")
-    with pytest.raises(PlanError, match="is not a plan: more than 1 MiB"):
+    with pytest.raises(PlanError, match="cannot be read as a plan: more than 1 MiB"):
         read_json(tmp_path / "x", "a plan", PlanError)
 
 
@@ -240,7 +240,7 @@ MERGED = "a0: &a0 {x: 1, y: 2}\n" + "".join(
 def test_yaml_that_is_no_plain_value_is_refused(tmp_path, text, words):
     start = time.perf_counter()
     (tmp_path / "x").write_text(text)
-    with pytest.raises(ConfigError, match=f"^{tmp_path}/x: is not a recipe: .*({words})") as error:
+    with pytest.raises(ConfigError, match=f"^{tmp_path}/x: cannot be read as a recipe: .*({words})") as error:
         read_yaml(tmp_path / "x", "a recipe", ConfigError)
     assert "\n" not in str(error.value) and time.perf_counter() - start < 30
 
@@ -301,18 +301,18 @@ def test_a_dataclass_is_filled():
     ids=range(22),
 )
 def test_a_field_of_another_type_is_refused_by_name(changes, words):
-    with pytest.raises(PlanError, match=f"^here: is not a record: {words}"):
+    with pytest.raises(PlanError, match=f"^here: cannot be read as a record: {words}"):
         filled(Outer, {**FULL, **changes}, "here", "a record", PlanError)
 
 
 def test_a_missing_field_is_refused_by_name():
-    with pytest.raises(PlanError, match=r"^here: is not a record: name: field required$"):
+    with pytest.raises(PlanError, match=r"^here: cannot be read as a record: name: field required$"):
         filled(Outer, {}, "here", "a record", PlanError)
 
 
 @pytest.mark.parametrize("values", [None, 5, "name", [], [["name", "x"]]], ids=str)
 def test_what_is_no_dictionary_fills_nothing(values):
-    with pytest.raises(PlanError, match=r"here: is not a record: .* is no dictionary"):
+    with pytest.raises(PlanError, match=r"here: cannot be read as a record: .* is no dictionary"):
         filled(Outer, values, "here", "a record", PlanError)
 
 
@@ -328,7 +328,7 @@ def test_any_values_fill_a_dataclass_or_are_refused(data):
     try:
         found = filled(Outer, values, "here", "a record", PlanError)
     except PlanError as error:
-        assert str(error).startswith("here: is not a record: ")
+        assert str(error).startswith("here: cannot be read as a record: ")
     else:
         assert isinstance(found.name, str) and isinstance(found.flag, bool)
         assert all(isinstance(part.share, float) and type(part.count) is int for part in found.parts)

@@ -4,7 +4,7 @@ import argparse
 import json
 import platform
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from optimum_moreau.checkpoint import check_same_tokenizer
 from optimum_moreau.commands import benchmark, prepare
 from optimum_moreau.errors import CheckpointError, ConfigError, PlanError
 from optimum_moreau.evaluation.records import Measurement
+from optimum_moreau.files import filled
 from optimum_moreau.records import Records
 from optimum_moreau.speed import SPEED_NAME, Series, Side, Speed, SpeedSettings, measure_speed, measurement
 from tests.tiny import contents, tiny_model
@@ -183,7 +184,9 @@ def benchmarked(folders, tiny_folder, tmp_path_factory):
 def test_the_verb_measures_both_models_and_saves(benchmarked, tiny_folder):
     folder, result = benchmarked
     found = Speed.load(folder / SPEED_NAME)
-    assert found == Speed.from_dict(json.loads(json.dumps(result))) and result["saved"] == str(folder)
+    assert found == filled(
+        Speed, {one.name: result[one.name] for one in fields(Speed)}, "result", "a benchmark"
+    ) and result["saved"] == str(folder)
     metrics = [(row.metric, row.batch_size) for row in found.rows]
     by_batch = [(metric, batch) for metric in ("prefill", "decode", "time to first token") for batch in (1, 2)]
     assert metrics == [*by_batch, ("load time", None), ("peak memory", None), ("size on disk", None)]

@@ -1,6 +1,7 @@
 """Checkpoints: load a model, save it all or nothing, verify it by reloading."""
 
 from .loading import (
+    are_whole,
     base_revision,
     check_device,
     check_same_tokenizer,
@@ -8,6 +9,7 @@ from .loading import (
     load_model,
     load_skeleton,
     load_tokenizer,
+    weight_files,
 )
 from .saving import add_files, check_addable, check_file, check_target, save_folder
 from .verification import Verification, reload_logits, verify
@@ -15,6 +17,7 @@ from .verification import Verification, reload_logits, verify
 __all__ = [
     "Verification",
     "add_files",
+    "are_whole",
     "base_revision",
     "check_addable",
     "check_device",
@@ -28,4 +31,5 @@ __all__ = [
     "reload_logits",
     "save_folder",
     "verify",
+    "weight_files",
 ]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -20,14 +21,34 @@ from transformers import (
 
 from ..errors import CheckpointError, ConfigError, UnsupportedModelError, first_line, quiet
 from ..families import family_of
+from ..files import read_json
 from ..modeling import register_auto_classes
 from ..registry import suggestion
 
 logger = logging.getLogger(__name__)
 
+WEIGHTS_INDEX = "model.safetensors.index.json"
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 # What transformers raises for a folder or repository that cannot be read.
-_UNREADABLE = (OSError, ValueError, KeyError, ImportError, StrictDataclassError, SafetensorError)
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    ImportError,
+    StrictDataclassError,
+    SafetensorError,
+    # of values that are none for a model: a head count of 0, a name where a number is meant, layers within layers
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
+# Files of a folder that transformers reads beside the weights; each is a JSON dictionary.
+_READ = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", WEIGHTS_INDEX)
+# More than any model has: a config that says so is damaged, and building it would take for ever.
+_MOST = {"num_hidden_layers": 2000, "num_attention_heads": 2**14, "num_key_value_heads": 2**14, "head_dim": 2**14}
+_UNBOUNDED = 10**31  # transformers writes 10³⁰ for a tokenizer without a longest text
+_MOST |= {"hidden_size": 2**20, "intermediate_size": 2**22, "vocab_size": 2**24}
 
 
 def load_config(
@@ -47,6 +68,7 @@ def load_config(
     if not folder.is_dir() and "/" not in name:  # no request for what cannot be on the Hub
         hint = suggestion(name, (path.name for path in Path().iterdir() if path.is_dir()))
         raise CheckpointError(f"{name}: no such folder.{hint} An id of the Hub has the form org/name")
+    _check_readable(folder)
     try:
         with quiet("huggingface_hub"):  # it logs every retry
             return AutoConfig.from_pretrained(name, revision=revision, token=token, trust_remote_code=trust_remote_code)
@@ -126,8 +148,11 @@ def load_skeleton(
     config = load_config(name, revision=revision, token=token, trust_remote_code=trust_remote_code)
     _check_supported(name, config)
     chosen = (config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=chosen).eval()
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, dtype=chosen).eval()
+    except _UNREADABLE as error:
+        raise CheckpointError(f"{name}: config.json describes no model ({first_line(error)})") from error
 
 
 def load_tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:
@@ -138,7 +163,7 @@ def load_tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:
     """
     try:
         return AutoTokenizer.from_pretrained(name, **options)
-    except (*_UNREADABLE, AttributeError, TypeError) as error:
+    except Exception as error:  # the tokenizers library raises Exception itself
         raise CheckpointError(
             f"{name}: no tokenizer that can be loaded; add the base model's tokenizer files ({first_line(error)})"
         ) from error
@@ -179,8 +204,55 @@ def base_revision(name: str, revision: str | None = None) -> str | None:
     return Path(found).parent.name if isinstance(found, str) else revision
 
 
+def _check_readable(folder: Path) -> None:
+    """Refuses files of a local folder that are damaged, before a library stumbles over them."""
+    for name in _READ:
+        if (folder / name).is_file():
+            what = "a dictionary"
+            if not isinstance(read_json(folder / name, what, largest=_UNBOUNDED), dict):
+                raise CheckpointError(f"{folder / name}: cannot be read as {what}; download it again")
+    weight_files(folder)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a local model's weights, by its index where it has one.
+
+    Raises:
+        CheckpointError: the index is damaged, or names what is no file's name.
+    """
+    index = folder / WEIGHTS_INDEX
+    if not index.is_file():
+        return [folder / "model.safetensors"]
+    what = "an index of weights"
+    values = read_json(index, what)
+    found = values.get("weight_map") if isinstance(values, dict) else None
+    names = set(found.values()) if isinstance(found, dict) and all(type(n) is str for n in found.values()) else set()
+    if not names or any(Path(name).name != name or not name.endswith(".safetensors") for name in names):
+        raise CheckpointError(
+            f"{index}: cannot be read as {what}: weight_map must name a safetensors file for each weight"
+        )
+    return [folder / name for name in sorted(names)]
+
+
+def are_whole(files: Iterable[Path]) -> bool:
+    """Whether safetensors files are there, and as long as their heads say."""
+    try:
+        for file in files:
+            with safe_open(file, "pt"):
+                pass
+    except (OSError, SafetensorError):
+        return False
+    return True
+
+
 def _check_supported(name: str, config: PretrainedConfig) -> None:
     family_of(config)
+    values = config.to_dict()
+    for part in (values, *(values.get("per_layer_config") or {}).values()):
+        for field, most in _MOST.items():
+            value = part.get(field)
+            if value is not None and not (type(value) is int and 1 <= value <= most):
+                raise CheckpointError(f"{name}: config.json: {field} {value} is none that a model can have")
     if getattr(config, "quantization_config", None):
         raise UnsupportedModelError(f"{name}: is quantised; prune the unquantised model, and quantise the result")
 

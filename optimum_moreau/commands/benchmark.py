@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +91,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def show(result: dict[str, Any]) -> str:
     """The same for a reader, as a table."""
+    from ..files import filled
     from ..speed import Speed
 
-    speed = Speed.from_dict(result)
+    known = {one.name: result[one.name] for one in fields(Speed)}
+    speed = filled(Speed, known, "benchmark", "one")
     sides = [speed.model, *([] if speed.baseline is None else [speed.baseline])]
     head = ("", "batch", "base", "pruned", "ratio", "")
     rows = [head if len(sides) > 1 else ("", "batch", "", "median", "", ""), *(row.cells for row in speed.rows)]

@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import __version__
 from ..card import check_template
-from ..checkpoint import base_revision, load_config, load_tokenizer
+from ..checkpoint import are_whole, base_revision, load_config, load_tokenizer, weight_files
 from ..errors import CheckpointError, ConfigError
 from ..evaluation import SEGMENT, segment
 from ..hub import check_access
@@ -61,13 +61,10 @@ def made_from(folder: str, key: str) -> bool:
     """Whether a folder is whole and was made from the inputs that a key stands for."""
     path = Path(folder)
     try:
-        if PruningSummary.load(path / SUMMARY_NAME).inputs != key:
-            return False
-    except CheckpointError:  # there is none
+        made = PruningSummary.load(path / SUMMARY_NAME).inputs == key
+        return made and are_whole(weight_files(path))
+    except CheckpointError:  # there is none, or it is damaged
         return False
-    index = path / "model.safetensors.index.json"
-    shards = json.loads(index.read_text())["weight_map"].values() if index.is_file() else ["model.safetensors"]
-    return all((path / shard).is_file() for shard in shards)
 
 
 def check_same(folder: str, *, overwrite: bool) -> None:

@@ -1,13 +1,14 @@
 """What survives a cut is adjusted, without training, to give what the whole gave; and cuts made in rounds."""
 
 from .biases import make_counted_plan, shape_to_count
-from .compensate import Adjusted, check_compensation, compensated, described
+from .compensate import Adjusted, CompensationRecord, check_compensation, compensated, described
 from .foresight import CompensationEstimate, estimate_compensation
 from .rounds import rounds, without_removed
 
 __all__ = [
     "Adjusted",
     "CompensationEstimate",
+    "CompensationRecord",
     "check_compensation",
     "compensated",
     "described",

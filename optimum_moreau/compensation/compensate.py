@@ -24,7 +24,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from ..activations import LayerStream, StreamedLayer
-from ..calibration import CalibrationSet
+from ..calibration import CalibrationRecord, CalibrationSet
 from ..config import MoreauPrunerConfig
 from ..envelope import scoring_mode
 from ..errors import DataError, NonFiniteError
@@ -60,6 +60,29 @@ class Adjusted:
     tokens: int
     error_before: float
     error_after: float
+
+
+@dataclass(frozen=True)
+class CompensationRecord:
+    """What a saved summary says of a compensation, as `described` writes it.
+
+    Attributes:
+        step: its name.
+        ridge: λ, where it has one.
+        intercept: whether biases were fitted.
+        summary: what it does.
+        paper: its source.
+        calibration: of its windows.
+        matrices: those that were adjusted.
+    """
+
+    step: str
+    ridge: float | None
+    intercept: bool
+    summary: str
+    paper: str
+    calibration: CalibrationRecord
+    matrices: tuple[Adjusted, ...]
 
 
 def described(config: MoreauPrunerConfig, text: CalibrationSet, adjusted: tuple[Adjusted, ...]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..files import read_json
 from ..registry import COMPENSATIONS, CRITERIA, suggestion
 from .presets import PAPER_ETA, PAPER_STEPS, PRESETS, best_settings, paper_settings
 from .quantities import parse_bytes, parse_parameters
@@ -363,12 +364,9 @@ class MoreauPrunerConfig:
                 path = Path(hf_hub_download(str(name_or_path), CONFIG_NAME, revision=revision, token=token))
             except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
                 raise ConfigError(f"{name_or_path}: no folder here, and no {CONFIG_NAME} on the Hub") from error
-        try:
-            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except FileNotFoundError as error:
-            raise ConfigError(f"{name_or_path}: holds no {CONFIG_NAME}") from error
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{name_or_path}/{CONFIG_NAME}: not JSON ({error})") from error
+        if not path.is_file():
+            raise ConfigError(f"{name_or_path}: holds no {CONFIG_NAME}")
+        return cls.from_dict(read_json(path, "a pruning config", ConfigError))
 
     def push_to_hub(
         self,

@@ -41,10 +41,11 @@ def words_for_bytes(count: float) -> str:
 
 
 def _parse(name: str, value: Any, units: dict[str, int], examples: str) -> int:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", str(value).strip(), re.IGNORECASE)
+    text = str(value).strip() if type(value) in (int, float, str) else ""
+    found = re.fullmatch(r"(\d{1,20}(?:\.\d{1,20})?)\s*([a-z]{0,3})", text, re.IGNORECASE | re.ASCII)
     known = {unit.lower(): factor for unit, factor in units.items()}
-    if isinstance(value, bool) or not found or found[2].lower() not in known:
-        raise ConfigError(f"{name}: {value!r} is not a size such as {examples}")
+    if not found or found[2].lower() not in known:
+        raise ConfigError(f"{name}: {value!r:.40} is not a size such as {examples}")
     count = round(float(found[1]) * known[found[2].lower()])
     if count < 1:
         raise ConfigError(f"{name}: {value!r} is less than 1")

@@ -34,6 +34,22 @@ _POSITIVE = (
     "rho", "relative_rho", "step_size", "sigma", "eta", "norm_order", "damping", "learning_rate", "ridge",
 )  # fmt: skip
 _WEIGHTS = ("alpha", "exponent", "input_weight", "output_weight")
+# Whole numbers, and what more than that can only be a slip: the work would never end.
+_MOST = {
+    "steps": 10**6,
+    "noise_samples": 10**6,
+    "passes": 10**6,
+    "average_last": 10**6,
+    "lora_rank": 2**16,
+    "rounds": 1000,
+    "calibration_samples": 10**8,
+    "compensation_samples": 10**8,
+    "batch_size": 10**6,
+    "multiple_of": 2**20,
+    "tensor_parallel": 2**16,
+}
+MOST_TOKENS = 2**28  # of calibration windows: 2 GiB of ids
+_MOST_OF_GROUP = 1024  # m of n:m
 ENGINES_OF_UNIFORM_LAYERS = ("vllm", "llama.cpp")
 
 
@@ -62,22 +78,16 @@ def validate(config: MoreauPrunerConfig) -> None:
         _check_number(name, getattr(config, name), above=0.0, inclusive=name in ("sigma", "eta", *_WEIGHTS))
     if config.sample_share is not None and not 0 < _number(config.sample_share) <= 1:
         raise ConfigError(f"sample_share: {config.sample_share!r} is not a share in (0, 1]; a tenth is 0.1")
-    for name in (
-        "steps",
-        "noise_samples",
-        "passes",
-        "average_last",
-        "lora_rank",
-        "compensation_samples",
-        "rounds",
-        "calibration_samples",
-        "batch_size",
-        "multiple_of",
-        "tensor_parallel",
-    ):
-        _check_whole(name, getattr(config, name), least=1)
-    _check_whole("sequence_length", config.sequence_length, least=2)
-    _check_whole("seed", config.seed, least=0)
+    for name, most in _MOST.items():
+        check_whole(name, getattr(config, name), least=1, most=most)
+    check_whole("sequence_length", config.sequence_length, least=2, most=2**24)
+    check_whole("seed", config.seed, least=0, most=2**63 - 1)
+    for name in ("calibration_samples", "compensation_samples"):
+        if (tokens := getattr(config, name) * config.sequence_length) > MOST_TOKENS:
+            raise ConfigError(
+                f"{name}: {getattr(config, name):,} windows of {config.sequence_length:,} are {tokens:,} tokens;"
+                f" {MOST_TOKENS:,} at most"
+            )
     for name in ("released", "uniform", "fold_norms", "update", "permute", "feed_forward", "intercept"):
         if not isinstance(value := getattr(config, name), bool):
             raise ConfigError(f"{name}: {value!r} is not true or false")
@@ -159,9 +169,12 @@ def _validate_masks(config: MoreauPrunerConfig) -> None:
         if given := [*given, *(["update"] if config.update else [])]:
             raise ConfigError(f"{given[0]}: concerns masks; give a pattern as well: unstructured, 2:4, …")
         return
-    found = re.fullmatch(r"(\d+):(\d+)", str(config.pattern))
-    if config.pattern != "unstructured" and not (found and 0 < int(found[1]) < int(found[2])):
-        raise ConfigError(f"pattern: '{config.pattern}' is not units, unstructured, or n:m with 0 < n < m, e.g. 2:4")
+    found = re.fullmatch(r"(\d{1,4}):(\d{1,4})", str(config.pattern))
+    if config.pattern != "unstructured" and not (found and 0 < int(found[1]) < int(found[2]) <= _MOST_OF_GROUP):
+        raise ConfigError(
+            f"pattern: '{config.pattern!s:.40}' is not units, unstructured, or n:m with 0 < n < m ≤ {_MOST_OF_GROUP},"
+            " e.g. 2:4"
+        )
     sizes = ("pruning_ratio", "unit_ratio", "target_parameters", "target_bytes")
     if given := [name for name in sizes if getattr(config, name) is not None]:
         raise ConfigError(f"{given[0]}: concerns units; a mask of pattern '{config.pattern}' takes sparsity instead")
@@ -256,6 +269,9 @@ def _number(value: Any) -> float:
     return value if type(value) in (int, float) else math.nan
 
 
-def _check_whole(name: str, value: Any, *, least: int) -> None:
+def check_whole(name: str, value: Any, *, least: int, most: int) -> None:
+    """Raises ConfigError where a value that is given is no whole number from `least` to `most`."""
     if value is not None and (type(value) is not int or value < least):
-        raise ConfigError(f"{name}: {value!r} is not a whole number ≥ {least}")
+        raise ConfigError(f"{name}: {value!r:.40} is not a whole number ≥ {least}")
+    if value is not None and value > most:
+        raise ConfigError(f"{name}: {value!r:.40} is more than can be meant; {most:,} at most")

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,22 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..files import filled, read_json, read_tensors
 
 _STEP, _FILES = "step.json", ("delta-0.bin", "delta-1.bin")
+
+
+@dataclass(frozen=True)
+class _Marker:
+    """What says which step is on disk: written when it is whole."""
+
+    step: int
+    run: str
+    scales: Mapping[str, float | tuple[float, ...]] = field(default_factory=dict)
 
 
 class State:
@@ -149,26 +160,29 @@ class State:
         marker = folder / _STEP
         if not marker.is_file():
             return
-        try:
-            found = json.loads(marker.read_text())
-            step, run, scales = int(found["step"]), found["run"], dict(found.get("scales", {}))
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{marker}: is damaged; remove the folder to start anew") from error
-        if run != self.run:
+        what = "the record of a Moreau step (remove the folder to start anew)"
+        marked = filled(_Marker, read_json(marker, what), marker, what)
+        if marked.step < 1 or (marked.scales and marked.scales.keys() != self.shapes.keys()):
+            raise CheckpointError(
+                f"{marker}: cannot be read as {what}: step {marked.step} of {len(marked.scales)} matrices"
+            )
+        if marked.run != self.run:
             raise CheckpointError(
                 f"{folder}: holds the state of another run (model, text or settings differ); give another folder"
             )
-        self.step, self.scales = step, scales
-        file = folder / _FILES[step % 2]
+        self.step, self.scales = marked.step, dict(marked.scales)
+        file = folder / _FILES[self.step % 2]
         try:
             if self.offload == "disk":
                 whole = file.stat().st_size == self._size * self.dtype.itemsize
             else:
-                found = load_file(file)
-                whole = found.keys() == self.shapes.keys()
-                for name, tensor in found.items():
+                found, _ = read_tensors(file, "the state of a Moreau step")
+                whole = found.keys() == self.shapes.keys() and all(
+                    tensor.shape == self.shapes[name] and tensor.dtype == self.dtype for name, tensor in found.items()
+                )
+                for name, tensor in found.items() if whole else ():
                     self._view(name).copy_(tensor)
-        except (OSError, SafetensorError):
+        except (OSError, CheckpointError):
             whole = False
         if not whole:
             raise CheckpointError(f"{file}: is missing or damaged; remove the folder to start anew")

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ..errors import ConfigError
+from ..files import filled
 from ..plan import PruningPlan
 from ..registry import suggestion
 
@@ -118,25 +119,20 @@ class Insight:
         Raises:
             ConfigError: it is not that.
         """
-        try:
-            return cls(
-                **{key: values[key] for key in ("model", "fingerprint", "text", "protocol", "seeds")},
-                ranking=tuple(
-                    ChannelRanks(
-                        one["module"],
-                        (one["criteria"][0], one["criteria"][1]),
-                        _pair_of_ranks(one["ranks"]),
-                        float(one["correlation"]),
-                    )
-                    for one in values["ranking"]
-                ),
-                layers=_panel(values["layers"]) if values["layers"] else None,
-                ratios=_panel(values["ratios"]) if values["ratios"] else None,
-                sensitivity=tuple(map(_panel, values["sensitivity"])),
-                plans={name: PruningPlan.from_dict(plan) for name, plan in values["plans"].items()},
-            )
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            raise ConfigError(f"not what `insight` wrote ({type(error).__name__}: {error})") from error
+        plans = values.get("plans") if isinstance(values, Mapping) else None
+        if not isinstance(plans, Mapping):
+            raise ConfigError("not what `insight` wrote: no field 'plans'")
+        rest = {name: value for name, value in values.items() if name != "plans"}
+        found = filled(cls, rest, "insight", "what `insight` wrote", ConfigError)
+        for one in found.ranking:
+            if len(one.ranks[0]) != len(one.ranks[1]):
+                raise ConfigError(f"{one.module}: {len(one.ranks[0])} and {len(one.ranks[1])} ranks of one matrix")
+        for curve in (
+            curve for panel in (found.layers, found.ratios, *found.sensitivity) if panel for curve in panel.curves
+        ):
+            if not len(curve.x) == len(curve.mean) == len(curve.deviation):
+                raise ConfigError(f"{curve.label}: as many points as means and deviations are needed")
+        return replace(found, plans={name: PruningPlan.from_dict(plan) for name, plan in plans.items()})
 
 
 def check_figures(names: Sequence[str]) -> None:
@@ -144,21 +140,3 @@ def check_figures(names: Sequence[str]) -> None:
     for name in names:
         if name not in FIGURES:
             raise ConfigError(f"figures: unknown '{name}'.{suggestion(name, FIGURES)} Known: {', '.join(FIGURES)}")
-
-
-def _pair_of_ranks(values: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    first, second = (tuple(int(rank) for rank in ranks) for ranks in values)
-    if len(first) != len(second):
-        raise ValueError(f"{len(first)} and {len(second)} ranks of one matrix")
-    return first, second
-
-
-def _panel(values: Mapping[str, Any]) -> Panel:
-    return Panel(**{**values, "curves": tuple(map(_curve, values["curves"]))})
-
-
-def _curve(values: Mapping[str, Any]) -> Curve:
-    columns = [tuple(float(number) for number in values[key]) for key in ("x", "mean", "deviation")]
-    if len({len(column) for column in columns}) != 1:
-        raise ValueError(f"{values['label']}: as many points as means and deviations are needed")
-    return Curve(str(values["label"]), *columns)

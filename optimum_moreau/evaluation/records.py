@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from ..errors import CheckpointError, first_line
+from ..errors import CheckpointError
+from ..files import filled, read_json
 
 EVALUATION_NAME = "evaluation.json"
 STAGES = ("before", "pruned", "recovered")
@@ -81,8 +81,8 @@ def load_measurements(path: str | Path) -> list[Measurement]:
     Raises:
         CheckpointError: the file is damaged.
     """
-    try:
-        values: list[dict[str, Any]] = json.loads(Path(path).read_text(encoding="utf-8"))
-        return [Measurement(**value) for value in values]
-    except (OSError, json.JSONDecodeError, TypeError) as error:
-        raise CheckpointError(f"{path}: cannot be read as measurements ({first_line(error)})") from error
+    what = "a list of measurements"
+    values = read_json(path, what)
+    if not isinstance(values, list):
+        raise CheckpointError(f"{path}: cannot be read as {what}; remove it, and measure again")
+    return [filled(Measurement, value, f"{path}: entry {i}", "a measurement") for i, value in enumerate(values)]

@@ -7,7 +7,6 @@ seed, once; all ratios are planned from those scores.
 from __future__ import annotations
 
 import logging
-import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -19,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..calibration import load_calibration
 from ..config import SIZES, MoreauPrunerConfig
 from ..errors import ConfigError
+from ..files import filled
 from ..plan import PruningPlan, make_plan, plan_overlap
 from ..profiles import PROFILES
 from ..scores import UnitScores, needs_text, score_units
@@ -98,14 +98,7 @@ class Agreement:
         Raises:
             ConfigError: it is not that.
         """
-        try:
-            first, second = values["between"]
-            numbers = ("ratio", "kept", "kept_deviation", "removed", "removed_deviation", "rank", "pairs")
-            if not all(math.isfinite(values[name]) for name in numbers):
-                raise ValueError("a number is not finite")
-            return cls(**{**values, "between": (str(first), str(second))})
-        except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(f"not what `robustness` wrote ({type(error).__name__}: {error})") from error
+        return filled(cls, values, "agreement", "what `robustness` wrote", ConfigError)
 
 
 @dataclass

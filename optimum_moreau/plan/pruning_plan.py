@@ -8,15 +8,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import PlanError
+from ..errors import MoreauError, PlanError
+from ..families import Kind
+from ..files import filled, read_json
 from ..placement import parameter_values
+from ..scores import Origin
 from ..units import Block, ModelShape
 
 PLAN_NAME = "pruning_plan.json"
@@ -45,6 +48,15 @@ class Kept:
     def to_dict(self) -> dict[str, Any]:
         """Returns a dictionary that JSON can hold."""
         return {"kept": list(self.kept), "total": self.total}
+
+
+@dataclass(frozen=True)
+class _Noted:
+    """What a plan's file says beside its layers and its origin."""
+
+    model_type: str
+    contributions: Mapping[Kind, int] = field(default_factory=dict)
+    adjustments: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -149,15 +161,18 @@ class PruningPlan:
         if values["format_version"] is True or values["format_version"] != FORMAT_VERSION:
             raise PlanError(f"plan: format version {values['format_version']!r}, this package reads {FORMAT_VERSION}")
         layers = _layers(values["layers"])
-        rest: dict[str, Any] = {key: values.get(key) for key in ("base_model", "revision", "fingerprint")}
-        for key in ("config", "calibration", "contributions"):
-            rest[key] = _of_kind(key, values, dict)
-        rest["adjustments"] = tuple(_of_kind("adjustments", values, list))
+        origin = {one.name: values[one.name] for one in fields(Origin) if values.get(one.name) is not None}
+        filled(Origin, origin, "plan", "the record of a run", PlanError)
+        named = {
+            key: values[key] for key in ("model_type", "contributions", "adjustments") if values.get(key) is not None
+        }
+        noted = filled(_Noted, named, "plan", "a pruning plan", PlanError)
+        rest: dict[str, Any] = {**origin, "contributions": noted.contributions, "adjustments": noted.adjustments}
         if values.get("hidden") is not None:
             rest["hidden"] = _kept("hidden", values["hidden"])
         if values.get("kept_layers") is not None:
             rest["kept_layers"] = _kept("kept_layers", {"kept": values["kept_layers"], "total": len(layers)}).kept
-        return cls(model_type=values["model_type"], layers=layers, **rest)
+        return cls(model_type=noted.model_type, layers=layers, **rest)
 
     def save(self, path: str | Path) -> Path:
         """Writes the plan as JSON, one line per layer and kind; returns the file.
@@ -189,16 +204,12 @@ class PruningPlan:
         Raises:
             PlanError: the file is missing, is not JSON, or is damaged.
         """
-        path = Path(path) / PLAN_NAME if Path(path).is_dir() else Path(path)
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise PlanError(f"{path}: cannot be read ({error.strerror})") from error
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise PlanError(f"{path}: not JSON ({error})") from error
+        path = Path(path).expanduser()
+        path = path / PLAN_NAME if path.is_dir() else path
+        values = read_json(path, "a pruning plan", PlanError)
         try:
             return cls.from_dict(values)
-        except PlanError as error:
+        except MoreauError as error:
             raise PlanError(f"{path}: {error}") from error
 
     @classmethod
@@ -251,12 +262,6 @@ class PruningPlan:
                 raise PlanError(f"hidden: plan removes hidden channels, but {shape.family.hidden_refusal}")
         if self.fingerprint is not None and self.fingerprint != fingerprint(model):
             raise PlanError(f"the weights are not those of {self.base_model or 'the model'} that the plan was made for")
-
-
-def _of_kind(key: str, values: Mapping[str, Any], kind: type) -> Any:
-    if not isinstance(found := values.get(key) or kind(), kind):
-        raise PlanError(f"plan: '{key}' is damaged: {found!r:.40} is no {kind.__name__}")
-    return found
 
 
 def _layers(values: Any) -> dict[int, dict[str, Kept]]:

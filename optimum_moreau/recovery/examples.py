@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
-from ..sources import Record, chat_text, read_records, source_name, text_field
+from ..sources import Record, chat_text, read_records, source_name, text_field, text_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -100,8 +100,8 @@ def load_examples(
     pieces_of, is_chat = _reader(records[0], name, column, tokenizer)
     groups: list[list[Example]] = []  # of each record: a text may make several sequences
     skipped = 0
-    for record in records:
-        found = list(_sequences(pieces_of(record), tokenizer, sequence_length, loss_on, is_chat))
+    for i, record in enumerate(records):
+        found = list(_sequences(pieces_of(record, i), tokenizer, sequence_length, loss_on, is_chat))
         skipped += not found
         if found:
             groups.append(found)
@@ -132,12 +132,12 @@ def load_examples(
 
 def _reader(
     first: Record, name: str, column: str | None, tokenizer: PreTrainedTokenizerBase
-) -> tuple[Callable[[Record], Pieces], bool]:
-    """The function that writes a record of this kind as pieces, and whether it is a chat."""
+) -> tuple[Callable[[Record, int], Pieces], bool]:
+    """The function that writes a record of this kind, and its index, as pieces; and whether it is a chat."""
     if column is None and "messages" in first:
-        return lambda record: _chat(record["messages"], tokenizer, name), True
+        return lambda record, i: _chat(_messages(record, i, name), tokenizer, name), True
     if column is None and {"instruction", "output"} <= first.keys():
-        return _alpaca, False
+        return lambda record, i: _alpaca(record, i, name), False
     if column is None and "text" not in first:
         strings = [key for key, value in first.items() if isinstance(value, str)]
         if len(strings) != 1:
@@ -146,13 +146,28 @@ def _reader(
                 " messages; or text"
             )
     key = text_field([first], name, column)
-    return lambda record: [(record[key] or "", True)], False
+    return lambda record, i: [(text_of(record, key, i, name), True)], False
 
 
-def _alpaca(record: Record) -> Pieces:
-    template = _WITH_INPUT if record.get("input") else _WITHOUT_INPUT
-    prompt = template.format(instruction=record["instruction"], input=record.get("input"))
-    return [(prompt, False), (record["output"] or "", True)]
+def _alpaca(record: Record, index: int, name: str) -> Pieces:
+    instruction, given, output = (text_of(record, key, index, name) for key in ("instruction", "input", "output"))
+    prompt = (_WITH_INPUT if given else _WITHOUT_INPUT).format(instruction=instruction, input=given)
+    return [(prompt, False), (output, True)]
+
+
+def _messages(record: Record, index: int, name: str) -> Sequence[Record]:
+    """The messages of a record.
+
+    Raises:
+        DataError: they are no list of dictionaries with text.
+    """
+    found = record.get("messages")
+    if not isinstance(found, Sequence) or not all(isinstance(one, Mapping) for one in found) or isinstance(found, str):
+        raise DataError(f"{name}: record {index + 1}: 'messages' is no list of dictionaries with role and content")
+    for one in found:
+        for key in ("role", "content"):
+            text_of(one, key, index, name)
+    return found
 
 
 def _chat(messages: Sequence[Record], tokenizer: PreTrainedTokenizerBase, name: str) -> Pieces:

@@ -16,7 +16,8 @@ from typing import Any
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..envelope import scoring_mode
-from ..errors import CheckpointError, ConfigError, MoreauError, NonFiniteError, UnsupportedModelError, first_line
+from ..errors import ConfigError, MoreauError, NonFiniteError, UnsupportedModelError
+from ..files import filled, read_json
 from ..plan import fingerprint
 from ..sources import model_reference
 from ..surgery import check_prunable
@@ -27,6 +28,48 @@ from .training import train
 
 RECOVERY_NAME = "recovery_summary.json"
 ADAPTER_FOLDER = "adapter"
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """What a saved summary says of the examples, as `TrainingData.to_dict` writes it; of a merged adapter its name.
+
+    Attributes:
+        source: name of the file, dataset or adapter.
+        records: number of records read.
+        skipped: records without a token to learn from.
+        train_sequences: that were learnt.
+        validation_sequences: that were held out.
+        sha256: of all examples.
+    """
+
+    source: str
+    records: int = 0
+    skipped: int = 0
+    train_sequences: int = 0
+    validation_sequences: int = 0
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """What a saved summary says of a training, as `train` returns it.
+
+    Attributes:
+        steps: of the optimizer.
+        epochs: passes over the examples.
+        first_loss: the first that was logged.
+        last_loss: the last.
+        validation_loss: on what was held out, at the end.
+        seconds: since it was started last.
+    """
+
+    steps: int
+    epochs: float
+    first_loss: float | None
+    last_loss: float | None
+    validation_loss: float | None
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -64,10 +107,17 @@ class RecoverySummary:
         Raises:
             CheckpointError: the file is missing or damaged.
         """
-        try:
-            return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
-        except (OSError, json.JSONDecodeError, TypeError) as error:
-            raise CheckpointError(f"{path}: cannot be read as a recovery summary ({first_line(error)})") from error
+        what = "a recovery summary"
+        found = filled(cls, read_json(path, what), path, what)
+        parts: dict[str, type] = {"data": DataRecord, "training": TrainingRecord}
+        for name, kind in parts.items():
+            if getattr(found, name):
+                filled(kind, dict(getattr(found, name)), f"{path}: {name}", "the record of one")
+        if found.training:
+            RecoveryConfig.from_dict(dict(found.settings))
+        if found.earlier is not None:
+            filled(cls, dict(found.earlier), f"{path}: earlier", what)
+        return found
 
 
 @dataclass

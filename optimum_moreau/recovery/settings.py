@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from ..config.validation import check_whole
 from ..errors import ConfigError
 from ..registry import suggestion
 
 LOSS_ON = ("answer", "all")
+_MOST = 10**8  # of any count: more can only be a slip
 
 
 @dataclass(frozen=True)
@@ -61,25 +63,22 @@ class RecoveryConfig:
         whole = ("rank", "alpha", "batch_size", "micro_batch_size", "save_steps")
         for name in (*whole, *(name for name in ("max_steps", "patience") if getattr(self, name) is not None)):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"{name}: {value!r} is not a whole number ≥ 1")
-        if not isinstance(self.sequence_length, int) or self.sequence_length < 2:
-            raise ConfigError(f"sequence_length: {self.sequence_length!r} is not a whole number ≥ 2")
+            check_whole(name, value, least=1, most=_MOST)
+        check_whole("sequence_length", self.sequence_length, least=2, most=2**24)
         for name in ("epochs", "learning_rate", "temperature"):
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+            if type(value) not in (int, float) or not 0 < value < float("inf"):
                 hint = "; in YAML write 1.0e-4, with the point" if isinstance(value, str) else ""
                 raise ConfigError(f"{name}: {value!r} is not a number > 0{hint}")
-        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
-            raise ConfigError(f"seed: {self.seed!r} is not a whole number ≥ 0")
+        check_whole("seed", self.seed, least=0, most=2**32 - 1)  # numpy's are of 32 bits
         for name in ("packing", "gradient_checkpointing"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name}: {getattr(self, name)!r} is not true or false")
         for name in ("dropout", "warmup", "validation"):
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not 0 <= value < 1:
+            if type(value) not in (int, float) or not 0 <= value < 1:
                 raise ConfigError(f"{name}: {value!r} is not a share in [0, 1)")
-        if not isinstance(self.distillation, (int, float)) or not 0 <= self.distillation <= 1:
+        if type(self.distillation) not in (int, float) or not 0 <= self.distillation <= 1:
             raise ConfigError(f"distillation: {self.distillation!r} is not a share in [0, 1]")
         if self.loss_on not in LOSS_ON:
             raise ConfigError(f"loss_on: unknown value '{self.loss_on}'. Known: {', '.join(LOSS_ON)}")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
+import shutil
 import sys
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from peft import set_peft_model_state_dict
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
     DataCollatorForSeq2Seq,
@@ -25,13 +25,14 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..errors import CheckpointError, ConfigError, NonFiniteError
+from ..errors import CheckpointError, ConfigError, NonFiniteError, first_line
+from ..files import read_json, read_tensors, write_json
 from .examples import IGNORED, TrainingData
 from .settings import RecoveryConfig
 
 logger = logging.getLogger(__name__)
 
-_RUN, _STATE = "run.json", "trainer_state.json"
+_RUN, _STATE, _ADAPTER = "run.json", "trainer_state.json", "adapter_model.safetensors"
 _LOGGED = 10  # steps whose mean loss is one entry of the log
 
 
@@ -141,7 +142,7 @@ def train(
     state = last_state(work)
     before = TrainerState.load_from_json(str(state / _STATE)) if state else None
     if before is not None and before.global_step >= before.max_steps:  # it ended, and was not saved
-        weights = load_file(state / "adapter_model.safetensors")  # type: ignore[operator]
+        weights, _ = read_tensors(state / _ADAPTER, "the adapter of a state")  # type: ignore[operator]
         set_peft_model_state_dict(model, weights)
         trainer.state, seconds = before, 0.0
     else:
@@ -169,28 +170,47 @@ def last_state(work: Path) -> Path | None:
     """The last state that was written to its end: the Trainer writes trainer_state.json last."""
     found = []
     for folder in work.glob("checkpoint-*"):
-        try:
-            json.loads((folder / _STATE).read_text())
-            found.append((int(folder.name.rpartition("-")[2]), folder))
-        except (OSError, ValueError):
-            continue
-    return max(found)[1] if found else None
+        step = folder.name.rpartition("-")[2]
+        if step.isdecimal():
+            found.append((int(step), folder))
+    return next((folder for _, folder in sorted(found, reverse=True) if _is_whole(folder)), None)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a state can be gone on from: one that was killed while it was written, or damaged, cannot."""
+    try:
+        values = read_json(folder / _STATE, "the Trainer's state")
+        read_tensors(folder / _ADAPTER, "the adapter of a state")
+        state = TrainerState(**values)
+        archives = [file for file in folder.iterdir() if file.suffix in (".pt", ".pth")]
+        damaged = next((file.name for file in archives if zipfile.ZipFile(file).testzip() is not None), None)
+        if damaged or type(state.global_step) is not int or type(state.max_steps) is not int:
+            raise CheckpointError(f"{damaged or _STATE} is damaged")
+    except (CheckpointError, TypeError, OSError, zipfile.BadZipFile) as error:
+        logger.warning("%s: cannot be gone on from (%s); the state before it is taken", folder.name, first_line(error))
+        return False
+    return True
 
 
 def _claim(work: Path, run: str) -> None:
     """Makes the work folder this run's, or sees that it is."""
     marker = work / _RUN
     if marker.is_file():
-        if json.loads(marker.read_text()) != {"run": run}:
+        if not marker.stat().st_size:
+            logger.warning("%s: is empty, as a run leaves it that was killed at its start: started over", marker)
+            for state in work.glob("checkpoint-*"):  # of which run is not known
+                shutil.rmtree(state)
+        elif read_json(marker, "the record of a recovery's run; remove its folder to start over") != {"run": run}:
             raise CheckpointError(
                 f"{work}: holds the state of another recovery (model, data or settings differ); remove it, or give"
                 " another folder (--work-dir)"
             )
-        return
-    if work.is_dir() and any(work.iterdir()):
+        else:
+            return
+    elif work.is_dir() and any(work.iterdir()):
         raise CheckpointError(f"{work}: is not a recovery's work folder, and not empty; give another (--work-dir)")
     work.mkdir(parents=True, exist_ok=True)
-    marker.write_text(json.dumps({"run": run}))
+    write_json(marker, {"run": run})
 
 
 def _arguments(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from ..errors import CheckpointError, MoreauError, first_line
 from ..evaluation.insight import Insight
 from ..evaluation.robustness import Agreement
+from ..files import read_json
 
 ROBUSTNESS_NAME = "robustness.json"
 INSIGHT_NAME = "insight.json"
@@ -55,6 +55,7 @@ def _of_insight(values: Any) -> Evidence:
 
 def _read(path: Path, make: Callable[[Any], Evidence]) -> Evidence:
     try:
-        return make(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, MoreauError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({first_line(error)}); make it anew") from error
+        return make(read_json(path, "what `robustness` or `insight` wrote"))
+    except (KeyError, TypeError, MoreauError) as error:
+        reason = f"no field {error}" if isinstance(error, KeyError) else first_line(error)
+        raise CheckpointError(f"{path}: cannot be read ({reason}); make it anew") from error

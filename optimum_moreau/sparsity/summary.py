@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from ..errors import CheckpointError, first_line
+from ..errors import CheckpointError
+from ..files import filled, read_json
 
 SPARSITY_NAME = "sparsity_summary.json"
 
@@ -133,9 +133,13 @@ class SparsitySummary:
         Raises:
             CheckpointError: the file is missing or damaged.
         """
-        try:
-            values: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-            matrices = tuple(MatrixSparsity(**one) for one in values["matrices"])
-            return cls(**{**values, "matrices": matrices})
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path}: cannot be read as a sparsity summary ({first_line(error)})") from error
+        what = "a sparsity summary"
+        found = filled(cls, read_json(path, what), path, what)
+        for one in found.matrices:
+            if not (0 <= one.zeros <= one.total and one.total and len(one.name.split(".")) > 2):
+                raise CheckpointError(
+                    f"{path}: cannot be read as {what}: {one.zeros} of {one.total} weights of '{one.name}'"
+                )
+        if not found.matrices or found.parameters < 1:
+            raise CheckpointError(f"{path}: cannot be read as {what}: it names no matrices")
+        return found

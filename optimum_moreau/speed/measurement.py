@@ -19,7 +19,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from transformers import PretrainedConfig
 
-from ..checkpoint import check_device, check_same_tokenizer, load_skeleton
+from ..checkpoint import check_device, check_same_tokenizer, load_skeleton, weight_files
 from ..errors import CheckpointError, ConfigError, first_line
 from ..plan import PruningPlan
 from ..sources import model_reference
@@ -28,7 +28,6 @@ from .records import Series, Side, Speed
 logger = logging.getLogger(__name__)
 
 _SCRIPT = Path(__file__).parent / "process.py"
-_INDEX, _WHOLE = "model.safetensors.index.json", "model.safetensors"
 _LEAST_ROUNDS = 3  # of a comparison: with fewer, chance decides
 
 
@@ -227,13 +226,8 @@ def _subject(name: str, revision: str | None, config: PretrainedConfig) -> _Subj
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
         except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
             raise CheckpointError(f"{name}: cannot be downloaded ({first_line(error)})") from error
-    try:
-        names = [_WHOLE]
-        if not (folder / _WHOLE).is_file() and (folder / _INDEX).is_file():
-            names = sorted(set(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{name}: {_INDEX} cannot be read ({first_line(error)})") from error
-    for file in names:
-        if not (folder / file).is_file():
-            raise CheckpointError(f"{name}: holds no {file}; weights must be safetensors")
-    return _Subject(name, folder, tuple(folder / file for file in names), config)
+    files = weight_files(folder)
+    for file in files:
+        if not file.is_file():
+            raise CheckpointError(f"{name}: holds no {file.name}; weights must be safetensors")
+    return _Subject(name, folder, tuple(files), config)

@@ -17,14 +17,14 @@ that of a model whose files the system holds in memory already.
 from __future__ import annotations
 
 import json
-import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError, first_line
+from ..errors import CheckpointError
+from ..files import filled, read_json
 from . import words
 
 SPEED_NAME = "benchmark.json"
@@ -98,13 +98,6 @@ class Side:
     attention_widths: tuple[int, ...]
     mlp_channels: tuple[int, ...]
     series: tuple[Series, ...]
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Side:
-        """Makes it of what JSON holds."""
-        series = [Series(**{**one, "values": tuple(one["values"])}) for one in values["series"]]
-        widths = {name: tuple(values[name]) for name in ("attention_widths", "mlp_channels")}
-        return cls(**{**values, **widths, "series": tuple(series)})
 
 
 @dataclass(frozen=True)
@@ -187,24 +180,19 @@ class Speed:
         """Returns it as a dictionary that JSON can hold."""
         return asdict(self)
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Speed:
-        """Makes it of what JSON holds; what is no field of it is left out.
-
-        Raises:
-            ValueError: a series is of another length than the rounds, or its values are no positive numbers; or
-                TypeError, KeyError: a field is missing.
-        """
-        known = {field.name: values[field.name] for field in fields(cls)}
-        sides = {name: known[name] and Side.from_dict(known[name]) for name in ("model", "baseline")}
-        found = cls(**{**known, **sides})
-        for side in filter(None, (found.model, found.baseline)):
+    def _problem(self) -> str:
+        """What makes it none that can be; empty if nothing does."""
+        if self.rounds < 1:
+            return f"rounds: {self.rounds} is less than 1"
+        for side in filter(None, (self.model, self.baseline)):
+            if side.bytes_on_disk < 1 or not (side.attention_widths and side.mlp_channels):
+                return f"{side.name}: has no bytes on disk, or no layers"
             for one in side.series:
-                if one.metric not in UNITS or len(one.values) != found.rounds or not _positive(one.values):
-                    raise ValueError(f"{one.metric}: {len(one.values)} values, {found.rounds} positive ones expected")
-        if found.baseline and [_key(one) for one in found.model.series] != [_key(one) for one in found.baseline.series]:
-            raise ValueError("the two models were not measured alike")
-        return found
+                if one.metric not in UNITS or len(one.values) != self.rounds or min(one.values, default=0) <= 0:
+                    return f"{one.metric}: {len(one.values)} values, {self.rounds} positive ones expected"
+        if self.baseline and [_key(one) for one in self.model.series] != [_key(one) for one in self.baseline.series]:
+            return "the two models were not measured alike"
+        return ""
 
     def save(self, path: str | Path) -> None:
         """Writes it as JSON."""
@@ -217,19 +205,15 @@ class Speed:
         Raises:
             CheckpointError: the file is missing or damaged.
         """
-        try:
-            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = f"no field {error}" if isinstance(error, KeyError) else first_line(error)
-            raise CheckpointError(f"{path}: cannot be read as a benchmark ({reason}); remove it") from error
+        what = "a benchmark"
+        found = filled(cls, read_json(path, what), path, what)
+        if problem := found._problem():
+            raise CheckpointError(f"{path}: cannot be read as {what}: {problem}; remove it, and measure again")
+        return found
 
 
 def _key(one: Series) -> tuple[str, int | None]:
     return one.metric, one.batch_size
-
-
-def _positive(values: Iterable[float]) -> bool:
-    return all(math.isfinite(value) and value > 0 for value in values)
 
 
 def _values(side: Side, rounds: int) -> dict[tuple[str, int | None], tuple[float, ...]]:
