@@ -29,7 +29,7 @@ from .evaluation.records import Measurement
 from .export import check_reachable, with_export
 from .hub import Published, push_folder
 from .placement import input_device, prepare_offloaded, state_to_save
-from .plan import PruningPlan, expected_plan, fingerprint
+from .plan import PruningPlan, check_derived, expected_plan, fingerprint
 from .records import Records
 from .recovery import MoreauRecovery, RecoveryConfig, RecoverySummary
 from .scores import UnitScores, needs_text
@@ -217,7 +217,9 @@ class MoreauPruner:
             )
         if isinstance(calibration, Iterator):
             calibration = list(calibration)  # it is read twice
-        plan.check_matches(model, model_shape(model))
+        shape = model_shape(model)
+        plan.check_matches(model, shape)
+        check_derived(shape, plan, config)
         text = self._compensation_text(model.config, config, calibration, calibration_column)
         if text is not None:
             self._warn_of_other_text(model.config, config, plan, calibration, calibration_column)

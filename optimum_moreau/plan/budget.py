@@ -21,6 +21,7 @@ from ..errors import PlanError
 from ..scores import UnitScores, check_covers, with_layer_sums
 from ..units import Block, ModelShape
 from .counts import Counts, UnitCounts, cost_of, nearest_of, protects, removal_order
+from .derived import check_derived, check_foreseen
 from .engines import LegalCounts
 from .explain import adjustments
 from .gains import contributions, remaining
@@ -70,9 +71,15 @@ def make_plan(scores: UnitScores, shape: ModelShape, config: MoreauPrunerConfig)
 
     Raises:
         PlanError: the requested size cannot be reached, with the reachable range; scores, or what the budget measures,
-            are missing; or what is protected must go.
+            are missing; what is protected must go; or the engine would read what stays otherwise.
         UnsupportedModelError: the family's hidden channels cannot be cut.
     """
+    plan = _planned(scores, shape, config)
+    check_derived(shape, plan, config)
+    return plan
+
+
+def _planned(scores: UnitScores, shape: ModelShape, config: MoreauPrunerConfig) -> PruningPlan:
     scores = with_layer_sums(scores, shape, config)
     check_covers(scores, shape.in_scope(config))
     budget = _Budget(shape, scores.values, config)
@@ -102,13 +109,16 @@ def expected_plan(shape: ModelShape, config: MoreauPrunerConfig) -> PruningPlan:
     Which units are outliers is not known either.
 
     Raises:
-        PlanError: the requested size cannot be reached.
+        PlanError: the requested size cannot be reached, or an engine might read otherwise what stays in the end.
         UnsupportedModelError: the family's hidden channels cannot be cut.
     """
     protect = config.protect if config.budget == "uniform" else 0.0
     config = replace(config, budget="uniform", protect=protect, protect_outliers=None)
     blank = UnitScores({block.where: torch.zeros(block.total) for block in shape.in_scope(config)})
-    return make_plan(blank, shape, config)
+    plan = _planned(blank, shape, config)
+    check_foreseen(shape, plan, config)
+    check_derived(shape, plan, config)
+    return plan
 
 
 def whole_plan(shape: ModelShape) -> PruningPlan:
