@@ -8,7 +8,7 @@ units is applied to each target by itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
@@ -23,7 +23,7 @@ from ..units import Block, ModelShape
 from .counts import Counts, UnitCounts, cost_of, nearest_of, protects, removal_order
 from .derived import check_derived, check_foreseen
 from .engines import LegalCounts
-from .explain import adjustments
+from .explain import NEAR, adjustments
 from .gains import contributions, remaining
 from .pruning_plan import Kept, PruningPlan
 from .spread import Ranking
@@ -194,7 +194,7 @@ class _Budget:
         while at_least and (missing := goal - (self.shape.parameters - self._left(choice))) > 0:
             extra = max(2 * extra, missing)  # rounding of units fell short: ask for more, until no more is there
             choice = self._reach(goal + extra, at_least=True)
-        return choice
+        return choice if at_least else self._nearest(choice, goal)
 
     def _goal(self) -> tuple[float, bool]:
         c, parameters = self.config, self.shape.parameters
@@ -218,6 +218,38 @@ class _Budget:
             except _Unreachable:
                 continue
         raise PlanError(self._refusal())
+
+    def _nearest(self, choice: Choice, goal: float) -> Choice:
+        """The choice, or, where it is far from the goal, the first that is near, or the nearest, of all."""
+        missed, enough = abs(goal - (self.shape.parameters - self._left(choice))), NEAR * self.shape.parameters
+        if missed <= enough:
+            return choice
+        for removed, other in self._all(self.shape, goal, self.ways, missed):
+            if abs(goal - removed) < missed:
+                choice, missed = other, abs(goal - removed)
+            if missed <= enough:
+                break
+        return choice
+
+    def _all(self, shape: ModelShape, goal: float, ways: Sequence[str], within: float) -> Iterator[tuple[int, Choice]]:
+        """Yields what the ways can give together within so many parameters of the goal, the most equal parts first."""
+        way, later = ways[0], ways[1:]
+        if way == "units":
+            for counts in self._unit_counts(shape).near(goal):
+                yield cost_of(counts), Choice(units=counts)
+            return
+        options = self._options(shape, way)
+        for option in sorted(options, key=lambda option: (abs(option.removed - goal / len(ways)), option.removed)):
+            rest = self._after(shape, option.choice)
+            least, most = option.removed, option.removed + (self._most(rest, later) if later else 0)
+            if least - goal > within or goal - most > within:
+                continue
+            if not later:
+                yield option.removed, option.choice
+                continue
+            for removed, found in self._all(rest, goal - option.removed, later, within):
+                both = Choice(option.choice.layers or found.layers, option.choice.hidden or found.hidden, found.units)
+                yield option.removed + removed, both
 
     def _spread(self, shape: ModelShape, goal: float, ways: Sequence[str], *, at_least: bool, rounding: bool) -> Choice:
         """Gives the first way its equal part as nearly as the later ones can make up for, and the rest to those."""
