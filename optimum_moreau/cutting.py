@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,16 +18,19 @@ from .calibration import CalibrationSet
 from .card import read_base_card
 from .compensation import check_compensation, compensated, described, rounds, without_removed
 from .config import MoreauPrunerConfig
-from .errors import OutOfMemoryError
+from .errors import CheckpointError, OutOfMemoryError
 from .export import decide_export, pruned_config
+from .files import read_json
 from .placement import prepare_offloaded
 from .plan import PruningPlan, contributions, fingerprint, make_plan, removed_unit_share, whole_plan
 from .scores import UnitScores, score_units
 from .sources import model_reference
 from .sparsity import SparsitySummary, sparsify
-from .summary import PruningSummary, layer_shapes, peak_memory_bytes, versions
-from .surgery import apply_plan
+from .summary import SUMMARY_NAME, PruningSummary, layer_shapes, peak_memory_bytes, versions
+from .surgery import BASE_PARAMETERS, apply_plan
 from .units import ModelShape, model_shape
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -120,6 +125,9 @@ def cut(
     hidden, scope = model.config.hidden_size, shape.in_scope(config)
     plan = replace(plan, contributions=contributions(plan, shape))  # it may have been edited by hand
     base_card = read_base_card(model.config.name_or_path, plan.revision)
+    recorded = _base_on_record(model)[0]
+    if recorded is not None and plan.removes and not hasattr(model, BASE_PARAMETERS):
+        setattr(model, BASE_PARAMETERS, recorded)  # not the count of what it was cut to
     export, compensation = _apply(model, shape, plan, text, config)
     after_shape = model_shape(model)
     if biases := after_shape.parameters - (shape.parameters - sum(plan.contributions.values())):
@@ -151,6 +159,36 @@ def cut(
         compensation=compensation,
     )
     return PruningResult(summary, plan, scores)
+
+
+def warn_of_pruned(model: PreTrainedModel) -> None:
+    """Says so where units of a model went before: what goes now goes from what they left."""
+    before, base = _base_on_record(model)
+    before = getattr(model, BASE_PARAMETERS, before)
+    if before is None:
+        return
+    now = sum(parameter.numel() for parameter in model.parameters())
+    name = repr(base) if base else "the base"
+    logger.warning(
+        "the model was pruned before, from %s parameters to %s, and what goes now goes from these; to start from the"
+        " base again, load it anew: AutoModelForCausalLM.from_pretrained(%s)",
+        f"{before:,}",
+        f"{now:,}",
+        name,
+    )
+
+
+def _base_on_record(model: PreTrainedModel) -> tuple[int | None, str]:
+    """The parameters and the name of the base of a model that was loaded from a pruned folder; else its own name."""
+    name = str(model.config.name_or_path or "")
+    try:
+        found = read_json(Path(name) / SUMMARY_NAME, "a pruning summary") if name else {}
+    except CheckpointError:  # it has no such record
+        return None, name
+    if not isinstance(found, dict) or type(before := found.get("parameters_before")) is not int:
+        return None, name
+    units_went = found.get("contributions") != {}  # a mask's summary has none
+    return (before, str(found.get("base_model") or "")) if units_went else (None, name)
 
 
 def _apply(

@@ -21,7 +21,7 @@ from .checkpoint import Verification, load_config, load_model, load_tokenizer, s
 from .compensation import check_compensation, estimate_compensation, make_counted_plan, shape_to_count
 from .config import SIZES, MoreauPrunerConfig
 from .config.quantities import words_for_bytes
-from .cutting import PruningResult, cut, mask, out_of_memory, score_in_rounds
+from .cutting import PruningResult, cut, mask, out_of_memory, score_in_rounds, warn_of_pruned
 from .errors import CheckpointError, ConfigError, DataError, MoreauError, PlanError
 from .estimate import estimate_scoring, skeleton_of, too_little_memory
 from .evaluation import perplexity
@@ -29,7 +29,7 @@ from .evaluation.records import Measurement
 from .export import check_reachable, with_export
 from .hub import Published, push_folder
 from .placement import input_device, prepare_offloaded, state_to_save
-from .plan import PruningPlan, expected_plan, fingerprint
+from .plan import PruningPlan, check_derived, expected_plan, fingerprint
 from .records import Records
 from .recovery import MoreauRecovery, RecoveryConfig, RecoverySummary
 from .scores import UnitScores, needs_text
@@ -157,7 +157,7 @@ class MoreauPruner:
     ) -> PruningResult:
         """In place: removes the least important units, or masks single weights; arguments and errors as for `plan`.
 
-        On an error the model is unchanged.
+        On an error the model is unchanged. A model that was pruned before is pruned further, with a warning.
         """
         start = time.perf_counter()
         if self.config.masks:
@@ -168,6 +168,7 @@ class MoreauPruner:
         if isinstance(calibration, Iterator):
             calibration = list(calibration)  # it is read twice
         check_prunable(model)
+        warn_of_pruned(model)
         text = self._compensation_text(model.config, self.config, calibration, calibration_column)
         if calibration is None and text is not None:
             calibration = DEFAULT_TEXT  # what it is was said once
@@ -217,7 +218,10 @@ class MoreauPruner:
             )
         if isinstance(calibration, Iterator):
             calibration = list(calibration)  # it is read twice
-        plan.check_matches(model, model_shape(model))
+        shape = model_shape(model)
+        plan.check_matches(model, shape)
+        check_derived(shape, plan, config)
+        warn_of_pruned(model)
         text = self._compensation_text(model.config, config, calibration, calibration_column)
         if text is not None:
             self._warn_of_other_text(model.config, config, plan, calibration, calibration_column)

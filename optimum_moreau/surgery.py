@@ -23,6 +23,9 @@ from .units import LAYERS, Block, decoder_layers, model_shape
 # What a module keeps of its own when it takes over its twin's attributes: torch's state, and the user's settings.
 _OWN = {*vars(nn.Module()), "training", "generation_config", "gradient_checkpointing", "name_or_path"}
 
+# On a model that was cut, how many parameters its base had: a plain number, which copies and pickles carry along.
+BASE_PARAMETERS = "parameters_of_base"
+
 
 def apply_plan(model: nn.Module, plan: PruningPlan, export: str | None = None) -> str:
     """In place: removes what the plan does not keep, and rewrites the model's config and class.
@@ -56,6 +59,8 @@ def apply_plan(model: nn.Module, plan: PruningPlan, export: str | None = None) -
     if plan.hidden is not None and shape.hidden is not None:
         _cut_hidden(model, shape.hidden, plan)
     _take_over(model, twin)
+    if plan.removes and not hasattr(model, BASE_PARAMETERS):
+        setattr(model, BASE_PARAMETERS, shape.parameters)
     return config.model_type
 
 

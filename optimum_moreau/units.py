@@ -128,6 +128,9 @@ class ModelShape:
         wholes: every layer as one unit.
         hidden: the channels of the residual stream.
         heads_divide_hidden: no stock class holds head counts that do not divide the hidden size.
+        kinds: of attention, `full`, `sliding` or `full without RoPE`, of each layer of the whole model.
+        query_scale: the queries are scaled by 1/√ of it, where the config says so.
+        head_width: d.
     """
 
     family: Family
@@ -137,6 +140,9 @@ class ModelShape:
     wholes: tuple[Block, ...] = ()
     hidden: Block | None = None
     heads_divide_hidden: bool = False
+    kinds: tuple[str, ...] = ()
+    query_scale: float | None = None
+    head_width: int | None = None
 
     @property
     def depth(self) -> int:
@@ -226,6 +232,9 @@ def model_shape(model: Any) -> ModelShape:
         wholes,
         replace(hidden, unit_parameters=_per_channel(hidden, model)),
         family.heads_divide_hidden and (family.stock_alternative is None or has_biases(model.config)),
+        _kinds(model.config, len(layers)),
+        getattr(model.config, "query_pre_attn_scalar", None),
+        getattr(model.config, "head_dim", None),
     )
 
 
@@ -236,6 +245,19 @@ def has_biases(model_config: Any) -> bool:
 
 def _inside(index: int | None, layers: tuple[int, int] | None) -> bool:
     return index is not None and layers is not None and layers[0] <= index < layers[1]
+
+
+def _kinds(model_config: Any, depth: int) -> tuple[str, ...]:
+    types = getattr(model_config, "layer_types", None) or ["full_attention"] * depth
+    rotated = getattr(model_config, "no_rope_layers", None) or [1] * depth  # despite its name, 1 where there is RoPE
+    # cohere2 and exaone4 rotate where a window slides; exaone4 everywhere, where none does
+    sliding_only = family_of(model_config).base_type in ("cohere2", "exaone4") and model_config.sliding_window
+    kinds = []
+    for kind, rotates in zip(types, rotated, strict=True):
+        slides = kind == "sliding_attention"
+        plain = rotates and (slides or not sliding_only)
+        kinds.append(("sliding" if slides else "full") + ("" if plain else " without RoPE"))
+    return tuple(kinds)
 
 
 def _blocks(family: Family, model_config: Any, layers: nn.ModuleList) -> Iterator[Block]:

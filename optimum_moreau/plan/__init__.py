@@ -1,10 +1,12 @@
 """Plans: what stays of a model (`pruning_plan`), how scores and targets decide it (`budget`), how two agree.
 
-`spread` says which share of each layer goes, `counts` makes whole units of it, `engines` knows which counts are legal,
+`spread` says which share of each layer goes, `counts` makes whole units of it, `engines` knows which counts are legal
+and `derived` what an engine makes of them,
 `explain` says what came of that, and `gains` counts it.
 """
 
 from .budget import expected_plan, make_plan, whole_plan
+from .derived import check_derived
 from .difference import Overlap, plan_overlap
 from .gains import contributions, removed_parameters, removed_unit_share
 from .pruning_plan import PLAN_NAME, Kept, PruningPlan, fingerprint
@@ -16,6 +18,7 @@ __all__ = [
     "Kept",
     "Overlap",
     "PruningPlan",
+    "check_derived",
     "contributions",
     "expected_plan",
     "fingerprint",

@@ -8,7 +8,7 @@ units is applied to each target by itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
@@ -21,8 +21,9 @@ from ..errors import PlanError
 from ..scores import UnitScores, check_covers, with_layer_sums
 from ..units import Block, ModelShape
 from .counts import Counts, UnitCounts, cost_of, nearest_of, protects, removal_order
+from .derived import check_derived, check_foreseen
 from .engines import LegalCounts
-from .explain import adjustments
+from .explain import NEAR, adjustments
 from .gains import contributions, remaining
 from .pruning_plan import Kept, PruningPlan
 from .spread import Ranking
@@ -70,9 +71,15 @@ def make_plan(scores: UnitScores, shape: ModelShape, config: MoreauPrunerConfig)
 
     Raises:
         PlanError: the requested size cannot be reached, with the reachable range; scores, or what the budget measures,
-            are missing; or what is protected must go.
+            are missing; what is protected must go; or the engine would read what stays otherwise.
         UnsupportedModelError: the family's hidden channels cannot be cut.
     """
+    plan = _planned(scores, shape, config)
+    check_derived(shape, plan, config)
+    return plan
+
+
+def _planned(scores: UnitScores, shape: ModelShape, config: MoreauPrunerConfig) -> PruningPlan:
     scores = with_layer_sums(scores, shape, config)
     check_covers(scores, shape.in_scope(config))
     budget = _Budget(shape, scores.values, config)
@@ -102,13 +109,16 @@ def expected_plan(shape: ModelShape, config: MoreauPrunerConfig) -> PruningPlan:
     Which units are outliers is not known either.
 
     Raises:
-        PlanError: the requested size cannot be reached.
+        PlanError: the requested size cannot be reached, or an engine might read otherwise what stays in the end.
         UnsupportedModelError: the family's hidden channels cannot be cut.
     """
     protect = config.protect if config.budget == "uniform" else 0.0
     config = replace(config, budget="uniform", protect=protect, protect_outliers=None)
     blank = UnitScores({block.where: torch.zeros(block.total) for block in shape.in_scope(config)})
-    return make_plan(blank, shape, config)
+    plan = _planned(blank, shape, config)
+    check_foreseen(shape, plan, config)
+    check_derived(shape, plan, config)
+    return plan
 
 
 def whole_plan(shape: ModelShape) -> PruningPlan:
@@ -184,7 +194,7 @@ class _Budget:
         while at_least and (missing := goal - (self.shape.parameters - self._left(choice))) > 0:
             extra = max(2 * extra, missing)  # rounding of units fell short: ask for more, until no more is there
             choice = self._reach(goal + extra, at_least=True)
-        return choice
+        return choice if at_least else self._nearest(choice, goal)
 
     def _goal(self) -> tuple[float, bool]:
         c, parameters = self.config, self.shape.parameters
@@ -208,6 +218,38 @@ class _Budget:
             except _Unreachable:
                 continue
         raise PlanError(self._refusal())
+
+    def _nearest(self, choice: Choice, goal: float) -> Choice:
+        """The choice, or, where it is far from the goal, the first that is near, or the nearest, of all."""
+        missed, enough = abs(goal - (self.shape.parameters - self._left(choice))), NEAR * self.shape.parameters
+        if missed <= enough:
+            return choice
+        for removed, other in self._all(self.shape, goal, self.ways, missed):
+            if abs(goal - removed) < missed:
+                choice, missed = other, abs(goal - removed)
+            if missed <= enough:
+                break
+        return choice
+
+    def _all(self, shape: ModelShape, goal: float, ways: Sequence[str], within: float) -> Iterator[tuple[int, Choice]]:
+        """Yields what the ways can give together within so many parameters of the goal, the most equal parts first."""
+        way, later = ways[0], ways[1:]
+        if way == "units":
+            for counts in self._unit_counts(shape).near(goal):
+                yield cost_of(counts), Choice(units=counts)
+            return
+        options = self._options(shape, way)
+        for option in sorted(options, key=lambda option: (abs(option.removed - goal / len(ways)), option.removed)):
+            rest = self._after(shape, option.choice)
+            least, most = option.removed, option.removed + (self._most(rest, later) if later else 0)
+            if least - goal > within or goal - most > within:
+                continue
+            if not later:
+                yield option.removed, option.choice
+                continue
+            for removed, found in self._all(rest, goal - option.removed, later, within):
+                both = Choice(option.choice.layers or found.layers, option.choice.hidden or found.hidden, found.units)
+                yield option.removed + removed, both
 
     def _spread(self, shape: ModelShape, goal: float, ways: Sequence[str], *, at_least: bool, rounding: bool) -> Choice:
         """Gives the first way its equal part as nearly as the later ones can make up for, and the rest to those."""

@@ -99,6 +99,22 @@ class UnitCounts:
         as_near = abs(goal - cost_of(even)) <= max(missed, self.slack * max(len(self.mlp), 1))
         return self._no_worse(best, even) if as_near else best
 
+    def near(self, goal: float) -> Iterator[Counts]:
+        """What comes near to `goal` parameters with each number of attention units, from the common share outwards.
+
+        Where all blocks of a kind are alike and the budget is uniform, the nearest of all is among these.
+        """
+        whole = sum(block.total * block.unit_parameters for block in (*self.attention, *self.mlp))
+        common = min(max(goal / max(whole, 1), 0.0), 1.0)
+        steps = {n / block.total for block in self.attention for n in range(block.total)} or {0.0}
+        for share in sorted(steps, key=lambda step: (abs(step - common), step)):
+            attention = self._share(self.attention, share)
+            rest = goal - cost_of(attention)
+            # an MLP that stays whole is legal, though its width may be no multiple
+            for mlp in (self._parameters(self.mlp, max(rest, 0)), self._parameters(self.mlp, 0)):
+                if self._unprotected(counts := attention | mlp):
+                    yield counts
+
     @property
     def most(self) -> int:
         """The most parameters that the blocks can give."""
@@ -150,6 +166,11 @@ class UnitCounts:
         if self.config.budget in RANKINGS:
             return self._ranked(blocks, rest, per_unit=False)
         return self._share(blocks, rest / max(sum(block.total * block.unit_parameters for block in blocks), 1))
+
+    def _unprotected(self, counts: Counts) -> bool:
+        if not protects(self.config):
+            return True
+        return all(n <= len(removal_order(block, self.ranking, self.config)[0]) for block, n in counts.items())
 
     def _removable(self, block: Block) -> Sequence[int]:
         """The numbers that may go: no fewer than in an earlier round; where layers differ, not what is protected."""

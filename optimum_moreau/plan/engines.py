@@ -17,8 +17,6 @@ from ..errors import PlanError
 from ..units import Block, ModelShape
 
 QUANTISED_ROW = 32
-# Read off the engine's model files, some of them old: there is no head_dim of its own.
-_HEAD_WIDTH_DERIVED = {"vllm": ("cohere", "cohere2", "olmo", "starcoder2")}
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,6 @@ class LegalCounts:
         devices: over which the engine splits every layer.
         hidden: the hidden size that the number of heads must divide; `None`: any number will do.
         heads: the number that must divide the hidden size; 1: any size will do.
-        family: stock model type.
     """
 
     multiple_of: int = 1
@@ -39,7 +36,6 @@ class LegalCounts:
     devices: int = 1
     hidden: int | None = None
     heads: int = 1
-    family: str = ""
 
     @classmethod
     def of(cls, shape: ModelShape, config: MoreauPrunerConfig) -> LegalCounts:
@@ -56,7 +52,6 @@ class LegalCounts:
             config.tensor_parallel,
             width if stock and width else None,
             heads.pop() if fixed else 1,
-            shape.family.base_type,
         )
 
     def step(self, kind: str) -> int:
@@ -106,10 +101,10 @@ class LegalCounts:
         return kept % self.devices == 0
 
     def check(self, kept: Mapping[Block, int]) -> None:
-        """Refuses what stays of a model where the engine could not read it, cut or not.
+        """Refuses what stays of a model where the engine could not split it, cut or not.
 
         Raises:
-            PlanError: names the first block that the engine could not split, or whose heads it would misread.
+            PlanError: names the first block that the engine could not split.
         """
         for block, count in kept.items():
             if not self.splits(block, count):
@@ -117,12 +112,6 @@ class LegalCounts:
                 raise PlanError(
                     f"{block.where}: {heads if block.kind == 'attention' else f'{count} channels'} cannot be split over"
                     f" tensor_parallel={self.devices}; add '{block.kind}' to the targets, or choose another number"
-                )
-            derived = self.family in _HEAD_WIDTH_DERIVED.get(self.engine, ())
-            if derived and block.kind == "attention" and count != block.total:
-                raise PlanError(
-                    f"{block.where}: {self.engine} takes the head width of '{self.family}' to be the hidden size over"
-                    " its number of heads, so heads cannot go; leave 'attention' out of the targets"
                 )
 
     def _removable_groups(self, block: Block) -> Sequence[int]:

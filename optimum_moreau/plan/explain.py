@@ -10,7 +10,7 @@ from .engines import LegalCounts
 from .gains import contributions, remaining
 from .pruning_plan import PruningPlan
 
-_NEAR = 0.01  # share of the parameters by which a request may be missed without a word
+NEAR = 0.01  # share of the parameters by which a request may be missed without a word
 _NOUNS = {"layers": "layers", "attention": "KV groups", "mlp": "MLP channels", "hidden": "hidden channels"}
 
 
@@ -35,8 +35,18 @@ def _lines(plan: PruningPlan, shape: ModelShape, config: MoreauPrunerConfig) -> 
         if kind not in given and config.pruning_ratio != 0 and config.unit_ratio != 0:
             yield f"no {_NOUNS[kind]} go: the fewest that can are more than their part"
     achieved = sum(given.values()) / shape.parameters
-    if config.pruning_ratio is not None and abs(achieved - config.pruning_ratio) > _NEAR:
-        yield f"{achieved:.1%} of the parameters go instead of {config.pruning_ratio:.1%}: the nearest that can be"
+    if config.pruning_ratio is not None and abs(achieved - config.pruning_ratio) > NEAR:
+        nearest = ": the nearest that can be" if _is_nearest(shape, config) else ""
+        yield f"{achieved:.1%} of the parameters go instead of {config.pruning_ratio:.1%}{nearest}"
+    elif config.pruning_ratio and not given:
+        yield f"nothing goes instead of {config.pruning_ratio:.2%} of the parameters; ask for more"
+
+
+def _is_nearest(shape: ModelShape, config: MoreauPrunerConfig) -> bool:
+    """Whether planning tried all there is: layers of one shape that give the same, protected or not."""
+    scope = [block for block in shape.in_scope(config) if block.kind != "hidden"]
+    alike = len({(block.kind, block.total, block.unit_parameters) for block in scope}) == len({b.kind for b in scope})
+    return config.budget == "uniform" and config.rounds == 1 and alike
 
 
 def _counts(plan: PruningPlan, blocks: Sequence[Block]) -> str:
