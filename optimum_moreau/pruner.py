@@ -32,6 +32,7 @@ from .placement import input_device, prepare_offloaded, state_to_save
 from .plan import PruningPlan, expected_plan, fingerprint
 from .records import Records
 from .recovery import MoreauRecovery, RecoveryConfig, RecoverySummary
+from .registry import COMPENSATIONS
 from .scores import UnitScores, needs_text
 from .sources import DEFAULT_TEXT, content_hash, model_reference, source_name
 from .sparsity import SPARSITY_NAME, SparsitySummary
@@ -163,7 +164,7 @@ class MoreauPruner:
         if self.config.masks:
             if checkpoint_dir is not None:
                 raise ConfigError("checkpoint_dir: masks are made without steps to keep; leave it out")
-            self._warn_of_mask(model)
+            self._warn_of_mask(model, "none")
             return self._done(model, self._mask(model, calibration, calibration_column, start))
         if isinstance(calibration, Iterator):
             calibration = list(calibration)  # it is read twice
@@ -174,7 +175,7 @@ class MoreauPruner:
         plan, scores = self.plan(
             model, calibration, calibration_column=calibration_column, checkpoint_dir=checkpoint_dir
         )
-        self._warn_of_mask(model)
+        self._warn_of_mask(model, self.config.compensation)
         return self._done(model, cut(model, plan, scores, text, start))
 
     def apply(
@@ -221,7 +222,7 @@ class MoreauPruner:
         text = self._compensation_text(model.config, config, calibration, calibration_column)
         if text is not None:
             self._warn_of_other_text(model.config, config, plan, calibration, calibration_column)
-        self._warn_of_mask(model)
+        self._warn_of_mask(model, config.compensation)
         return self._done(model, cut(model, replace(plan, config=config.to_dict()), None, text, start))
 
     @classmethod
@@ -376,7 +377,7 @@ class MoreauPruner:
         except CheckpointError:  # it has no such record
             return None
 
-    def _warn_of_mask(self, model: PreTrainedModel) -> None:
+    def _warn_of_mask(self, model: PreTrainedModel, compensation: str) -> None:
         if not (pattern := self._mask_of(model)):
             return
         if self.config.masks:
@@ -384,12 +385,16 @@ class MoreauPruner:
                 "the model was masked (%s) already: weights that are zero stay so; mask its dense base instead",
                 pattern,
             )
-        else:
-            logger.warning(
-                "the model was masked (%s): its zeros stay in the weights that remain, but the pattern need not hold"
-                " any more, and the result keeps no record of it",
-                pattern,
-            )
+            return
+        zeros = "its zeros stay in the weights that remain"
+        if not COMPENSATIONS.get(compensation).keeps_zeros:
+            zeros = f"'{compensation}' fills those of o_proj and down_proj; its other zeros stay in what remains"
+        logger.warning(
+            "the model was masked (%s): %s, but the pattern need not hold any more, and the result keeps no record of"
+            " it",
+            pattern,
+            zeros,
+        )
 
     def _recovered(self, recovery: MoreauRecovery) -> RecoverySummary:
         """Keeps a recovery that went well; the one before it, if any, stays on record."""
