@@ -22,6 +22,7 @@ from torch import Tensor
 from .errors import ConfigError, DataError
 from .pieces import PIECE, tokenize
 from .sources import DEFAULT_TEXT, read_documents, source_name
+from .undisturbed import undisturbed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -64,6 +65,7 @@ class CalibrationSet:
         }
 
 
+@undisturbed()
 def load_calibration(
     source: Source,  # type: ignore[valid-type]
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -165,7 +167,7 @@ def token_documents(source: Any) -> list[Tensor] | None:
 
     Args:
         source: a tensor or array `(documents, length)` or `(length,)`, a tokenizer's output, lists of numbers, or a
-            list of such documents. What an attention mask leaves out is no part of a document, and parts one from the next.
+            list of such documents. What an attention mask leaves out is in no document, and parts two.
 
     Raises:
         DataError: they are no whole numbers, or of more than two dimensions.
@@ -222,7 +224,10 @@ def _spans(text: str, length: int) -> list[tuple[str, int, int]]:
 
 
 def _shuffled(documents: list[Any], generator: torch.Generator) -> list[Any]:
-    return [documents[i] for i in torch.randperm(len(documents), generator=generator, device="cpu").tolist()]
+    return [
+        documents[i]
+        for i in torch.randperm(len(documents), generator=generator, dtype=torch.int64, device="cpu").tolist()
+    ]
 
 
 def _windows(
@@ -241,7 +246,7 @@ def _windows(
 
     def take(i: int) -> None:
         document = usable[i]
-        start = int(torch.randint(len(document) - need + 1, (1,), generator=generator, device="cpu"))
+        start = int(torch.randint(len(document) - need + 1, (1,), generator=generator, dtype=torch.int64, device="cpu"))
         starts.setdefault(i, []).append(start)
         windows.append(torch.cat([first, document[start : start + need]]))
 

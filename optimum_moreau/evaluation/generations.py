@@ -11,8 +11,10 @@ from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 from ..calibration import text_prefix
 from ..errors import ConfigError
 from ..placement import input_device
+from ..undisturbed import plain_outputs, undisturbed
 
 
+@undisturbed()
 @torch.inference_mode()
 def generations(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, new_tokens: int = 64
@@ -39,7 +41,8 @@ def generations(
             raise ConfigError(f"prompt: {prompt!r} has no tokens; give some words")
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         generate: Any = model.generate
-        ids = generate(**tokens, max_new_tokens=new_tokens, do_sample=False, pad_token_id=pad)
+        with plain_outputs(model):
+            ids = generate(**tokens, max_new_tokens=new_tokens, do_sample=False, pad_token_id=pad)
         written = ids[0, tokens["input_ids"].shape[1] :]
         found.append(str(tokenizer.decode(written, skip_special_tokens=True)))
     return found

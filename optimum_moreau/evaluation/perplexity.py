@@ -23,6 +23,7 @@ from ..errors import ConfigError, DataError, NonFiniteError
 from ..pieces import token_pieces
 from ..placement import input_device
 from ..sources import read_documents
+from ..undisturbed import plain_outputs, undisturbed
 
 SEGMENT = 128  # tokens, of the papers' tables
 _DESCRIPTION = "Token-weighted perplexity of a causal language model over non-overlapping segments."
@@ -77,6 +78,7 @@ class Perplexity(evaluate.Metric):
         return vars(measure_segments(model, segments, batch_size))
 
 
+@undisturbed()
 def perplexity(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -140,25 +142,32 @@ def segment(
     return ids[: count * sequence_length].view(count, sequence_length)
 
 
-@torch.inference_mode()
+@undisturbed()
 def measure_segments(model: PreTrainedModel, segments: Tensor, batch_size: int = 8) -> PerplexityResult:
     """Measures a model's perplexity on token ids `(segments, length)`; errors as for `perplexity`."""
     check_vocabulary(segments, model.config.vocab_size, "evaluation text")
     check_positions(model.config, segments.shape[1])
     training = model.training
     model.eval()
-    total = 0.0
     try:
-        for batch in tqdm(segments.split(batch_size), desc="perplexity", leave=False, disable=None):
-            ids = batch.to(input_device(model))
-            logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()  # (segments, n − 1, vocabulary)
-            losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
-            total += losses.double().item()
-            if not math.isfinite(total):
-                raise NonFiniteError(
-                    f"evaluation: the loss is {total}; check the model's weights, or load it in bfloat16 or float32"
-                )
+        with torch.inference_mode(), plain_outputs(model):
+            total = _loss(model, segments, batch_size)
     finally:
         model.train(training)
     tokens = segments.numel() - len(segments)
     return PerplexityResult(math.exp(min(total / tokens, 700.0)), tokens, len(segments))
+
+
+def _loss(model: PreTrainedModel, segments: Tensor, batch_size: int) -> float:
+    """The negative log-likelihood of all targets together."""
+    total = 0.0
+    for batch in tqdm(segments.split(batch_size), desc="perplexity", leave=False, disable=None):
+        ids = batch.to(input_device(model))
+        logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()  # (segments, n − 1, vocabulary)
+        losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
+        total += losses.double().item()
+        if not math.isfinite(total):
+            raise NonFiniteError(
+                f"evaluation: the loss is {total}; check the model's weights, or load it in bfloat16 or float32"
+            )
+    return total

@@ -125,7 +125,9 @@ def load_examples(
         )
     if len(groups) == 1:  # one long text: its pieces are what can be held out
         groups = [[example] for example in groups[0]]
-    order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed)).tolist()
+    order = torch.randperm(
+        len(groups), generator=torch.Generator("cpu").manual_seed(seed), dtype=torch.int64, device="cpu"
+    ).tolist()
     held_out = min(int(validation * len(groups)), 2000)
     parts = [[example for i in part for example in groups[i]] for part in (order[held_out:], order[:held_out])]
     if packing:

@@ -82,7 +82,7 @@ def zeros_first(scores: Tensor, w: Tensor) -> Tensor:
 
 def _small(lines: Tensor, drop: int) -> Tensor:
     """All but the lowest of every line, by each entry's rank: the number of those below it, or equal and before it."""
-    places = torch.arange(lines.shape[1], device=lines.device)
+    places = torch.arange(lines.shape[1], dtype=torch.int64, device=lines.device)
     rank = torch.zeros_like(lines, dtype=torch.int16)
     for place in range(lines.shape[1]):
         other = lines[:, place : place + 1]

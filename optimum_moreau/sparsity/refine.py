@@ -76,7 +76,8 @@ def refine(w: Tensor, mask: Tensor, inputs: Inputs, pattern: Pattern, how: str) 
     error = torch.where(mask, 0, effect).sum(dim=1)  # (out,), ε
     before, swaps = float(error.abs().sum()), 0
     active = error.abs() > THRESHOLD
-    rows, alive = torch.arange(len(w), device=w.device), w != 0
+    rows, alive = torch.arange(len(w), dtype=torch.int64, device=w.device), w != 0
+    groups = torch.arange(w.shape[1], dtype=torch.int64, device=w.device) // max(pattern.of, 1)
     for _ in range(CYCLES):
         if not active.any():
             break
@@ -85,7 +86,7 @@ def refine(w: Tensor, mask: Tensor, inputs: Inputs, pattern: Pattern, how: str) 
         grown = torch.where(gone, sign * growth, -torch.inf).argmax(dim=1)
         lowers = mask & (sign * effect < 0)
         if pattern.structured:
-            lowers &= (torch.arange(w.shape[1], device=w.device) // pattern.of)[None] == (grown // pattern.of)[:, None]
+            lowers &= groups[None] == (grown // pattern.of)[:, None]
         pruned = torch.where(lowers, cost, torch.inf).argmin(dim=1)
         possible = lowers.any(dim=1) & gone.any(dim=1)
         moved = error - effect[rows, grown] + effect[rows, pruned]
