@@ -309,7 +309,9 @@ class _Gather:
         x = args[0].reshape(-1, args[0].shape[-1]).float()  # (tokens, in)
         self._tokens += len(x)
         if not self._sums:
-            self._sums = {kind: torch.zeros(shape, device=x.device) for kind, shape in self._shapes.items()}
+            self._sums = {
+                kind: torch.zeros(shape, dtype=torch.float32, device=x.device) for kind, shape in self._shapes.items()
+            }
         if "squares" in self._sums:
             self._sums["squares"] += x.square().sum(dim=0)
         if "sums" in self._sums:
@@ -324,7 +326,7 @@ class _Gather:
         """The statistics, of all processes."""
         tokens = self._tokens
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            counted = torch.tensor(tokens, device=next(iter(self._sums.values())).device)
+            counted = torch.tensor(tokens, dtype=torch.int64, device=next(iter(self._sums.values())).device)
             for tensor in (counted, *self._sums.values()):
                 dist.all_reduce(tensor)
             tokens = int(counted)

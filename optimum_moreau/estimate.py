@@ -28,6 +28,7 @@ from .criteria import Cost
 from .envelope.noise import standard_normal
 from .forwards import forward_bytes, forward_operations, forward_passes, score_bytes, search_extent
 from .registry import CRITERIA
+from .undisturbed import plain_outputs, undisturbed
 from .units import Block, ModelShape
 
 _LENGTH = 31  # tokens of the run on the meta device; no model has a size of 31, so that attention's squares stand out
@@ -252,7 +253,11 @@ def _saved_bytes(skeleton: Any, windows: int) -> dict[nn.Module | None, int]:
     ids = torch.zeros(windows, _LENGTH, dtype=torch.int64, device="meta")
     mask = torch.zeros(windows, 1, _LENGTH, _LENGTH, dtype=skeleton.dtype, device="meta")
     try:
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.enable_grad():
+        with (
+            undisturbed(),
+            plain_outputs(skeleton),
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        ):
             skeleton(input_ids=ids, position_ids=ids[:1], attention_mask=mask, labels=ids, use_cache=False)
     finally:
         for handle in handles:
@@ -283,7 +288,7 @@ def product_rate(rows: int, dtype: torch.dtype, device: str) -> float:
 
 def _noise_rate(device: str) -> float:
     """Normal numbers per second here."""
-    return 2**20 / _time_of(lambda: standard_normal(torch.empty(2**20, device=device), 0), device)
+    return 2**20 / _time_of(lambda: standard_normal(torch.empty(2**20, dtype=torch.float32, device=device), 0), device)
 
 
 def _time_of(action: Any, device: str) -> float:

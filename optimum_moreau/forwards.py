@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from .config import MoreauPrunerConfig
 from .profiles import measures, measures_outliers, probes, search_passes, search_windows
 from .registry import CRITERIA
+from .undisturbed import plain_outputs, undisturbed
 from .units import Block, ModelShape
 
 _LENGTH = 31  # tokens of the run on the meta device
@@ -167,7 +168,7 @@ def live_bytes(skeleton: Any, modules: set[str], windows: int) -> int:
     inner = [layer.get_submodule(name) for layer in kinds.values() for name in modules]
     handles = [module.register_forward_hook(square) for module in inner]
     try:
-        with torch.no_grad(), Alive() as alive:
+        with undisturbed(), plain_outputs(skeleton), torch.no_grad(), Alive() as alive:
             skeleton.model(input_ids=ids, position_ids=ids[:1], attention_mask=mask, use_cache=False)
     finally:
         skeleton.model.layers = whole

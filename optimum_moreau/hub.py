@@ -262,7 +262,10 @@ def verify_published(published: Published, folder: str | Path, *, token: str | N
             if name != "README.md" and _hash(there / name) != _hash(Path(folder).expanduser() / name):
                 raise HubError(f"{published.repo_id}: {name} on the Hub is not what was sent; push again")
         own_type = "auto_map" in json.loads((there / "config.json").read_text(encoding="utf-8"))
-        tokens, local = torch.arange(2, 10)[None], str(Path(folder).expanduser().resolve())
+        tokens, local = (
+            torch.arange(2, 10, dtype=torch.int64, device="cpu")[None],
+            str(Path(folder).expanduser().resolve()),
+        )
         try:
             expected = reload_logits(local, tokens, Path(work), remote_code=own_type)
             remote: dict[str, Any] = {"revision": published.commit, "cache": cache}

@@ -110,7 +110,7 @@ def outliers(model: PreTrainedModel, shape: ModelShape, batches: Sequence[Tensor
         names = list(dict.fromkeys(cut.module for cut in cuts))  # a fused matrix once
         inputs = streamed.gather(names, ("squares",))
         found.append(outlier_share([_flow(streamed.layer, name, inputs[name].squares) for name in names]))
-    return torch.tensor(found, dtype=torch.float64)
+    return torch.tensor(found, dtype=torch.float64, device="cpu")
 
 
 def _flow(layer: nn.Module, name: str, squares: Tensor | None) -> Tensor:
@@ -218,7 +218,7 @@ def search(
                 with _silent(streamed.layer, block, order[:count]):
                     loss = _loss(stream, streamed, batches, f"{block.where} without {count} units")
                 losses.append(loss - dense)
-            found[profile_name("search", block)] = torch.tensor(losses, dtype=torch.float64)
+            found[profile_name("search", block)] = torch.tensor(losses, dtype=torch.float64, device="cpu")
     return found
 
 
@@ -240,17 +240,17 @@ def _silent(layer: nn.Module, block: Block, units: Tensor) -> Iterator[None]:
 
 def _loss(stream: LayerStream, streamed: StreamedLayer, batches: Sequence[Tensor], what: str) -> float:
     """Mean next-token loss over the tokens of all processes, of the model from a layer on."""
-    total = torch.zeros(2, dtype=torch.float64)  # loss, tokens
+    total = torch.zeros(2, dtype=torch.float64, device="cpu")  # loss, tokens
     for batch, logits in zip(batches, stream.logits(streamed), strict=True):
         for ids, scores in zip(batch, logits, strict=True):  # one window in float32 at a time
             labels = ids[1:].to(logits.device)
             loss = nn.functional.cross_entropy(scores[:-1].float(), labels, reduction="sum")
-            total += torch.tensor([loss.item(), labels.numel()], dtype=torch.float64)
+            total += torch.tensor([loss.item(), labels.numel()], dtype=torch.float64, device="cpu")
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         total = total.to(logits.device)
         dist.all_reduce(total)
     mean = float(total[0] / total[1])
-    if not torch.isfinite(torch.tensor(mean)):
+    if not math.isfinite(mean):
         raise NonFiniteError(f"budget 'search': the loss of {what} is {mean}; check the model's weights")
     return mean
 

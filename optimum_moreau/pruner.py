@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from .calibration import CalibrationSet, load_calibration
+from .calibration import CalibrationSet, check_positions, load_calibration
 from .checkpoint import Verification, load_config, load_model, load_tokenizer, save_folder, verify
 from .compensation import check_compensation, estimate_compensation, make_counted_plan, shape_to_count
 from .config import SIZES, MoreauPrunerConfig
@@ -32,11 +32,13 @@ from .placement import input_device, prepare_offloaded, state_to_save
 from .plan import PruningPlan, check_derived, expected_plan, fingerprint
 from .records import Records
 from .recovery import MoreauRecovery, RecoveryConfig, RecoverySummary
+from .registry import COMPENSATIONS
 from .scores import UnitScores, needs_text
 from .sources import DEFAULT_TEXT, content_hash, model_reference, source_name
 from .sparsity import SPARSITY_NAME, SparsitySummary
 from .summary import peak_memory_bytes, versions
 from .surgery import check_prunable
+from .undisturbed import undisturbed
 from .units import ModelShape, model_shape
 
 logger = logging.getLogger(__name__)
@@ -63,20 +65,25 @@ class MoreauPruner:
     """Prunes a causal language model of the LLaMA family in place, and saves what it made.
 
     Args:
-        config: what to prune and how; default `MoreauPrunerConfig.best()`.
+        config: what to prune and how: a config; or a criterion's name, or a dictionary of fields, over the preset
+            `best`; default `MoreauPrunerConfig.best()`.
         tokenizer: the model's tokenizer; needed for text, and saved with the model.
         revision: of the base model, for the record.
+
+    Raises:
+        ConfigError: the config is of another type, or a field of it is not valid.
     """
 
     def __init__(
         self,
-        config: MoreauPrunerConfig | None = None,
+        config: MoreauPrunerConfig | str | Mapping[str, Any] | None = None,
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
         revision: str | None = None,
     ) -> None:
-        self.config = config or MoreauPrunerConfig.best()
-        self._of_bare_plans = config or MoreauPrunerConfig()  # nobody asked to compensate for a plan by hand
+        self.config = _config_of(config)
+        # without a config nobody asked to compensate for a plan by hand
+        self._of_bare_plans = MoreauPrunerConfig() if config is None else self.config
         self.tokenizer = tokenizer
         self.revision = revision
         self._model: PreTrainedModel | None = None
@@ -85,6 +92,7 @@ class MoreauPruner:
         self.measurements: list[Measurement] = []
         self._tokens: Tensor | None = None  # that a saved checkpoint is verified on
 
+    @undisturbed()
     def plan(
         self,
         model: PreTrainedModel,
@@ -113,6 +121,7 @@ class MoreauPruner:
         prepare_offloaded(model)
         shape = model_shape(model)
         config = self.config.resolve(model.config)
+        self._check_positions(model.config, config)
         check_compensation(model, shape, config)
         check_reachable(model.config, shape, shape_to_count(model, shape, config), config)
         if isinstance(calibration, Iterator):
@@ -147,6 +156,7 @@ class MoreauPruner:
         plan = with_export(make_counted_plan(model, shape, scores, config), model.config, shape)
         return plan, scores
 
+    @undisturbed()
     def prune(
         self,
         model: PreTrainedModel,
@@ -163,21 +173,23 @@ class MoreauPruner:
         if self.config.masks:
             if checkpoint_dir is not None:
                 raise ConfigError("checkpoint_dir: masks are made without steps to keep; leave it out")
-            self._warn_of_mask(model)
+            self._warn_of_mask(model, "none")
             return self._done(model, self._mask(model, calibration, calibration_column, start))
         if isinstance(calibration, Iterator):
             calibration = list(calibration)  # it is read twice
         check_prunable(model)
         warn_of_pruned(model)
+        self._check_positions(model.config, self.config)
         text = self._compensation_text(model.config, self.config, calibration, calibration_column)
         if calibration is None and text is not None:
             calibration = DEFAULT_TEXT  # what it is was said once
         plan, scores = self.plan(
             model, calibration, calibration_column=calibration_column, checkpoint_dir=checkpoint_dir
         )
-        self._warn_of_mask(model)
+        self._warn_of_mask(model, self.config.compensation)
         return self._done(model, cut(model, plan, scores, text, start))
 
+    @undisturbed()
     def apply(
         self,
         model: PreTrainedModel,
@@ -221,14 +233,17 @@ class MoreauPruner:
         shape = model_shape(model)
         plan.check_matches(model, shape)
         check_derived(shape, plan, config)
+        if config.compensation != "none":
+            check_positions(model.config, config.sequence_length)
         warn_of_pruned(model)
         text = self._compensation_text(model.config, config, calibration, calibration_column)
         if text is not None:
             self._warn_of_other_text(model.config, config, plan, calibration, calibration_column)
-        self._warn_of_mask(model)
+        self._warn_of_mask(model, config.compensation)
         return self._done(model, cut(model, replace(plan, config=config.to_dict()), None, text, start))
 
     @classmethod
+    @undisturbed()
     def from_pretrained(
         cls, folder: str | Path, *, dtype: str = "auto", device: str | None = None, trust_remote_code: bool = False
     ) -> MoreauPruner:
@@ -253,6 +268,7 @@ class MoreauPruner:
         pruner._recovery, pruner.measurements = found.recovery, list(found.measurements)
         return pruner
 
+    @undisturbed()
     def recover(
         self,
         data: Any,
@@ -273,6 +289,7 @@ class MoreauPruner:
         recovery.train(self._model, data, teacher=teacher, work_dir=work_dir, training_arguments=training_arguments)
         return self._recovered(recovery)
 
+    @undisturbed()
     def merge_adapter(self, folder: str | Path) -> RecoverySummary:
         """In place: merges a LoRA adapter that was trained elsewhere on the pruned model, as peft saved it.
 
@@ -286,6 +303,7 @@ class MoreauPruner:
         recovery.merge(self._model, folder)
         return self._recovered(recovery)
 
+    @undisturbed()
     def evaluate(
         self, text: Any, model: PreTrainedModel | None = None, *, sequence_length: int = 128, **settings: Any
     ) -> float:
@@ -310,6 +328,7 @@ class MoreauPruner:
         self.measurements.append(Measurement(stage, source_name(text), "perplexity", protocol, found, key))
         return found
 
+    @undisturbed()
     def save_pretrained(
         self,
         save_directory: str | Path,
@@ -380,7 +399,7 @@ class MoreauPruner:
         except CheckpointError:  # it has no such record
             return None
 
-    def _warn_of_mask(self, model: PreTrainedModel) -> None:
+    def _warn_of_mask(self, model: PreTrainedModel, compensation: str) -> None:
         if not (pattern := self._mask_of(model)):
             return
         if self.config.masks:
@@ -388,12 +407,16 @@ class MoreauPruner:
                 "the model was masked (%s) already: weights that are zero stay so; mask its dense base instead",
                 pattern,
             )
-        else:
-            logger.warning(
-                "the model was masked (%s): its zeros stay in the weights that remain, but the pattern need not hold"
-                " any more, and the result keeps no record of it",
-                pattern,
-            )
+            return
+        zeros = "its zeros stay in the weights that remain"
+        if not COMPENSATIONS.get(compensation).keeps_zeros:
+            zeros = f"'{compensation}' fills those of o_proj and down_proj; its other zeros stay in what remains"
+        logger.warning(
+            "the model was masked (%s): %s, but the pattern need not hold any more, and the result keeps no record of"
+            " it",
+            pattern,
+            zeros,
+        )
 
     def _recovered(self, recovery: MoreauRecovery) -> RecoverySummary:
         """Keeps a recovery that went well; the one before it, if any, stays on record."""
@@ -439,13 +462,20 @@ class MoreauPruner:
             vocab_size=model_config.vocab_size,
         )
 
+    def _check_positions(self, model_config: PretrainedConfig, config: MoreauPrunerConfig) -> None:
+        """Where text is read, its windows must not be longer than the model's positions."""
+        if needs_text(config) or config.compensation != "none":
+            check_positions(model_config, config.sequence_length)
+
     def _verification_tokens(self) -> Tensor:
         """Calibration tokens, or, where none were read, random ids: a reload must agree on any."""
         assert self._model is not None
         if self._tokens is not None:
             return self._tokens
-        generator = torch.Generator().manual_seed(0)
-        return torch.randint(self._model.config.vocab_size, (2, 64), generator=generator)
+        generator = torch.Generator("cpu").manual_seed(0)
+        return torch.randint(
+            self._model.config.vocab_size, (2, 64), generator=generator, dtype=torch.int64, device="cpu"
+        )
 
     def _compensation_text(
         self, model_config: PretrainedConfig, config: MoreauPrunerConfig, calibration: Any, column: str | None = None
@@ -483,6 +513,7 @@ class MoreauPruner:
         check_prunable(model)
         prepare_offloaded(model)
         config = self.config.resolve(model.config)
+        self._check_positions(model.config, config)
         found = self.read_calibration(model.config, calibration, calibration_column=calibration_column)
         self._tokens = None if found is None else found.tokens
         self._say_estimate(model, model_shape(model), config)
@@ -503,3 +534,17 @@ class MoreauPruner:
                 after = estimate_compensation(skeleton, shape, expected, config, device)
                 assert after is not None  # there is one
                 logger.info("%s", "; ".join(" ".join(line.split()) for line in after.lines))
+
+
+def _config_of(config: Any) -> MoreauPrunerConfig:
+    """The config that is meant: one, a criterion's name, fields of one, or `None`."""
+    if isinstance(config, MoreauPrunerConfig):
+        return config
+    if isinstance(config, str):
+        return MoreauPrunerConfig.best(criterion=config)
+    if config is None or isinstance(config, Mapping):
+        return MoreauPrunerConfig.best(**{str(field): value for field, value in (config or {}).items()})
+    raise ConfigError(
+        f"MoreauPruner: {config!r:.40} is no config; pass a MoreauPrunerConfig, a criterion's name, or a dictionary of"
+        " its fields"
+    )

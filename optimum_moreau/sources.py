@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ DEFAULT_TEXT = Path(__file__).parent / "data" / "calibration.txt"
 _RECORD_LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 _HUB_PREFIX = "hub:"
 _KINDS = {str: "text", int: "a whole number", float: "a number", list: "a list", dict: "a dictionary"}
+_LONGEST_PATH, _LONGEST_NAME, _NO_NAME = 4096, 255, {"\n", "\r", "\0"}
 # A Hub dataset is streamed: so many documents, shuffled, for calibration, and so many of its first for evaluation.
 HUB_DOCUMENTS = 2000
 HUB_EVALUATION_DOCUMENTS = 10_000
@@ -75,18 +76,44 @@ def read_records(source: Any, *, seed: int | None = 0, limit: int | None = None)
     if isinstance(source, str) and source.startswith(_HUB_PREFIX):
         records, column = _read_hub(source, seed, limit)
     elif isinstance(source, (str, Path)):
-        records = _read_file(Path(source))
-    elif isinstance(source, dict):
-        raise DataError(f"the dataset holds several splits ({', '.join(source)}); pass one of them")
+        records = _read_file(path_of(source))
+    elif isinstance(source, Mapping):
+        raise DataError(_no_mapping(source))
     elif hasattr(source, "column_names"):
         records = source
-    else:
+    elif isinstance(source, Iterable) and not isinstance(source, bytes):
         records = [{"text": item} if isinstance(item, str) else item for item in source]
         if not all(isinstance(record, Mapping) for record in records):
-            raise DataError("a list must hold strings or records; pass token ids as one tensor")
+            raise DataError("a list must hold strings or records; only calibration takes token ids")
+    else:
+        raise DataError(f"a {type(source).__name__} is no text; pass a path, strings, records or a dataset")
     if not len(records):
         raise DataError(f"{source_name(source)}: holds no text")
     return records, column
+
+
+def path_of(source: str | Path) -> Path:
+    """The path that a string names; nothing is looked up.
+
+    Raises:
+        DataError: no file can bear that name, as when a text itself is given.
+    """
+    name = str(source)
+    if len(name) > _LONGEST_PATH or any(len(part) > _LONGEST_NAME for part in Path(name).parts) or _NO_NAME & set(name):
+        raise DataError(
+            f"{name[:40]!r}…: a string of {len(name):,} characters that names no file; a string is a path, or"
+            " hub:id[:config[:split[:column]]]; pass text itself in a list: [text]"
+        )
+    return Path(source)
+
+
+def _no_mapping(source: Mapping[str, Any]) -> str:
+    """What to say of a dictionary."""
+    if "input_ids" in source:
+        return "token ids are given where text is read; only calibration takes them"
+    if source and all(hasattr(value, "column_names") for value in source.values()):
+        return f"the dataset holds several splits ({', '.join(source)}); pass one of them"
+    return "a dictionary is no text; pass a path, a list of strings or records, or a dataset"
 
 
 def source_name(source: Any) -> str:
@@ -94,7 +121,7 @@ def source_name(source: Any) -> str:
     if isinstance(source, str) and source.startswith(_HUB_PREFIX):
         return source
     if isinstance(source, (str, Path)):
-        return "optimum_moreau's own text" if source == DEFAULT_TEXT else Path(source).name
+        return "optimum_moreau's own text" if source == DEFAULT_TEXT else path_of(source).name
     if hasattr(source, "column_names"):
         return str(getattr(getattr(source, "info", None), "dataset_name", None) or "dataset")
     return "list of strings"
@@ -117,7 +144,10 @@ def content_hash(source: str | Path) -> str:
     Args:
         source: a path, or a name on the Hub, whose content the name stands for.
     """
-    path = Path(source).expanduser()
+    try:
+        path = path_of(source).expanduser()
+    except DataError:
+        return hashlib.sha256(str(source).encode(errors="surrogatepass")).hexdigest()
     if path.is_file():
         with path.open("rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest()

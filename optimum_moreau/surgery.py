@@ -18,6 +18,7 @@ from .errors import UnsupportedModelError
 from .export import pruned_config
 from .placement import check_loaded, hook_again, loaded, prepare_offloaded, replace_parameter, tie
 from .plan import PruningPlan
+from .undisturbed import undisturbed
 from .units import LAYERS, Block, decoder_layers, model_shape
 
 # What a module keeps of its own when it takes over its twin's attributes: torch's state, and the user's settings.
@@ -27,6 +28,7 @@ _OWN = {*vars(nn.Module()), "training", "generation_config", "gradient_checkpoin
 BASE_PARAMETERS = "parameters_of_base"
 
 
+@undisturbed()
 def apply_plan(model: nn.Module, plan: PruningPlan, export: str | None = None) -> str:
     """In place: removes what the plan does not keep, and rewrites the model's config and class.
 
@@ -126,7 +128,7 @@ def _cut(layer: nn.Module, block: Block, kept: tuple[int, ...]) -> None:
 def _cut_hidden(model: nn.Module, hidden: Block, plan: PruningPlan) -> None:
     """Cuts every parameter that has one row, column or entry per channel; tied ones once."""
     assert plan.hidden is not None  # the caller's branch
-    kept = torch.tensor(plan.hidden.kept)
+    kept = torch.tensor(plan.hidden.kept, dtype=torch.int64, device="cpu")
     renumbered = {old: new for new, old in enumerate(plan.kept_layers or plan.layers)}
     tied = model.lm_head.weight is model.model.embed_tokens.weight  # type: ignore[union-attr]
     # √(D/D′)·w and ε·D/D′ keep the averages over the D original channels: the D − D′ cut ones count as zeros

@@ -102,7 +102,7 @@ class Block:
         scale = extent // (self.total * sum(widths))
         start = scale * self.total * sum(widths[: cut.part])
         width = scale * widths[cut.part]
-        return start + torch.arange(self.total * width, device=device).view(self.total, width)
+        return start + torch.arange(self.total * width, dtype=torch.int64, device=device).view(self.total, width)
 
     def sum_per_unit(self, cut: Cut, elements: Tensor) -> Tensor:
         """Sums a weight-shaped `(out, in)` tensor over each unit's rows or columns: float64 `(units,)`."""

@@ -56,6 +56,12 @@ def tokenizer():
     return tiny_tokenizer()
 
 
+@pytest.fixture(scope="session")
+def bos_tokenizer():
+    """The same, which begins every text with <s>."""
+    return tiny_tokenizer(["<s>"])
+
+
 @pytest.fixture
 def llama():
     return tiny_model("llama")

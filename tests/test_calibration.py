@@ -1,5 +1,6 @@
-"""Windows: seeded, inside one document, unpadded, BOS first; from every kind of source."""
+"""Windows: seeded, inside one document, unpadded, begun as the tokenizer begins a text; from every kind of source."""
 
+import copy
 import json
 import logging
 
@@ -7,10 +8,12 @@ import datasets
 import pytest
 import torch
 
-from optimum_moreau.calibration import load_calibration, tokenize
+from optimum_moreau.calibration import load_calibration, text_prefix, tokenize
+from optimum_moreau.checkpoint import load_tokenizer
 from optimum_moreau.errors import DataError
+from optimum_moreau.evaluation.generations import generations
 from optimum_moreau.sources import read_documents
-from tests.tiny import TEXT
+from tests.tiny import TEXT, tiny_model, tiny_tokenizer
 
 DOCUMENTS = [f"Document number {i}. {TEXT}" * 3 for i in range(6)]
 SMALL = {"samples": 5, "sequence_length": 16}
@@ -27,22 +30,36 @@ def test_same_seed_same_tokens_another_seed_others(tokenizer):
     assert first.sha256 != draw(DOCUMENTS, tokenizer, seed=2).sha256
 
 
-def test_windows_lie_inside_one_document_after_bos(tokenizer):
+@pytest.mark.parametrize("begins", [(), ("<s>",), ("</s>", "<s>")], ids=str)
+def test_windows_lie_inside_one_document_behind_what_the_tokenizer_begins_a_text_with(begins):
+    tokenizer = tiny_tokenizer(begins)
+    first = text_prefix(tokenizer)
+    assert first == tokenizer.convert_tokens_to_ids(list(begins)) == tokenizer("Text")["input_ids"][: len(begins)]
     tokens = draw(DOCUMENTS, tokenizer, samples=20).tokens
     assert tokens.shape == (20, 16)
-    assert (tokens[:, 0] == tokenizer.bos_token_id).all()
+    assert (tokens[:, : len(first)] == torch.tensor(first, dtype=torch.int64)).all()
     texts = ["," + ",".join(map(str, tokenize(text, tokenizer).tolist())) + "," for text in DOCUMENTS]
-    for window in tokens[:, 1:].tolist():
+    for window in tokens[:, len(first) :].tolist():
         assert any("," + ",".join(map(str, window)) + "," in text for text in texts)
 
 
-def test_without_a_bos_token_the_window_is_text_alone(tokenizer):
-    import copy
+def test_a_window_of_a_chat_whose_template_writes_bos_has_one(bos_tokenizer):
+    chatty = copy.deepcopy(bos_tokenizer)
+    chatty.chat_template = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
+    records = [{"messages": [{"role": "user", "content": "Hello there, you."}]}] * 3
+    length = len(chatty("Hello there, you.</s>")["input_ids"])
+    tokens = draw(records, chatty, sequence_length=length).tokens  # so that each window is a whole chat
+    assert (tokens[:, 0] == chatty.bos_token_id).all() and (tokens == chatty.bos_token_id).sum() == len(tokens)
+    assert chatty.decode(tokens[0]) == "<s>Hello there, you.</s>"
 
-    plain = copy.deepcopy(tokenizer)
-    plain.bos_token = None
-    tokens = draw([TEXT * 3], plain).tokens
-    assert not (tokens == tokenizer.bos_token_id).any()
+
+@pytest.mark.parametrize("folder", ["stories260K", "babyllama-char105", "wikitext-llama-5m"])
+def test_windows_of_real_tokenizers_begin_as_their_texts_do(shared, folder, text):
+    tokenizer = load_tokenizer(str(shared / "models" / folder))
+    first = text_prefix(tokenizer)
+    assert first == [token for token in tokenizer(text)["input_ids"][:1] if token == tokenizer.bos_token_id]
+    tokens = draw([text], tokenizer).tokens
+    assert (tokens == tokenizer.bos_token_id).sum() == len(first) * len(tokens)
 
 
 def test_documents_too_short_for_a_window_are_skipped(tokenizer):
@@ -143,3 +160,14 @@ def test_records_say_where_the_tokens_came_from(tokenizer):
         "tokens": 80,
     }
     assert len(record["sha256"]) == 64
+
+
+@pytest.mark.parametrize("begins", [(), ("<s>",), ("</s>", "<s>")], ids=str)
+def test_a_prompt_begins_as_the_tokenizer_begins_a_text_and_only_once(begins, monkeypatch):
+    tokenizer = tiny_tokenizer(begins)
+    model = tiny_model("llama", vocab_size=len(tokenizer))
+    given = []
+    generate = model.generate
+    monkeypatch.setattr(model, "generate", lambda **all: given.append(all["input_ids"][0].tolist()) or generate(**all))
+    found = generations(model, tokenizer, ["The quick", "".join(begins) + "The quick"], new_tokens=3)
+    assert given[0] == given[1] == tokenizer("The quick")["input_ids"] and found[0] == found[1]

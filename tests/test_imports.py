@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "optimum_moreau"
 ROOMS = [
     ["errors", "registry"],
     ["files"],
-    ["placement", "sources"],
+    ["placement", "sources", "pieces", "undisturbed"],
     ["undo"],
     ["config", "calibration", "envelope"],
     ["families"],

@@ -22,7 +22,7 @@ from optimum_moreau.errors import CheckpointError, ConfigError, DataError, Morea
 from optimum_moreau.recovery.examples import IGNORED, load_examples
 from optimum_moreau.recovery.training import distillation_loss, last_state
 from tests.recover_process import RECORDS
-from tests.tiny import assert_same_state, contents, snapshot, tiny_model
+from tests.tiny import assert_same_state, contents, snapshot, tiny_model, tiny_tokenizer
 
 WORKER = Path(__file__).parent / "recover_process.py"
 CHAT = (
@@ -44,7 +44,8 @@ def learnt(example, tokenizer):
 # What is learnt
 
 
-def test_of_an_instruction_the_answer_is_learnt_and_that_it_ends(tokenizer):
+def test_of_an_instruction_the_answer_is_learnt_and_that_it_ends(bos_tokenizer):
+    tokenizer = bos_tokenizer
     record = {"instruction": "Add {these}.", "input": "1, 2", "output": "It is 3."}
     data = load_examples([record], tokenizer, sequence_length=256)
     (example,) = data.train
@@ -74,7 +75,8 @@ def test_of_a_chat_every_answer_is_learnt(tokenizer):
         load_examples([record], tokenizer, sequence_length=256)
 
 
-def test_a_text_is_learnt_whole_in_pieces(tokenizer, text):
+def test_a_text_is_learnt_whole_in_pieces(bos_tokenizer, text):
+    tokenizer = bos_tokenizer
     data = load_examples([text], tokenizer, sequence_length=32)
     ids = [token for example in data.train for token in example["labels"][1:]]
     assert (
@@ -84,7 +86,20 @@ def test_a_text_is_learnt_whole_in_pieces(tokenizer, text):
     assert sorted(ids) == sorted([*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id])
 
 
-def test_packed_records_fill_sequences_and_none_predicts_the_next(tokenizer):
+@pytest.mark.parametrize("begins", [(), ("<s>",), ("</s>", "<s>")], ids=str)
+def test_a_record_begins_as_the_tokenizer_begins_a_text_and_only_once(begins, text):
+    tokenizer = tiny_tokenizer(begins)
+    first = tokenizer.convert_tokens_to_ids(list(begins))
+    for written in ("", "".join(begins)):
+        records = [{"text": written + text}, {"text": f"{written}short"}]
+        for example in load_examples(records, tokenizer, sequence_length=32).train:
+            ids = example["input_ids"]
+            assert ids[: len(first)] == first and (not first or ids[len(first) : 2 * len(first)] != first)
+            assert begins or 0 not in ids
+
+
+def test_packed_records_fill_sequences_and_none_predicts_the_next(bos_tokenizer):
+    tokenizer = bos_tokenizer
     apart = load_examples(RECORDS, tokenizer, sequence_length=512)
     packed = load_examples(RECORDS, tokenizer, sequence_length=512, packing=True)
     assert len(packed.train) < len(apart.train) / 2

@@ -2,7 +2,7 @@
 
 import torch
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from optimum_moreau import PruningPlan
@@ -44,8 +44,8 @@ def tiny_model(model_type="llama", *, seed=0, dtype=torch.float32, **changes):
     return model.eval()
 
 
-def tiny_tokenizer():
-    """A byte-level BPE tokenizer with <s> and </s>, about 300 tokens."""
+def tiny_tokenizer(begins=()):
+    """A byte-level BPE tokenizer with <s> and </s>, about 300 tokens; `begins`: the tokens it puts before a text."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -56,6 +56,9 @@ def tiny_tokenizer():
         show_progress=False,
     )
     bpe.train_from_iterator([TEXT], trainer)
+    if begins:
+        ids = [(token, bpe.token_to_id(token)) for token in begins]
+        bpe.post_processor = processors.TemplateProcessing(single=f"{' '.join(begins)} $A", special_tokens=ids)
     return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>")
 
 

@@ -24,6 +24,7 @@ from ..families import family_of
 from ..files import read_json
 from ..modeling import register_auto_classes
 from ..registry import suggestion
+from ..undisturbed import undisturbed
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +78,7 @@ def load_config(
         raise CheckpointError(f"{name}: {what} ({first_line(error)})") from error
 
 
+@undisturbed()
 def load_model(
     name: str,
     *,
@@ -289,7 +291,7 @@ def check_device(device: str | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)
-        torch.empty(0, device=found)
+        torch.empty(0, dtype=torch.float32, device=found)
         return found
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(f"device: '{device}' cannot be used here ({first_line(error)})") from error

@@ -23,6 +23,7 @@ def main() -> None:
         request["name"], dtype="auto", attn_implementation=request["attention"], use_safetensors=True, **options
     )
     model.eval()
+    model.config.return_dict = True
     if request["device"] != "auto":
         model.to(request["device"])
     tokens = load_file(request["tokens"])["tokens"]

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 
 from ..errors import CheckpointError
 from ..placement import input_device, is_offloaded
+from ..undisturbed import plain_outputs, undisturbed
 
 RELOAD_SCRIPT = Path(__file__).parent / "reload_process.py"
 _WINDOWS = 2
@@ -74,12 +75,14 @@ def verify(model: PreTrainedModel, folder: str | Path, tokens: Tensor) -> Verifi
     return Verification(worst, tokens.numel())
 
 
+@undisturbed()
 @torch.no_grad()
 def _logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     training, device = model.training, input_device(model)
     model.eval()
     try:
-        rows = [model(input_ids=row[None].to(device), use_cache=False).logits.float().cpu() for row in tokens]
+        with plain_outputs(model):
+            rows = [model(input_ids=row[None].to(device), use_cache=False).logits.float().cpu() for row in tokens]
     finally:
         model.train(training)
     return torch.cat(rows)  # (windows, length, vocabulary)

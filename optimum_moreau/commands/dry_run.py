@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 def foresee(args: argparse.Namespace, given: MoreauPrunerConfig) -> dict[str, Any]:
     """Works from config.json alone."""
+    from ..calibration import check_positions
     from ..checkpoint import check_device, load_skeleton
     from ..compensation import shape_to_count
     from ..export import decide_export
@@ -28,6 +29,8 @@ def foresee(args: argparse.Namespace, given: MoreauPrunerConfig) -> dict[str, An
     )
     shape = model_shape(skeleton)
     config = given.resolve(skeleton.config)
+    if needs_text(config) or config.compensation != "none":
+        check_positions(skeleton.config, config.sequence_length)
     device = check_device(None if args.device == "auto" else args.device).type
     if config.masks:
         return _foresee_zeros(skeleton, shape, config, device)

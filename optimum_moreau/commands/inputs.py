@@ -92,7 +92,7 @@ def check_inputs(recipe: Recipe, config: Any, done: dict[str, bool], trust_remot
     check_template(recipe.card_template)
     tokenizer = load_tokenizer(recipe.model, revision=recipe.revision, trust_remote_code=trust_remote_code)
     if recipe.evaluate:
-        segment(read_documents(recipe.evaluate, seed=None, tokenizer=tokenizer), tokenizer, SEGMENT)
+        segment(read_documents(recipe.evaluate, seed=None, tokenizer=tokenizer), tokenizer, SEGMENT, most=1)
     if recipe.push:
         check_access(recipe.push.repo)
     if not done["prune"] and recipe.calibration:

@@ -58,7 +58,7 @@ def narrowed(model: PreTrainedModel, shape: ModelShape, plan: PruningPlan) -> It
         if plan.narrows:
             assert plan.hidden is not None and shape.hidden is not None  # so there is something to go
             kept = plan.hidden
-            gone = torch.ones(kept.total, dtype=torch.bool)
+            gone = torch.ones(kept.total, dtype=torch.bool, device="cpu")
             gone[list(kept.kept)] = False
             start = model.get_submodule(EMBEDDINGS)
             stack.callback(start.register_forward_hook(_start(gone, narrow)).remove)

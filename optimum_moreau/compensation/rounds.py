@@ -45,7 +45,7 @@ def without_removed(scores: UnitScores, plan: PruningPlan, shape: ModelShape) ->
     values = dict(scores.values)
     for block in shape.blocks:
         if block.where in values and plan.kept(block).removed:
-            gone = torch.ones(block.total, dtype=torch.bool)
+            gone = torch.ones(block.total, dtype=torch.bool, device="cpu")
             gone[list(plan.kept(block).kept)] = False
             values[block.where] = values[block.where].masked_fill(gone, _GONE)
     return replace(scores, values=values)

@@ -20,8 +20,8 @@ from ..units import Block, ModelShape, decoder_layers
 def rows(plan: PruningPlan, w: Tensor) -> Tensor:
     """Of a weight or its bias: the rows that write to hidden channels which stay, int64."""
     if plan.hidden is None:
-        return torch.arange(w.shape[0], device=w.device)
-    return torch.tensor(plan.hidden.kept, device=w.device)
+        return torch.arange(w.shape[0], dtype=torch.int64, device=w.device)
+    return torch.tensor(plan.hidden.kept, dtype=torch.int64, device=w.device)
 
 
 def columns(block: Block, plan: PruningPlan, w: Tensor) -> Tensor:

@@ -37,6 +37,7 @@ class Compensation:
         step: the function.
         needs_bias: whether it is nothing without an intercept.
         ridged: whether it solves for the columns of a matrix, and so reads λ.
+        keeps_zeros: whether a weight that is zero stays so.
     """
 
     summary: str
@@ -44,6 +45,7 @@ class Compensation:
     step: Step
     needs_bias: bool = False
     ridged: bool = False
+    keeps_zeros: bool = True
 
 
 def refit(w: Tensor, moments: Moments, ridge: float, intercept: bool) -> tuple[Tensor, Tensor | None]:
@@ -88,6 +90,8 @@ def _intercept(w: Tensor, moments: Moments) -> Tensor:
 
 
 NONE = Compensation("what stays is left as it is", "", lambda w, moments, ridge, intercept: (w, None))
-REFIT = Compensation("ridge least squares of what stays, towards the whole matrix's output", "", refit, ridged=True)
+REFIT = Compensation(
+    "ridge least squares of what stays, towards the whole matrix's output", "", refit, ridged=True, keeps_zeros=False
+)
 SCALE = Compensation("one factor per output, and with an intercept a shift", "", scale)
 BIAS = Compensation("the mean of what went becomes a bias (FLAP)", FLAP_PAPER, bias, needs_bias=True)

@@ -32,7 +32,7 @@ def block_influence(model: PreTrainedModel, layers: nn.ModuleList, batches: Iter
     Returns:
         float64 tensor `(layers,)` on CPU: 0 for a layer that leaves the direction of the residual stream as it is.
     """
-    similarity = torch.zeros(len(layers), dtype=torch.float64)
+    similarity = torch.zeros(len(layers), dtype=torch.float64, device="cpu")
     tokens = 0
 
     def watch(index: int) -> Callable[..., None]:

@@ -75,7 +75,7 @@ def score(run: Scoring) -> None:
             "lora trains on the whole model; load it without offload, or take another criterion"
         )
     adapters = _adapters(run)
-    speaking = {block.where: torch.ones(block.total, dtype=torch.bool) for block in run.blocks}
+    speaking = {block.where: torch.ones(block.total, dtype=torch.bool, device="cpu") for block in run.blocks}
     trained = [tensor for one in adapters.values() for tensor in (one.a, one.b)]
     optimizer = torch.optim.AdamW(trained, lr=c.learning_rate, weight_decay=0.0)
     scale = FLOAT16_SCALE if run.model.dtype == torch.float16 else 1.0
@@ -106,12 +106,14 @@ def _adapters(run: Scoring) -> dict[str, _Adapter]:
         module: Any = run.model.get_submodule(name.removesuffix(".weight"))
         out, width = module.weight.shape
         digest = hashlib.sha256(f"{run.config.seed}/{name}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-        a = (torch.rand(run.config.lora_rank, width, generator=generator) * 2 - 1) / math.sqrt(width)
+        generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:7], "big"))
+        drawn = torch.rand(run.config.lora_rank, width, generator=generator, dtype=torch.float32, device="cpu")
+        a = (drawn * 2 - 1) / math.sqrt(width)
         device = device_of(module)
         own = [part for part in parts if part[0].kind != "hidden"] or parts
-        a, b = (one.to(device).requires_grad_() for one in (a, torch.zeros(out, run.config.lora_rank)))
-        found[name] = _Adapter(module, a, b, own, torch.zeros(out, width, device=device))
+        b = torch.zeros(out, run.config.lora_rank, dtype=torch.float32, device=device)
+        a, b = (one.to(device).requires_grad_() for one in (a, b))
+        found[name] = _Adapter(module, a, b, own, torch.zeros(out, width, dtype=torch.float32, device=device))
     return found
 
 

@@ -109,7 +109,7 @@ def _state(run: Scoring) -> Iterator[State]:
 def _at(delta: State, name: str, run: Scoring) -> Tensor:
     device = run.engine.device(name)
     found = delta.get(name, device)
-    return torch.zeros(delta.shapes[name], device=device) if found is None else found
+    return torch.zeros(delta.shapes[name], dtype=torch.float32, device=device) if found is None else found
 
 
 def _add(total: dict[str, Tensor], delta: State, run: Scoring) -> None:

@@ -35,17 +35,17 @@ def score(run: Scoring) -> None:
 
 def elements(name: str, w: Tensor, inputs: Inputs, config: MoreauPrunerConfig) -> Tensor:
     """For masks: one number per weight, from (seed, name)."""
-    return torch.rand(w.shape, generator=_generator(config.seed, name)).to(w.device)
+    return torch.rand(w.shape, generator=_generator(config.seed, name), dtype=torch.float32, device="cpu").to(w.device)
 
 
 def _uniform(block: Block, seed: int) -> Tensor:
     """One number per unit, float32 `(units,)`."""
-    return torch.rand(block.total, generator=_generator(seed, block.where))
+    return torch.rand(block.total, generator=_generator(seed, block.where), dtype=torch.float32, device="cpu")
 
 
 def _generator(seed: int, where: str) -> torch.Generator:
     digest = hashlib.sha256(f"{seed}/{where}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 RANDOM = Criterion(

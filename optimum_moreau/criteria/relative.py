@@ -37,7 +37,7 @@ def stochastic_ria(name: str, w: Tensor, inputs: Inputs, config: MoreauPrunerCon
     out, width = w.shape
     tau = max(1, int(config.sample_share * min(out, width)))
     digest = hashlib.sha256(f"{config.seed}/{name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:7], "big"))
     magnitude = w.abs()
     of_columns = _sampled(magnitude.T, tau, generator)  # (in, 1)
     of_rows = _sampled(magnitude, tau, generator)  # (out, 1)
@@ -46,7 +46,7 @@ def stochastic_ria(name: str, w: Tensor, inputs: Inputs, config: MoreauPrunerCon
 
 def _sampled(lines: Tensor, tau: int, generator: torch.Generator) -> Tensor:
     """Sum of τ entries of every line, drawn without replacement: `(lines, n)` → `(lines, 1)`."""
-    places = torch.rand(lines.shape, generator=generator).argsort(dim=1)[:, :tau]
+    places = torch.rand(lines.shape, generator=generator, dtype=torch.float32, device="cpu").argsort(dim=1)[:, :tau]
     return lines.gather(1, places.to(lines.device)).sum(dim=1, keepdim=True)
 
 

@@ -123,7 +123,9 @@ class Engine:
         ]
         self.processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         self._loss_scale: float | None = None if model.dtype == torch.float16 else 1.0
-        self._anchor = torch.zeros((), requires_grad=True)  # so that outputs need gradients where inputs do not
+        self._anchor = torch.zeros(
+            (), dtype=torch.float32, device="cpu", requires_grad=True
+        )  # so that outputs need gradients where inputs do not
         self._buffers: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
         self._sums: dict[str, Tensor] = {}
         self._checks: dict[str, Tensor] = {}
@@ -172,7 +174,7 @@ class Engine:
                     weight.waiting = len(weight.modules)
                 total += micro.share * self._pass(micro)
         self._check_gradients(micros[-1].label)
-        return float(self.sum_over_processes(torch.tensor(total, device=input_device(self.model)))) if shared else total
+        return self._sum_of(total) if shared else total
 
     def _chosen_loss_scale(self, micro: Micro) -> float:
         """For a float16 model: 2^12, or less by factors of 16, so that at w no gradient overflows 16 times as much.
@@ -207,7 +209,7 @@ class Engine:
         """Where processes sum their gradients: stops with those whose loss is not finite, which will not."""
         if self._now is None or not self._now.shared:
             return
-        others = self.sum_over_processes(torch.tensor(float(not finite), device=input_device(self.model)))
+        others = self._sum_of(float(not finite))
         if finite and others:
             raise NonFiniteError(f"{label}: the loss of another process is not finite; see its message")
 
@@ -230,6 +232,12 @@ class Engine:
         if self.processes > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def _sum_of(self, number: float) -> float:
+        """The sum of a number over all processes, in float32."""
+        return float(
+            self.sum_over_processes(torch.tensor(number, dtype=torch.float32, device=input_device(self.model)))
+        )
 
     # what the patched layers call
 

@@ -7,10 +7,15 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from ..undisturbed import plain_outputs, undisturbed
+
 
 @contextmanager
 def scoring_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no parameter requires a gradient; afterwards everything is as it was, also on an error."""
+    """Evaluation mode, no parameter requires a gradient; afterwards everything is as it was, also on an error.
+
+    What the process or the model's config is set to decides nothing (undisturbed.py).
+    """
     training = {module: module.training for module in model.modules()}
     # by name: a parameter may be replaced meanwhile; those of inference mode never can require one
     requires = {name: p.requires_grad for name, p in model.named_parameters() if not p.is_inference()}
@@ -18,7 +23,8 @@ def scoring_mode(model: nn.Module) -> Iterator[None]:
         model.eval()
         for name in requires:
             model.get_parameter(name).requires_grad_(False)
-        yield
+        with undisturbed(), plain_outputs(model):
+            yield
     finally:
         for module, mode in training.items():
             module.training = mode

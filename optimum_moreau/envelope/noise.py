@@ -109,7 +109,7 @@ def standard_normal(like: Tensor, seed: int) -> Tensor:
 @cache
 def _quantiles() -> np.ndarray:
     """The normal quantiles at (k + ½)/65536, scaled to variance 1, float32 `(65536,)`."""
-    places = (torch.arange(65536, dtype=torch.float64) + 0.5) / 65536
+    places = (torch.arange(65536, dtype=torch.float64, device="cpu") + 0.5) / 65536
     quantiles = torch.special.ndtri(places)
     return (quantiles / quantiles.square().mean().sqrt()).float().numpy()
 

@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..calibration import text_prefix
 from ..errors import ConfigError
 from ..placement import input_device
+from ..undisturbed import plain_outputs, undisturbed
 
 
+@undisturbed()
 @torch.inference_mode()
 def generations(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, new_tokens: int = 64
@@ -21,7 +24,7 @@ def generations(
     Args:
         model: a causal language model.
         tokenizer: its tokenizer.
-        prompts: texts, as they are; no chat template.
+        prompts: texts, as they are; no chat template. They begin as the tokenizer begins a text, once.
         new_tokens: at most.
 
     Raises:
@@ -29,14 +32,17 @@ def generations(
     """
     if new_tokens < 1:
         raise ConfigError(f"new_tokens: {new_tokens} is not a whole number ≥ 1")
-    found = []
+    found, prefix = [], text_prefix(tokenizer)
     for prompt in prompts:
         tokens = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(input_device(model))
+        if prefix and tokens["input_ids"][0, : 2 * len(prefix)].tolist() == 2 * prefix:  # the prompt begins so itself
+            tokens = BatchEncoding({name: values[:, len(prefix) :] for name, values in tokens.items()})
         if not tokens["input_ids"].numel():
             raise ConfigError(f"prompt: {prompt!r} has no tokens; give some words")
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         generate: Any = model.generate
-        ids = generate(**tokens, max_new_tokens=new_tokens, do_sample=False, pad_token_id=pad)
+        with plain_outputs(model):
+            ids = generate(**tokens, max_new_tokens=new_tokens, do_sample=False, pad_token_id=pad)
         written = ids[0, tokens["input_ids"].shape[1] :]
         found.append(str(tokenizer.decode(written, skip_special_tokens=True)))
     return found

@@ -7,7 +7,6 @@ The documents are tokenised without BOS and concatenated; the tail that fills no
 
 from __future__ import annotations
 
-import logging
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -19,12 +18,12 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..calibration import check_vocabulary, tokenize
+from ..calibration import check_positions, check_vocabulary
 from ..errors import ConfigError, DataError, NonFiniteError
+from ..pieces import token_pieces
 from ..placement import input_device
 from ..sources import read_documents
-
-logger = logging.getLogger(__name__)
+from ..undisturbed import plain_outputs, undisturbed
 
 SEGMENT = 128  # tokens, of the papers' tables
 _DESCRIPTION = "Token-weighted perplexity of a causal language model over non-overlapping segments."
@@ -79,6 +78,7 @@ class Perplexity(evaluate.Metric):
         return vars(measure_segments(model, segments, batch_size))
 
 
+@undisturbed()
 def perplexity(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -101,44 +101,73 @@ def perplexity(
         max_segments: only the first so many segments.
 
     Raises:
+        ConfigError: a segment is longer than the model's positions, or has no target.
         DataError: the text cannot be read, is shorter than one segment, or is not of the model's vocabulary.
         NonFiniteError: a loss is NaN or infinite.
     """
-    segments = segment(read_documents(text, column=column, seed=None), tokenizer, sequence_length)
-    return measure_segments(model, segments[:max_segments], batch_size)
+    check_positions(model.config, sequence_length)
+    segments = segment(read_documents(text, column=column, seed=None), tokenizer, sequence_length, max_segments)
+    return measure_segments(model, segments, batch_size)
 
 
-def segment(documents: list[str], tokenizer: PreTrainedTokenizerBase, sequence_length: int) -> Tensor:
-    """Returns the documents' tokens, concatenated and cut into segments, `(segments, sequence_length)`."""
+def segment(
+    documents: list[str], tokenizer: PreTrainedTokenizerBase, sequence_length: int, most: int | None = None
+) -> Tensor:
+    """Returns the documents' tokens, concatenated and cut into segments, `(segments, sequence_length)`.
+
+    Args:
+        documents: texts.
+        tokenizer: of the model.
+        sequence_length: tokens per segment.
+        most: only the first so many segments; no more of the text is tokenised than they need.
+
+    Raises:
+        ConfigError: a segment has no target.
+        DataError: the text fills no segment.
+    """
     if sequence_length < 2:
         raise ConfigError(f"sequence_length: {sequence_length} is not a whole number ≥ 2")
-    ids = torch.cat([tokenize(document, tokenizer) for document in documents])
+    needed = math.inf if most is None else most * sequence_length
+    pieces: list[Tensor] = []
+    length = 0
+    for piece in (piece for document in documents for piece in token_pieces(document, tokenizer)):
+        pieces.append(piece)
+        length += len(piece)
+        if length >= needed:
+            break
+    ids = torch.cat(pieces)[: most and most * sequence_length]
     count = len(ids) // sequence_length
     if not count:
         raise DataError(f"evaluation text: {len(ids)} tokens, one segment needs {sequence_length}; give longer text")
     return ids[: count * sequence_length].view(count, sequence_length)
 
 
-@torch.inference_mode()
+@undisturbed()
 def measure_segments(model: PreTrainedModel, segments: Tensor, batch_size: int = 8) -> PerplexityResult:
     """Measures a model's perplexity on token ids `(segments, length)`; errors as for `perplexity`."""
     check_vocabulary(segments, model.config.vocab_size, "evaluation text")
-    if segments.shape[1] > (positions := getattr(model.config, "max_position_embeddings", None) or segments.shape[1]):
-        logger.warning("segments of %d tokens, more than the model's %d positions", segments.shape[1], positions)
+    check_positions(model.config, segments.shape[1])
     training = model.training
     model.eval()
-    total = 0.0
     try:
-        for batch in tqdm(segments.split(batch_size), desc="perplexity", leave=False, disable=None):
-            ids = batch.to(input_device(model))
-            logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()  # (segments, n − 1, vocabulary)
-            losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
-            total += losses.double().item()
-            if not math.isfinite(total):
-                raise NonFiniteError(
-                    f"evaluation: the loss is {total}; check the model's weights, or load it in bfloat16 or float32"
-                )
+        with torch.inference_mode(), plain_outputs(model):
+            total = _loss(model, segments, batch_size)
     finally:
         model.train(training)
     tokens = segments.numel() - len(segments)
     return PerplexityResult(math.exp(min(total / tokens, 700.0)), tokens, len(segments))
+
+
+def _loss(model: PreTrainedModel, segments: Tensor, batch_size: int) -> float:
+    """The negative log-likelihood of all targets together."""
+    total = 0.0
+    for batch in tqdm(segments.split(batch_size), desc="perplexity", leave=False, disable=None):
+        ids = batch.to(input_device(model))
+        logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()  # (segments, n − 1, vocabulary)
+        losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
+        total += losses.double().item()
+        if not math.isfinite(total):
+            raise NonFiniteError(
+                f"evaluation: the loss is {total}; check the model's weights, or load it in bfloat16 or float32"
+            )
+    return total

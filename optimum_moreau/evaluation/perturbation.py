@@ -36,13 +36,13 @@ class Perturbation:
         if self.kind == "dtype":
             changed: Any = model
             return changed.to(DTYPES[self.name])
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator("cpu").manual_seed(0)
         for parameter in model.parameters() if self.kind in ("noise", "int8") else ():
             if parameter.dim() != 2:
                 continue
             w = parameter.float()
             if self.kind == "noise":  # w ← w + level·|w|·z
-                z = torch.randn(w.shape, generator=generator).to(w.device)
+                z = torch.randn(w.shape, generator=generator, dtype=torch.float32, device="cpu").to(w.device)
                 parameter.copy_(w + self.value * w.abs() * z)
             else:  # w ← round(w/s)·s, s = max|w|/127 of each output row
                 s = w.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / 127

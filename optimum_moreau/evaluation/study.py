@@ -86,7 +86,7 @@ class Study:
         self.protocol = f"{SEGMENT}-token segments{first}"
         self.segments = None
         if evaluate is not None:
-            self.segments = segment(read_documents(evaluate, seed=None), tokenizer, SEGMENT)[:max_segments]
+            self.segments = segment(read_documents(evaluate, seed=None), tokenizer, SEGMENT, max_segments)
         self._tokens: dict[tuple[int, int, int], Tensor] = {}
         self._dense: float | None = None
 

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import ConfigError, DataError, first_line, quiet
 from ..registry import suggestion
+from ..undisturbed import plain_outputs, undisturbed
 
 # The seven tasks of LLM-Pruner's and MoreauPruner's tables. The papers name no metrics; these are the usual reading of
 # their dense rows on LLaMA-7B, which was not run here.
@@ -79,6 +80,7 @@ class ZeroShot:
         return math.sqrt(sum(one.stderr**2 for one in self.tasks)) / len(self.tasks)
 
 
+@undisturbed()
 def zero_shot(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -108,7 +110,7 @@ def zero_shot(
 
     training = model.training
     try:
-        with quiet("lm_eval"), quiet("datasets"), quiet("huggingface_hub"), ExitStack() as stack:
+        with plain_outputs(model), quiet("lm_eval"), quiet("datasets"), quiet("huggingface_hub"), ExitStack() as stack:
             if not sys.stderr.isatty():  # lm-eval's bars ask no terminal
                 stack.enter_context(redirect_stderr(io.StringIO()))
             found = lm_eval.simple_evaluate(

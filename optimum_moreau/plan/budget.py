@@ -114,7 +114,9 @@ def expected_plan(shape: ModelShape, config: MoreauPrunerConfig) -> PruningPlan:
     """
     protect = config.protect if config.budget == "uniform" else 0.0
     config = replace(config, budget="uniform", protect=protect, protect_outliers=None)
-    blank = UnitScores({block.where: torch.zeros(block.total) for block in shape.in_scope(config)})
+    blank = UnitScores(
+        {block.where: torch.zeros(block.total, dtype=torch.float32, device="cpu") for block in shape.in_scope(config)}
+    )
     plan = _planned(blank, shape, config)
     check_foreseen(shape, plan, config)
     check_derived(shape, plan, config)

@@ -43,7 +43,7 @@ def removal_order(block: Block, ranking: Ranking, config: MoreauPrunerConfig) ->
     """
     score = ranking[block.where]
     order = torch.argsort(score, stable=True)  # equal scores: the lower index goes first
-    stays = torch.zeros(block.total, dtype=torch.bool)
+    stays = torch.zeros(block.total, dtype=torch.bool, device="cpu")
     if config.protect_outliers is not None:
         stays = is_outlier(ranking, block, config.protect_outliers)
     if config.protect and block.kind == "mlp":

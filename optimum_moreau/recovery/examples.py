@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..calibration import text_prefix
 from ..errors import DataError
+from ..pieces import tokenize
 from ..sources import Record, chat_text, read_records, source_name, text_field, text_of
 
 if TYPE_CHECKING:
@@ -100,8 +102,10 @@ def load_examples(
     pieces_of, is_chat = _reader(records[0], name, column, tokenizer)
     groups: list[list[Example]] = []  # of each record: a text may make several sequences
     skipped = 0
+    prefix = [] if is_chat else text_prefix(tokenizer)
+    eos = [] if is_chat or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     for i, record in enumerate(records):
-        found = list(_sequences(pieces_of(record, i), tokenizer, sequence_length, loss_on, is_chat))
+        found = list(_sequences(pieces_of(record, i), tokenizer, sequence_length, loss_on, (prefix, eos)))
         skipped += not found
         if found:
             groups.append(found)
@@ -121,7 +125,9 @@ def load_examples(
         )
     if len(groups) == 1:  # one long text: its pieces are what can be held out
         groups = [[example] for example in groups[0]]
-    order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed)).tolist()
+    order = torch.randperm(
+        len(groups), generator=torch.Generator("cpu").manual_seed(seed), dtype=torch.int64, device="cpu"
+    ).tolist()
     held_out = min(int(validation * len(groups)), 2000)
     parts = [[example for i in part for example in groups[i]] for part in (order[held_out:], order[:held_out])]
     if packing:
@@ -186,25 +192,36 @@ def _chat(messages: Sequence[Record], tokenizer: PreTrainedTokenizerBase, name: 
 
 
 def _sequences(
-    pieces: Pieces, tokenizer: PreTrainedTokenizerBase, length: int, loss_on: str, is_chat: bool
+    pieces: Pieces,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    loss_on: str,
+    ends: tuple[list[int], list[int]],
 ) -> Iterator[Example]:
-    """Token ids and labels of a record: BOS, its pieces, EOS; a chat's template has written them already.
+    """Token ids and labels of a record: what the tokenizer begins a text with, once; its pieces; EOS.
 
     A plain text makes as many sequences as it fills, another record one.
+
+    Args:
+        pieces: of the record.
+        tokenizer: of the model.
+        length: of a sequence, at most.
+        loss_on: `answer` or `all`.
+        ends: what a sequence begins with, and what a record ends with; nothing for a chat, whose template writes both.
     """
     ids: list[int] = []
     labels: list[int] = []
-    bos, eos = (
-        [] if is_chat or token is None else [token] for token in (tokenizer.bos_token_id, tokenizer.eos_token_id)
-    )
+    prefix, eos = ends
     for text, answer in pieces:
-        found = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        found = tokenize(text, tokenizer).tolist()
         ids += found
         labels += found if answer or loss_on == "all" else [IGNORED] * len(found)
-    ids, labels, step = ids + eos, labels + eos, length - len(bos)
+    if prefix and ids[: len(prefix)] == prefix:  # the text itself begins so
+        ids, labels = ids[len(prefix) :], labels[len(prefix) :]
+    ids, labels, step = ids + eos, labels + eos, length - len(prefix)
     for start in range(0, len(ids), step) if len(pieces) == 1 else (0,):
         tokens, learnt = ids[start : start + step], labels[start : start + step]
-        example = {"input_ids": bos + tokens, "labels": [IGNORED] * len(bos) + learnt}
+        example = {"input_ids": prefix + tokens, "labels": [IGNORED] * len(prefix) + learnt}
         if any(label != IGNORED for label in example["labels"][1:]):
             yield example
 

@@ -21,6 +21,7 @@ from ..files import filled, read_json
 from ..plan import fingerprint
 from ..sources import model_reference
 from ..surgery import check_prunable
+from ..undisturbed import plain_outputs, undisturbed
 from .adapter import Adapter, lora_on
 from .examples import TrainingData, load_examples
 from .settings import RecoveryConfig
@@ -136,6 +137,7 @@ class MoreauRecovery:
     summary: RecoverySummary | None = field(default=None, init=False)
     adapter: Adapter | None = field(default=None, init=False)
 
+    @undisturbed()
     def train(
         self,
         model: PreTrainedModel,
@@ -200,6 +202,7 @@ class MoreauRecovery:
             seed=self.config.seed,
         )
 
+    @undisturbed()
     def merge(self, model: PreTrainedModel, folder: str | Path) -> RecoverySummary:
         """In place: merges a LoRA adapter that was trained elsewhere on this model.
 
@@ -241,7 +244,7 @@ class MoreauRecovery:
             r=c.rank, lora_alpha=c.alpha, lora_dropout=c.dropout, target_modules="all-linear", task_type="CAUSAL_LM"
         )
         torch.manual_seed(c.seed)
-        with lora_on(model, lora, keep_zeros=self.keep_zeros) as tuned:
+        with plain_outputs(*filter(None, (model, teacher))), lora_on(model, lora, keep_zeros=self.keep_zeros) as tuned:
             found = train(
                 tuned,
                 self.tokenizer,

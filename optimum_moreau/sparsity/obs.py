@@ -7,6 +7,9 @@ With H⁻¹ = UᵀU, U upper triangular, column j of W is decided while the colu
 
 Columns are taken in blocks of 128, and the columns behind a block are updated once for all of it. Without a mask, each
 block chooses its own, by W²/U_jj² of the weights as they are then: over all rows, or for n:m in every m columns.
+
+A weight that is zero at the start goes too, before all others: it is held at zero, and what the update would have made
+of it is made up for by the columns behind.
 """
 
 from __future__ import annotations
@@ -29,12 +32,13 @@ def surgeon(
         upper: U, `(in, in)`.
         pattern: where zeros may lie.
         sparsity: share of zeros, of an unstructured pattern.
-        mask: which weights stay, bool `(out, in)`; default: chosen on the way.
+        mask: which weights stay, bool `(out, in)`, but for those that are zero; default: chosen on the way.
 
     Returns:
         The new weights, and which stay.
     """
-    w, chosen = w.clone(), torch.ones_like(w, dtype=torch.bool) if mask is None else mask.clone()
+    w, zero = w.clone(), w == 0
+    chosen = ~zero if mask is None else mask & ~zero
     width = w.shape[1]
     block = BLOCK if not pattern.structured else BLOCK - BLOCK % pattern.of or pattern.of
     for start in range(0, width, block):
@@ -42,12 +46,14 @@ def surgeon(
         part, u = w[:, start:end], upper[start:end, start:end]
         errors = torch.zeros_like(part)
         if mask is None and not pattern.structured:
-            chosen[:, start:end] = keep_mask(part.square() / u.diagonal().square(), pattern, sparsity, "layer")
+            scores = (part.square() / u.diagonal().square()).masked_fill(zero[:, start:end], -1)
+            chosen[:, start:end] &= keep_mask(scores, pattern, sparsity, "layer")
         for j in range(end - start):
             if mask is None and pattern.structured and j % pattern.of == 0:
                 columns = slice(j, j + pattern.of)
+                here = slice(start + j, start + j + pattern.of)
                 scores = part[:, columns].square() / u.diagonal()[columns].square()
-                chosen[:, start + j : start + j + pattern.of] = keep_mask(scores, pattern, 0.0)
+                chosen[:, here] &= keep_mask(scores.masked_fill(zero[:, here], -1), pattern, 0.0)
             stays = chosen[:, start + j]
             errors[:, j] = torch.where(stays, 0, part[:, j] / u[j, j])
             part[:, j:] -= errors[:, j : j + 1] * u[j : j + 1, j:]

@@ -75,9 +75,14 @@ def keep_mask(scores: Tensor, pattern: Pattern, sparsity: float, group: str = "r
     return mask.view_as(scores)
 
 
+def zeros_first(scores: Tensor, w: Tensor) -> Tensor:
+    """Scores, none negative, under which the weights that are zero now go before all others, `(out, in)`."""
+    return scores.masked_fill(w == 0, -1)
+
+
 def _small(lines: Tensor, drop: int) -> Tensor:
     """All but the lowest of every line, by each entry's rank: the number of those below it, or equal and before it."""
-    places = torch.arange(lines.shape[1], device=lines.device)
+    places = torch.arange(lines.shape[1], dtype=torch.int64, device=lines.device)
     rank = torch.zeros_like(lines, dtype=torch.int16)
     for place in range(lines.shape[1]):
         other = lines[:, place : place + 1]

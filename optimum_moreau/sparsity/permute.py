@@ -56,14 +56,14 @@ def order_channels(scores: Tensor, pattern: Pattern, heads: int = 1, readers: in
         readers: query heads per KV head, which follow each other and read the same channels, so have one order.
     """
     width = scores.shape[1] // (heads * readers)
-    places = torch.arange(width, device=scores.device).repeat(heads, 1)  # (heads, width)
+    places = torch.arange(width, dtype=torch.int64, device=scores.device).repeat(heads, 1)  # (heads, width)
     if width % pattern.of == 0:
         for places_of_head, part in zip(places, scores.view(len(scores), heads, -1).unbind(dim=1), strict=True):
             own = part.reshape(-1, width)  # (out · readers, width)
             found = _assigned(own, _dealt(own, pattern.of), pattern).flatten()
             if _kept(own[:, found], pattern) > _kept(own, pattern):
                 places_of_head.copy_(found)
-    starts = width * torch.arange(heads * readers, device=scores.device)
+    starts = width * torch.arange(heads * readers, dtype=torch.int64, device=scores.device)
     columns = (places[:, None] + starts.view(heads, readers, 1)).flatten()
     rows = (places + starts[:heads, None]).flatten()
     total = float(scores.sum(dtype=torch.float64)) or 1.0

@@ -11,9 +11,9 @@ Each cycle grows back one pruned weight g and prunes one kept weight p instead, 
         the smallest relative importance (|W|/Σ_i|W| + |W|/Σ_j|W|)·(√A)^½ among these       (R²-DSnoT)
 
 A swap that would raise |ε| is rejected, and the row is done; so it is at |ε| ≤ 0.1, or after 50 cycles. In an n:m
-pattern p lies in the m inputs of g. The exact formula of R²-DSnoT is not in the text at hand: this is a reading of it,
-with relative importance in the pruning rule, where the paper says that in both rules it hurts; its regulariser, which
-by the paper matters little, is left out.
+pattern p lies in the m inputs of g. Weights that are zero do not grow. The exact formula of R²-DSnoT is not in the text
+at hand: this is a reading of it, with relative importance in the pruning rule, where the paper says that in both rules
+it hurts; its regulariser, which by the paper matters little, is left out.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def refine(w: Tensor, mask: Tensor, inputs: Inputs, pattern: Pattern, how: str) 
     """Improves a mask; no row's |ε| rises, and every row, and every m inputs of n:m, keeps as many weights.
 
     Args:
-        w: the dense weights `(out, in)`, float32.
+        w: the weights before the mask `(out, in)`, float32.
         mask: which stay, bool `(out, in)`.
         inputs: with squares and sums.
         pattern: that the mask follows.
@@ -76,17 +76,19 @@ def refine(w: Tensor, mask: Tensor, inputs: Inputs, pattern: Pattern, how: str) 
     error = torch.where(mask, 0, effect).sum(dim=1)  # (out,), ε
     before, swaps = float(error.abs().sum()), 0
     active = error.abs() > THRESHOLD
-    rows = torch.arange(len(w), device=w.device)
+    rows, alive = torch.arange(len(w), dtype=torch.int64, device=w.device), w != 0
+    groups = torch.arange(w.shape[1], dtype=torch.int64, device=w.device) // max(pattern.of, 1)
     for _ in range(CYCLES):
         if not active.any():
             break
         sign = error.sign()[:, None]
-        grown = torch.where(mask, -torch.inf, sign * growth).argmax(dim=1)
+        gone = ~mask & alive
+        grown = torch.where(gone, sign * growth, -torch.inf).argmax(dim=1)
         lowers = mask & (sign * effect < 0)
         if pattern.structured:
-            lowers &= (torch.arange(w.shape[1], device=w.device) // pattern.of)[None] == (grown // pattern.of)[:, None]
+            lowers &= groups[None] == (grown // pattern.of)[:, None]
         pruned = torch.where(lowers, cost, torch.inf).argmin(dim=1)
-        possible = lowers.any(dim=1) & ~mask.all(dim=1)
+        possible = lowers.any(dim=1) & gone.any(dim=1)
         moved = error - effect[rows, grown] + effect[rows, pruned]
         active &= possible & (moved.abs() <= error.abs())
         mask[rows[active], grown[active]] = True

@@ -3,6 +3,9 @@
 A criterion of weights or of what flows into a layer decides layer by layer, and what is pruned reaches the layers
 behind (`feed_forward`). One of gradients scores the dense model first, all of it, which takes one float32 number for
 every weight in scope.
+
+Weights that are zero before stay zero. They go first, whatever their scores; in excess of the pattern they are zeros
+besides. No refinement brings one back, and an update holds them at zero as it does what is pruned.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from ..undo import Keep, parameter_names, put, restored
 from ..units import LAYERS, Block, ModelShape, decoder_layers
 from .budget import global_masks, owl_sparsity
 from .obs import surgeon
-from .patterns import Pattern, keep_mask
+from .patterns import Pattern, keep_mask, zeros_first
 from .permute import Order, order_channels
 from .refine import STATISTICS, Refined, refine
 from .scope import masked_blocks, modules_of
@@ -175,12 +178,13 @@ class _Masker:
             elements = self.criterion.elements
             score = elements(name, w, inputs, self.config) if elements else scores.pop(name).to(w.device)
             self._check(score, where)
+            score = score.masked_fill(w == 0, 0)
         if permuted and score is not None:  # n:m has no global budget, so a score
             heads, readers = (block.total, block.n_rep) if block.kind == "attention" else (1, 1)
             order = order_channels(score, self.pattern, heads, readers)
             w, score, inputs = w[:, order.columns], score[:, order.columns], inputs.reordered(order.columns)
         if score is not None and not on_the_way:
-            mask = keep_mask(score, self.pattern, sparsity, self.config.mask_group or "row")
+            mask = keep_mask(zeros_first(score, w), self.pattern, sparsity, self.config.mask_group or "row")
         if mask is not None and self.config.refine:
             refined = refine(w, mask, inputs, self.pattern, self.config.refine)
             mask = refined.mask
@@ -227,6 +231,8 @@ class _Masker:
             found = dict(self._dense(scope, self.criterion)) if self.criterion.elements else dict(scores)
             for name, score in found.items():
                 self._check(score, name.removeprefix("model.").removesuffix(".weight"))
+                w = loaded(self.model.get_submodule(name.removesuffix(".weight")), "weight")
+                found[name] = zeros_first(score, w.to(score.device))
             self.masks = global_masks(found, sparsity)
 
     def _dense(self, scope: Sequence[Block], criterion: Criterion) -> Iterator[tuple[str, Tensor]]:

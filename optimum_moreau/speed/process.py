@@ -49,16 +49,17 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
 
     if on_gpu:
         for device in devices:
-            torch.zeros(1, device=device)  # CUDA itself is loaded
+            torch.zeros(1, dtype=torch.float32, device=device)  # CUDA itself is loaded
             torch.cuda.reset_peak_memory_stats(device)
     reset_peak_memory()
     before = resident_bytes()
     start = time.perf_counter()
     model: Any = load_model(request["folder"], device=request["device"], **how).eval()
+    model.config.return_dict = True
     _wait(torch)
     loading = time.perf_counter() - start
 
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     found: dict[str, Any] = {"prefill": [], "decode": [], "time to first token": []}
     for batch in request["batch_sizes"]:
         ids = torch.randint(0, model.config.vocab_size, (batch, request["prompt_tokens"]), generator=generator)
