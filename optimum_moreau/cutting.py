@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from .buffers import as_reloaded
 from .calibration import CalibrationSet
 from .card import read_base_card
 from .compensation import check_compensation, compensated, described, rounds, without_removed
 from .config import MoreauPrunerConfig
 from .errors import CheckpointError, OutOfMemoryError
-from .export import decide_export, pruned_config
+from .export import check_loadable, decide_export
 from .files import read_json
 from .placement import prepare_offloaded
 from .plan import PruningPlan, contributions, fingerprint, make_plan, removed_unit_share, whole_plan
@@ -98,9 +99,9 @@ def mask(
         calibration=found.to_dict() if found else {},
     )
     before = fingerprint(model)
-    pruned_config(model.config, shape, plan, config.export)  # an export that cannot be is refused before any zero
+    check_loadable(model.config, shape, plan, config.export)  # what cannot be is refused before any zero
     advice = f"masking by {config.criterion}: too little memory; give fewer calibration_samples or a smaller batch_size"
-    with out_of_memory(lambda: advice):
+    with as_reloaded(model), out_of_memory(lambda: advice):
         sparsity = sparsify(model, shape, None if found is None else found.tokens, config)
     result = cut(model, plan, None, None, start)
     return replace(result, plan=replace(plan, fingerprint=before), sparsity=sparsity)
@@ -203,10 +204,11 @@ def _apply(
         return apply_plan(model, plan), {}
     plan.check_matches(model, shape)
     check_compensation(model, shape, config)
-    decide_export(model.config, shape, plan, config.export)  # an export that cannot be is refused before any pass
+    decide_export(model.config, shape, plan, config.export)  # what cannot be is refused before any pass
+    check_loadable(model.config, shape, plan, config.export)
     advice = "compensation: too little memory; give fewer compensation_samples or a smaller batch_size"
     fitted = compensated(model, shape, plan, text.tokens, config, distinct=text.distinct)
-    with out_of_memory(lambda: advice), fitted as adjusted:
+    with as_reloaded(model, undone=False), out_of_memory(lambda: advice), fitted as adjusted:
         export = apply_plan(model, replace(plan, fingerprint=None))  # checked above; now its weights are others
     return export, described(config, text, adjusted)
 

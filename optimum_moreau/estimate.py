@@ -13,6 +13,7 @@ normal number per weight, twice a batch of a noisy pass.
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from dataclasses import dataclass, replace
@@ -185,7 +186,7 @@ def _windows_at_once(cost: Cost, config: MoreauPrunerConfig) -> int:
 def skeleton_of(model: PreTrainedModel) -> PreTrainedModel:
     """The same model on the meta device, without weights."""
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(model.config, dtype=model.dtype).eval()
+        return AutoModelForCausalLM.from_config(copy.deepcopy(model.config), dtype=model.dtype).eval()
 
 
 def activation_bytes(skeleton: Any, blocks: tuple[Block, ...], windows: int, length: int) -> int:

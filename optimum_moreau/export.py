@@ -6,16 +6,20 @@ the own type with per-layer shapes; `auto` takes the first that holds the shapes
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
+
+from .buffers import UNBUILDABLE, built_from
 from .config import MoreauPrunerConfig
-from .errors import ExportError, PlanError
+from .errors import ExportError, PlanError, first_line, quiet
 from .families import Family
 from .modeling import auto_map, register_auto_classes
-from .plan import PruningPlan, expected_plan
+from .plan import PruningPlan, expected_plan, whole_plan
 from .units import ModelShape, has_biases
 
 logger = logging.getLogger(__name__)
@@ -100,7 +104,7 @@ def pruned_config(model_config: Any, shape: ModelShape, plan: PruningPlan, expor
     """Returns the config of the pruned model: stock, the stock alternative, or the own type with per-layer shapes.
 
     Raises:
-        ExportError: `export="stock"` on shapes that no stock class holds.
+        ExportError: `export="stock"` on shapes that no stock class holds; or the config cannot be read again.
         PlanError: `fold_norms` on a family whose q and k norms share the config's ε.
     """
     from transformers import AutoConfig
@@ -131,7 +135,18 @@ def pruned_config(model_config: Any, shape: ModelShape, plan: PruningPlan, expor
         values["sliding_window"] = None
     config = AutoConfig.for_model(decided.model_type, **values, attn_implementation=model_config._attn_implementation)
     config.name_or_path = model_config.name_or_path
+    _check_read_back(config)
     return config
+
+
+def _check_read_back(config: Any) -> None:
+    try:
+        with quiet("transformers"):  # it has said of the config what there is to say
+            type(config).from_dict(json.loads(config.to_json_string()))
+    except (StrictDataclassError, *UNBUILDABLE) as error:
+        raise ExportError(
+            f"the config of a '{config.model_type}' cannot be read again once it is written ({first_line(error)})"
+        ) from error
 
 
 def with_export(plan: PruningPlan, model_config: Any, shape: ModelShape) -> PruningPlan:
@@ -165,6 +180,22 @@ def check_reachable(model_config: Any, shape: ModelShape, counted: ModelShape, c
     alike = config.attention_layers == config.mlp_layers == every_layer
     if config.budget == "uniform" and (alike or "layers" not in config.targets):  # else it follows what is measured
         decide_export(model_config, shape, plan, config.export)
+    check_loadable(model_config, shape, plan, config.export)
+    if config.budget != "uniform" and config.export != "stock":  # layers may come to differ
+        first = min(plan.kept_layers or plan.layers)
+        layers = {**plan.layers, first: whole_plan(shape).layers[first]}
+        check_loadable(model_config, shape, replace(plan, layers=layers), "custom")
+
+
+def check_loadable(model_config: Any, shape: ModelShape, plan: PruningPlan, export: str) -> None:
+    """Refuses, before any work is done, what could be saved in the end and not be loaded.
+
+    Raises:
+        ExportError, PlanError: as for `pruned_config`; or transformers cannot build a model from the config.
+    """
+    custom = _decide(model_config, shape, plan, export, coming=False).model_type == shape.family.custom_type
+    with quiet("transformers"):
+        built_from(pruned_config(model_config, shape, plan, "custom" if custom else export))
 
 
 def check_folding(shape: ModelShape) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from .buffers import as_reloaded
 from .calibration import CalibrationSet, check_positions, load_calibration
 from .checkpoint import Verification, load_config, load_model, load_tokenizer, save_folder, verify
 from .compensation import check_compensation, estimate_compensation, make_counted_plan, shape_to_count
@@ -149,7 +150,8 @@ class MoreauPruner:
             "versions": versions(),
         }
         run = hashlib.sha256(json.dumps(origin | decides, sort_keys=True).encode()).hexdigest()
-        with out_of_memory(lambda: too_little_memory(skeleton_of(model), shape, config, input_device(model).type)):
+        advice = lambda: too_little_memory(skeleton_of(model), shape, config, input_device(model).type)  # noqa: E731
+        with as_reloaded(model), out_of_memory(advice):
             found_scores = score_in_rounds(model, shape, self._tokens, text, config, checkpoint=folder, run=run)
         logger.info("scored; peak memory %s, Python and its libraries included", words_for_bytes(peak_memory_bytes()))
         scores = replace(found_scores, origin=origin)

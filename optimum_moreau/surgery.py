@@ -2,8 +2,8 @@
 
 What else must change with a shape (head counts, `num_key_value_groups`, `in_features`, config references, the classes
 of an export) is not listed per family: a twin of the pruned model is built on the meta device from the new config, by
-transformers' own constructors, and every module takes over class and plain attributes from its twin. So a model pruned
-in memory is what a reload of its checkpoint builds.
+transformers' own constructors, and every module takes over class, plain attributes and the buffers that no checkpoint
+holds from its twin. So a model pruned in memory is what a reload of its checkpoint builds.
 """
 
 from __future__ import annotations
@@ -14,15 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .buffers import OWN, built_from, take_over_buffers
 from .errors import UnsupportedModelError
 from .export import pruned_config
 from .placement import check_loaded, hook_again, loaded, prepare_offloaded, replace_parameter, tie
 from .plan import PruningPlan
 from .undisturbed import undisturbed
 from .units import LAYERS, Block, decoder_layers, model_shape
-
-# What a module keeps of its own when it takes over its twin's attributes: torch's state, and the user's settings.
-_OWN = {*vars(nn.Module()), "training", "generation_config", "gradient_checkpointing", "name_or_path"}
 
 # On a model that was cut, how many parameters its base had: a plain number, which copies and pickles carry along.
 BASE_PARAMETERS = "parameters_of_base"
@@ -51,7 +49,7 @@ def apply_plan(model: nn.Module, plan: PruningPlan, export: str | None = None) -
     shape = model_shape(model)
     plan.check_matches(model, shape)
     config = pruned_config(model.config, shape, plan, export or plan.config.get("export", "auto"))
-    twin = _twin(model, config)
+    twin = built_from(config, model.dtype)  # type: ignore[arg-type]
     layers = decoder_layers(model)
     for block in shape.blocks:
         if plan.kept(block).removed and block.layer is not None and block.layer not in plan.removed_layers:
@@ -103,14 +101,6 @@ def check_prunable(model: Any) -> None:
         if type(parameter).__name__ == "DTensor" or hasattr(parameter, "ds_id"):  # FSDP2, tensor parallel; ZeRO-3
             raise UnsupportedModelError(f"{parameter_name} is sharded over processes; prune before sharding")
     check_loaded(model)
-
-
-def _twin(model: nn.Module, config: Any) -> nn.Module:
-    """The pruned model as transformers builds it from its config, without weights."""
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=model.dtype)
 
 
 def _cut(layer: nn.Module, block: Block, kept: tuple[int, ...]) -> None:
@@ -168,6 +158,7 @@ def _take_over(model: nn.Module, twin: nn.Module) -> None:
                 raise AssertionError(f"{name}.{parameter_name}: {tuple(parameter.shape)}, expected {tuple(expected)}")
         module.__class__ = type(pattern)
         for key, value in vars(pattern).items():
-            if key not in _OWN:
+            if key not in OWN:
                 module.__dict__[key] = value
+        take_over_buffers(module, pattern)
         hook_again(module)

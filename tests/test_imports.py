@@ -13,7 +13,7 @@ ROOMS = [
     ["errors", "registry"],
     ["files"],
     ["placement", "sources", "pieces", "undisturbed"],
-    ["undo"],
+    ["undo", "buffers"],
     ["config", "calibration", "envelope"],
     ["families"],
     ["units"],

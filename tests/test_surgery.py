@@ -11,6 +11,7 @@ from torch import nn
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig, PruningPlan, apply_plan
 from optimum_moreau.errors import ExportError, PlanError, UnsupportedModelError
 from optimum_moreau.families import CUSTOM_PREFIX
+from optimum_moreau.surgery import BASE_PARAMETERS
 from tests.tiny import FAMILIES, assert_same_state, cut_plan, snapshot, tiny_model
 
 IDS = torch.randint(0, 64, (2, 12), generator=torch.Generator().manual_seed(1))

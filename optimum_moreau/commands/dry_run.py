@@ -18,7 +18,7 @@ def foresee(args: argparse.Namespace, given: MoreauPrunerConfig) -> dict[str, An
     from ..calibration import check_positions
     from ..checkpoint import check_device, load_skeleton
     from ..compensation import shape_to_count
-    from ..export import decide_export
+    from ..export import check_reachable, decide_export
     from ..plan import contributions, expected_plan, removed_parameters
     from ..scores import needs_text
     from ..summary import layer_shapes
@@ -35,6 +35,7 @@ def foresee(args: argparse.Namespace, given: MoreauPrunerConfig) -> dict[str, An
     if config.masks:
         return _foresee_zeros(skeleton, shape, config, device)
     counted = shape_to_count(skeleton, shape, config)
+    check_reachable(skeleton.config, shape, counted, config)
     plan = expected_plan(counted, config)
     plan = replace(plan, contributions=contributions(plan, shape))
     export = decide_export(skeleton.config, shape, plan, config.export)
@@ -69,12 +70,13 @@ def foresee(args: argparse.Namespace, given: MoreauPrunerConfig) -> dict[str, An
 
 def _foresee_zeros(skeleton: Any, shape: ModelShape, config: MoreauPrunerConfig, device: str) -> dict[str, Any]:
     """Of a mask: shapes and bytes stay."""
-    from ..export import decide_export
+    from ..export import check_loadable, decide_export
     from ..plan import whole_plan
     from ..sparsity import foresee_zeros
 
     foreseen = foresee_zeros(skeleton, shape, config)
     export = decide_export(skeleton.config, shape, whole_plan(shape), config.export)
+    check_loadable(skeleton.config, shape, whole_plan(shape), config.export)
     return {
         "parameters": shape.parameters,
         "bytes": shape.bytes,

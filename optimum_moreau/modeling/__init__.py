@@ -1,9 +1,9 @@
-"""The own model types, and how transformers' Auto classes come to know them.
+"""The own model types, and how transformers' Auto classes and peft come to know them.
 
 `import optimum_moreau` stays light, yet AutoConfig and AutoModel* know the own types once both packages are imported,
 in either order: where transformers' auto classes are imported already, the types are registered at once; otherwise when
 the outermost import of a transformers module that brings them in has finished (a nested one would find transformers
-half imported).
+half imported). peft looks up by model type which layers an adapter goes on; its tables are extended likewise.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
+from ..families import FAMILIES
+
 _AUTO_CONFIG = "transformers.models.auto.configuration_auto"
+_PEFT_TABLES = "peft.utils.constants"
 _registered = threading.Event()
 
 
@@ -39,6 +42,37 @@ def auto_map(model_type: str) -> dict[str, str]:
 
     classes = dict(zip(("AutoConfig", "AutoModel", "AutoModelForCausalLM"), OWN_TYPES[model_type], strict=True))
     return {auto: f"modeling_moreau.{made.__name__}" for auto, made in classes.items()}
+
+
+def tell_peft() -> None:
+    """Gives the own types, in each of peft's tables by model type, the entry of the family they extend, if any."""
+    from peft.utils import constants
+
+    tables = [table for name, table in vars(constants).items() if name.startswith("TRANSFORMERS_MODELS_TO_")]
+    for family in FAMILIES.values():
+        for table in tables:
+            if family.base_type in table:
+                table.setdefault(family.custom_type, table[family.base_type])
+
+
+class _TellPeft:
+    """An import hook that calls `tell_peft` once peft's tables are imported."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
+        if name != _PEFT_TABLES:
+            return None
+        spec = PathFinder.find_spec(name, path)
+        if spec is None or spec.loader is None or not hasattr(spec.loader, "exec_module"):
+            return None
+        execute = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            execute(module)
+            sys.meta_path.remove(self)
+            tell_peft()
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
 
 
 class _RegisterAfterTransformers:
@@ -70,7 +104,11 @@ class _RegisterAfterTransformers:
 
 
 def register_when_transformers_is_imported() -> None:
-    """Registers the own types now, or as soon as transformers' auto classes are imported."""
+    """Registers the own types now, or as soon as transformers' auto classes, and peft's tables, are imported."""
+    if _PEFT_TABLES in sys.modules:
+        tell_peft()
+    else:
+        sys.meta_path.insert(0, _TellPeft())
     if _AUTO_CONFIG in sys.modules:
         register_auto_classes()
     else:

@@ -17,7 +17,7 @@ import sys
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, PreTrainedModel
 
 
 class PerLayerShapes:
@@ -56,12 +56,16 @@ def _shell(config):
 
 
 def _adopt(model, shell, config):
-    """Puts the real config in the place of the shell that the stock constructor worked with."""
+    """Puts the real config in the place of the shell that the stock constructor worked with.
+
+    What stands outside the layers and is no model (RoPE) gets the first layer's: yarn, dynamic and longrope read head
+    counts, which the real one does not have as a whole.
+    """
     config._attn_implementation_internal = shell._attn_implementation_internal
     config._experts_implementation_internal = shell._experts_implementation_internal
     for module in model.modules():
         if getattr(module, "config", None) is shell:
-            module.config = config
+            module.config = config if isinstance(module, PreTrainedModel) else config.per_layer_config[0]
 
 
 class FollowedByLayers:

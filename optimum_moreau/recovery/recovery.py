@@ -15,6 +15,7 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..buffers import as_reloaded, reset_buffers
 from ..envelope import scoring_mode
 from ..errors import ConfigError, MoreauError, NonFiniteError, UnsupportedModelError
 from ..files import filled, read_json
@@ -174,7 +175,9 @@ class MoreauRecovery:
                 stack.enter_context(scoring_mode(teacher))
             stack.enter_context(warnings.catch_warnings())  # peft asks transformers by an old name
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-            found = self._tune(model, examples, teacher, Path(work_dir), training_arguments)
+            with as_reloaded(model, undone=False):
+                found = self._tune(model, examples, teacher, Path(work_dir), training_arguments)
+            reset_buffers(model)
         self.summary = RecoverySummary(
             settings=self.config.to_dict(),
             data=examples.to_dict(),
@@ -217,6 +220,7 @@ class MoreauRecovery:
         _check_whole(model)
         self.adapter = Adapter.load(folder)
         self.adapter.merge_into(model, keep_zeros=self.keep_zeros)
+        reset_buffers(model)
         self.summary = RecoverySummary(
             settings={"rank": self.adapter.config.r, "alpha": self.adapter.config.lora_alpha},
             data={"source": Path(folder).name},
