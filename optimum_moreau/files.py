@@ -7,11 +7,12 @@ file, the field, and what to do. What is written is whole, or not there.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import shutil
 from collections.abc import Hashable, Mapping
-from contextlib import suppress
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from .errors import CheckpointError, MoreauError, first_line
 from .registry import suggestion
+from .temporary import collect_partial, partial_file, partial_folder, reason
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -124,35 +126,81 @@ def filled(kind: type[T], values: Any, where: object, what: str, error: type[Mor
         raise error(f"{where}: is not {what}: {field}: {words}{value}") from problem
 
 
-def write_text(path: str | Path, text: str, error: type[MoreauError] = CheckpointError) -> None:
+def write_bytes(path: str | Path, data: bytes, error: type[MoreauError] = CheckpointError) -> None:
     """Writes a file whole or not at all: beside its place first, then renamed.
 
     Raises:
         MoreauError: of the kind given: it cannot be written; what was there stays.
     """
     target = Path(path)
-    device = target.exists() and not target.is_file()  # such as /dev/stdout: nothing to replace
-    if target.is_symlink() and not device:
-        target = target.resolve()
-    partial = target if device else target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            if not device:
+        if target.exists() and not target.is_file():  # such as /dev/stdout: nothing to replace
+            target.write_bytes(data)
+            return
+        target = target.resolve()  # what a link points at is replaced, not the link
+        collect_partial(target.parent, target.name)
+        with partial_file(target.parent, target.name) as partial:
+            with partial.open("wb") as file:
+                file.write(data)
+                file.flush()
                 os.fsync(file.fileno())
-        if not device:
-            partial.replace(target)
-    except (OSError, ValueError) as problem:  # ValueError: a lone surrogate
-        if not device:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
-        raise error(f"{path}: cannot be written ({getattr(problem, 'strerror', None) or problem})") from problem
+            _replace(partial, target)
+    except (OSError, RuntimeError) as problem:  # RuntimeError: a link that points at itself
+        raise error(f"{path}: cannot be written ({reason(problem)})") from problem
+
+
+def write_text(path: str | Path, text: str, error: type[MoreauError] = CheckpointError) -> None:
+    """Writes a text in UTF-8, as `write_bytes` does."""
+    try:
+        data = text.encode("utf-8")
+    except UnicodeEncodeError as problem:  # half a character
+        raise error(f"{path}: cannot be written ({problem.reason})") from problem
+    write_bytes(path, data, error)
 
 
 def write_json(path: str | Path, values: Any, error: type[MoreauError] = CheckpointError, *, indent: int = 2) -> None:
     """Writes values as JSON, as `write_text` does."""
     write_text(path, json.dumps(values, indent=indent) + "\n", error)
+
+
+def write_tensors(
+    path: str | Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+    error: type[MoreauError] = CheckpointError,
+) -> None:
+    """Writes tensors as safetensors, readable as widely as other files; as `write_bytes` does.
+
+    Args:
+        path: of the file.
+        tensors: name → contiguous tensor.
+        metadata: of the file's head.
+        error: the kind that is raised.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    target = Path(path).resolve()
+    try:
+        collect_partial(target.parent, target.name)
+        with partial_folder(target.parent, target.name) as partial:  # safetensors has a file of its own beside it
+            file = partial / "tensors"
+            save_file(dict(tensors), file, metadata=None if metadata is None else dict(metadata))
+            file.chmod(partial.stat().st_mode & 0o666)
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+            _replace(file, target)
+    except (OSError, SafetensorError) as problem:
+        raise error(f"{path}: cannot be written ({reason(problem)})") from problem
+
+
+def _replace(partial: Path, target: Path) -> None:
+    try:
+        partial.replace(target)
+    except OSError as problem:
+        if problem.errno not in (errno.EBUSY, errno.EXDEV):
+            raise
+        shutil.copyfile(partial, target)  # a file that is mounted can only be filled
 
 
 def _bytes(path: Path, what: str, error: type[MoreauError], most: int) -> bytes:

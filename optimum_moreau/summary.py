@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import CheckpointError, first_line
+from .files import write_json
 from .plan import Kept, PruningPlan
 
 SUMMARY_NAME = "pruning_summary.json"
@@ -85,8 +86,8 @@ class PruningSummary:
         return asdict(self)
 
     def save(self, path: str | Path) -> None:
-        """Writes the summary as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        """Writes the summary as JSON; raises CheckpointError where that cannot be."""
+        write_json(path, self.to_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> PruningSummary:

@@ -11,7 +11,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,12 +18,14 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..errors import CheckpointError
+from ..files import write_tensors
 from ..placement import input_device, is_offloaded
+from ..temporary import temporary_folder
 
 RELOAD_SCRIPT = Path(__file__).parent / "reload_process.py"
 _WINDOWS = 2
@@ -60,8 +61,8 @@ def verify(model: PreTrainedModel, folder: str | Path, tokens: Tensor) -> Verifi
     """
     tokens = tokens[:_WINDOWS].to(torch.int64).contiguous()
     expected = _logits(model, tokens)
-    with parked(model, Path(folder)), tempfile.TemporaryDirectory() as work:
-        reloaded = _reload(model, Path(folder), tokens, Path(work))
+    with parked(model, Path(folder)), temporary_folder("verify") as work:
+        reloaded = _reload(model, Path(folder), tokens, work)
     difference = (reloaded - expected).abs()
     worst = float(difference.max()) if torch.isfinite(difference).all() else float("inf")
     allowed = _TOLERANCE.get(model.dtype, _TOLERANCE_16_BIT) * max(float(expected.abs().max()), 1.0)
@@ -126,7 +127,7 @@ def reload_logits(
     Raises:
         CheckpointError: it does not load.
     """
-    save_file({"tokens": tokens}, work / "tokens.safetensors")
+    write_tensors(work / "tokens.safetensors", {"tokens": tokens})
     request = {
         "name": name,
         "revision": revision,

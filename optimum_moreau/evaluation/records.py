@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, first_line
+from ..files import write_json
 
 EVALUATION_NAME = "evaluation.json"
 STAGES = ("before", "pruned", "recovered")
@@ -72,7 +73,7 @@ def with_new(old: Sequence[Measurement], new: Sequence[Measurement]) -> list[Mea
 
 def save_measurements(measurements: Sequence[Measurement], path: str | Path) -> None:
     """Writes measurements as JSON."""
-    Path(path).write_text(json.dumps([asdict(one) for one in measurements], indent=2) + "\n", encoding="utf-8")
+    write_json(path, [asdict(one) for one in measurements])
 
 
 def load_measurements(path: str | Path) -> list[Measurement]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, first_line
+from ..files import write_json
 
 SPARSITY_NAME = "sparsity_summary.json"
 
@@ -124,7 +125,7 @@ class SparsitySummary:
 
     def save(self, path: str | Path) -> None:
         """Writes the summary as JSON."""
-        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        write_json(path, asdict(self), indent=1)
 
     @classmethod
     def load(cls, path: str | Path) -> SparsitySummary:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, first_line
+from ..files import write_json
 from . import words
 
 SPEED_NAME = "benchmark.json"
@@ -208,7 +209,7 @@ class Speed:
 
     def save(self, path: str | Path) -> None:
         """Writes it as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        write_json(path, self.to_dict(), indent=1)
 
     @classmethod
     def load(cls, path: str | Path) -> Speed:
