@@ -17,6 +17,7 @@ from .criteria.papers import BIBTEX
 from .errors import CheckpointError, first_line, quiet
 from .evaluation.records import STAGES, Measurement, by_stage
 from .families import CUSTOM_PREFIX
+from .files import write_text
 from .plan import BUDGETS, PruningPlan
 from .recovery import RecoverySummary
 from .registry import CRITERIA
@@ -118,7 +119,7 @@ def write_card(
     )
     path = Path(folder) / "README.md"
     card.text = card.text.rstrip() + "\n"
-    card.save(path)
+    write_text(path, str(card))
     return path
 
 

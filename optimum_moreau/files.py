@@ -7,13 +7,13 @@ file, the field, and what to do. What is written is whole, or not there.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import re
 import shutil
 from collections.abc import Hashable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import fields
 from functools import cache
 from itertools import repeat
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from .errors import CheckpointError, MoreauError, first_line
 from .registry import suggestion
+from .temporary import collect_partial, partial_file, partial_folder, reason
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -154,7 +155,7 @@ def filled(kind: type[T], values: Any, where: object, what: str, error: type[Mor
         raise error(f"{where}: cannot be read as {what}: {field}: {words}{value}") from problem
 
 
-def write_text(path: str | Path, text: str, error: type[MoreauError] = CheckpointError) -> None:
+def write_bytes(path: str | Path, data: bytes, error: type[MoreauError] = CheckpointError) -> None:
     """Writes a file whole or not at all: beside its place first, then renamed.
 
     A symbolic link stays one: what it points to is replaced. Devices, `/dev/stdout` and its like are written to as
@@ -164,13 +165,28 @@ def write_text(path: str | Path, text: str, error: type[MoreauError] = Checkpoin
         MoreauError: of the kind given: it cannot be written; what was there stays.
     """
     try:
-        data = text.encode("utf-8")
         if _DESCRIPTOR.fullmatch(str(path)) or (Path(path).exists() and not Path(path).is_file()):
             _write_device(str(path), data)
-        else:
-            _replace(Path(path), data)
-    except (OSError, ValueError, RuntimeError) as problem:  # a lone surrogate, a zero byte; links in a ring
-        raise error(f"{path}: cannot be written ({getattr(problem, 'strerror', None) or problem})") from problem
+            return
+        target = Path(path).resolve()  # what a link points at is replaced, not the link
+        collect_partial(target.parent, target.name)
+        with partial_file(target.parent, target.name) as partial:
+            with partial.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            _replace(partial, target)
+    except (OSError, ValueError, RuntimeError) as problem:  # a zero byte; links in a ring
+        raise error(f"{path}: cannot be written ({reason(problem)})") from problem
+
+
+def write_text(path: str | Path, text: str, error: type[MoreauError] = CheckpointError) -> None:
+    """Writes a text in UTF-8, as `write_bytes` does."""
+    try:
+        data = text.encode("utf-8")
+    except UnicodeEncodeError as problem:  # half a character
+        raise error(f"{path}: cannot be written ({problem.reason})") from problem
+    write_bytes(path, data, error)
 
 
 def _write_device(path: str, data: bytes) -> None:
@@ -180,23 +196,6 @@ def _write_device(path: str, data: bytes) -> None:
         target = os.dup({"stdout": 1, "stderr": 2}.get(name := path.rsplit("/", 1)[1]) or int(name))
     with open(target, "wb") as file:
         file.write(data)
-
-
-def _replace(target: Path, data: bytes) -> None:
-    target = target.resolve() if target.is_symlink() else target
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if target.exists():
-            shutil.copymode(target, partial)  # what was private stays so
-        partial.replace(target)
-    except BaseException:  # Ctrl-C too
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise
 
 
 def write_json(path: str | Path, values: Any, error: type[MoreauError] = CheckpointError, *, indent: int = 2) -> None:
@@ -223,6 +222,48 @@ def _file(path: Path, what: str, error: type[MoreauError]) -> Path:
     except (OSError, RuntimeError) as problem:  # no right to look, a name too long; no home
         found = f"cannot be read ({getattr(problem, 'strerror', None) or problem})"
     raise error(f"{path}: {found}; give {what}")
+
+
+def write_tensors(
+    path: str | Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+    error: type[MoreauError] = CheckpointError,
+) -> None:
+    """Writes tensors as safetensors, readable as widely as other files; as `write_bytes` does.
+
+    Args:
+        path: of the file.
+        tensors: name → contiguous tensor.
+        metadata: of the file's head.
+        error: the kind that is raised.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    target = Path(path).resolve()
+    try:
+        collect_partial(target.parent, target.name)
+        with partial_folder(target.parent, target.name) as partial:  # safetensors has a file of its own beside it
+            file = partial / "tensors"
+            save_file(dict(tensors), file, metadata=None if metadata is None else dict(metadata))
+            file.chmod(partial.stat().st_mode & 0o666)
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+            _replace(file, target)
+    except (OSError, SafetensorError) as problem:
+        raise error(f"{path}: cannot be written ({reason(problem)})") from problem
+
+
+def _replace(partial: Path, target: Path) -> None:
+    if target.exists():
+        shutil.copymode(target, partial)  # what was private stays so
+    try:
+        partial.replace(target)
+    except OSError as problem:
+        if problem.errno not in (errno.EBUSY, errno.EXDEV):
+            raise
+        shutil.copyfile(partial, target)  # a file that is mounted can only be filled
 
 
 def _bytes(path: Path, what: str, error: type[MoreauError], most: int) -> bytes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +28,9 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidat
 from huggingface_hub.utils import OfflineModeIsEnabled, validate_repo_id
 from yaml import YAMLError
 
-from .errors import CheckpointError, HubError, first_line, quiet
+from .errors import CheckpointError, HubError, MoreauError, first_line, quiet
+from .temporary import reason as why
+from .temporary import temporary_folder
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,8 @@ _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 _RECORDS = (
     "modeling_moreau.py",
     "pruning_plan.json",
-    "pruning_scores.safetensors",
+    "pruning/pruning_scores.safetensors",
+    "pruning_scores.safetensors",  # where older versions put them
     "pruning_summary.json",
     "moreau_pruner_config.json",
     "evaluation.json",
@@ -47,6 +49,7 @@ _RECORDS = (
     "sparsity_summary.json",
     "recovery_summary.json",
 )
+_ADAPTER = ("adapter/adapter_model.safetensors", "adapter/adapter_config.json")
 _TRIES = 4
 _LONGEST_WAIT = 60.0  # seconds
 _STATUS = {
@@ -220,7 +223,7 @@ def _merged(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
 
 
 def _remote_card(api: HfApi, repo_id: str, revision: str | None) -> ModelCard | None:
-    with tempfile.TemporaryDirectory() as work:
+    with temporary_folder("hub") as work:
         try:
             file = api.hf_hub_download(repo_id, "README.md", revision=revision, local_dir=work)
             return ModelCard.load(file, ignore_metadata_errors=True)
@@ -233,10 +236,10 @@ def _remote_card(api: HfApi, repo_id: str, revision: str | None) -> ModelCard | 
 
 def _is_ours(name: str) -> bool:
     """Whether a push sends such a file: weights, adapter, modeling file, records."""
-    folder, _, file = name.rpartition("/")
-    if folder:
-        return folder == "adapter" and file in ("adapter_model.safetensors", "adapter_config.json")
-    return file in _RECORDS or (file.startswith("model") and file.endswith((".safetensors", ".safetensors.index.json")))
+    weights = (
+        "/" not in name and name.startswith("model") and name.endswith((".safetensors", ".safetensors.index.json"))
+    )
+    return name in _RECORDS or name in _ADAPTER or weights
 
 
 def verify_published(published: Published, folder: str | Path, *, token: str | None = None) -> None:
@@ -252,7 +255,7 @@ def verify_published(published: Published, folder: str | Path, *, token: str | N
 
     from .checkpoint import reload_logits
 
-    with tempfile.TemporaryDirectory() as cache, tempfile.TemporaryDirectory() as work:
+    with temporary_folder("hub") as cache, temporary_folder("verify") as work:
 
         def download() -> str:
             return snapshot_download(published.repo_id, revision=published.commit, cache_dir=cache, token=token)
@@ -267,9 +270,9 @@ def verify_published(published: Published, folder: str | Path, *, token: str | N
             str(Path(folder).expanduser().resolve()),
         )
         try:
-            expected = reload_logits(local, tokens, Path(work), remote_code=own_type)
-            remote: dict[str, Any] = {"revision": published.commit, "cache": cache}
-            found = reload_logits(published.repo_id, tokens, Path(work), remote_code=own_type, **remote)
+            expected = reload_logits(local, tokens, work, remote_code=own_type)
+            remote: dict[str, Any] = {"revision": published.commit, "cache": str(cache)}
+            found = reload_logits(published.repo_id, tokens, work, remote_code=own_type, **remote)
         except CheckpointError as error:
             raise HubError(f"{published.repo_id}: what is on the Hub {error}") from error
         if not torch.equal(found, expected):
@@ -316,6 +319,10 @@ def _patiently(action: Callable[[], T], repo_id: str) -> T:
             reason += f" ({type(error).__name__})"
         except LocalTokenNotFoundError:
             again, wait, reason = False, 0.0, _STATUS[401]
+        except MoreauError:
+            raise
+        except OSError as error:
+            again, wait, reason = False, 0.0, f"a file cannot be read or written here ({why(error)})"
         if not again or attempt == _TRIES - 1:
             later = "; run the same again later: what was uploaded is not sent twice" if again else ""
             raise HubError(f"{repo_id}: {reason}{later}") from None  # a traceback could hold the token

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -18,7 +17,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from .buffers import as_reloaded
 from .calibration import CalibrationSet, check_positions, load_calibration
-from .checkpoint import Verification, load_config, load_model, load_tokenizer, save_folder, verify
+from .checkpoint import Verification, check_apart, load_config, load_model, load_tokenizer, save_folder, verify
 from .compensation import check_compensation, estimate_compensation, make_counted_plan, shape_to_count
 from .config import SIZES, MoreauPrunerConfig
 from .config.quantities import words_for_bytes
@@ -39,6 +38,7 @@ from .sources import DEFAULT_TEXT, content_hash, model_reference, source_name
 from .sparsity import SPARSITY_NAME, SparsitySummary
 from .summary import peak_memory_bytes, versions
 from .surgery import check_prunable
+from .temporary import temporary_folder
 from .undisturbed import undisturbed
 from .units import ModelShape, model_shape
 
@@ -341,20 +341,22 @@ class MoreauPruner:
     ) -> Verification:
         """Writes the pruned model, tokenizer, plan, scores, config, summary and card; verified by a reload.
 
-        All or nothing: the files are written beside the target and verified there; then the folder is renamed.
+        All or nothing: the files are written beside the target and verified there; then the folder takes its place.
 
         Args:
             save_directory: folder to write.
-            overwrite: replace a folder that holds a model.
+            overwrite: replace a folder that holds a model and nothing else.
             card_template: of the card, instead of the one that ships (jinja2).
             inputs: hash of what the model was made from, by which a chain recognises its work; for the summary.
 
         Raises:
             CheckpointError: the folder may not or cannot be written, or does not load back as it was.
+            ConfigError: it is, holds or lies in the folder that the model was loaded from, or holds the template.
             MoreauError: nothing was pruned yet.
         """
         if self._model is None or self._result is None:
             raise MoreauError("save_pretrained: nothing was pruned yet; call prune or apply first")
+        check_apart([save_directory], [self._model.config.name_or_path, card_template])
         with save_folder(save_directory, overwrite=overwrite) as folder:
             self._model.save_pretrained(folder, state_dict=state_to_save(self._model))
             if self.tokenizer is not None:
@@ -382,9 +384,9 @@ class MoreauPruner:
         """
         if save_directory is not None:
             return push_folder(save_directory, repo_id, **options)
-        with tempfile.TemporaryDirectory(prefix="moreau-push-") as work:
-            self.save_pretrained(Path(work) / "model")
-            return push_folder(Path(work) / "model", repo_id, **options)
+        with temporary_folder("push") as work:
+            self.save_pretrained(work / "model")
+            return push_folder(work / "model", repo_id, **options)
 
     @property
     def _is_masked(self) -> bool:

@@ -113,6 +113,11 @@ class Recipe:
         named = self.recover.output if self.recover else None
         return named or f"{self.output.rstrip('/')}-recovered"
 
+    def reads(self) -> list[str | None]:
+        """What the chain reads: models and texts, each a path or a name on the Hub, or not given."""
+        tuning = [self.recover.data, self.recover.teacher] if self.recover else []
+        return [self.model, self.calibration, self.evaluate, self.card_template, *tuning]
+
     def with_full_paths(self) -> Recipe:
         """The same with `~` as the user's folder, which a shell does not see to within a file."""
         values = {key: _expanded(value) for key, value in self.to_dict().items()}

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from .card import write_card
+from .checkpoint import add_files
 from .config import MoreauPrunerConfig
-from .errors import CheckpointError, first_line
+from .errors import CheckpointError
 from .evaluation.records import EVALUATION_NAME, Measurement, load_measurements, save_measurements
 from .plan import PLAN_NAME, PruningPlan
 from .recovery import MoreauRecovery
-from .scores import SCORES_NAME, UnitScores
+from .scores import SCORES_NAME, UnitScores, find_scores
 from .sparsity import SPARSITY_NAME, SparsitySummary
 from .speed import SPEED_NAME, Speed
 from .summary import SUMMARY_NAME, PruningSummary
@@ -51,6 +51,7 @@ class Records:
         MoreauPrunerConfig.from_dict(self.plan.config).save_pretrained(folder)
         self.summary.save(folder / SUMMARY_NAME)
         if self.scores is not None:
+            (folder / SCORES_NAME).parent.mkdir(exist_ok=True)
             self.scores.save(folder / SCORES_NAME)
         if self.recovery is not None:
             self.recovery.save(folder)
@@ -64,13 +65,8 @@ class Records:
         Raises:
             CheckpointError: the template cannot be used, or the folder not be written; it is as it was.
         """
-        try:
-            with tempfile.TemporaryDirectory(dir=folder, prefix=".card-") as work:
-                self._write_measured(Path(work), card_template)
-                for file in sorted(Path(work).iterdir()):
-                    file.replace(folder / file.name)
-        except OSError as error:
-            raise CheckpointError(f"{folder}: cannot be written ({first_line(error)})") from error
+        with add_files(folder, "README.md", overwrite=True) as work:
+            self._write_measured(work, card_template)
 
     def _write_measured(self, folder: Path, card_template: str | Path | None) -> None:
         if self.measurements:
@@ -98,12 +94,13 @@ class Records:
         if folder.is_dir() and not (folder / PLAN_NAME).is_file():
             raise CheckpointError(f"{folder}: holds no {PLAN_NAME}; give a folder that prune or apply wrote")
         plan = PruningPlan.load(folder / PLAN_NAME)
-        scores, measured, speed = (folder / name for name in (SCORES_NAME, EVALUATION_NAME, SPEED_NAME))
+        scores = find_scores(folder)
+        measured, speed = (folder / name for name in (EVALUATION_NAME, SPEED_NAME))
         sparsity = folder / SPARSITY_NAME
         return cls(
             summary=PruningSummary.load(folder / SUMMARY_NAME),
             plan=plan,
-            scores=UnitScores.load(scores) if scores.is_file() else None,
+            scores=UnitScores.load(scores) if scores else None,
             recovery=MoreauRecovery.load(folder),
             measurements=load_measurements(measured) if measured.is_file() else (),
             sparsity=SparsitySummary.load(sparsity) if sparsity.is_file() else None,

@@ -20,13 +20,14 @@ from .criteria.block_influence import block_influence
 from .envelope import scoring_mode
 from .errors import ConfigError, DataError, NonFiniteError, PlanError, UnsupportedModelError
 from .families import Cut
-from .files import filled, parse_json, read_tensors
+from .files import filled, parse_json, read_tensors, write_tensors
 from .placement import is_offloaded, prepare_offloaded
 from .profiles import check_text, measures, measures_outliers, outliers, profile_name, search, unit_flows
 from .registry import CRITERIA
 from .units import Block, ModelShape, decoder_layers
 
-SCORES_NAME = "pruning_scores.safetensors"
+SCORES_NAME = "pruning/pruning_scores.safetensors"  # not at the top, where vLLM takes it for weights
+_OLD_SCORES_NAME = "pruning_scores.safetensors"  # where 0.1 wrote them at first
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 # Eq. 5: how the coupled matrices of a unit combine; each takes `(matrices, units)`.
@@ -36,6 +37,12 @@ AGGREGATIONS = {
     "max": lambda parts: parts.amax(dim=0),
     "prod": lambda parts: parts.prod(dim=0),
 }
+
+
+def find_scores(folder: str | Path) -> Path | None:
+    """The file of the scores in a pruned folder, of this version or an older one; `None` where there is none."""
+    places = [Path(folder).expanduser() / name for name in (SCORES_NAME, _OLD_SCORES_NAME)]
+    return next((place for place in places if place.is_file()), None)
 
 
 @dataclass(frozen=True)
@@ -75,19 +82,20 @@ class UnitScores:
     origin: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> None:
-        """Writes the scores as safetensors."""
-        from safetensors.torch import save_file
-
-        save_file(self.values, path, metadata={"origin": json.dumps(dict(self.origin))})
+        """Writes the scores as safetensors; raises PlanError where that cannot be."""
+        write_tensors(path, self.values, {"origin": json.dumps(dict(self.origin))}, PlanError)
 
     @classmethod
     def load(cls, path: str | Path) -> UnitScores:
         """Reads what `save` wrote.
 
+        Args:
+            path: of the file, or of the pruned folder that holds it.
+
         Raises:
             PlanError: the file is missing or not safetensors, or a score is no finite number.
         """
-        what = "unit scores"
+        path, what = find_scores(path) or path, "unit scores"
         values, metadata = read_tensors(path, what, PlanError)
         for name, tensor in values.items():
             if tensor.dim() != 1 or not len(tensor) or tensor.dtype not in _DTYPES:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import resource
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from .calibration import CalibrationRecord
 from .compensation import CompensationRecord
 from .config.validation import TARGETS
 from .errors import CheckpointError
-from .files import filled, read_json
+from .files import filled, read_json, write_json
 from .plan import Kept, PruningPlan
 
 SUMMARY_NAME = "pruning_summary.json"
@@ -90,8 +89,8 @@ class PruningSummary:
         return asdict(self)
 
     def save(self, path: str | Path) -> None:
-        """Writes the summary as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        """Writes the summary as JSON; raises CheckpointError where that cannot be."""
+        write_json(path, self.to_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> PruningSummary:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from .files import write_tensors
 from .placement import loaded, replace_parameter
+from .temporary import temporary_folder
 
 # Keeps what some modules of a layer hold now: index of the layer, names inside it.
 Keep = Callable[[int, Collection[str]], None]
@@ -27,15 +27,13 @@ def restored(layers: Any, *, always: bool = False) -> Iterator[Keep]:
         always: puts it back, however the block ends.
     """
     kept: list[int] = []
-    with tempfile.TemporaryDirectory(prefix="moreau-undo-") as work:
+    with temporary_folder("undo") as work:
 
         def keep(index: int, names: Collection[str]) -> None:
             modules = {name: layers[index].get_submodule(name) for name in names}
             paths = {f"{name}.{own}": (one, own) for name, one in modules.items() for own in parameter_names(one)}
-            save_file(
-                {path: loaded(*parameter).cpu().contiguous() for path, parameter in paths.items()},
-                Path(work) / str(index),
-            )
+            values = {path: loaded(*parameter).cpu().contiguous() for path, parameter in paths.items()}
+            write_tensors(work / str(index), values)
             kept.append(index)
 
         whole = False
@@ -45,7 +43,7 @@ def restored(layers: Any, *, always: bool = False) -> Iterator[Keep]:
         finally:
             if always or not whole:
                 for index in kept:
-                    _put_back(layers[index], load_file(Path(work) / str(index)))
+                    _put_back(layers[index], load_file(work / str(index)))
 
 
 def _put_back(layer: Any, values: dict[str, Tensor]) -> None:

@@ -561,7 +561,8 @@ def test_a_plan_with_an_unknown_setting_is_refused_before_the_cut(model):
     ("name", "message"), [("none.json", "no such file"), ("", r"pruning_plan\.json: no such file")]
 )
 def test_a_plan_that_is_not_there_is_refused(refused, tiny_folder, tmp_path, name, message):
-    refused(message, "apply", tmp_path / name, tiny_folder, "-o", tmp_path / "out")
+    plan = tmp_path / name if name else tiny_folder  # a folder without a plan
+    refused(message, "apply", plan, tiny_folder, "-o", tmp_path / "out")
 
 
 # Targets -------------------------------------------------------------------------------------------------------------

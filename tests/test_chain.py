@@ -228,9 +228,9 @@ def test_what_was_not_measured_is_measured_later(files, unverified, command):
     [
         (("--recover-data", "missing.json"), "missing.json: no such file"),
         (("--recover-seq-len", "100000"), "sequence_length: 100000 is more than the model's"),
-        (("--recover-output", "out"), "out is out's folder, or one lies in the other"),
-        (("--recover-output", "out/tuned"), "out/tuned is out's folder, or one lies in the other"),
-        (("-o", "model/pruned"), "model/pruned is model's folder, or one lies in the other"),
+        (("--recover-output", "out"), "out: is out, which is written too; give another output"),
+        (("--recover-output", "out/tuned"), "out/tuned: lies in out, which is written too"),
+        (("-o", "model/pruned"), "model/pruned: lies in model, which is read"),
         (("--calibration", "missing.txt"), "missing.txt: no such file"),
         (("--recover-teacher", "nowhere"), "nowhere: no such folder"),
         (("--evaluate", "missing.txt"), "missing.txt: no such file"),

@@ -390,7 +390,7 @@ def test_planning_again_from_scores_is_planning_at_that_ratio(command, tiny_fold
     bare = tmp_path / "bare"
     bare.mkdir()
     shutil.copy(tiny_folder / "config.json", bare)
-    scores = tmp_path / "pruned" / "pruning_scores.safetensors"
+    scores = tmp_path / "pruned" / "pruning" / "pruning_scores.safetensors"
     again = ["plan", bare, "--from-scores", scores, "-o", tmp_path / "again.json"]
     assert command(*again, "--unit-ratio", 0.5)[0] == 0
     assert PruningPlan.load(tmp_path / "again.json") == PruningPlan.load(tmp_path / "scored.json")
@@ -403,7 +403,7 @@ def test_scores_of_a_search_serve_an_engine_of_uniform_layers(command, tiny_fold
     flags = ("--calibration", text_file, "--samples", 2, "--seq-len", 16, "--attention-layers", "0:3")
     whole = ("--mlp-layers", "0:3", "--ratio", 0.15)
     assert command("prune", tiny_folder, "-o", tmp_path / "pruned", *flags, *whole)[0] == 0
-    scores = tmp_path / "pruned" / "pruning_scores.safetensors"
+    scores = tmp_path / "pruned"  # the folder that holds them
     for number, one_shape in enumerate((("--uniform",), ("--engine", "vllm"))):
         plan = tmp_path / f"{number}.json"
         code, _, err = command("plan", tiny_folder, "-o", plan, "--from-scores", scores, *one_shape)
@@ -421,7 +421,7 @@ def test_steps_are_kept_where_gradients_are_averaged(command, tiny_folder, text_
 def test_scores_of_another_model_are_refused(command, tiny_folder, tmp_path):
     assert command("prune", tiny_folder, "-o", tmp_path / "pruned", "--criterion", "random")[0] == 0
     tiny_model("llama", intermediate_size=32).save_pretrained(tmp_path / "other")
-    scores = tmp_path / "pruned" / "pruning_scores.safetensors"
+    scores = tmp_path / "pruned" / "pruning" / "pruning_scores.safetensors"
     code, _, err = command("plan", tmp_path / "other", "--from-scores", scores, "-o", tmp_path / "plan.json")
     assert code == 2 and re.search(r"layers\.0\.mlp: 24 scores for 32 units", err)
     assert not (tmp_path / "plan.json").exists()

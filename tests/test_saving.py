@@ -22,7 +22,7 @@ from tests.tiny import assert_same_state, snapshot, tiny_model, weights_in
 CONFIG = MoreauPrunerConfig(criterion="taylor", unit_ratio=0.25, calibration_samples=2, sequence_length=16)
 MODEL_FILES = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 RECORDS = {"pruning_plan.json", "pruning_summary.json", "moreau_pruner_config.json", "README.md"}
-SCORES = {"pruning_scores.safetensors"}
+SCORES = {"pruning", "pruning_scores.safetensors"}
 FULL_DISK = OSError(errno.ENOSPC, "No space left on device")
 
 
@@ -38,8 +38,9 @@ def pruner(tokenizer, text):
 
 def old_model(folder):
     folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    (folder / "my notes.txt").write_text("old")
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    (folder / "model.safetensors").write_text("old")
+    (folder / "NOTICE.txt").write_text("old")
     return folder
 
 
@@ -110,11 +111,15 @@ def test_a_swap_that_fails_puts_the_old_folder_back(tmp_path, monkeypatch):
     before = tree(old_model(tmp_path / "out"))
     rename = Path.rename
 
+    def no_exchange(one, two):
+        raise OSError(errno.ENOSYS, "no such call")
+
     def fail_for_the_new_one(path, target):
         if ".partial" in path.name:
             raise FULL_DISK
         return rename(path, target)
 
+    monkeypatch.setattr("optimum_moreau.checkpoint.publishing.exchange", no_exchange)
     monkeypatch.setattr(Path, "rename", fail_for_the_new_one)
     with pytest.raises(CheckpointError), save_folder(tmp_path / "out", overwrite=True):
         pass
@@ -128,7 +133,7 @@ def test_a_folder_that_is_not_empty_needs_overwrite(pruner, unverified, tmp_path
         pruner.save_pretrained(out)
     assert tree(out) == before
     pruner.save_pretrained(out, overwrite=True)
-    assert not (out / "my notes.txt").exists() and (out / "model.safetensors").is_file()
+    assert not (out / "NOTICE.txt").exists() and (out / "model.safetensors").is_file()
     assert list(tmp_path.iterdir()) == [out]
 
 
@@ -277,7 +282,7 @@ def test_no_file_says_whose_machine_it_was(tiny_folder, tmp_path, text, unverifi
     pruner.prune(AutoModelForCausalLM.from_pretrained(str(base)), str(home / "my text.txt"))
     pruner.save_pretrained(home / "out")
     secrets = ("ada.lovelace", "ada-laptop", str(tmp_path), str(tiny_folder.parent))
-    for path in (home / "out").iterdir():
+    for path in (path for path in (home / "out").rglob("*") if path.is_file()):
         assert not [secret for secret in secrets if secret.encode() in path.read_bytes()], path.name
     summary = json.loads((home / "out" / "pruning_summary.json").read_text())
     assert (summary["base_model"], summary["calibration"]["source"]) == ("tiny-llama", "my text.txt")

@@ -11,7 +11,8 @@ from .loading import (
     load_tokenizer,
     weight_files,
 )
-from .saving import add_files, check_addable, check_file, check_target, save_folder
+from .outputs import check_addable, check_apart, check_file, check_target, claimed
+from .saving import add_files, save_folder
 from .verification import Verification, reload_logits, verify
 
 __all__ = [
@@ -20,10 +21,12 @@ __all__ = [
     "are_whole",
     "base_revision",
     "check_addable",
+    "check_apart",
     "check_device",
     "check_file",
     "check_same_tokenizer",
     "check_target",
+    "claimed",
     "load_config",
     "load_model",
     "load_skeleton",

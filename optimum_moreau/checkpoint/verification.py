@@ -11,7 +11,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,13 +18,15 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..buffers import as_reloaded
 from ..errors import CheckpointError
+from ..files import write_tensors
 from ..placement import input_device, is_offloaded
+from ..temporary import temporary_folder
 from ..undisturbed import plain_outputs, undisturbed
 
 RELOAD_SCRIPT = Path(__file__).parent / "reload_process.py"
@@ -64,8 +65,8 @@ def verify(model: PreTrainedModel, folder: str | Path, tokens: Tensor) -> Verifi
     """
     tokens = tokens[:_WINDOWS].to(torch.int64).contiguous()
     expected = _logits(model, tokens)
-    with parked(model, Path(folder)), tempfile.TemporaryDirectory() as work:
-        reloaded = _reload(model, Path(folder), tokens, Path(work))
+    with parked(model, Path(folder)), temporary_folder("verify") as work:
+        reloaded = _reload(model, Path(folder), tokens, work)
     same = (reloaded == expected) | (reloaded.isnan() & expected.isnan())
     difference = (reloaded - expected).abs().nan_to_num(torch.inf).masked_fill(same, 0.0)
     worst = float(difference.max())
@@ -139,7 +140,7 @@ def reload_logits(
     Raises:
         CheckpointError: it does not load.
     """
-    save_file({"tokens": tokens}, work / "tokens.safetensors")
+    write_tensors(work / "tokens.safetensors", {"tokens": tokens})
     request = {
         "name": name,
         "revision": revision,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import CHOICES
-from . import options, processes, prune
+from . import options, outputs, processes, prune
 
 EXAMPLE = "pruning_plan.json org/model -o pruned --calibration calibration.txt"
 show = prune.show
@@ -25,6 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Cuts and saves; returns what was done."""
+    inputs = (args.model, args.plan, args.calibration, args.evaluate, args.card_template)
+    with outputs.reserved([args.output], inputs):
+        return _apply(args)
+
+
+def _apply(args: argparse.Namespace) -> dict[str, Any]:
     from ..card import check_template
     from ..checkpoint import check_target
     from ..plan import PruningPlan

@@ -14,7 +14,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from . import options
+from . import options, outputs
 
 EXAMPLE = "pruned --baseline org/model --batch-sizes 1,4,16"
 
@@ -53,9 +53,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measures; returns every value, the rows made of them, the verdict, and the folder whose card tells of it."""
+    from ..plan import PLAN_NAME
+
+    folder = Path(args.model).expanduser()
+    saves = args.baseline is not None and not args.no_save and (folder / PLAN_NAME).is_file()
+    with outputs.reserved([folder] if saves else [], []):
+        return _benchmark(args, folder, saves)
+
+
+def _benchmark(args: argparse.Namespace, folder: Path, saves: bool) -> dict[str, Any]:
     from ..card import check_template
     from ..errors import ConfigError
-    from ..plan import PLAN_NAME
     from ..records import Records
     from ..speed import SpeedSettings, measure_speed
 
@@ -63,8 +71,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError("benchmark: measures in processes of its own; run it once, without torchrun or accelerate")
     fields = ("batch_sizes", "prompt_tokens", "new_tokens", "rounds", "repeats")
     settings = SpeedSettings(**{field: getattr(args, field) for field in fields})
-    folder, records = Path(args.model).expanduser(), None
-    if args.baseline is not None and not args.no_save and (folder / PLAN_NAME).is_file():
+    records = None
+    if saves:
         check_template(args.card_template)
         records = Records.load(folder)  # what is damaged is refused before anything is measured
     logging.getLogger("optimum_moreau.speed").setLevel(logging.INFO)  # it says which round is done

@@ -9,6 +9,9 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ from ..recipe import Recipe
 from ..records import Records
 from ..sources import content_hash
 from ..summary import SUMMARY_NAME, PruningSummary
-from . import inputs, processes, push, recover
+from . import inputs, outputs, processes, push, recover, sizes
 
 logger = logging.getLogger(__name__)
 
@@ -37,14 +40,39 @@ def run(recipe: Recipe, args: argparse.Namespace) -> dict[str, Any]:
         load_config(recipe.recover.teacher, trust_remote_code=args.trust_remote_code)  # so that its commit is known
     keys = inputs.keys_of(recipe)
     folders = {"prune": recipe.output, "recover": recipe.recovered}
-    inputs.check_apart(recipe, [folders[step] for step in keys])
-    done = {step: inputs.made_from(folders[step], key) for step, key in keys.items()}
-    for step in keys:
-        if not done[step]:
-            inputs.check_same(folders[step], overwrite=args.overwrite)
-            check_target(folders[step], overwrite=args.overwrite)
-    inputs.check_inputs(recipe, config, done, args.trust_remote_code)
+    with _reserved(recipe, keys, folders, args) as done:
+        inputs.check_inputs(recipe, config, done, args.trust_remote_code)
+        return _run(recipe, keys, folders, done, loading, args)
 
+
+@contextmanager
+def _reserved(
+    recipe: Recipe, keys: dict[str, str], folders: dict[str, str], args: argparse.Namespace
+) -> Iterator[dict[str, bool]]:
+    """Yields which steps are done; the folders of the others are this run's for the block, and may be written."""
+    writes = [*(folders[step] for step in keys), args.checkpoint_dir]
+    outputs.check_apart(writes, [*recipe.reads(), args.config])
+    done = {step: inputs.made_from(folders[step], key) for step, key in keys.items()}
+    with ExitStack() as stack:
+        stack.enter_context(outputs.claims([args.checkpoint_dir]))
+        for step, key in keys.items():
+            if not done[step]:
+                stack.enter_context(outputs.claims([folders[step]]))
+                done[step] = inputs.made_from(folders[step], key)  # a run that was killed may have left it
+            if not done[step]:
+                inputs.check_same(folders[step], overwrite=args.overwrite)
+                check_target(folders[step], overwrite=args.overwrite)
+        yield done
+
+
+def _run(
+    recipe: Recipe,
+    keys: dict[str, str],
+    folders: dict[str, str],
+    done: dict[str, bool],
+    loading: dict[str, Any],
+    args: argparse.Namespace,
+) -> dict[str, Any]:
     steps = {step: "skipped" if done[step] else "done" for step in keys}
     if done["prune"]:
         logger.warning("%s: was made from these inputs before: not pruned again", recipe.output)
@@ -58,6 +86,7 @@ def run(recipe: Recipe, args: argparse.Namespace) -> dict[str, Any]:
         if done["recover"]:
             logger.warning("%s: was made from these inputs before: not tuned again", recipe.recovered)
             _complete(recipe, recipe.recovered, loading)
+            shutil.rmtree(_work(recipe, keys["recover"]), ignore_errors=True)  # left by a kill after the save
         else:
             found["recovery"] = _recover(recipe, keys["recover"], loading, args)
     output = folders["recover" if recipe.recover else "prune"]
@@ -73,9 +102,11 @@ def _prune(recipe: Recipe, key: str, loading: dict[str, Any], args: argparse.Nam
     pruner = MoreauPruner(recipe.prune, tokenizer=tokenizer, revision=revision)
     if recipe.evaluate:
         pruner.evaluate(recipe.evaluate, model)
-    pruner.prune(
+    result = pruner.prune(
         model, recipe.calibration, calibration_column=recipe.calibration_column, checkpoint_dir=args.checkpoint_dir
     )
+    if not recipe.prune.masks:
+        sizes.check_removed(result.summary.parameters_before - result.summary.parameters_after)
     if not processes.is_first():
         return
     if recipe.evaluate:
@@ -85,16 +116,21 @@ def _prune(recipe: Recipe, key: str, loading: dict[str, Any], args: argparse.Nam
 
 def _recover(recipe: Recipe, key: str, loading: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     assert recipe.recover is not None
-    target = Path(recipe.recovered)
     return recover.tune(
         recipe.output,
         recipe.recover,
         recipe.recovered,
         evaluate=recipe.evaluate,
-        work=target.with_name(f".{target.name}.recovery-{key[:8]}"),  # what another run left is no obstacle
+        work=_work(recipe, key),
         loading=loading,
         saving={"overwrite": args.overwrite, "card_template": recipe.card_template, "inputs": key},
     )
+
+
+def _work(recipe: Recipe, key: str) -> Path:
+    """Folder of the states of this very tuning: what another run left is no obstacle."""
+    target = Path(recipe.recovered)
+    return target.with_name(f".{target.name}.recovery-{key[:8]}")
 
 
 def _base(recipe: Recipe, loading: dict[str, Any]) -> tuple[Any, Any]:

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NoReturn
@@ -16,6 +17,7 @@ from typing import Any, NoReturn
 from .. import __version__
 from ..errors import MoreauError
 from ..registry import suggestion
+from ..temporary import is_full
 from . import processes
 
 # verb → one line for the list of verbs; each is a module of this folder with add_arguments, run, show and EXAMPLE.
@@ -61,6 +63,16 @@ def execute(verb: str, args: argparse.Namespace) -> int:
             result = module.run(args)
     except MoreauError as error:
         print(f"optimum-moreau {verb}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if not is_full(error):
+            raise
+        where = error.filename or tempfile.gettempdir()
+        print(
+            f"optimum-moreau {verb}: error: {where}: cannot be written ({error.strerror}); make room, or set"
+            " TMPDIR to a folder elsewhere",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         kept = getattr(args, "checkpoint_dir", None)

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import options, processes
+from . import options, outputs, processes
 
 if TYPE_CHECKING:
     from ..evaluation.records import Measurement
@@ -53,6 +53,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     With a baseline, `baseline` holds the same of it, and `differences` what the two differ by.
     """
+    with outputs.reserved([args.model] if args.save and Path(args.model).expanduser().is_dir() else [], []):
+        return _evaluate(args)
+
+
+def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
     from ..card import check_template
     from ..checkpoint import check_same_tokenizer
     from ..errors import CheckpointError, ConfigError

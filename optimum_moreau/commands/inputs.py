@@ -10,7 +10,7 @@ from typing import Any
 from .. import __version__
 from ..card import check_template
 from ..checkpoint import are_whole, base_revision, load_config, load_tokenizer, weight_files
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError
 from ..evaluation import SEGMENT, segment
 from ..hub import check_access
 from ..pruner import MoreauPruner
@@ -74,17 +74,6 @@ def check_same(folder: str, *, overwrite: bool) -> None:
             f"{folder}: holds a model made from other inputs (settings, texts, model or version), or not whole; choose"
             " another folder, or replace it (--overwrite), which keeps the steps whose inputs are the same"
         )
-
-
-def check_apart(recipe: Recipe, outputs: list[str]) -> None:
-    """Refuses to write a folder within another of the chain's: replacing the one would destroy the other."""
-    teacher = recipe.recover.teacher if recipe.recover else None
-    read = [name for name in (recipe.model, teacher) if name and Path(name).exists()]
-    for i, output in enumerate(outputs):
-        for other in (*read, *outputs[:i]):
-            one, two = Path(output).resolve(), Path(other).resolve()
-            if one == two or one in two.parents or two in one.parents:
-                raise ConfigError(f"{output} is {other}'s folder, or one lies in the other; give another output")
 
 
 def check_inputs(recipe: Recipe, config: Any, done: dict[str, bool], trust_remote_code: bool) -> None:

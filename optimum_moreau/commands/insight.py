@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import options
+from . import options, outputs
 
 if TYPE_CHECKING:
     from ..config import MoreauPrunerConfig
@@ -49,8 +48,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Draws; returns what was found out, and the files."""
+    with outputs.reserved([args.output], (args.model, args.calibration, args.evaluate)):
+        return _draw(args)
+
+
+def _draw(args: argparse.Namespace) -> dict[str, Any]:
     from ..checkpoint import add_files, check_addable
     from ..config import MoreauPrunerConfig
+    from ..files import write_json
     from ..report import check_installed, draw_insight, save_figure
     from ..report.evidence import INSIGHT_NAME
 
@@ -60,7 +65,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     check_addable(args.output, INSIGHT_NAME, overwrite=args.overwrite)
     found = _look(args, wanted, config)
     with add_files(args.output, INSIGHT_NAME, overwrite=args.overwrite) as folder:
-        (folder / INSIGHT_NAME).write_text(json.dumps(found.to_dict()) + "\n", encoding="utf-8")
+        write_json(folder / INSIGHT_NAME, found.to_dict())
         files = [path for name, figure in draw_insight(found).items() for path in save_figure(figure, folder, name)]
     names = [INSIGHT_NAME, *(path.name for path in files)]
     return found.to_dict() | {"files": [str(args.output / name) for name in names]}

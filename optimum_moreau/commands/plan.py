@@ -9,8 +9,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..config import MoreauPrunerConfig
 from ..errors import ConfigError
-from . import dry_run, options, processes
+from . import dry_run, options, outputs, processes, sizes
 
 EXAMPLE = "org/model -o pruning_plan.json --ratio 0.2 --calibration calibration.txt"
 
@@ -28,8 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--from-scores",
         type=Path,
-        metavar="FILE",
-        help="plan again from pruning_scores.safetensors, at another ratio: nothing is scored, no weights are loaded",
+        metavar="SCORES",
+        help="plan again, at another ratio, from pruning_scores.safetensors or the pruned folder that holds it: nothing"
+        " is scored, no weights are loaded",
     )
     options.add_calibration_arguments(parser)
     options.add_config_arguments(parser)
@@ -40,28 +42,38 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     given = options.config_from(args)
     if given.masks:
         raise ConfigError(f"--pattern {given.pattern}: a mask has no plan of units; use prune")
+    if not args.from_scores:
+        sizes.check_removes(given)
     if args.dry_run:
         if args.output or args.from_scores:
             raise ConfigError("--dry-run writes and reads nothing; leave --output and --from-scores out")
         return dry_run.foresee(args, given)
     if args.output is None:
         raise ConfigError("--output: give the plan to write, or --dry-run")
-    from ..checkpoint import base_revision, check_file, load_skeleton
+    from ..checkpoint import check_file
+
+    check_file(args.output, overwrite=args.overwrite)
+    inputs = (args.model, args.from_scores, args.calibration)
+    with outputs.reserved([args.output, args.checkpoint_dir], inputs):
+        return _plan(args, given)
+
+
+def _plan(args: argparse.Namespace, given: MoreauPrunerConfig) -> dict[str, Any]:
+    from ..checkpoint import base_revision, load_skeleton
     from ..compensation import make_counted_plan, shape_to_count
-    from ..config import MoreauPrunerConfig
     from ..export import decide_export, with_export
     from ..plan import removed_parameters
     from ..pruner import MoreauPruner
     from ..scores import UnitScores
     from ..units import model_shape
 
-    check_file(args.output, overwrite=args.overwrite)
     if args.from_scores:
         scores = UnitScores.load(args.from_scores)
         where = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
         model = load_skeleton(args.model, dtype=args.dtype, **where)
         config = options.replanned(scores.origin, args).resolve(model.config)
         shape = model_shape(model)
+        sizes.check_removes(config)
         plan = with_export(make_counted_plan(model, shape, scores, config), model.config, shape)
     else:
         model, tokenizer = options.load(args)
@@ -70,6 +82,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if not processes.is_first():
         return {}
     shape = model_shape(model)
+    sizes.check_removed(removed_parameters(plan, shape))
     export = decide_export(model.config, shape, plan, plan.config["export"])
     plan.save(args.output)
     counted = shape_to_count(model, shape, MoreauPrunerConfig.from_dict(plan.config))

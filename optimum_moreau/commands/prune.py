@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import MoreauPrunerConfig
 from ..errors import ConfigError
-from . import dry_run, options, processes, push, recover
+from . import dry_run, options, processes, push, recover, sizes
 
 if TYPE_CHECKING:
     from ..summary import PruningSummary
@@ -52,6 +52,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.preset is not None:
         values["prune"] = MoreauPrunerConfig.preset(args.preset, **section(values, "prune")).to_dict()
     recipe = Recipe.from_dict(({"output": ""} if args.dry_run else {}) | values)
+    if not args.print_config:
+        sizes.check_removes(recipe.prune)
     if args.dry_run:
         loading = {name: getattr(recipe, name) for name in ("model", "revision", "dtype")}
         return dry_run.foresee(argparse.Namespace(**{**vars(args), **loading}), recipe.prune)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import options, processes
+from . import options, outputs, processes
 
 if TYPE_CHECKING:
     from ..recipe import RecoverStep
@@ -72,9 +72,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError("--data: give the records to tune on, or --adapter, trained elsewhere")
     if args.adapter and args.work_dir:
         raise ConfigError("--work-dir: is for the states of a training, and --adapter trains nothing; leave it out")
+    recovery = args.adapter or RecoverStep.from_dict(settings)
+    teacher = getattr(args, "teacher", None)
+    inputs = (args.model, args.adapter, args.data, teacher, args.evaluate, args.card_template)
+    with outputs.reserved([args.output, args.work_dir], inputs):
+        return _recover(args, recovery)
+
+
+def _recover(args: argparse.Namespace, step: RecoverStep | str) -> dict[str, Any]:
     return tune(
         args.model,
-        args.adapter or RecoverStep.from_dict(settings),
+        step,
         args.output,
         evaluate=args.evaluate,
         work=args.work_dir,
@@ -113,12 +121,9 @@ def tune(
     """
     from ..card import check_template
     from ..checkpoint import check_target, load_model
-    from ..errors import ConfigError
     from ..pruner import MoreauPruner
 
     target = check_target(output, overwrite=saving["overwrite"])
-    if target == Path(folder).expanduser().resolve():
-        raise ConfigError(f"{output}: is the pruned model itself; give another folder")
     if processes.is_first():
         logging.getLogger("optimum_moreau.recovery.training").setLevel(logging.INFO)  # it says that it begins
     check_template(saving["card_template"])

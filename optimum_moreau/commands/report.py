@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import options
+from . import options, outputs
 
 if TYPE_CHECKING:
     from ..plan import PruningPlan
@@ -42,15 +42,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Writes the page; returns what stands on it."""
-    from ..checkpoint import check_file, check_same_tokenizer
-    from ..errors import CheckpointError, ConfigError
-    from ..records import Records
+    from ..checkpoint import check_file
     from ..report import check_installed
-    from ..report.evidence import load_evidence
-    from ..report.page import Subject, write_report
 
     check_installed()
     check_file(args.output, overwrite=args.overwrite)
+    with outputs.reserved([args.output], [*args.folders, *args.evidence, args.base]):
+        return _report(args)
+
+
+def _report(args: argparse.Namespace) -> dict[str, Any]:
+    from ..checkpoint import check_same_tokenizer
+    from ..errors import CheckpointError, ConfigError
+    from ..records import Records
+    from ..report.evidence import load_evidence
+    from ..report.page import Subject, write_report
+
     if args.new_tokens < 1:
         raise ConfigError(f"--new-tokens: {args.new_tokens} is not a whole number ≥ 1")
     folders = [Path(folder).expanduser() for folder in args.folders]

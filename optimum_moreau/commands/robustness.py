@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import options
+from . import options, outputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,9 +37,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Compares; returns every agreement."""
+    with outputs.reserved([args.output], (args.model, args.calibration, args.evaluate)):
+        return _compare(args)
+
+
+def _compare(args: argparse.Namespace) -> dict[str, Any]:
     from ..checkpoint import add_files, check_addable, load_model, load_tokenizer
     from ..config import MoreauPrunerConfig
     from ..evaluation.robustness import robustness, verdicts
+    from ..files import write_json, write_text
     from ..plan import fingerprint
     from ..report import check_installed, draw_agreements, save_figure
     from ..report.evidence import ROBUSTNESS_NAME
@@ -83,8 +88,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     }
     if args.output:
         with add_files(args.output, ROBUSTNESS_NAME, overwrite=args.overwrite) as folder:
-            (folder / ROBUSTNESS_NAME).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-            (folder / "robustness.md").write_text(show(result) + "\n", encoding="utf-8")
+            write_json(folder / ROBUSTNESS_NAME, result, indent=1)
+            write_text(folder / "robustness.md", show(result) + "\n")
             save_figure(draw_agreements(found, str(result["model"])), folder, "robustness")
         result["files"] = [str(args.output / f"robustness.{kind}") for kind in ("json", "md", "png", "svg")]
     return result

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
-from ..files import read_json
+from ..errors import CheckpointError, ConfigError
+from ..files import read_json, write_text
 from ..registry import COMPENSATIONS, CRITERIA, suggestion
+from ..temporary import reason
 from .presets import PAPER_ETA, PAPER_STEPS, PRESETS, best_settings, paper_settings
 from .quantities import parse_bytes, parse_parameters
 from .validation import ENGINES_OF_UNIFORM_LAYERS, UNITS, validate
@@ -340,10 +341,17 @@ class MoreauPrunerConfig:
         return cls(**values)
 
     def save_pretrained(self, save_directory: str | Path) -> Path:
-        """Writes `moreau_pruner_config.json` into a folder (made if missing); returns the file."""
+        """Writes `moreau_pruner_config.json` into a folder (made if missing); returns the file.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
         folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG_NAME).write_text(self._to_json(), encoding="utf-8")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"{folder}: cannot be made ({reason(error)})") from error
+        write_text(folder / CONFIG_NAME, self._to_json())
         return folder / CONFIG_NAME
 
     @classmethod

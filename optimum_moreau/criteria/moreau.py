@@ -20,10 +20,8 @@ relative ρ_W that of its own gradient.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +29,7 @@ from torch import Tensor
 
 from ..config import MoreauPrunerConfig
 from ..envelope import MoreauRun, State, shrink
+from ..temporary import temporary_folder
 from ..units import Block
 from .criterion import Cost, Criterion, Part, Scoring, batches_per_pass
 from .papers import MOREAU_PRUNER
@@ -94,7 +93,7 @@ def _state(run: Scoring) -> Iterator[State]:
     with ExitStack() as stack:
         folder = run.checkpoint
         if folder is None and c.offload == "disk":
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="moreau-"))) / "delta"
+            folder = stack.enter_context(temporary_folder("delta")) / "delta"
         dtype, devices = getattr(torch, c.state_dtype), {name: run.engine.device(name) for name in run.names}
         yield State(
             shapes,

@@ -6,7 +6,6 @@ step only. `commit` ends a step. Beside δ stand the scales of relative steps, o
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -17,12 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..files import filled, read_json, read_tensors
+from ..files import filled, read_json, read_tensors, write_json, write_tensors
+from ..temporary import partial_file
 
 _STEP, _FILES = "step.json", ("delta-0.bin", "delta-1.bin")
 
@@ -120,10 +118,7 @@ class State:
         if not self.run:  # a folder that nobody goes on from
             return
         _flush(self.folder / _FILES[self.step % 2])
-        partial = self.folder / f"{_STEP}.partial"
-        partial.write_text(json.dumps({"step": self.step, "run": self.run, "scales": self.scales}))
-        _flush(partial)
-        partial.replace(self.folder / _STEP)
+        write_json(self.folder / _STEP, {"step": self.step, "run": self.run, "scales": self.scales})
         _flush(self.folder)
 
     def reset(self) -> None:
@@ -138,9 +133,10 @@ class State:
         """Refuses, before any step, a folder that is another's or cannot hold the state."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{_STEP}.partial").touch()
-            ours = (*_FILES, _STEP, f"{_STEP}.partial")
-            strangers = [path.name for path in folder.iterdir() if path.name not in ours]
+            with partial_file(folder, _STEP):  # whether it can be written
+                pass
+            names = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+            strangers = [name for name in names if name not in (*_FILES, _STEP, f"{_STEP}.partial")]
             missing = 2 * self._size * self.dtype.itemsize - sum(
                 (folder / name).stat().st_size for name in _FILES if (folder / name).is_file()
             )
@@ -148,7 +144,6 @@ class State:
         except OSError as error:
             raise CheckpointError(f"{folder}: cannot be written ({error.strerror}); give another folder") from error
         if strangers:
-            (folder / f"{_STEP}.partial").unlink()
             raise CheckpointError(f"{folder}: is not a checkpoint folder ({strangers[0]} is in it); give an empty one")
         if room < missing:
             raise CheckpointError(
@@ -188,11 +183,9 @@ class State:
             raise CheckpointError(f"{file}: is missing or damaged; remove the folder to start anew")
 
     def _save(self, folder: Path) -> None:
-        file = folder / _FILES[self.step % 2]
-        try:
-            save_file({name: self._view(name).cpu().contiguous() for name in self.shapes}, file)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{file}: cannot be written ({error}); the step before it is kept") from error
+        write_tensors(
+            folder / _FILES[self.step % 2], {name: self._view(name).cpu().contiguous() for name in self.shapes}
+        )
 
     def _map(self, name: str, step: int, mode: str) -> np.memmap:
         assert self.folder is not None  # offload is disk

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..errors import CheckpointError
-from ..files import filled, read_json
+from ..files import filled, read_json, write_json
 
 EVALUATION_NAME = "evaluation.json"
 STAGES = ("before", "pruned", "recovered")
@@ -72,7 +71,7 @@ def with_new(old: Sequence[Measurement], new: Sequence[Measurement]) -> list[Mea
 
 def save_measurements(measurements: Sequence[Measurement], path: str | Path) -> None:
     """Writes measurements as JSON."""
-    Path(path).write_text(json.dumps([asdict(one) for one in measurements], indent=2) + "\n", encoding="utf-8")
+    write_json(path, [asdict(one) for one in measurements])
 
 
 def load_measurements(path: str | Path) -> list[Measurement]:

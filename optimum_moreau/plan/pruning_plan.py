@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import MoreauError, PlanError
 from ..families import Kind
-from ..files import filled, read_json
+from ..files import filled, read_json, write_text
 from ..placement import parameter_values
 from ..scores import Origin
 from ..units import Block, ModelShape
@@ -186,15 +186,7 @@ class PruningPlan:
             for i, blocks in values.pop("layers").items()
         )
         head, tail = json.dumps(values | {"layers": "@"}, indent=2).rsplit('"@"', 1)
-        device = Path(path).exists() and not Path(path).is_file()  # such as /dev/stdout: nothing to replace
-        partial = Path(path if device else f"{path}.partial")
-        try:
-            partial.write_text(f"{head}{{\n{lines}\n  }}{tail}\n", encoding="utf-8")
-            partial.replace(path)
-        except OSError as error:
-            if not device:
-                partial.unlink(missing_ok=True)
-            raise PlanError(f"{path}: cannot be written ({error.strerror})") from error
+        write_text(path, f"{head}{{\n{lines}\n  }}{tail}\n", PlanError)
         return Path(path)
 
     @classmethod

@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import CheckpointError, first_line
+from ..files import write_tensors
 from ..plan import fingerprint
+from ..temporary import partial_folder, reason
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -45,10 +46,23 @@ class Adapter:
     base: str = ""
 
     def save(self, folder: Path) -> None:
-        """Writes `adapter_model.safetensors` and `adapter_config.json`."""
-        folder.mkdir()
-        save_file(dict(self.weights), folder / _WEIGHTS, metadata={"format": "pt", "base_fingerprint": self.base})
-        self.config.save_pretrained(str(folder))
+        """Writes `adapter_model.safetensors` and `adapter_config.json`; an adapter that was there goes then.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        try:
+            with partial_folder(folder.parent, folder.name) as partial:
+                made = partial / "adapter"
+                made.mkdir()
+                metadata = {"format": "pt", "base_fingerprint": self.base}
+                write_tensors(made / _WEIGHTS, self.weights, metadata)
+                self.config.save_pretrained(str(made))
+                if folder.exists():
+                    folder.rename(partial / "replaced")
+                made.rename(folder)
+        except OSError as error:
+            raise CheckpointError(f"{folder.name}: cannot be written ({reason(error)})") from error
 
     @classmethod
     def load(cls, folder: str | Path) -> Adapter:

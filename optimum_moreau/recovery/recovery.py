@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -18,10 +16,11 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from ..buffers import as_reloaded, reset_buffers
 from ..envelope import scoring_mode
 from ..errors import ConfigError, MoreauError, NonFiniteError, UnsupportedModelError
-from ..files import filled, read_json
+from ..files import filled, read_json, write_json
 from ..plan import fingerprint
 from ..sources import model_reference
 from ..surgery import check_prunable
+from ..temporary import temporary_folder
 from ..undisturbed import plain_outputs, undisturbed
 from .adapter import Adapter, lora_on
 from .examples import TrainingData, load_examples
@@ -99,8 +98,8 @@ class RecoverySummary:
         return asdict(self)
 
     def save(self, path: str | Path) -> None:
-        """Writes the summary as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        """Writes the summary as JSON; raises CheckpointError where that cannot be."""
+        write_json(path, self.to_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> RecoverySummary:
@@ -170,7 +169,7 @@ class MoreauRecovery:
         examples = self.read(data)
         with ExitStack() as stack:
             if work_dir is None:
-                work_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="moreau-recovery-"))
+                work_dir = stack.enter_context(temporary_folder("recovery"))
             if teacher is not None:
                 stack.enter_context(scoring_mode(teacher))
             stack.enter_context(warnings.catch_warnings())  # peft asks transformers by an old name
@@ -277,10 +276,10 @@ class MoreauRecovery:
 
         Raises:
             MoreauError: nothing was trained yet.
+            CheckpointError: it cannot be written; an adapter that was there stays.
         """
         if self.adapter is None or self.summary is None:
             raise MoreauError("save: nothing was trained yet; call train first")
-        shutil.rmtree(Path(folder) / ADAPTER_FOLDER, ignore_errors=True)
         self.adapter.save(Path(folder) / ADAPTER_FOLDER)
         self.summary.save(Path(folder) / RECOVERY_NAME)
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from peft import set_peft_model_state_dict
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     DataCollatorForSeq2Seq,
@@ -25,14 +26,16 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..errors import CheckpointError, ConfigError, NonFiniteError, first_line
+from ..errors import CheckpointError, ConfigError, MoreauError, NonFiniteError, first_line
 from ..files import read_json, read_tensors, write_json
+from ..temporary import is_full, reason
 from .examples import IGNORED, TrainingData
 from .settings import RecoveryConfig
 
 logger = logging.getLogger(__name__)
 
 _RUN, _STATE, _ADAPTER = "run.json", "trainer_state.json", "adapter_model.safetensors"
+_FULL_DISK = ("PytorchStreamWriter", "No space left", "File too large", "quota exceeded")
 _LOGGED = 10  # steps whose mean loss is one entry of the log
 
 
@@ -153,7 +156,7 @@ def train(
             arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size,
             data.source,
         )
-        seconds = trainer.train(resume_from_checkpoint=str(state) if state else None).metrics["train_runtime"]
+        seconds = _train(trainer, state)
     validation = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return {
@@ -164,6 +167,20 @@ def train(
         "validation_loss": None if not validation else min(validation) if config.patience else validation[-1],
         "seconds": seconds,
     }
+
+
+def _train(trainer: Trainer, state: Path | None) -> float:
+    """Trains on from a state, or from the beginning; returns the seconds."""
+    try:
+        return float(trainer.train(resume_from_checkpoint=str(state) if state else None).metrics["train_runtime"])
+    except (OSError, SafetensorError, RuntimeError) as error:
+        # of a full disk torch.save makes a RuntimeError, safetensors one of its own; both name no errno
+        full = is_full(error) if isinstance(error, OSError) else any(words in str(error) for words in _FULL_DISK)
+        if isinstance(error, MoreauError) or not full:
+            raise
+        work = Path(str(trainer.args.output_dir))
+        kept = "the last whole state is kept" if last_state(work) else "no state was kept yet"
+        raise CheckpointError(f"{work}: a state cannot be written ({reason(error)}); {kept}") from error
 
 
 def last_state(work: Path) -> Path | None:
@@ -207,7 +224,7 @@ def _claim(work: Path, run: str) -> None:
             )
         else:
             return
-    elif work.is_dir() and any(work.iterdir()):
+    elif work.is_dir() and any(not path.name.startswith(".") for path in work.iterdir()):
         raise CheckpointError(f"{work}: is not a recovery's work folder, and not empty; give another (--work-dir)")
     work.mkdir(parents=True, exist_ok=True)
     write_json(marker, {"run": run})

@@ -15,6 +15,7 @@ from ..config.quantities import words_for_bytes
 from ..evaluation.insight import FIGURES
 from ..evaluation.records import STAGES
 from ..evaluation.robustness import verdicts
+from ..files import write_text
 from ..records import Records
 from .evidence import Evidence
 from .figures import draw_agreements, draw_insight, draw_map
@@ -71,7 +72,7 @@ def write_report(
         generations=generations,
         version=__version__,
     )
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
 
 
 def _environment() -> Environment:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
+from ..files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,9 +66,12 @@ def new_figure(width: float, height: float) -> Figure:
 def save_figure(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
     """Writes NAME.png (150 dots per inch) and NAME.svg into a folder; returns the files."""
     files = folder / f"{name}.png", folder / f"{name}.svg"
-    with style():
-        figure.savefig(files[0], dpi=_DOTS)
-        figure.savefig(files[1], dpi=_DOTS, metadata={"Date": None})
+    for file in files:
+        drawn = io.BytesIO()
+        with style():
+            metadata = {"Date": None} if file.suffix == ".svg" else None
+            figure.savefig(drawn, format=file.suffix[1:], dpi=_DOTS, metadata=metadata)
+        write_bytes(file, drawn.getvalue())
     return files
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..errors import CheckpointError
-from ..files import filled, read_json
+from ..files import filled, read_json, write_json
 
 SPARSITY_NAME = "sparsity_summary.json"
 
@@ -124,7 +123,7 @@ class SparsitySummary:
 
     def save(self, path: str | Path) -> None:
         """Writes the summary as JSON."""
-        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        write_json(path, asdict(self), indent=1)
 
     @classmethod
     def load(cls, path: str | Path) -> SparsitySummary:

@@ -7,7 +7,6 @@ import logging
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from ..checkpoint import check_device, check_same_tokenizer, load_skeleton, weig
 from ..errors import CheckpointError, ConfigError, first_line
 from ..plan import PruningPlan
 from ..sources import model_reference
+from ..temporary import temporary_folder
 from .records import Series, Side, Speed
 
 logger = logging.getLogger(__name__)
@@ -183,8 +183,8 @@ def measure_once(name: str, folder: Path, weights: tuple[Path, ...], request: Ma
     Raises:
         CheckpointError: the process broke off.
     """
-    with tempfile.TemporaryDirectory() as work:
-        result = Path(work) / "result.json"
+    with temporary_folder("speed") as work:
+        result = work / "result.json"
         files = {"folder": str(folder), "weights": list(map(str, weights)), "result": str(result), "path": sys.path}
         process = subprocess.run(
             [sys.executable, "-P", str(_SCRIPT)],

@@ -16,7 +16,6 @@ that of a model whose files the system holds in memory already.
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from ..files import filled, read_json
+from ..files import filled, read_json, write_json
 from . import words
 
 SPEED_NAME = "benchmark.json"
@@ -196,7 +195,7 @@ class Speed:
 
     def save(self, path: str | Path) -> None:
         """Writes it as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        write_json(path, self.to_dict(), indent=1)
 
     @classmethod
     def load(cls, path: str | Path) -> Speed:

@@ -1,0 +1,174 @@
+"""Files and folders of a process that lives: each is locked by the process that made it, and goes with the block.
+
+What has such a name and is locked by nobody was left by a process that was killed; the next one removes it. A lock
+(flock) ends with its process, whatever ended that; a number in a name would not tell whose it is now.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import re
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+_FOLDER = re.compile(r"optimum-moreau-[a-z]+-[0-9a-f]{8}")
+_PARTIAL = re.compile(r"\..+\.partial-[0-9a-f]{8}")
+
+
+@contextmanager
+def temporary_folder(purpose: str) -> Iterator[Path]:
+    """Yields an empty folder `optimum-moreau-PURPOSE-…` in the system's place for these, which goes with the block.
+
+    Args:
+        purpose: one word in lower case.
+    """
+    collect_temporary()
+    where = Path(tempfile.gettempdir())
+    with _made(lambda: _new_folder(where / f"optimum-moreau-{purpose}-{_mark()}", mode=0o700)) as folder:
+        yield folder
+
+
+@contextmanager
+def partial_folder(place: Path, name: str) -> Iterator[Path]:
+    """Yields an empty folder `.NAME.partial-…`, in which a result is made; what is left of it goes with the block.
+
+    Args:
+        place: folder in which it lies, on the file system of the result.
+        name: of the result.
+    """
+    with _made(lambda: _new_folder(place / f".{name}.partial-{_mark()}")) as folder:
+        yield folder
+
+
+@contextmanager
+def partial_file(place: Path, name: str) -> Iterator[Path]:
+    """The same for an empty file."""
+    with _made(lambda: _new_file(place / f".{name}.partial-{_mark()}")) as file:
+        yield file
+
+
+def is_partial(name: str) -> bool:
+    """Whether a name is one that `partial_folder` or `partial_file` gives."""
+    return bool(_PARTIAL.fullmatch(name))
+
+
+def collect_partial(place: Path, name: str) -> list[str]:
+    """Removes what dead processes left of a result in a place; returns the names."""
+    try:
+        found = [path for path in place.iterdir() if is_partial(path.name) and path.name.startswith(f".{name}.")]
+    except OSError:
+        return []
+    return [path.name for path in found if _removed(path)]
+
+
+def collect_temporary() -> None:
+    """Removes the temporary folders that this user's dead processes left."""
+    where = Path(tempfile.gettempdir())
+    with suppress(OSError):
+        left = [path for path in where.iterdir() if _FOLDER.fullmatch(path.name) and path.lstat().st_uid == os.getuid()]
+        if gone := [path.name for path in left if _removed(path)]:
+            logger.warning("removed from %s what runs that were killed had left: %s", where, ", ".join(gone))
+
+
+@contextmanager
+def taken_over(path: Path, *, claimed: bool = False) -> Iterator[bool]:
+    """Yields whether a file or folder was left by a dead process; then it is locked for the block.
+
+    Args:
+        path: of the file or folder.
+        claimed: only this process may write here, which tells on a file system without locks for folders.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            dead = path.exists()
+        except BlockingIOError:
+            dead = False
+        except OSError:
+            dead = claimed
+        yield dead
+    finally:
+        os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Removes a file or folder, as far as that goes."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def _removed(path: Path) -> bool:
+    with taken_over(path) as dead:
+        if dead:
+            remove(path)
+        return dead
+
+
+@contextmanager
+def _made(make: Callable[[], Path]) -> Iterator[Path]:
+    path, descriptor = _locked(make)
+    try:
+        yield path
+    finally:
+        remove(path)
+        os.close(descriptor)
+
+
+def _locked(make: Callable[[], Path]) -> tuple[Path, int]:
+    """Makes and locks; makes another where a process took it for a dead one's in between."""
+    while True:
+        path = make()
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        with suppress(OSError):  # without locks nothing is taken for dead
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(descriptor)
+                continue
+        if path.exists():
+            return path, descriptor
+        os.close(descriptor)
+
+
+def _new_folder(path: Path, mode: int = 0o777) -> Path:
+    path.mkdir(mode=mode)
+    return path
+
+
+def _new_file(path: Path) -> Path:
+    path.touch(exist_ok=False)
+    return path
+
+
+def _mark() -> str:
+    return uuid.uuid4().hex[:8]
+
+
+def reason(error: BaseException) -> str:
+    """Why something cannot be written, in words."""
+    return getattr(error, "strerror", None) or str(error).strip().split("\n")[0]
+
+
+def is_full(error: OSError) -> bool:
+    """Whether an error says that there is no room: on the disk, in a quota, or below a limit on files."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
