@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 from .errors import DataError, first_line, quiet
@@ -132,8 +132,10 @@ def model_reference(name_or_path: str | None) -> str | None:
     """A model's name for records: a Hub id as it is, of a local path the last folder only."""
     if not name_or_path:
         return None
+    if PureWindowsPath(name_or_path).drive:  # of another machine
+        return PureWindowsPath(name_or_path).name
     path = Path(name_or_path)
-    local = path.exists() or path.is_absolute() or len(path.parts) > 2
+    local = path.exists() or path.is_absolute() or len(path.parts) > 2 or name_or_path.startswith((".", "~"))
     return path.resolve().name if local else name_or_path
 
 

@@ -103,7 +103,7 @@ def _twin(model: nn.Module, config: Any) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+        return AutoModelForCausalLM.from_config(config, dtype=model.dtype, trust_remote_code=False)
 
 
 def _cut(layer: nn.Module, block: Block, kept: tuple[int, ...]) -> None:

@@ -10,6 +10,7 @@ from .loading import (
     load_tokenizer,
 )
 from .saving import add_files, check_addable, check_file, check_target, save_folder
+from .trust import code_may_run, drop_foreign_code
 from .verification import Verification, reload_logits, verify
 
 __all__ = [
@@ -21,6 +22,8 @@ __all__ = [
     "check_file",
     "check_same_tokenizer",
     "check_target",
+    "code_may_run",
+    "drop_foreign_code",
     "load_config",
     "load_model",
     "load_skeleton",

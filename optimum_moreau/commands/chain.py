@@ -62,7 +62,8 @@ def run(recipe: Recipe, args: argparse.Namespace) -> dict[str, Any]:
             found["recovery"] = _recover(recipe, keys["recover"], loading, args)
     output = folders["recover" if recipe.recover else "prune"]
     if recipe.push:
-        found["push"] = push.publish(output, recipe.push.repo, recipe.push.options())
+        how, trust = recipe.push.options(), args.trust_remote_code
+        found["push"] = push.publish(output, recipe.push.repo, how, trust_remote_code=trust)
         steps["push"] = "done" if found["push"]["changed"] else "skipped"
     return {**found, "output": output, "measurements": _measurements(recipe, output), "steps": steps}
 
@@ -70,7 +71,8 @@ def run(recipe: Recipe, args: argparse.Namespace) -> dict[str, Any]:
 def _prune(recipe: Recipe, key: str, loading: dict[str, Any], args: argparse.Namespace) -> None:
     model, tokenizer = _base(recipe, loading)
     revision = base_revision(recipe.model, recipe.revision)
-    pruner = MoreauPruner(recipe.prune, tokenizer=tokenizer, revision=revision)
+    trust = loading["trust_remote_code"]
+    pruner = MoreauPruner(recipe.prune, tokenizer=tokenizer, revision=revision, trust_remote_code=trust)
     if recipe.evaluate:
         pruner.evaluate(recipe.evaluate, model)
     pruner.prune(

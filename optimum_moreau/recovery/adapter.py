@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -20,6 +18,7 @@ from transformers import PreTrainedModel
 
 from ..errors import CheckpointError, first_line
 from ..plan import fingerprint
+from ..sources import model_reference
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -36,7 +35,7 @@ class Adapter:
 
     Attributes:
         weights: as peft saves them.
-        config: of peft; it names the base model by its Hub id, or not at all.
+        config: of peft; it names the base model by its Hub id, or by its folder's last name.
         base: fingerprint of the model it was trained on; empty where it was trained elsewhere.
     """
 
@@ -48,7 +47,9 @@ class Adapter:
         """Writes `adapter_model.safetensors` and `adapter_config.json`."""
         folder.mkdir()
         save_file(dict(self.weights), folder / _WEIGHTS, metadata={"format": "pt", "base_fingerprint": self.base})
-        self.config.save_pretrained(str(folder))
+        config = copy.copy(self.config)  # peft fills the path in again whenever it saves a state of the training
+        config.base_model_name_or_path = model_reference(config.base_model_name_or_path)
+        config.save_pretrained(str(folder))
 
     @classmethod
     def load(cls, folder: str | Path) -> Adapter:
@@ -71,7 +72,11 @@ class Adapter:
             raise CheckpointError(f"{path.name}: cannot be read as an adapter ({first_line(error)})") from error
         if not isinstance(config, LoraConfig):
             raise CheckpointError(f"{path.name}: is an adapter of type {config.peft_type}; only LoRA is merged")
-        config.base_model_name_or_path = hub_id(config.base_model_name_or_path)
+        if config.megatron_config is not None:
+            raise CheckpointError(f"{path.name}: is of Megatron's layers; only LoRA of plain linear layers is merged")
+        # nothing of the file names a module to import, or a folder of someone's machine
+        config.megatron_core, config.auto_mapping = LoraConfig.megatron_core, None
+        config.base_model_name_or_path = model_reference(config.base_model_name_or_path)
         return cls(weights, config, base)
 
     def merge_into(self, model: PreTrainedModel, *, keep_zeros: bool = False) -> None:
@@ -132,7 +137,7 @@ def lora_on(model: PreTrainedModel, config: LoraConfig, *, keep_zeros: bool = Fa
 
     Args:
         model: any causal language model.
-        config: of peft; names the base model by its Hub id afterwards, or not at all.
+        config: of peft; names the base model by its Hub id afterwards, or by its folder's last name.
         keep_zeros: of a masked model: weights that are zero stay so, y = x·(W + α/r·BA ⊙ M)ᵀ with M = [W ≠ 0], within
             the block and after it; takes the product BA of one layer at a time.
     """
@@ -151,7 +156,7 @@ def lora_on(model: PreTrainedModel, config: LoraConfig, *, keep_zeros: bool = Fa
         for name, module in model.named_modules():
             if name in zeros and hasattr(module, "lora_A"):
                 module.register_forward_hook(_masked(zeros[name]))
-        config.base_model_name_or_path = hub_id(model.config.name_or_path)
+        config.base_model_name_or_path = model_reference(model.config.name_or_path)
         yield tuned
     except BaseException:
         if tuned is not None:
@@ -185,12 +190,3 @@ def _masked(zeros: Tensor) -> Any:
         return layer.base_layer(x) + adapted.to(output.dtype)
 
     return forward
-
-
-def hub_id(name: str | None) -> str | None:
-    """A model's Hub id; nothing for a folder, of this machine or another."""
-    try:
-        validate_repo_id(name or "")
-    except HFValidationError:
-        return None
-    return name if name and name.count("/") == 1 and not Path(name).exists() else None
