@@ -33,7 +33,8 @@ from .errors import CheckpointError, HubError, first_line, quiet
 logger = logging.getLogger(__name__)
 
 PLACEHOLDER = "path/or/repo"  # in a card that is not published yet
-_BEGIN, _END = "<!-- optimum-moreau: begin -->", "<!-- optimum-moreau: end -->"
+_MARK = "<!-- optimum-moreau:"
+_BEGIN, _END = f"{_MARK} begin -->", f"{_MARK} end -->"
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 _RECORDS = (
     "modeling_moreau.py",
@@ -197,7 +198,8 @@ def merged_card(theirs: ModelCard | None, ours: ModelCard) -> str:
         theirs: the card on the Hub, if any.
         ours: the card of the folder.
     """
-    part = f"{_BEGIN}\n\n{ours.text.strip()}\n\n{_END}"
+    within = ours.text.strip().replace(_MARK, _MARK.replace("!--", "! --"))  # what data holds ends nothing
+    part = f"{_BEGIN}\n\n{within}\n\n{_END}"
     data, text = ours.data.to_dict(), part
     if theirs is not None:
         data = _merged(theirs.data.to_dict(), data)

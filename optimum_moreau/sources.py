@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import DataError, first_line, quiet
 from .registry import suggestion
+from .templates import bounded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -169,14 +170,15 @@ def chat_text(
         answer_follows: end where the assistant's answer begins.
 
     Raises:
-        DataError: no template, or messages that it cannot write.
+        DataError: no template, messages that it cannot write, or a template without an end.
     """
     if tokenizer is None or not tokenizer.chat_template:
         raise DataError(f"{name}: holds chat messages, and the tokenizer has no chat template; give plain text")
     try:
-        text = tokenizer.apply_chat_template(
-            [dict(one) for one in messages], tokenize=False, add_generation_prompt=answer_follows
-        )
+        with bounded():
+            text = tokenizer.apply_chat_template(
+                [dict(one) for one in messages], tokenize=False, add_generation_prompt=answer_follows
+            )
     except Exception as error:  # a template may raise anything
         raise DataError(f"{name}: the tokenizer's chat template cannot write it ({first_line(error)})") from error
     return str(text)

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "optimum_moreau"
 # Top to bottom; a module imports only from rooms above its own (and inside its own room, if that is a folder).
 ROOMS = [
     ["errors", "registry"],
-    ["files"],
+    ["files", "templates"],
     ["placement", "sources"],
     ["undo"],
     ["config", "calibration", "envelope"],

@@ -152,6 +152,7 @@ def lora_on(model: PreTrainedModel, config: LoraConfig, *, keep_zeros: bool = Fa
             for name, module in model.named_modules()
             if keep_zeros and isinstance(module, nn.Linear)
         }
+        config.base_model_name_or_path = None  # else peft warns that it is this model's path now
         tuned = get_peft_model(model, config)
         for name, module in model.named_modules():
             if name in zeros and hasattr(module, "lora_A"):
