@@ -37,7 +37,8 @@ def built_from(config: Any, dtype: torch.dtype | None = None) -> Any:
 
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, **({} if dtype is None else {"dtype": dtype}))
+            given = {} if dtype is None else {"dtype": dtype}
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **given)
         with torch.device("cpu"):
             for module in model.modules():
                 for name in module._non_persistent_buffers_set:

@@ -1,13 +1,18 @@
-"""The model card of a pruned model, from MODEL_CARD_TEMPLATE.md."""
+"""The model card of a pruned model, from MODEL_CARD_TEMPLATE.md.
+
+A template is given plain values (texts, numbers, lists, dictionaries). Every text that comes from a file (plan,
+summary, measurements, the base's card) is escaped: nothing of it is Markdown. What this package wrote itself is.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
-from jinja2 import Environment, TemplateError
+from jinja2 import TemplateError
 from yaml import YAMLError
 
 from .config import MoreauPrunerConfig
@@ -20,10 +25,13 @@ from .families import CUSTOM_PREFIX
 from .files import write_text
 from .plan import BUDGETS, PruningPlan
 from .recovery import RecoverySummary
-from .registry import CRITERIA
+from .registry import COMPENSATIONS, CRITERIA
 from .sparsity import REFINEMENTS, SparsitySummary
 from .speed import Speed
 from .summary import PruningSummary
+from .templates import LITERAL, render, render_foreign
+from .templates.foreign import ForeignTemplateError
+from .templates.markdown import one_line
 
 _NOUNS = {
     "layers": "whole layers",
@@ -44,6 +52,10 @@ _OF_UNITS = (
 )
 TAGS = ["optimum-moreau", "pruned", "structured-pruning"]
 _TEMPLATE = "MODEL_CARD_TEMPLATE.md"
+_LONGEST_TEMPLATE = 2**18  # bytes
+_OF_BASE_CARD = ("license", "license_name", "license_link", "language")
+_LONGEST_TEXT, _MOST_TEXTS = 200, 200
+_SAMPLE: dict[str, Any] = {"card_data": LITERAL("license: mit"), "title": "a model, pruned"}
 
 
 def template_path() -> Path:
@@ -80,14 +92,15 @@ def write_card(
     """
     config = MoreauPrunerConfig.from_dict(plan.config)
     is_hub_id = plan.base_model is not None and "/" in plan.base_model
-    title = f"{plan.base_model or summary.export}, pruned"
+    title = one_line(f"{plan.base_model or summary.export}, pruned")
+    base_card = of_base_card(summary.base_card)
     sources = [summary.calibration.get("source"), *([recovery.data["source"]] if recovery else [])]
     hub_sources = [source.split(":")[1] for source in sources if source and source.startswith("hub:")]
     results = _results(measurements)
     decided = [*_criteria(config), *_budgets(config)]
     papers = [*(paper for _, _, paper in decided), summary.compensation.get("paper", "")]
     data = ModelCardData(
-        **summary.base_card,
+        **base_card,
         datasets=list(dict.fromkeys(hub_sources)) or None,
         model_name=title if results else None,
         eval_results=results or None,
@@ -97,29 +110,29 @@ def write_card(
         pipeline_tag="text-generation",
         tags=[tag for tag in TAGS if sparsity is None or not tag.startswith("structured")],
     )
-    card = _render(
-        data,
-        template,
-        summary=summary,
-        recovery=recovery,
+    values = dict(
+        summary=_summary(summary, base_card),
+        recovery=None if recovery is None else recovery.to_dict(),
         unused=_unused(recovery),
-        criteria=_criteria(config),
-        budgets=_budgets(config),
+        criteria=_literal(_criteria(config)),
+        budgets=_literal(_budgets(config)),
         settings={key: _words(key, value) for key, value in _settings(config).items()},
         layers=list(zip(summary.layers_before, summary.layers_after, strict=True)),
         unit_names=_UNITS,
         removed_words=_removed_words(summary),
         own_type=summary.export.startswith(CUSTOM_PREFIX),
         title=title,
-        citations=[BIBTEX[paper] for paper in dict.fromkeys(papers) if paper in BIBTEX],
-        evaluation=list(by_stage(measurements).items()),
-        speed=speed,
-        sparsity=sparsity,
+        citations=[LITERAL(BIBTEX[paper]) for paper in dict.fromkeys(papers) if paper in BIBTEX],
+        evaluation=[
+            (what, {stage: {**asdict(one), "words": one.words} for stage, one in values.items()})
+            for what, values in by_stage(measurements).items()
+        ],
+        speed=_speed(speed),
+        sparsity=_sparsity(sparsity),
         stages=[stage for stage in STAGES if any(one.stage == stage for one in measurements)],
     )
     path = Path(folder) / "README.md"
-    card.text = card.text.rstrip() + "\n"
-    write_text(path, str(card))
+    write_text(path, _render(data, template, values))
     return path
 
 
@@ -139,7 +152,19 @@ def read_base_card(name: str | None, revision: str | None = None) -> dict[str, A
             found = ModelCard.load(card).data.to_dict()
     except (OSError, ValueError, YAMLError):  # no card, no network, not a card
         return {}
-    return {key: found[key] for key in ("license", "license_name", "license_link", "language") if found.get(key)}
+    return of_base_card(found)
+
+
+def of_base_card(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What is taken over of a base model's card: licence and language, one short text or a few of them."""
+    taken = {}
+    for key in _OF_BASE_CARD:
+        value = found.get(key)
+        texts = value if isinstance(value, list) else [value]
+        if texts and len(texts) <= _MOST_TEXTS and all(isinstance(text, str) and text.strip() for text in texts):
+            short = [one_line(text).strip()[:_LONGEST_TEXT] for text in texts]
+            taken[key] = short if isinstance(value, list) else short[0]
+    return taken
 
 
 def check_template(path: str | Path | None) -> None:
@@ -151,19 +176,74 @@ def check_template(path: str | Path | None) -> None:
     file = template_path() if path is None else Path(path).expanduser()
     if not file.is_file():
         raise CheckpointError(f"{file.name}: no such card template")
+    if path is None:
+        return
     try:
-        Environment().parse(file.read_text(encoding="utf-8"))
-    except (TemplateError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{file.name}: cannot be used as a card template ({first_line(error)})") from error
+        render_foreign(_source(file), _SAMPLE)
+    except ForeignTemplateError as error:
+        if not error.incomplete:  # what a sample lacks, the values of a run may hold
+            raise _unusable(file, error) from error
 
 
-def _render(data: ModelCardData, template: str | Path | None, **values: Any) -> ModelCard:
-    check_template(template)
+def _render(data: ModelCardData, template: str | Path | None, values: dict[str, Any]) -> str:
     path = template_path() if template is None else Path(template).expanduser()
+    if not path.is_file():
+        raise CheckpointError(f"{path.name}: no such card template")
+    values = {**data.to_dict(), **values, "card_data": LITERAL(data.to_yaml())}
     try:
-        return ModelCard.from_template(data, template_path=str(path), **values)
-    except (TemplateError, UnicodeDecodeError, YAMLError, ValueError) as error:
-        raise CheckpointError(f"{path.name}: cannot be used as a card template ({first_line(error)})") from error
+        text = (render if template is None else render_foreign)(_source(path), values)
+        card = ModelCard(text)
+    except (TemplateError, ForeignTemplateError, YAMLError, ValueError) as error:
+        raise _unusable(path, error) from error
+    card.text = card.text.rstrip() + "\n"
+    return str(card)
+
+
+def _source(file: Path) -> str:
+    try:
+        if file.stat().st_size > _LONGEST_TEMPLATE:
+            raise CheckpointError(f"{file.name}: is longer than a card template can be ({_LONGEST_TEMPLATE:,} bytes)")
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise _unusable(file, error) from error
+
+
+def _unusable(file: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{file.name}: cannot be used as a card template ({first_line(error)})")
+
+
+def _literal(rows: Sequence[tuple[str, ...]]) -> list[list[str]]:
+    """Words that this package holds, which are Markdown as they stand."""
+    return [[LITERAL(text) for text in row] for row in rows]
+
+
+def _summary(summary: PruningSummary, base_card: dict[str, Any]) -> dict[str, Any]:
+    found = summary.to_dict() | {"base_card": base_card}
+    step, words = (str(summary.compensation.get(key)) for key in ("step", "summary"))
+    if step in COMPENSATIONS and words == COMPENSATIONS.get(step).summary:
+        found["compensation"]["summary"] = LITERAL(words)
+    return found
+
+
+def _speed(speed: Speed | None) -> dict[str, Any] | None:
+    if speed is None or speed.baseline is None:
+        return None
+    return {
+        "baseline": {"name": speed.baseline.name},
+        "verdict": speed.verdict,
+        "rows": [{"cells": row.cells} for row in speed.rows],
+        "device": speed.device,
+        "how": speed.how,
+        "shape_notes": speed.shape_notes,
+    }
+
+
+def _sparsity(sparsity: SparsitySummary | None) -> dict[str, Any] | None:
+    if sparsity is None:
+        return None
+    computed = ("achieved", "of_model", "holds", "gains")
+    found = asdict(sparsity) | {name: getattr(sparsity, name) for name in computed}
+    return found | {"by_layer": dict(sparsity.by_layer())}
 
 
 def _results(measurements: Sequence[Measurement]) -> list[EvalResult]:

@@ -186,7 +186,8 @@ def _windows_at_once(cost: Cost, config: MoreauPrunerConfig) -> int:
 def skeleton_of(model: PreTrainedModel) -> PreTrainedModel:
     """The same model on the meta device, without weights."""
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(copy.deepcopy(model.config), dtype=model.dtype).eval()
+        config = copy.deepcopy(model.config)
+        return AutoModelForCausalLM.from_config(config, dtype=model.dtype, trust_remote_code=False).eval()
 
 
 def activation_bytes(skeleton: Any, blocks: tuple[Block, ...], windows: int, length: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -35,7 +34,8 @@ from .temporary import temporary_folder
 logger = logging.getLogger(__name__)
 
 PLACEHOLDER = "path/or/repo"  # in a card that is not published yet
-_BEGIN, _END = "<!-- optimum-moreau: begin -->", "<!-- optimum-moreau: end -->"
+_MARK = "<!-- optimum-moreau:"
+_BEGIN, _END = f"{_MARK} begin -->", f"{_MARK} end -->"
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 _RECORDS = (
     "modeling_moreau.py",
@@ -201,7 +201,8 @@ def merged_card(theirs: ModelCard | None, ours: ModelCard) -> str:
         theirs: the card on the Hub, if any.
         ours: the card of the folder.
     """
-    part = f"{_BEGIN}\n\n{ours.text.strip()}\n\n{_END}"
+    within = ours.text.strip().replace(_MARK, _MARK.replace("!--", "! --"))  # what data holds ends nothing
+    part = f"{_BEGIN}\n\n{within}\n\n{_END}"
     data, text = ours.data.to_dict(), part
     if theirs is not None:
         data = _merged(theirs.data.to_dict(), data)
@@ -242,18 +243,26 @@ def _is_ours(name: str) -> bool:
     return name in _RECORDS or name in _ADAPTER or weights
 
 
-def verify_published(published: Published, folder: str | Path, *, token: str | None = None) -> None:
+def verify_published(
+    published: Published, folder: str | Path, *, token: str | None = None, trust_remote_code: bool = False
+) -> None:
     """Downloads what was published into an empty cache, compares every file but the card, and loads it from there.
 
     It is loaded by its name on the Hub, in a fresh process, and must compute the folder's logits; the modeling file of
-    an own type runs only after it was seen to be the folder's.
+    an own type runs only after it was seen to be this package's, and no other code lies beside it.
+
+    Args:
+        published: what `push_folder` returned.
+        folder: that was pushed.
+        token: of the Hub.
+        trust_remote_code: the user's word on code that is not this package's.
 
     Raises:
         HubError: it cannot be read back, differs, or does not load.
     """
     import torch
 
-    from .checkpoint import reload_logits
+    from .checkpoint import code_may_run, reload_logits
 
     with temporary_folder("hub") as cache, temporary_folder("verify") as work:
 
@@ -264,15 +273,13 @@ def verify_published(published: Published, folder: str | Path, *, token: str | N
         for name in published.files:
             if name != "README.md" and _hash(there / name) != _hash(Path(folder).expanduser() / name):
                 raise HubError(f"{published.repo_id}: {name} on the Hub is not what was sent; push again")
-        own_type = "auto_map" in json.loads((there / "config.json").read_text(encoding="utf-8"))
-        tokens, local = (
-            torch.arange(2, 10, dtype=torch.int64, device="cpu")[None],
-            str(Path(folder).expanduser().resolve()),
-        )
+        tokens = torch.arange(2, 10, dtype=torch.int64, device="cpu")[None]
+        local = str(Path(folder).expanduser().resolve())
         try:
-            expected = reload_logits(local, tokens, work, remote_code=own_type)
+            runs = [code_may_run(place, trust_remote_code) for place in (local, there)]
+            expected = reload_logits(local, tokens, work, remote_code=runs[0])
             remote: dict[str, Any] = {"revision": published.commit, "cache": str(cache)}
-            found = reload_logits(published.repo_id, tokens, work, remote_code=own_type, **remote)
+            found = reload_logits(published.repo_id, tokens, work, remote_code=runs[1], **remote)
         except CheckpointError as error:
             raise HubError(f"{published.repo_id}: what is on the Hub {error}") from error
         if not torch.equal(found, expected):

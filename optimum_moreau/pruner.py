@@ -17,7 +17,16 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from .buffers import as_reloaded
 from .calibration import CalibrationSet, check_positions, load_calibration
-from .checkpoint import Verification, check_apart, load_config, load_model, load_tokenizer, save_folder, verify
+from .checkpoint import (
+    Verification,
+    check_apart,
+    drop_foreign_code,
+    load_config,
+    load_model,
+    load_tokenizer,
+    save_folder,
+    verify,
+)
 from .compensation import check_compensation, estimate_compensation, make_counted_plan, shape_to_count
 from .config import SIZES, MoreauPrunerConfig
 from .config.quantities import words_for_bytes
@@ -70,6 +79,7 @@ class MoreauPruner:
             `best`; default `MoreauPrunerConfig.best()`.
         tokenizer: the model's tokenizer; needed for text, and saved with the model.
         revision: of the base model, for the record.
+        trust_remote_code: the model was loaded so: the process that verifies what is saved may run its code too.
 
     Raises:
         ConfigError: the config is of another type, or a field of it is not valid.
@@ -81,12 +91,14 @@ class MoreauPruner:
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
         revision: str | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
         self.config = _config_of(config)
         # without a config nobody asked to compensate for a plan by hand
         self._of_bare_plans = MoreauPrunerConfig() if config is None else self.config
         self.tokenizer = tokenizer
         self.revision = revision
+        self.trust_remote_code = trust_remote_code
         self._model: PreTrainedModel | None = None
         self._result: PruningResult | None = None
         self._recovery: MoreauRecovery | None = None
@@ -264,7 +276,8 @@ class MoreauPruner:
         found = Records.load(Path(folder).expanduser())
         tokenizer = load_tokenizer(str(folder), trust_remote_code=trust_remote_code)
         config = MoreauPrunerConfig.from_dict(found.plan.config)
-        pruner = cls(config, tokenizer=tokenizer, revision=found.plan.revision)
+        revision = found.plan.revision
+        pruner = cls(config, tokenizer=tokenizer, revision=revision, trust_remote_code=trust_remote_code)
         pruner._model = load_model(str(folder), dtype=dtype, device=device, trust_remote_code=trust_remote_code)
         pruner._result = PruningResult(found.summary, found.plan, found.scores, found.sparsity)
         pruner._recovery, pruner.measurements = found.recovery, list(found.measurements)
@@ -361,7 +374,9 @@ class MoreauPruner:
             self._model.save_pretrained(folder, state_dict=state_to_save(self._model))
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(folder)
-            verification = verify(self._model, folder, self._verification_tokens())
+            drop_foreign_code(folder, trust_remote_code=self.trust_remote_code)
+            tokens = self._verification_tokens()
+            verification = verify(self._model, folder, tokens, trust_remote_code=self.trust_remote_code)
             difference = verification.max_abs_difference
             summary = replace(self._result.summary, verified_max_abs_difference=difference, inputs=inputs)
             result = self._result

@@ -6,12 +6,13 @@ import hashlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 from .errors import DataError, first_line, quiet
 from .files import parse_json
 from .registry import suggestion
+from .templates import bounded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -164,8 +165,10 @@ def model_reference(name_or_path: str | None) -> str | None:
     """A model's name for records: a Hub id as it is, of a local path the last folder only."""
     if not name_or_path:
         return None
+    if PureWindowsPath(name_or_path).drive:  # of another machine
+        return PureWindowsPath(name_or_path).name
     path = Path(name_or_path)
-    local = path.exists() or path.is_absolute() or len(path.parts) > 2
+    local = path.exists() or path.is_absolute() or len(path.parts) > 2 or name_or_path.startswith((".", "~"))
     return path.resolve().name if local else name_or_path
 
 
@@ -221,14 +224,15 @@ def chat_text(
         answer_follows: end where the assistant's answer begins.
 
     Raises:
-        DataError: no template, or messages that it cannot write.
+        DataError: no template, messages that it cannot write, or a template without an end.
     """
     if tokenizer is None or not tokenizer.chat_template:
         raise DataError(f"{name}: holds chat messages, and the tokenizer has no chat template; give plain text")
     try:
-        text = tokenizer.apply_chat_template(
-            [dict(one) for one in messages], tokenize=False, add_generation_prompt=answer_follows
-        )
+        with bounded():
+            text = tokenizer.apply_chat_template(
+                [dict(one) for one in messages], tokenize=False, add_generation_prompt=answer_follows
+            )
     except Exception as error:  # a template may raise anything
         raise DataError(f"{name}: the tokenizer's chat template cannot write it ({first_line(error)})") from error
     return str(text)

@@ -151,7 +151,9 @@ def unverified(monkeypatch):
     """Skips the fresh process, in tests of what surrounds it."""
     from optimum_moreau.checkpoint import Verification
 
-    monkeypatch.setattr("optimum_moreau.pruner.verify", lambda model, folder, tokens: Verification(0.0, tokens.numel()))
+    monkeypatch.setattr(
+        "optimum_moreau.pruner.verify", lambda model, folder, tokens, **_: Verification(0.0, tokens.numel())
+    )
 
 
 @pytest.fixture(scope="session")

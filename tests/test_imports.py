@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "optimum_moreau"
 ROOMS = [
     ["errors", "registry"],
     ["temporary"],
-    ["files"],
+    ["files", "templates"],
     ["placement", "sources", "pieces", "undisturbed"],
     ["undo", "buffers"],
     ["config", "calibration", "envelope"],

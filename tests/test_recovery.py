@@ -410,7 +410,7 @@ def test_a_merged_adapter_names_no_folder_and_no_folder_is_removed(adapted, comm
     assert command("recover", folder, *flags)[0] == 0
     assert (tmp_path / "mine" / "file").exists()
     saved = json.loads((tmp_path / "out" / "adapter" / "adapter_config.json").read_text())
-    assert saved["base_model_name_or_path"] is None
+    assert saved["base_model_name_or_path"] == "pruned"
 
 
 def test_a_second_tuning_keeps_the_record_of_the_first(adapted, tokenizer, tmp_path):

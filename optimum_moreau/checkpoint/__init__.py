@@ -13,6 +13,7 @@ from .loading import (
 )
 from .outputs import check_addable, check_apart, check_file, check_target, claimed
 from .saving import add_files, save_folder
+from .trust import code_may_run, drop_foreign_code
 from .verification import Verification, reload_logits, verify
 
 __all__ = [
@@ -27,6 +28,8 @@ __all__ = [
     "check_same_tokenizer",
     "check_target",
     "claimed",
+    "code_may_run",
+    "drop_foreign_code",
     "load_config",
     "load_model",
     "load_skeleton",

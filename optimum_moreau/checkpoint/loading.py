@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import find_adapter_config_file
 
 from ..errors import CheckpointError, ConfigError, UnsupportedModelError, first_line, quiet
 from ..families import family_of
@@ -25,6 +26,7 @@ from ..files import read_json
 from ..modeling import register_auto_classes
 from ..registry import suggestion
 from ..undisturbed import undisturbed
+from .trust import check_attention, check_no_adapter
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +60,7 @@ def load_config(
     """Reads a model's config.json.
 
     Raises:
-        CheckpointError: no such folder or repository, or config.json is missing or damaged.
+        CheckpointError: no such folder or repository, or config.json is missing, damaged, or names code to be fetched.
     """
     register_auto_classes()
     folder = Path(name).expanduser()
@@ -72,10 +74,14 @@ def load_config(
     _check_readable(folder)
     try:
         with quiet("huggingface_hub"):  # it logs every retry
-            return AutoConfig.from_pretrained(name, revision=revision, token=token, trust_remote_code=trust_remote_code)
+            where = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
+            config: PretrainedConfig = AutoConfig.from_pretrained(name, **where)
     except _UNREADABLE as error:
         what = "no config.json that can be read" if folder.is_dir() else "no such folder, and not found on the Hub"
         raise CheckpointError(f"{name}: {what} ({first_line(error)})") from error
+    if not trust_remote_code:
+        check_attention(name, config)
+    return config
 
 
 @undisturbed()
@@ -108,6 +114,7 @@ def load_model(
     config = load_config(name, revision=revision, token=token, trust_remote_code=trust_remote_code)
     _check_supported(name, config)
     _refuse_pickle(name)
+    _refuse_adapter(name, revision, token)
     where = {"device_map": "auto"} if device == "auto" else {}
     target = check_device(device) if device != "auto" else None
     try:
@@ -152,19 +159,29 @@ def load_skeleton(
     chosen = (config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, dtype=chosen).eval()
+            made = AutoModelForCausalLM.from_config(config, dtype=chosen, trust_remote_code=trust_remote_code)
+            return made.eval()
     except _UNREADABLE as error:
         raise CheckpointError(f"{name}: config.json describes no model ({first_line(error)})") from error
 
 
-def load_tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:
-    """Loads a tokenizer; `options` are `revision`, `token` and `trust_remote_code`.
+def load_tokenizer(
+    name: str, *, revision: str | None = None, token: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Loads a tokenizer.
+
+    Args:
+        name: folder or Hub id.
+        revision: of the Hub repository.
+        token: of the Hub.
+        trust_remote_code: run code that lies beside it.
 
     Raises:
         CheckpointError: there is none.
     """
+    where = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}  # None of it would ask
     try:
-        return AutoTokenizer.from_pretrained(name, **options)
+        return AutoTokenizer.from_pretrained(name, **where)
     except Exception as error:  # the tokenizers library raises Exception itself
         raise CheckpointError(
             f"{name}: no tokenizer that can be loaded; add the base model's tokenizer files ({first_line(error)})"
@@ -265,6 +282,18 @@ def _refuse_pickle(name: str) -> None:
         pickles = sorted(path.name for path in [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
         found = f"pickle weights only ({pickles[0]})" if pickles else "no weights"
         raise CheckpointError(f"{name}: {found}; weights must be safetensors (model.safetensors)")
+
+
+def _refuse_adapter(name: str, revision: str | None, token: str | None) -> None:
+    """Refuses a model with an adapter beside it, which transformers would put on it, with modules that it names."""
+    folder = Path(name).expanduser()
+    try:
+        if folder.is_dir():
+            check_no_adapter(folder)
+        elif (file := find_adapter_config_file(name, revision=revision, token=token)) is not None:
+            check_no_adapter(Path(file).parent)
+    except CheckpointError as error:
+        raise CheckpointError(f"{name}: {error}") from error
 
 
 def _check_complete(name: str, found: dict[str, Any]) -> None:

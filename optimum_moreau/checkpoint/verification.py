@@ -1,7 +1,7 @@
 """Verifies a saved checkpoint: a fresh process reloads it and must compute the logits of the model in memory.
 
 The fresh process (`reload_process.py`) does not import this package. A stock export is loaded without remote code; an
-own type through the modeling file beside its weights, which this package has just written.
+own type through the modeling file beside its weights, once that was seen to be this package's (`trust.py`).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from ..files import write_tensors
 from ..placement import input_device, is_offloaded
 from ..temporary import temporary_folder
 from ..undisturbed import plain_outputs, undisturbed
+from .trust import code_may_run
 
 RELOAD_SCRIPT = Path(__file__).parent / "reload_process.py"
 _WINDOWS = 2
@@ -51,22 +52,26 @@ class Verification:
     tokens: int
 
 
-def verify(model: PreTrainedModel, folder: str | Path, tokens: Tensor) -> Verification:
+def verify(
+    model: PreTrainedModel, folder: str | Path, tokens: Tensor, *, trust_remote_code: bool = False
+) -> Verification:
     """Reloads `folder` in a fresh process and compares logits; the model's weights are on disk meanwhile.
 
     Args:
         model: the model that was saved.
         folder: where it was saved.
         tokens: token ids `(windows, length)`; the first two windows are compared.
+        trust_remote_code: the user's word on code in the folder that is not this package's.
 
     Raises:
-        CheckpointError: the folder does not load, or its weights or logits differ; says where, without the folder's
-            name, which `save_folder` knows. The model is as it was.
+        CheckpointError: the folder does not load, holds code that may not run, or its weights or logits differ; says
+            where, without the folder's name, which `save_folder` knows. The model is as it was.
     """
     tokens = tokens[:_WINDOWS].to(torch.int64).contiguous()
+    remote_code = code_may_run(folder, trust_remote_code)
     expected = _logits(model, tokens)
     with parked(model, Path(folder)), temporary_folder("verify") as work:
-        reloaded = _reload(model, Path(folder), tokens, work)
+        reloaded = _reload(model, Path(folder), tokens, work, remote_code)
     same = (reloaded == expected) | (reloaded.isnan() & expected.isnan())
     difference = (reloaded - expected).abs().nan_to_num(torch.inf).masked_fill(same, 0.0)
     worst = float(difference.max())
@@ -99,7 +104,7 @@ def _logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     return torch.cat(rows)  # (windows, length, vocabulary)
 
 
-def _reload(model: PreTrainedModel, folder: Path, tokens: Tensor, work: Path) -> Tensor:
+def _reload(model: PreTrainedModel, folder: Path, tokens: Tensor, work: Path, remote_code: bool) -> Tensor:
     spread = len(set(getattr(model, "hf_device_map", {}).values())) > 1
     return reload_logits(
         str(folder),
@@ -107,7 +112,7 @@ def _reload(model: PreTrainedModel, folder: Path, tokens: Tensor, work: Path) ->
         work,
         device="auto" if spread else str(input_device(model)),
         attention=model.config._attn_implementation,
-        remote_code=hasattr(model.config, "auto_map"),
+        remote_code=remote_code,
     )
 
 
@@ -130,7 +135,7 @@ def reload_logits(
         work: an empty folder.
         device: torch device, or `auto`.
         attention: implementation; default: the model's.
-        remote_code: run the modeling file beside the weights.
+        remote_code: run the modeling file beside the weights; never read off the folder alone (`code_may_run`).
         revision: of the Hub.
         cache: of the Hub; default: the user's.
 

@@ -40,7 +40,7 @@ def _apply(args: argparse.Namespace) -> dict[str, Any]:
     check_template(args.card_template)
     plan = PruningPlan.load(args.plan)
     model, tokenizer = options.load(args)
-    pruner = MoreauPruner(tokenizer=tokenizer)
+    pruner = MoreauPruner(tokenizer=tokenizer, trust_remote_code=args.trust_remote_code)
     if args.evaluate:
         pruner.evaluate(args.evaluate, model)
     result = pruner.apply(model, plan, args.calibration, calibration_column=args.calibration_column, export=args.export)

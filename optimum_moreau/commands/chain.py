@@ -91,7 +91,8 @@ def _run(
             found["recovery"] = _recover(recipe, keys["recover"], loading, args)
     output = folders["recover" if recipe.recover else "prune"]
     if recipe.push:
-        found["push"] = push.publish(output, recipe.push.repo, recipe.push.options())
+        how, trust = recipe.push.options(), args.trust_remote_code
+        found["push"] = push.publish(output, recipe.push.repo, how, trust_remote_code=trust)
         steps["push"] = "done" if found["push"]["changed"] else "skipped"
     return {**found, "output": output, "measurements": _measurements(recipe, output), "steps": steps}
 
@@ -99,7 +100,8 @@ def _run(
 def _prune(recipe: Recipe, key: str, loading: dict[str, Any], args: argparse.Namespace) -> None:
     model, tokenizer = _base(recipe, loading)
     revision = base_revision(recipe.model, recipe.revision)
-    pruner = MoreauPruner(recipe.prune, tokenizer=tokenizer, revision=revision)
+    trust = loading["trust_remote_code"]
+    pruner = MoreauPruner(recipe.prune, tokenizer=tokenizer, revision=revision, trust_remote_code=trust)
     if recipe.evaluate:
         pruner.evaluate(recipe.evaluate, model)
     result = pruner.prune(

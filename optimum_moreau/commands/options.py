@@ -261,10 +261,15 @@ def add_loading_arguments(parser: argparse.ArgumentParser) -> argparse._Argument
     group = parser.add_argument_group("loading")
     group.add_argument("--dtype", default="auto", help="auto (as saved) | float32 | bfloat16 | float16")
     group.add_argument("--device", help="cpu, cuda, cuda:1, …, or auto for all GPUs (default: cuda where there is one)")
+    add_trust_argument(group)
+    return group
+
+
+def add_trust_argument(group: argparse._ActionsContainer) -> None:
+    """Adds the one word that lets code run which a model's files name."""
     group.add_argument(
         "--trust-remote-code", action="store_true", help="run modeling code that lies beside the weights"
     )
-    return group
 
 
 def add_calibration_arguments(parser: argparse.ArgumentParser, *, scores: bool = True) -> None:

@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="FOLDER", help="folder that prune, apply or recover wrote")
     parser.add_argument("repo", metavar="REPO", help="namespace/name on the Hub; made where it is missing")
     options.add_fields(parser.add_argument_group("how"), STEP)
+    options.add_trust_argument(parser)
     parser.add_argument("--dry-run", action="store_true", help="list what would be sent, and send nothing")
 
 
@@ -36,17 +37,24 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.dry_run:
         check_name(args.repo)
         return {"repo": args.repo, "files": files_to_push(args.folder), "sent": False}
-    return publish(args.folder, args.repo, options.given(args, STEP))
+    return publish(args.folder, args.repo, options.given(args, STEP), trust_remote_code=args.trust_remote_code)
 
 
-def publish(folder: str, repo: str, how: Mapping[str, Any]) -> dict[str, Any]:
+def publish(folder: str, repo: str, how: Mapping[str, Any], *, trust_remote_code: bool = False) -> dict[str, Any]:
     """Publishes a folder; `how` are fields of STEP; returns what was sent."""
-    from ..hub import push_folder, verify_published
+    from ..checkpoint import code_may_run
+    from ..errors import CheckpointError
+    from ..hub import files_to_push, push_folder, verify_published
 
-    verify = how.get("verify", False)
+    if verify := how.get("verify", False):  # before anything is sent
+        files_to_push(folder)
+        try:
+            code_may_run(folder, trust_remote_code)
+        except CheckpointError as error:
+            raise CheckpointError(f"{folder}: cannot be verified: {error}") from error
     published = push_folder(folder, repo, **{name: value for name, value in how.items() if name != "verify"})
     if verify:
-        verify_published(published, folder)
+        verify_published(published, folder, trust_remote_code=trust_remote_code)
     return {
         "repo": published.repo_id,
         "files": published.files,

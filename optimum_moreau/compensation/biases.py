@@ -113,7 +113,7 @@ def _twin(model: PreTrainedModel, settings: dict[str, Any]) -> PreTrainedModel:
     for name, value in settings.items():
         setattr(config, name, value)
     with torch.device("meta"):
-        twin = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+        twin = AutoModelForCausalLM.from_config(config, dtype=model.dtype, trust_remote_code=False)
     for name in settings.get(ADDED_BIASES, ()):
         for layer in decoder_layers(twin):
             module: Any = layer.get_submodule(name)

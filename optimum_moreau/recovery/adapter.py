@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import CheckpointError, first_line
-from ..files import write_tensors
+from ..files import read_json, read_tensors, write_tensors
 from ..plan import fingerprint
+from ..sources import model_reference
 from ..temporary import partial_folder, reason
 
 if TYPE_CHECKING:
@@ -37,7 +35,7 @@ class Adapter:
 
     Attributes:
         weights: as peft saves them.
-        config: of peft; it names the base model by its Hub id, or not at all.
+        config: of peft; it names the base model by its Hub id, or by its folder's last name.
         base: fingerprint of the model it was trained on; empty where it was trained elsewhere.
     """
 
@@ -51,13 +49,15 @@ class Adapter:
         Raises:
             CheckpointError: it cannot be written.
         """
+        config = copy.copy(self.config)  # peft fills the path in again whenever it saves a state of the training
+        config.base_model_name_or_path = model_reference(config.base_model_name_or_path)
         try:
             with partial_folder(folder.parent, folder.name) as partial:
                 made = partial / "adapter"
                 made.mkdir()
                 metadata = {"format": "pt", "base_fingerprint": self.base}
                 write_tensors(made / _WEIGHTS, self.weights, metadata)
-                self.config.save_pretrained(str(made))
+                config.save_pretrained(str(made))
                 if folder.exists():
                     folder.rename(partial / "replaced")
                 made.rename(folder)
@@ -76,17 +76,20 @@ class Adapter:
         path = Path(folder).expanduser()
         if not (path / _CONFIG).is_file() or not (path / _WEIGHTS).is_file():
             raise CheckpointError(f"{path.name}: holds no adapter ({_CONFIG} and {_WEIGHTS})")
+        read_json(path / _CONFIG, "an adapter's config")  # bounded, before peft reads it
+        weights, metadata = read_tensors(path / _WEIGHTS, "an adapter's weights")
         try:
             config = PeftConfig.from_pretrained(str(path))
-            with safe_open(path / _WEIGHTS, "pt") as tensors:
-                weights = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (a file)
-                base = (tensors.metadata() or {}).get("base_fingerprint", "")
-        except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise CheckpointError(f"{path.name}: cannot be read as an adapter ({first_line(error)})") from error
         if not isinstance(config, LoraConfig):
             raise CheckpointError(f"{path.name}: is an adapter of type {config.peft_type}; only LoRA is merged")
-        config.base_model_name_or_path = hub_id(config.base_model_name_or_path)
-        return cls(weights, config, base)
+        if config.megatron_config is not None:
+            raise CheckpointError(f"{path.name}: is of Megatron's layers; only LoRA of plain linear layers is merged")
+        # nothing of the file names a module to import, or a folder of someone's machine
+        config.megatron_core, config.auto_mapping = LoraConfig.megatron_core, None
+        config.base_model_name_or_path = model_reference(config.base_model_name_or_path)
+        return cls(weights, config, metadata.get("base_fingerprint", ""))
 
     def merge_into(self, model: PreTrainedModel, *, keep_zeros: bool = False) -> None:
         """In place: W ← W + α/r·BA for every weight that was adapted.
@@ -108,7 +111,8 @@ class Adapter:
                     where = "is missing in the adapter" if odd[0] in expected else "is not in this model"
                     raise CheckpointError(f"adapter: {odd[0]} {where}; it is not whole, or of another model")
                 set_peft_model_state_dict(tuned, dict(self.weights))
-        except (RuntimeError, ValueError) as error:  # peft's own, of a config that does not go with the weights
+        # peft's own, of a config that does not go with the weights, or holds values of another kind
+        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise CheckpointError(f"adapter: cannot be put on this model ({first_line(error)})") from error
 
     def _check_base(self, model: PreTrainedModel) -> None:
@@ -146,7 +150,7 @@ def lora_on(model: PreTrainedModel, config: LoraConfig, *, keep_zeros: bool = Fa
 
     Args:
         model: any causal language model.
-        config: of peft; names the base model by its Hub id afterwards, or not at all.
+        config: of peft; names the base model by its Hub id afterwards, or by its folder's last name.
         keep_zeros: of a masked model: weights that are zero stay so, y = x·(W + α/r·BA ⊙ M)ᵀ with M = [W ≠ 0], within
             the block and after it; takes the product BA of one layer at a time.
     """
@@ -161,11 +165,12 @@ def lora_on(model: PreTrainedModel, config: LoraConfig, *, keep_zeros: bool = Fa
             for name, module in model.named_modules()
             if keep_zeros and isinstance(module, nn.Linear)
         }
+        config.base_model_name_or_path = None  # else peft warns that it is this model's path now
         tuned = get_peft_model(model, config)
         for name, module in model.named_modules():
             if name in zeros and hasattr(module, "lora_A"):
                 module.register_forward_hook(_masked(zeros[name]))
-        config.base_model_name_or_path = hub_id(model.config.name_or_path)
+        config.base_model_name_or_path = model_reference(model.config.name_or_path)
         yield tuned
     except BaseException:
         if tuned is not None:
@@ -199,12 +204,3 @@ def _masked(zeros: Tensor) -> Any:
         return layer.base_layer(x) + adapted.to(output.dtype)
 
     return forward
-
-
-def hub_id(name: str | None) -> str | None:
-    """A model's Hub id; nothing for a folder, of this machine or another."""
-    try:
-        validate_repo_id(name or "")
-    except HFValidationError:
-        return None
-    return name if name and name.count("/") == 1 and not Path(name).exists() else None

@@ -1,0 +1,270 @@
+"""Cards: a template from elsewhere can do nothing but write text, and text from data stays text."""
+
+import json
+import shutil
+import time
+from dataclasses import replace
+
+import pytest
+from huggingface_hub import ModelCard
+
+from optimum_moreau.card import check_template, of_base_card, template_path, write_card
+from optimum_moreau.errors import CheckpointError, DataError
+from optimum_moreau.evaluation.records import Measurement
+from optimum_moreau.hub import merged_card
+from optimum_moreau.records import Records
+from optimum_moreau.recovery import RecoverySummary
+from optimum_moreau.sources import chat_text
+from optimum_moreau.templates import bounded, code, plain
+from optimum_moreau.templates.bounds import TooMuchError
+from tests.tiny import tiny_tokenizer
+
+HEAD = "---\n{{ card_data }}\n---\n"
+
+
+@pytest.fixture(scope="module")
+def records(folders):
+    return Records.load(folders["stock"])
+
+
+@pytest.fixture
+def template(tmp_path):
+    def write(text):
+        (tmp_path / "card.md").write_text(text)
+        return tmp_path / "card.md"
+
+    return write
+
+
+# Templates from elsewhere
+
+REACHING = [
+    "{{ cycler.__init__.__globals__.os.system('touch ran') }}",
+    "{{ lipsum.__globals__['os'].popen('touch ran').read() }}",
+    "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "{{ title.__class__ }}",
+    "{{ summary.__init__ }}",
+    "{{ ''['__class__'] }}",
+    "{{ '' | attr('__class__') }}",
+    "{% for x in ().__class__.__base__.__subclasses__() %}{{ x }}{% endfor %}",
+    "{{ summary.update({}) }}",
+    "{% include '/etc/passwd' %}",
+    "{% import 'os' as os %}",
+]
+ENDLESS = [
+    "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "{% for i in range(99999) %}{% for j in range(99999) %}x{% endfor %}{% endfor %}",
+    "{% set ns = namespace(x='aa') %}{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}",
+    "{% set ns = namespace(x=[1]) %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+    "{{ 'a' * 10 ** 10 }}",
+    "{{ 'a' | center(10 ** 10) }}",
+    "{{ '%10000000000d' | format(1) }}",
+    "{{ 9 ** 9 ** 9 }}",
+    "{% macro m() %}{{ m() }}{{ m() }}{% endmacro %}{{ m() }}",
+    "{{ 'a' * 10 ** 7 }}",
+]
+
+
+@pytest.mark.parametrize("text", REACHING)
+def test_a_template_reaches_nothing_but_its_values(records, template, tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    file = template(HEAD + text)
+    for action in (lambda: check_template(file), lambda: records.rewrite_card(tmp_path, file)):
+        with pytest.raises(CheckpointError, match=r"card\.md: cannot be used as a card template"):
+            action()
+    assert {path.name for path in tmp_path.iterdir()} == {"card.md"}
+
+
+@pytest.mark.parametrize("text", ENDLESS)
+def test_a_template_without_an_end_is_refused_before_any_work(template, monkeypatch, text):
+    monkeypatch.setattr("optimum_moreau.templates.foreign.SECONDS", 1)
+    start = time.monotonic()
+    with pytest.raises(CheckpointError, match=r"card\.md: cannot be used as a card template") as error:
+        check_template(template(HEAD + text))
+    assert "\n" not in str(error.value)
+    assert time.monotonic() - start < 30
+
+
+def test_a_recipes_template_is_no_other(command, template, tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    template(HEAD + REACHING[0])
+    (tmp_path / "recipe.yaml").write_text(f"model: {tiny_folder}\noutput: out\ncard_template: card.md\n")
+    code, _, err = command("prune", "--config", "recipe.yaml")
+    assert code == 2 and "cannot be used as a card template" in err
+    assert not (tmp_path / "ran").exists() and not (tmp_path / "out").exists()
+
+
+def test_the_template_that_ships_is_the_same_from_elsewhere(records, tmp_path):
+    for name, file in {"ours": None, "theirs": shutil.copy(template_path(), tmp_path / "mine.md")}.items():
+        (tmp_path / name).mkdir()
+        check_template(file)
+        records.rewrite_card(tmp_path / name, file)
+    assert (tmp_path / "ours" / "README.md").read_bytes() == (tmp_path / "theirs" / "README.md").read_bytes()
+
+
+# Chat templates
+
+
+@pytest.mark.parametrize("text", ENDLESS[:4])
+def test_a_chat_template_without_an_end_is_refused(monkeypatch, text):
+    monkeypatch.setattr("optimum_moreau.templates.bounds.SECONDS", 0.3)
+    monkeypatch.setattr("optimum_moreau.templates.bounds.MEMORY", 2**26)
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = text.replace("99999", "9999")
+    start = time.monotonic()
+    with pytest.raises(DataError, match=r"chats: the tokenizer's chat template cannot write it \(takes more than"):
+        chat_text([{"role": "user", "content": "x"}], tokenizer, "chats")
+    assert time.monotonic() - start < 20
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    assert chat_text([{"role": "user", "content": "x"}], tokenizer, "chats") == "x"
+
+
+def test_a_bound_ends_its_own_block_and_nothing_after_it():
+    for _ in range(20):
+        with pytest.raises(TooMuchError, match=r"takes more than 0\.01 s"), bounded(0.01):
+            while True:
+                pass
+        with bounded(60):
+            assert sum(range(1000)) == 499500
+
+
+# Text from data
+
+HOSTILE = [
+    "# heading",
+    "a\n\n# heading\n\n---\n",
+    "a\r\n```\n<b>\n",
+    "[link](https://evil.example)",
+    "![image](https://evil.example/x.png)",
+    "https://evil.example",
+    "www.evil.example",
+    "someone@evil.example",
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "a | b | c",
+    "`` ` ` code ```",
+    "` <script>alert(1)</script> `",
+    "- list",
+    "===",
+    "**bold** __bold__ ~~gone~~ $x$",
+    "\u2028# heading\u202e",
+    "<!-- optimum-moreau: end -->",
+    "\\[link\\](https://evil.example)",
+    "{{ 7 * 7 }}",
+    "a\x00\x1b[31m",
+]
+HARMLESS = [
+    "org/model",
+    "2:4",
+    "0.2",
+    "moreau-gs",
+    "moreau_llama",
+    "my text.txt",
+    "stories_second_half.jsonl",
+    "128-token segments",
+    "1:5 (end excluded)",
+    "hub:org/data_set:config:train",
+    "nearest legal plan: 6 heads (--attention-layers 0:5 --uniform)",
+    "24.1 ± 1.0 %",
+    "-0.5",
+    '±0.02, p = 0.5; it\'s "so"',
+]
+
+
+@pytest.mark.parametrize("text", HARMLESS)
+def test_what_is_harmless_is_not_changed(text):
+    assert plain(text) == text
+    assert code(text) == f"`{text}`"
+
+
+def tokens_of(text):
+    """Every Markdown token of a text, as a parser of GitHub's dialect sees it."""
+    markdown = pytest.importorskip("markdown_it").MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    for token in markdown.parse(text):
+        yield token
+        yield from token.children or ()
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.parametrize("around", ["{}", "a line\n{}", "# {}", "{}.", "a {} b", "| {} | x |\n|---|---|\n| {} | y |"])
+@pytest.mark.parametrize("write", [plain, code])
+def test_data_stays_text(text, around, write):
+    found = around.format(*[write(text)] * 2)
+    assert len(found.splitlines()) == len(around.splitlines())
+    allowed = {token.type for token in tokens_of(around.format("x", "x"))} | {"code_inline", "text_special"}
+    tokens = list(tokens_of(found))
+    assert {token.type for token in tokens} <= allowed, found
+    cells = [token.type for token in tokens].count("td_open")
+    assert cells == 2 * (around.startswith("|"))
+    for token in tokens:
+        if token.type == "text":
+            assert not any(word in token.content for word in ("https:", "www.", "@evil")), found
+
+
+def shapes(text):
+    """The kinds of a card's tokens, without the text in them."""
+    _, _, body = text.partition("\n---\n")
+    return [token.type for token in tokens_of(body) if token.type not in ("text", "code_inline", "text_special")]
+
+
+def hostile_card(records, folder, evil):
+    """A card all of whose texts are `evil`."""
+    calibration = {"source": evil, "samples": 2, "sequence_length": 16, "seed": 0, "sha256": evil}
+    step = {"step": evil, "summary": evil, "paper": evil, "matrices": [], "calibration": calibration}
+    base_card = {"license": evil, "license_name": evil, "license_link": evil, "language": [evil, evil]}
+    summary = replace(
+        records.summary,
+        base_model=evil,
+        dtype=evil,
+        export=evil,
+        adjustments=[evil, evil],
+        calibration=calibration,
+        compensation=step,
+        base_card=base_card,
+        versions={evil: evil},
+    )
+    recovery = RecoverySummary(
+        {evil: evil, "batch_size": 2},
+        {"source": evil, "sha256": evil, "train_sequences": 4, "validation_sequences": 1},
+        {"steps": 1, "validation_loss": 0.5},
+        3,
+        teacher=evil,
+        earlier={"data": {"source": evil}},
+    )
+    measured = [Measurement(stage, evil, "perplexity", evil, 2.0) for stage in ("before", "recovered")]
+    folder.mkdir(exist_ok=True)
+    plan = replace(records.plan, base_model=evil)
+    return write_card(folder, summary, plan, recovery=recovery, measurements=measured).read_text()
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_nothing_of_a_plan_or_a_summary_becomes_markdown(records, tmp_path, text):
+    found = hostile_card(records, tmp_path / "evil", text)
+    harmless = hostile_card(records, tmp_path / "good", "some words")
+    assert shapes(found) == shapes(harmless)
+    card, expected = ModelCard(found), ModelCard(harmless)
+    assert card.data.to_dict().keys() - {"base_model", "base_model_relation"} == (
+        expected.data.to_dict().keys() - {"base_model", "base_model_relation"}
+    )
+    ours = merged_card(None, card)
+    assert ours.count("<!-- optimum-moreau: end -->") == 1
+    again = merged_card(ModelCard(ours), card)
+    assert again == ours  # pushing again replaces it all
+
+
+def test_of_a_base_card_short_texts_are_taken():
+    assert of_base_card({"license": "mit", "language": ["en", "de"], "tags": ["x"]}) == {
+        "license": "mit",
+        "language": ["en", "de"],
+    }
+    odd = {"license": {"a": 1}, "license_name": 5, "license_link": "x" * 9999, "language": [["en"], 2]}
+    assert of_base_card(odd) == {"license_link": "x" * 200}
+    assert of_base_card({"license": "a\n---\nb", "language": []}) == {"license": "a --- b"}
+
+
+def test_a_template_of_ones_own_writes_data_as_text_too(records, template, tmp_path):
+    records = replace(records, summary=replace(records.summary, adjustments=["[x](https://evil.example) | <b>"]))
+    records.rewrite_card(tmp_path, template(HEAD + "{% for line in summary.adjustments %}{{ line }}{% endfor %}"))
+    text = (tmp_path / "README.md").read_text()
+    assert "`[x](https://evil.example) \\| <b>`" in text
+    assert json.dumps("[x](https://evil.example)") not in text
