@@ -24,6 +24,7 @@ from optimum_moreau.plan import PLAN_NAME
 from optimum_moreau.recipe import Recipe, read_recipe
 from optimum_moreau.records import Records
 from optimum_moreau.recovery import RecoveryConfig
+from optimum_moreau.recovery.adapter import Adapter
 from optimum_moreau.recovery.examples import load_examples
 from optimum_moreau.recovery.recovery import RECOVERY_NAME, MoreauRecovery
 from optimum_moreau.report.evidence import load_evidence
@@ -34,7 +35,7 @@ from optimum_moreau.sparsity import SPARSITY_NAME
 from optimum_moreau.speed import SPEED_NAME
 from optimum_moreau.summary import SUMMARY_NAME
 from tests.test_speed import side, speed
-from tests.tiny import tiny_model
+from tests.tiny import assert_same_state, snapshot, tiny_model
 
 FEW = settings(
     max_examples=40,
@@ -198,6 +199,34 @@ def test_what_robustness_wrote_and_is_damaged_is_refused(tmp_path):
     }  # fmt: skip
     good = json.dumps({"model": "m", "fingerprint": "f", "agreements": [one], "verdicts": []}).encode()
     law(lambda path: load_evidence(path.parent), good, tmp_path / "robustness.json")
+
+
+def test_what_insight_wrote_and_is_damaged_is_refused(whole, tmp_path):
+    curve = {"label": "taylor", "x": [0.1, 0.2], "mean": [3.0, 4.0], "deviation": [0.0, 0.1]}
+    panel = {"title": "t", "x_label": "ratio", "curves": [curve], "dense": 2.5, "current": 0.1, "logarithmic": False}
+    ranks = {"module": "layers.0.mlp", "criteria": ["a", "b"], "ranks": [[1, 2], [2, 1]], "correlation": -1.0}
+    plans = {"taylor": json.loads((whole / PLAN_NAME).read_text())}
+    good = {
+        "model": "m", "fingerprint": "f", "text": "t", "protocol": "p", "seeds": 1, "ranking": [ranks], "layers": panel,
+        "ratios": None, "sensitivity": [panel], "plans": plans,
+    }  # fmt: skip
+    law(lambda path: load_evidence(path.parent), json.dumps(good).encode(), tmp_path / "insight.json")
+
+
+def test_an_adapter_that_is_damaged_is_refused_or_merged(whole, tmp_path):
+    shutil.copytree(whole / "adapter", tmp_path / "adapter")
+    model = load_model(str(whole))
+
+    def read(path):
+        before = snapshot(model)
+        try:
+            Adapter.load(path.parent).merge_into(model)
+        except MoreauError:
+            assert_same_state(model, before)
+            raise
+
+    path = tmp_path / "adapter" / "adapter_config.json"
+    law(read, path.read_bytes(), path)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "model.safetensors.index.json"])
