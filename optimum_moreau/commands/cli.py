@@ -1,9 +1,13 @@
-"""Finds the verb, runs it, and turns a user's mistake into one line on standard error and exit code 2."""
+"""Finds the verb, runs it, and turns a user's mistake into one line on standard error and exit code 2.
+
+Where nobody reads standard output any more (`| head -1`), the command ends quietly, with the code of a SIGPIPE.
+"""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import logging
 import os
@@ -37,6 +41,8 @@ VERBS = {
     "families": "list the model families",
 }
 
+_READER_GONE = 128 + signal.SIGPIPE
+
 
 def prepare(verb: str, parser: argparse.ArgumentParser) -> None:
     """Gives a verb's parser its arguments, its example, and one-line errors."""
@@ -50,7 +56,8 @@ def prepare(verb: str, parser: argparse.ArgumentParser) -> None:
 
 
 def execute(verb: str, args: argparse.Namespace) -> int:
-    """Runs a verb; returns the exit code: 0, or 2 after a user's mistake."""
+    """Runs a verb; returns the exit code: 0, 2 after a user's mistake, 130 after Ctrl-C, 141 where nobody reads on."""
+    _open_closed_streams()
     module = _module(verb)
     level = logging.WARNING if processes.is_first() else logging.ERROR  # what all processes say is said once
     logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr, force=True)
@@ -62,7 +69,7 @@ def execute(verb: str, args: argparse.Namespace) -> int:
                 _no_progress_bars()
             result = module.run(args)
     except MoreauError as error:
-        print(f"optimum-moreau {verb}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        _complain(f"optimum-moreau {verb}: error: {' '.join(str(error).split())}")
         return 2
     except OSError as error:
         if not is_full(error):
@@ -80,17 +87,26 @@ def execute(verb: str, args: argparse.Namespace) -> int:
         if verb == "recover" or getattr(args, "recover_data", None) or getattr(args, "config", None):
             saved = "the same command goes on from what is done"
         if processes.is_first():
-            print(f"optimum-moreau {verb}: interrupted; {saved}", file=sys.stderr)
+            _complain(f"optimum-moreau {verb}: interrupted; {saved}")
         return 130
     finally:
         processes.leave()
     if processes.is_first():
-        print(json.dumps(result) if args.json else module.show(result))
+        return _say(json.dumps(result) if args.json else module.show(result), f"optimum-moreau {verb}")
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`optimum-moreau VERB …`: entry point of the console script."""
+    _open_closed_streams()
+    try:
+        args = _parsed(argv)
+    except SystemExit as stop:  # --help and --version, and mistakes
+        raise SystemExit(_say("", "optimum-moreau") or stop.code) from None
+    return execute(args.verb, args)
+
+
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "optimum-moreau", description="Structured pruning of LLaMA-family language models."
     )
@@ -104,7 +120,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         chosen = subparsers.choices[args.verb]
         flag = unknown[0].split("=")[0]
         chosen.error(f"unknown argument '{flag}'.{suggestion(flag, chosen._option_string_actions)}")
-    return execute(args.verb, args)
+    return args
+
+
+def _say(text: str, program: str) -> int:
+    """Prints and flushes, so that what goes wrong does so here; returns the exit code."""
+    try:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # its encoding may have no arrow
+        print(text, end="\n" if text else "", flush=True)
+        return 0
+    except BrokenPipeError:
+        code = _READER_GONE
+    except OSError as problem:
+        _complain(f"{program}: error: standard output cannot be written ({problem.strerror})")
+        code = 2
+    with contextlib.suppress(OSError):  # what is left in its buffer goes nowhere, without another error at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code
+
+
+def _complain(text: str) -> None:
+    with contextlib.suppress(OSError):  # nobody reads it
+        print(text, file=sys.stderr, flush=True)
+
+
+def _open_closed_streams() -> None:
+    """Where the shell closed one (`>&-`), what is written goes nowhere, and no file takes its place."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (until the process ends)
 
 
 def _module(verb: str) -> Any:
