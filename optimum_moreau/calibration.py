@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from .errors import ConfigError, DataError
 from .pieces import PIECE, tokenize
-from .sources import DEFAULT_TEXT, read_documents, source_name
+from .sources import DEFAULT_TEXT, path_of, read_documents, source_name
 from .undisturbed import undisturbed
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 Source = "str | Path | Iterable[str] | Dataset | Tensor | BatchEncoding | None"
 LONG = 1 << 21  # characters of a document that is tokenised whole at most
+_PER_BYTE, _PER_CHARACTER = 8, 200  # memory that a text takes, and a piece of it while it is tokenised
 _PER_TOKEN = 32  # characters of a part for every token of a window: far more than any text has
 
 
@@ -138,6 +140,18 @@ def load_calibration(
     return CalibrationSet(tokens, name, seed, digest, distinct)
 
 
+def reading_bytes(source: Any) -> int:
+    """What reading a file of text and tokenising it takes in main memory, about; 0 for what is no file.
+
+    A byte is held as it is read, as one to four bytes of a string, and of what is tokenised as at most eight of ids;
+    a piece at a time is with the tokenizers library.
+    """
+    if source is None or isinstance(source, (str, Path)):
+        path = DEFAULT_TEXT if source is None else path_of(source)
+        return _PER_BYTE * path.stat().st_size + _PER_CHARACTER * PIECE if path.is_file() else 0
+    return 0
+
+
 def check_vocabulary(tokens: Tensor, vocab_size: int | None, name: str) -> None:
     """Raises DataError where a token id, of the text called `name`, is outside a model's vocabulary."""
     low, high = int(tokens.min()), int(tokens.max())
@@ -209,7 +223,9 @@ def _is_ids(item: Any) -> bool:
 
 def _unpadded(ids: Any, mask: Any) -> list[Tensor]:
     """A tokenizer's ids, one document for every run that its attention mask lets through."""
-    documents = token_documents(ids) or []
+    documents = token_documents(ids)
+    if not documents:
+        raise DataError("token ids: input_ids holds no whole numbers; pass what the tokenizer gave")
     if mask is None:
         return documents
     masks = token_documents(mask) or []

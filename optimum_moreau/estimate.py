@@ -4,6 +4,8 @@ Memory of scoring at its peak, beside the loaded model:
 
     held by the criterion (δ, and sums where several passes make one gradient)  +  activations  +  a few matrices
 
+or, where that is more, what reading the text takes before; it is gone by then, but for the windows.
+
 The activations are not a formula: the model's own code runs on the meta device, and what autograd saves is counted.
 What is read off the inputs of layers takes forward passes besides, one decoder layer after the other (forwards.py).
 
@@ -53,6 +55,7 @@ class Estimate:
         forwards: forward passes over the calibration text besides, through each layer in scope.
         times: that the model is scored, once for each round.
         search: of the forward passes, those of a search, and the windows that each of these reads.
+        text_bytes: what reading and tokenising the calibration text takes, before any pass.
     """
 
     passes: int
@@ -64,6 +67,7 @@ class Estimate:
     forwards: int = 0
     times: int = 1
     search: tuple[int, int] = (0, 0)
+    text_bytes: int = 0
 
     @property
     def lines(self) -> list[str]:
@@ -76,6 +80,8 @@ class Estimate:
         each = f", in each of {self.times} rounds" if words and self.times > 1 else ""
         about = f"{each}, roughly {duration(self.seconds)}" if words else ""
         parts = {"model": self.model_bytes, "criterion": self.state_bytes, "one pass": self.pass_bytes}
+        if self.peak_memory_bytes > sum(parts.values()):
+            parts = {"model": self.model_bytes, "reading the text": self.text_bytes}
         return [
             f"scoring     {passes}{about}",
             f"memory      about {words_for_bytes(self.peak_memory_bytes)} at the peak: "
@@ -90,7 +96,9 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def estimate_scoring(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig, device: str) -> Estimate:
+def estimate_scoring(
+    skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig, device: str, text_bytes: int = 0
+) -> Estimate:
     """Estimates peak memory and time of scoring.
 
     Args:
@@ -98,6 +106,7 @@ def estimate_scoring(skeleton: PreTrainedModel, shape: ModelShape, config: Morea
         shape: its shape.
         config: resolved.
         device: type of the device that would score, `cpu` or `cuda`.
+        text_bytes: what the calibration text takes in main memory while it is read (`reading_bytes`).
     """
     cost, sizes = _cost_and_sizes(skeleton, shape, config)
     state, within_pass = _memory(skeleton, shape, config, device)
@@ -106,11 +115,12 @@ def estimate_scoring(skeleton: PreTrainedModel, shape: ModelShape, config: Morea
         shape.bytes,
         state,
         within_pass,
-        shape.bytes + state + within_pass,
+        shape.bytes + max(state + within_pass, text_bytes if device == "cpu" else 0),
         config.rounds * _seconds(cost, skeleton, shape, sum(sizes), config, device),
         forward_passes(shape, config),
         config.rounds,
         search_extent(shape, config),
+        text_bytes,
     )
 
 

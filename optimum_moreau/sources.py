@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ _LONGEST_PATH, _LONGEST_NAME, _NO_NAME = 4096, 255, {"\n", "\r", "\0"}
 # A Hub dataset is streamed: so many documents, shuffled, for calibration, and so many of its first for evaluation.
 HUB_DOCUMENTS = 2000
 HUB_EVALUATION_DOCUMENTS = 10_000
+_PATIENCE = 10  # seconds that the Hub may take to answer
 
 Record = Mapping[str, Any]
 
@@ -87,7 +89,7 @@ def read_records(source: Any, *, seed: int | None = 0, limit: int | None = None)
         if not all(isinstance(record, Mapping) for record in records):
             raise DataError("a list must hold strings or records; only calibration takes token ids")
     else:
-        raise DataError(f"a {type(source).__name__} is no text; pass a path, strings, records or a dataset")
+        raise DataError(f"{type(source).__name__}: is no text; pass a path, strings, records or a dataset")
     if not len(records):
         raise DataError(f"{source_name(source)}: holds no text")
     return records, column
@@ -130,12 +132,13 @@ def source_name(source: Any) -> str:
 
 def dataset_commit(source: str) -> str | None:
     """The commit of `hub:id[…]` that would be read; `None` where the Hub cannot be asked."""
+    import httpx2
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HFValidationError
 
     try:
-        return HfApi().dataset_info(source.removeprefix(_HUB_PREFIX).split(":")[0]).sha
-    except (HfHubHTTPError, HFValidationError, OSError):
+        return HfApi().dataset_info(source.removeprefix(_HUB_PREFIX).split(":")[0], timeout=_PATIENCE).sha
+    except (HFValidationError, httpx2.TransportError, OSError):  # HfHubHTTPError is an OSError
         return None
 
 
@@ -316,13 +319,57 @@ def _read_hub(source: str, seed: int | None, limit: int | None) -> tuple[Sequenc
     parts = source.removeprefix(_HUB_PREFIX).split(":")
     dataset_id, config, split, column = (parts + [""] * 4)[:4]
     try:
-        if limit is None:
-            return load_dataset(dataset_id, config or None, split=split or "train"), column or None
-        rows = load_dataset(dataset_id, config or None, split=split or "train", streaming=True)
-        rows = rows if seed is None else rows.shuffle(seed=seed, buffer_size=limit)
-        found = list(islice(rows, limit))
-        if seed is None and len(found) == limit:
-            logger.warning("%s: only its first %s documents are read", source, f"{limit:,}")
-        return found, column or None
+        with _asked_once(dataset_id), quiet("datasets"), quiet("huggingface_hub"):
+            if limit is None:
+                return load_dataset(dataset_id, config or None, split=split or "train"), column or None
+            rows = load_dataset(dataset_id, config or None, split=split or "train", streaming=True)
+            rows = rows if seed is None else rows.shuffle(seed=seed, buffer_size=limit)
+            found = list(islice(rows, limit))
     except Exception as error:  # datasets raises many types; each is "this dataset cannot be had"
-        raise DataError(f"{source}: cannot be loaded ({type(error).__name__}: {first_line(error)})") from error
+        raise DataError(f"{source}: cannot be loaded ({_reason(error)})") from error
+    if seed is None and len(found) == limit:
+        logger.warning("%s: only its first %s documents are read", source, f"{limit:,}")
+    return found, column or None
+
+
+def _reason(error: Exception) -> str:
+    words = " ".join(str(error).split())
+    if "OfflineModeIsEnabled" in words:
+        return "it is not in the cache, and the Hub cannot be reached"
+    if words.startswith("Config name is missing"):
+        known = words.partition("available configs:")[2].partition(" Example")[0]
+        return f"give one of its configs, hub:id:config:{known}"
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
+@contextmanager
+def _asked_once(dataset_id: str) -> Iterator[None]:
+    """Where the Hub cannot be reached, datasets does not ask it again and again within the block."""
+    import datasets
+    from huggingface_hub import constants
+
+    if Path(dataset_id).exists() or _hub_answers(dataset_id):
+        yield
+        return
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
+
+
+def _hub_answers(dataset_id: str) -> bool:
+    """Whether the Hub says anything at all of a dataset, be it that there is none."""
+    import httpx2
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        with quiet("huggingface_hub"):
+            HfApi().dataset_info(dataset_id, timeout=_PATIENCE)
+    except (HfHubHTTPError, HFValidationError):
+        return True
+    except (httpx2.TransportError, OSError):
+        return False
+    return True

@@ -429,7 +429,7 @@ TEXTS = {
 }
 SOURCES = {
     "no strings": ([], r"list of strings: holds no text"),
-    "numbers": ([1, 2], r"a list must hold strings or records; pass token ids as one tensor"),
+    "numbers": ([1.5, 2.5], r"a list must hold strings or records; only calibration takes token ids"),
     "ids too high": (torch.full((1, 16), 300), r"token ids: token id 300 is outside the model's vocabulary of \d+"),
     "ids below zero": (torch.full((1, 16), -1), r"token ids: token id -1 is outside the model's vocabulary of \d+"),
     "ids not whole": (torch.zeros(1, 16), r"token ids: \(1, 16\) of torch\.float32; pass integers"),

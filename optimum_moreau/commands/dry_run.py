@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def foresee(args: argparse.Namespace, given: MoreauPrunerConfig) -> dict[str, Any]:
     """Works from config.json alone."""
-    from ..calibration import check_positions
+    from ..calibration import check_positions, reading_bytes
     from ..checkpoint import check_device, load_skeleton
     from ..compensation import shape_to_count
     from ..export import check_reachable, decide_export
@@ -32,8 +32,9 @@ def foresee(args: argparse.Namespace, given: MoreauPrunerConfig) -> dict[str, An
     if needs_text(config) or config.compensation != "none":
         check_positions(skeleton.config, config.sequence_length)
     device = check_device(None if args.device == "auto" else args.device).type
+    text = reading_bytes(args.calibration) if needs_text(config) or config.compensation != "none" else 0
     if config.masks:
-        return _foresee_zeros(skeleton, shape, config, device)
+        return _foresee_zeros(skeleton, shape, config, device, text)
     counted = shape_to_count(skeleton, shape, config)
     check_reachable(skeleton.config, shape, counted, config)
     plan = expected_plan(counted, config)
@@ -63,12 +64,14 @@ def foresee(args: argparse.Namespace, given: MoreauPrunerConfig) -> dict[str, An
         "export": export.model_type,
         "budget": config.budget,
         "calibration_windows": config.calibration_samples if needs_text(config) else 0,
-        "scoring": _scoring(skeleton, shape, config, device),
+        "scoring": _scoring(skeleton, shape, config, device, text),
         "compensation": _compensation(skeleton, shape, plan, config, device),
     }
 
 
-def _foresee_zeros(skeleton: Any, shape: ModelShape, config: MoreauPrunerConfig, device: str) -> dict[str, Any]:
+def _foresee_zeros(
+    skeleton: Any, shape: ModelShape, config: MoreauPrunerConfig, device: str, text: int
+) -> dict[str, Any]:
     """Of a mask: shapes and bytes stay."""
     from ..export import check_loadable, decide_export
     from ..plan import whole_plan
@@ -83,14 +86,14 @@ def _foresee_zeros(skeleton: Any, shape: ModelShape, config: MoreauPrunerConfig,
         "dtype": str(skeleton.dtype).removeprefix("torch."),
         "sparsity": vars(foreseen),
         "export": export.model_type,
-        "scoring": _scoring(skeleton, shape, config, device),
+        "scoring": _scoring(skeleton, shape, config, device, text),
     }
 
 
-def _scoring(skeleton: Any, shape: ModelShape, config: MoreauPrunerConfig, device: str) -> dict[str, Any]:
+def _scoring(skeleton: Any, shape: ModelShape, config: MoreauPrunerConfig, device: str, text: int) -> dict[str, Any]:
     from ..estimate import estimate_scoring
 
-    estimate = estimate_scoring(skeleton, shape, config, device)
+    estimate = estimate_scoring(skeleton, shape, config, device, text)
     return {"criterion": config.decided_by, "device": device, **vars(estimate), "words": estimate.lines}
 
 
