@@ -18,7 +18,15 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from .buffers import as_reloaded
 from .calibration import CalibrationSet, load_calibration
-from .checkpoint import Verification, load_config, load_model, load_tokenizer, save_folder, verify
+from .checkpoint import (
+    Verification,
+    load_config,
+    load_model,
+    load_tokenizer,
+    save_folder,
+    spell_for_older_readers,
+    verify,
+)
 from .compensation import check_compensation, estimate_compensation, make_counted_plan, shape_to_count
 from .config import SIZES, MoreauPrunerConfig
 from .config.quantities import words_for_bytes
@@ -336,10 +344,14 @@ class MoreauPruner:
             self._model.save_pretrained(folder, state_dict=state_to_save(self._model))
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(folder)
+            words = spell_for_older_readers(folder)
             verification = verify(self._model, folder, self._verification_tokens())
             difference = verification.max_abs_difference
-            summary = replace(self._result.summary, verified_max_abs_difference=difference, inputs=inputs)
             result = self._result
+            adjustments = tuple(dict.fromkeys((*result.summary.adjustments, *words)))
+            summary = replace(
+                result.summary, adjustments=adjustments, verified_max_abs_difference=difference, inputs=inputs
+            )
             measured = tuple(self.measurements)
             records = Records(summary, result.plan, result.scores, self._recovery, measured, result.sparsity)
             records.save(folder, card_template)

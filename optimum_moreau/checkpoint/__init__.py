@@ -9,6 +9,7 @@ from .loading import (
     load_skeleton,
     load_tokenizer,
 )
+from .older_readers import spell_for_older_readers
 from .saving import add_files, check_addable, check_file, check_target, save_folder
 from .verification import Verification, reload_logits, verify
 
@@ -27,5 +28,6 @@ __all__ = [
     "load_tokenizer",
     "reload_logits",
     "save_folder",
+    "spell_for_older_readers",
     "verify",
 ]
