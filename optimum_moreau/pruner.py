@@ -20,6 +20,7 @@ from .buffers import as_reloaded
 from .calibration import CalibrationSet, load_calibration
 from .checkpoint import (
     Verification,
+    carry_over,
     load_config,
     load_model,
     load_tokenizer,
@@ -344,6 +345,8 @@ class MoreauPruner:
             self._model.save_pretrained(folder, state_dict=state_to_save(self._model))
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(folder)
+            name = self._model.config.name_or_path
+            carry_over(folder, name, tokenizer=getattr(self.tokenizer, "name_or_path", None), revision=self.revision)
             words = spell_for_older_readers(folder)
             verification = verify(self._model, folder, self._verification_tokens())
             difference = verification.max_abs_difference

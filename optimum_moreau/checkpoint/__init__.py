@@ -1,5 +1,6 @@
 """Checkpoints: load a model, save it all or nothing, verify it by reloading."""
 
+from .beside import carry_over
 from .loading import (
     base_revision,
     check_device,
@@ -17,6 +18,7 @@ __all__ = [
     "Verification",
     "add_files",
     "base_revision",
+    "carry_over",
     "check_addable",
     "check_device",
     "check_file",
