@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 # Saved in config.json but decided anew for each export.
 _EXPORT_KEYS = ("model_type", "architectures", "auto_map", "per_layer_config", "transformers_version")
 _PER_LAYER_LISTS = ("layer_types", "no_rope_layers")
+_PREDICTION = re.compile(r"(^|_)(nextn|mtp)(_|$)")
 # Fields of LlamaConfig that MistralConfig does not have; no bias may be set.
 _NOT_IN_ALTERNATIVE = ("attention_bias", "mlp_bias", "pretraining_tp")
 # In config.json of an own type: modules of each layer with a bias that the stock class has not.
@@ -115,6 +117,7 @@ def pruned_config(model_config: Any, shape: ModelShape, plan: PruningPlan, expor
     values = {key: value for key, value in model_config.to_dict().items() if key not in _EXPORT_KEYS}
     values |= {"head_dim": _head_dim(model_config), "hidden_size": _hidden_size(model_config, plan)}
     values |= _remaining_layers(values, plan)
+    values |= {key: 0 for key, value in values.items() if _counts_dropped_layers(key, value)}
     if plan.hidden is not None and plan.config.get("fold_norms"):
         check_folding(shape)
         values["rms_norm_eps"] *= plan.hidden.total / len(plan.hidden.kept)  # ε·D/D′
@@ -224,6 +227,11 @@ def _remaining_layers(values: Mapping[str, Any], plan: PruningPlan) -> dict[str,
     if (first := values.get("max_window_layers")) is not None:  # the layers below it have full attention
         found["max_window_layers"] = sum(i < first for i in plan.kept_layers)
     return {"num_hidden_layers": len(plan.kept_layers), **found}
+
+
+def _counts_dropped_layers(key: str, value: Any) -> bool:
+    """Layers for multi-token prediction (`num_nextn_predict_layers` and its kin), which are not loaded."""
+    return _PREDICTION.search(key) is not None and isinstance(value, int) and value > 0
 
 
 def _layer_dims(model_config: Any, plan: PruningPlan, index: int) -> dict[str, int]:

@@ -19,12 +19,14 @@ from .buffers import as_reloaded
 from .calibration import CalibrationSet, check_positions, load_calibration
 from .checkpoint import (
     Verification,
+    carry_over,
     check_apart,
     drop_foreign_code,
     load_config,
     load_model,
     load_tokenizer,
     save_folder,
+    spell_for_older_readers,
     verify,
 )
 from .compensation import check_compensation, estimate_compensation, make_counted_plan, shape_to_count
@@ -374,12 +376,18 @@ class MoreauPruner:
             self._model.save_pretrained(folder, state_dict=state_to_save(self._model))
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(folder)
+            name = self._model.config.name_or_path
+            carry_over(folder, name, tokenizer=getattr(self.tokenizer, "name_or_path", None), revision=self.revision)
+            words = spell_for_older_readers(folder)
             drop_foreign_code(folder, trust_remote_code=self.trust_remote_code)
             tokens = self._verification_tokens()
             verification = verify(self._model, folder, tokens, trust_remote_code=self.trust_remote_code)
             difference = verification.max_abs_difference
-            summary = replace(self._result.summary, verified_max_abs_difference=difference, inputs=inputs)
             result = self._result
+            adjustments = tuple(dict.fromkeys((*result.summary.adjustments, *words)))
+            summary = replace(
+                result.summary, adjustments=adjustments, verified_max_abs_difference=difference, inputs=inputs
+            )
             measured = tuple(self.measurements)
             records = Records(summary, result.plan, result.scores, self._recovery, measured, result.sparsity)
             records.save(folder, card_template)

@@ -49,6 +49,7 @@ def apply_plan(model: nn.Module, plan: PruningPlan, export: str | None = None) -
     shape = model_shape(model)
     plan.check_matches(model, shape)
     config = pruned_config(model.config, shape, plan, export or plan.config.get("export", "auto"))
+    _put_right(config, model)
     twin = built_from(config, model.dtype)  # type: ignore[arg-type]
     layers = decoder_layers(model)
     for block in shape.blocks:
@@ -101,6 +102,13 @@ def check_prunable(model: Any) -> None:
         if type(parameter).__name__ == "DTensor" or hasattr(parameter, "ds_id"):  # FSDP2, tensor parallel; ZeRO-3
             raise UnsupportedModelError(f"{parameter_name} is sharded over processes; prune before sharding")
     check_loaded(model)
+
+
+def _put_right(config: Any, model: Any) -> None:
+    """In place: a config that says tied of weights that are not would make another network of them elsewhere."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if config.tie_word_embeddings and head.weight is not embedding.weight and not head.weight.is_meta:
+        config.tie_word_embeddings = torch.equal(head.weight, embedding.weight)
 
 
 def _cut(layer: nn.Module, block: Block, kept: tuple[int, ...]) -> None:

@@ -191,7 +191,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
             return
         digest = self.hub.repositories[repo].get(revision or "main", revision)
-        siblings = [{"rfilename": name} for name in self.hub.commits[digest]]
+        siblings = [{"rfilename": name, "size": len(data)} for name, data in self.hub.commits[digest].items()]
         self.send(200, {"id": repo, "modelId": repo, "sha": digest, "private": False, "tags": [], "siblings": siblings})
 
     def tree(self, body, repo, revision):

@@ -1,5 +1,6 @@
 """Checkpoints: load a model, save it all or nothing, verify it by reloading."""
 
+from .beside import carry_over
 from .loading import (
     are_whole,
     base_revision,
@@ -11,6 +12,7 @@ from .loading import (
     load_tokenizer,
     weight_files,
 )
+from .older_readers import spell_for_older_readers
 from .outputs import check_addable, check_apart, check_file, check_target, claimed
 from .saving import add_files, save_folder
 from .trust import code_may_run, drop_foreign_code
@@ -21,6 +23,7 @@ __all__ = [
     "add_files",
     "are_whole",
     "base_revision",
+    "carry_over",
     "check_addable",
     "check_apart",
     "check_device",
@@ -36,6 +39,7 @@ __all__ = [
     "load_tokenizer",
     "reload_logits",
     "save_folder",
+    "spell_for_older_readers",
     "verify",
     "weight_files",
 ]
