@@ -48,6 +48,7 @@ setup(
         "optimum_moreau.report",
         "optimum_moreau.sparsity",
         "optimum_moreau.speed",
+        "optimum_moreau.templates",
         "optimum.commands.register",
     ],
     # A namespace folder of optimum: optimum-cli finds the verbs there (no __init__.py on the way).

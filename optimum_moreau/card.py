@@ -55,7 +55,14 @@ _TEMPLATE = "MODEL_CARD_TEMPLATE.md"
 _LONGEST_TEMPLATE = 2**18  # bytes
 _OF_BASE_CARD = ("license", "license_name", "license_link", "language")
 _LONGEST_TEXT, _MOST_TEXTS = 200, 200
-_SAMPLE: dict[str, Any] = {"card_data": LITERAL("license: mit"), "title": "a model, pruned"}
+# What a template is given where nothing is known yet.
+_SAMPLE: dict[str, Any] = {
+    "card_data": LITERAL("license: mit"),
+    "title": "a model, pruned",
+    "summary": {},
+    "settings": {},
+    **dict.fromkeys(("criteria", "budgets", "layers", "citations", "evaluation", "stages", "unused"), ()),
+}
 
 
 def template_path() -> Path:

@@ -248,3 +248,19 @@ def test_nobody_is_asked_on_the_terminal(poisoned, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
     with pytest.raises(CheckpointError, match="custom code"):
         load_tokenizer(str(folder))
+
+
+def test_a_task_file_of_lm_eval_is_code(made, tmp_path, marker, command):
+    pytest.importorskip("lm_eval")
+    rows = [{"question": f"{i} and 1 is", "choices": ["a", "b"], "label": 0} for i in range(2)]
+    (tmp_path / "plain.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "evil.py").write_text(f"open({str(marker)!r}, 'w')\ndef f(doc): return ''\n")
+    (tmp_path / "evil.yaml").write_text("task: evil\ndataset_path: json\ndoc_to_text: !function evil.f\n")
+    touch = f"!!python/object/apply:os.system ['touch {marker}']"
+    (tmp_path / "other.yaml").write_text(f"task: other\nx: {touch}\n")
+    for task in ("evil", "other"):
+        code, _, err = command("evaluate", made["base"], "--tasks", task, "--task-path", tmp_path)
+        assert code == 2 and f"{task}.yaml: lm-eval runs the code that such a file names" in err
+    code, _, err = command("evaluate", made["base"], "--tasks", "plain", "--task-path", tmp_path)
+    assert code == 0, err
+    assert not marker.exists()

@@ -87,7 +87,10 @@ def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
     if args.baseline:
         check_same_tokenizer(args.model, args.baseline, **where)
     if args.tasks:
-        find_tasks(_task_names(args), args.task_path)  # what is unknown is refused before anything is measured
+        trust = args.trust_remote_code
+        find_tasks(
+            _task_names(args), args.task_path, trust_remote_code=trust
+        )  # what is unknown is refused before anything is measured
     found = _measure(args, args.model, args.revision)
     stage = "pruned" if records is None or records.recovery is None else "recovered"
     measured = _measurements(found, args, stage)
@@ -124,6 +127,7 @@ def _measure(
         from ..evaluation.zero_shot import zero_shot
 
         where = {"task_path": args.task_path, "limit": args.limit, "batch_size": args.batch_size}
+        where |= {"trust_remote_code": args.trust_remote_code}
         accuracy = zero_shot(model, tokenizer, _task_names(args), **where)
         found |= {
             "tasks": [asdict(one) for one in accuracy.tasks],

@@ -89,6 +89,7 @@ def zero_shot(
     task_path: str | Path | None = None,
     limit: int | None = None,
     batch_size: int = 8,
+    trust_remote_code: bool = False,
 ) -> ZeroShot:
     """Measures the accuracy of a model on tasks, without examples in the prompt.
 
@@ -99,12 +100,13 @@ def zero_shot(
         task_path: folder of task files, so that nothing is downloaded.
         limit: only the first so many questions of each task.
         batch_size: sequences per forward pass.
+        trust_remote_code: read `NAME.yaml` of that folder, whose functions and templates lm-eval runs.
 
     Raises:
-        ConfigError: lm-eval is not installed, or a task is unknown.
+        ConfigError: lm-eval is not installed, a task is unknown, or its file may run code and is not trusted.
         DataError: a task file is missing or damaged, or a task's data cannot be had.
     """
-    manager, wanted = find_tasks(tasks, task_path)
+    manager, wanted = find_tasks(tasks, task_path, trust_remote_code=trust_remote_code)
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
@@ -130,11 +132,13 @@ def zero_shot(
     return ZeroShot(tuple(_result(task, found) for task in tasks))
 
 
-def find_tasks(tasks: Sequence[str], task_path: str | Path | None = None) -> tuple[Any, list[Any]]:
-    """Returns lm-eval's manager, and of each task its name, or the settings of its file.
+def find_tasks(
+    tasks: Sequence[str], task_path: str | Path | None = None, *, trust_remote_code: bool = False
+) -> tuple[Any, list[Any]]:
+    """Returns lm-eval's manager, and of each task its name, or the settings of its file; arguments as for `zero_shot`.
 
     Raises:
-        ConfigError: lm-eval is not installed, or a task is unknown.
+        ConfigError: lm-eval is not installed, a task is unknown, or its file may run code and is not trusted.
         DataError: a task file is missing or damaged.
     """
     try:
@@ -145,7 +149,14 @@ def find_tasks(tasks: Sequence[str], task_path: str | Path | None = None) -> tup
     if task_path is not None:
         folder = Path(task_path).expanduser()
         found = [_task_of(folder, task) for task in tasks]
-        return TaskManager(include_path=str(folder), include_defaults=False), found
+        if code := [task for task in found if isinstance(task, str)]:
+            if not trust_remote_code:
+                raise ConfigError(
+                    f"{code[0]}.yaml: lm-eval runs the code that such a file names; it is read only where you trust it"
+                    f" (--trust-remote-code), or as {code[0]}.jsonl"
+                )
+            return TaskManager(include_path=str(folder), include_defaults=False), found
+        return TaskManager(include_defaults=False), found  # which reads no file of that folder
     manager = TaskManager()
     _check_known(tasks, manager.all_tasks)
     return manager, list(tasks)

@@ -17,7 +17,7 @@ LITERAL = Markup  # text that is Markdown already, because this package wrote it
 _LINKED = re.compile(r"(?i)(?:https?|ftp|mailto|xmpp):|www\.|\S@\S")
 _SPECIAL = re.compile(r"[\\*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])")
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "`": "&#96;"}
-_BREAKS = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
+_BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
 # At the beginning of a line: a heading, a list, the underline of a heading, a number of a list.
 _FIRST = re.compile(r"^(\s*)([#=]|[-+](?=[\s\-+=]|$))")
 _NUMBERED = re.compile(r"^(\s*\d+)([.)])(?=\s|$)")
@@ -25,7 +25,8 @@ _NUMBERED = re.compile(r"^(\s*\d+)([.)])(?=\s|$)")
 
 def one_line(value: Any) -> str:
     """The text of a value on one line, without characters that turn or end a line."""
-    return _BREAKS.sub(lambda found: found[0] if found[0].isspace() and found[0].strip(" ") == "" else " ", str(value))
+    text = str(value)
+    return " ".join(_BREAKS.split(text)).strip() if _BREAKS.search(text) else text
 
 
 def plain(value: Any) -> Markup:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from jinja2 import Undefined
+from jinja2 import DictLoader, Undefined
 from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from markupsafe import Markup
@@ -22,7 +22,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     """Of values, their keys, a dictionary's views and text's methods; whatever is printed of them is plain text."""
 
     def __init__(self) -> None:
-        super().__init__(finalize=_printed, keep_trailing_newline=True)
+        super().__init__(finalize=_printed, keep_trailing_newline=True, loader=DictLoader({}))
         self.filters |= {"code": code, "sentence": sentence, "cells": cells}
 
     def getattr(self, obj: Any, attribute: str) -> Any:
