@@ -35,6 +35,7 @@ MAX_YAML_BYTES = 2**20
 MAX_DEPTH = 64
 MAX_YAML_VALUES = 100_000  # an alias counts as often as it is used
 LARGEST = 2**63 - 1  # whole number: what a tensor can hold
+LARGEST_OF_TRANSFORMERS = 10**31  # it writes 10³⁰ for a tokenizer without a longest text
 _SHOWN = 60  # characters of a wrong value in a message
 _DIGITS = 400  # of a number in YAML; every finite float64 has fewer
 _DESCRIPTOR = re.compile(r"/dev/(stdout|stderr|fd/\d+)|/proc/self/fd/\d+")
@@ -198,8 +199,15 @@ def _write_device(path: str, data: bytes) -> None:
         file.write(data)
 
 
-def write_json(path: str | Path, values: Any, error: type[MoreauError] = CheckpointError, *, indent: int = 2) -> None:
-    """Writes values as JSON, as `write_text` does; nothing that `read_json` would refuse.
+def write_json(
+    path: str | Path,
+    values: Any,
+    error: type[MoreauError] = CheckpointError,
+    *,
+    indent: int = 2,
+    largest: int = LARGEST,
+) -> None:
+    """Writes values as JSON, as `write_text` does; nothing that `read_json` would refuse, of the same `largest`.
 
     Raises:
         MoreauError: of the kind given: it cannot be written, or JSON has no such value (NaN); what was there stays.
@@ -208,7 +216,7 @@ def write_json(path: str | Path, values: Any, error: type[MoreauError] = Checkpo
         text = json.dumps(values, indent=indent) + "\n"
     except (TypeError, ValueError, RecursionError) as problem:
         raise error(f"{path}: cannot be written ({first_line(problem)})") from problem
-    parse_json(text, path, "what can be written as JSON", error)
+    parse_json(text, path, "what can be written as JSON", error, largest=largest)
     write_text(path, text, error)
 
 

@@ -22,7 +22,7 @@ from transformers.utils import find_adapter_config_file
 
 from ..errors import CheckpointError, ConfigError, UnsupportedModelError, first_line, quiet
 from ..families import family_of
-from ..files import read_json
+from ..files import LARGEST_OF_TRANSFORMERS, read_json
 from ..modeling import register_auto_classes
 from ..registry import suggestion
 from ..undisturbed import undisturbed
@@ -50,7 +50,6 @@ _UNREADABLE = (
 _READ = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", WEIGHTS_INDEX)
 # More than any model has: a config that says so is damaged, and building it would take for ever.
 _MOST = {"num_hidden_layers": 2000, "num_attention_heads": 2**14, "num_key_value_heads": 2**14, "head_dim": 2**14}
-_UNBOUNDED = 10**31  # transformers writes 10³⁰ for a tokenizer without a longest text
 _MOST |= {"hidden_size": 2**20, "intermediate_size": 2**22, "vocab_size": 2**24}
 
 
@@ -228,7 +227,7 @@ def _check_readable(folder: Path) -> None:
     for name in _READ:
         if (folder / name).is_file():
             what = "a dictionary"
-            if not isinstance(read_json(folder / name, what, largest=_UNBOUNDED), dict):
+            if not isinstance(read_json(folder / name, what, largest=LARGEST_OF_TRANSFORMERS), dict):
                 raise CheckpointError(f"{folder / name}: cannot be read as {what}; download it again")
     weight_files(folder)
 

@@ -14,7 +14,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING
 
 from ..errors import quiet
-from ..files import write_json
+from ..files import LARGEST_OF_TRANSFORMERS, read_json, write_json
 
 _CONFIG, _TOKENIZER = "config.json", "tokenizer_config.json"
 _APART = ("rope_theta", "partial_rotary_factor")  # stand beside `rope_scaling` in 4.57
@@ -98,9 +98,9 @@ def _read_alike(values: dict[str, Any], older: dict[str, Any]) -> bool:
 
 
 def _spell_tokenizer(path: Path) -> None:
-    values = json.loads(path.read_text(encoding="utf-8"))  # its `model_max_length` may be any number
+    values = read_json(path, "a tokenizer's config", largest=LARGEST_OF_TRANSFORMERS)
     if values.get("tokenizer_class") == "TokenizersBackend":
         values["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(values.get("extra_special_tokens"), list):
         values["additional_special_tokens"] = values.pop("extra_special_tokens")
-    write_json(path, values)
+    write_json(path, values, largest=LARGEST_OF_TRANSFORMERS)
