@@ -104,10 +104,10 @@ def test_what_a_tokenizer_gave_is_its_ids_without_padding(tokenizer):
         ({"text": [TEXT]}, "a dictionary is no text"),
         ({"train": datasets.Dataset.from_dict({"text": [TEXT]})}, "holds several splits (train)"),
         ({"input_ids": ROWS, "attention_mask": [[1]]}, "attention_mask is not of the shape of input_ids"),
-        ({"input_ids": [[0.5] * 9]}, "list must hold strings or records"),
+        ({"input_ids": [[0.5] * 9]}, "input_ids holds no whole numbers"),
         ([TEXT, ROWS[0]], "a list must hold strings or records"),
-        (5, "a int is no text"),
-        (b"some bytes", "a bytes is no text"),
+        (5, "int: is no text"),
+        (b"some bytes", "bytes: is no text"),
     ],
     ids=str,
 )
