@@ -1,6 +1,7 @@
 """`the nearest that can be` is: against all there is, on models small enough to try it."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -90,6 +91,15 @@ def test_no_legal_plan_is_nearer_than_one_that_says_so(models, targets):
             assert f"{removed / shape.parameters:.1%} of the parameters go instead of {ratio:.1%}" in " ".join(
                 plan.adjustments
             )
+        for line in (line for line in plan.adjustments if line.startswith("no ")):
+            kind = "layers" if "layers" in line else "hidden"
+            alone = shape.wholes[0].unit_parameters
+            if kind == "hidden":
+                alone = counts(shape.hidden.total, config.multiple_of)[1:2]
+                rest = shape.without_layers(plan.removed_layers)
+                alone = alone[0] * rest.hidden.unit_parameters if alone else math.inf
+            more = alone > goal / len({"units" if kind in ("attention", "mlp") else kind for kind in targets})
+            assert ("more than their part" in line) == more and ("more nearly without" in line) != more
         if not removed:
             assert claims(plan) or any(line.startswith("nothing goes instead of") for line in plan.adjustments)
     assert claimed or targets == ("hidden", "mlp")

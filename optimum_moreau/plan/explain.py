@@ -33,13 +33,30 @@ def _lines(plan: PruningPlan, shape: ModelShape, config: MoreauPrunerConfig) -> 
     coarse = [kind for kind in ("layers", "hidden") if kind in config.targets]
     for kind in coarse:
         if kind not in given and config.pruning_ratio != 0 and config.unit_ratio != 0:
-            yield f"no {_NOUNS[kind]} go: the fewest that can are more than their part"
+            more = _fewest(kind, shape.without_layers(plan.removed_layers), config) > _part(shape, config)
+            why = "the fewest that can are more than their part" if more else "the request is met more nearly without"
+            yield f"no {_NOUNS[kind]} go: {why}"
     achieved = sum(given.values()) / shape.parameters
     if config.pruning_ratio is not None and abs(achieved - config.pruning_ratio) > NEAR:
         nearest = ": the nearest that can be" if _is_nearest(shape, config) else ""
         yield f"{achieved:.1%} of the parameters go instead of {config.pruning_ratio:.1%}{nearest}"
     elif config.pruning_ratio and not given:
         yield f"nothing goes instead of {config.pruning_ratio:.2%} of the parameters; ask for more"
+
+
+def _part(shape: ModelShape, config: MoreauPrunerConfig) -> float:
+    """The parameters that each way of removing them would give alike; of other sizes than a ratio, 0."""
+    ways = {"units" if kind in ("attention", "mlp") else kind for kind in config.targets}
+    return (config.pruning_ratio or 0.0) * shape.parameters / len(ways)
+
+
+def _fewest(kind: str, shape: ModelShape, config: MoreauPrunerConfig) -> int:
+    """The parameters that go with the fewest layers, or hidden channels, that can go."""
+    if kind == "layers":
+        return min((block.unit_parameters for block in shape.in_scope(config) if block.kind == kind), default=0)
+    assert shape.hidden is not None  # in scope
+    counts = LegalCounts.of(shape, config).removable(shape.hidden)
+    return min((count for count in counts if count), default=shape.hidden.total) * shape.hidden.unit_parameters
 
 
 def _is_nearest(shape: ModelShape, config: MoreauPrunerConfig) -> bool:
