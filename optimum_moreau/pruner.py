@@ -21,7 +21,7 @@ from .compensation import check_compensation, estimate_compensation, make_counte
 from .config import SIZES, MoreauPrunerConfig
 from .config.quantities import words_for_bytes
 from .cutting import PruningResult, cut, mask, out_of_memory, score_in_rounds
-from .errors import CheckpointError, ConfigError, DataError, MoreauError, PlanError
+from .errors import CheckpointError, ConfigError, DataError, MoreauError, PlanError, first_line
 from .estimate import estimate_scoring, skeleton_of, too_little_memory
 from .evaluation import perplexity
 from .evaluation.records import Measurement
@@ -335,7 +335,7 @@ class MoreauPruner:
         with save_folder(save_directory, overwrite=overwrite) as folder:
             self._model.save_pretrained(folder, state_dict=state_to_save(self._model))
             if self.tokenizer is not None:
-                self.tokenizer.save_pretrained(folder)
+                _save_tokenizer(self.tokenizer, folder)
             verification = verify(self._model, folder, self._verification_tokens())
             difference = verification.max_abs_difference
             summary = replace(self._result.summary, verified_max_abs_difference=difference, inputs=inputs)
@@ -501,3 +501,12 @@ class MoreauPruner:
                 after = estimate_compensation(skeleton, shape, expected, config, device)
                 assert after is not None  # there is one
                 logger.info("%s", "; ".join(" ".join(line.split()) for line in after.lines))
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise CheckpointError(f"the tokenizer cannot be written ({first_line(error)})") from error  # of tokenizers' own
