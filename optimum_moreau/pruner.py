@@ -33,7 +33,7 @@ from .compensation import check_compensation, estimate_compensation, make_counte
 from .config import SIZES, MoreauPrunerConfig
 from .config.quantities import words_for_bytes
 from .cutting import PruningResult, cut, mask, out_of_memory, score_in_rounds, warn_of_pruned
-from .errors import CheckpointError, ConfigError, DataError, MoreauError, PlanError
+from .errors import CheckpointError, ConfigError, DataError, MoreauError, PlanError, first_line
 from .estimate import estimate_scoring, skeleton_of, too_little_memory
 from .evaluation import perplexity
 from .evaluation.records import Measurement
@@ -375,7 +375,7 @@ class MoreauPruner:
         with save_folder(save_directory, overwrite=overwrite) as folder:
             self._model.save_pretrained(folder, state_dict=state_to_save(self._model))
             if self.tokenizer is not None:
-                self.tokenizer.save_pretrained(folder)
+                _save_tokenizer(self.tokenizer, folder)
             name = self._model.config.name_or_path
             carry_over(folder, name, tokenizer=getattr(self.tokenizer, "name_or_path", None), revision=self.revision)
             words = spell_for_older_readers(folder)
@@ -575,3 +575,12 @@ def _config_of(config: Any) -> MoreauPrunerConfig:
         f"MoreauPruner: {config!r:.40} is no config; pass a MoreauPrunerConfig, a criterion's name, or a dictionary of"
         " its fields"
     )
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise CheckpointError(f"the tokenizer cannot be written ({first_line(error)})") from error  # of tokenizers' own

@@ -365,7 +365,7 @@ def test_the_command_line_runs_as_two_processes(launch, tiny_folder, text, tmp_p
 
 
 # 21 matrices a step, three flushes a commit: in the middle of step 4, and in step 4's commit before it counts
-@pytest.mark.parametrize("die", [{"where": "put", "call": 3 * 21 + 9}, {"where": "_flush", "call": 3 * 3 + 1}], ids=str)
+@pytest.mark.parametrize("die", [{"where": "put", "call": 3 * 21 + 9}, {"where": "_flush", "call": 3 * 2 + 1}], ids=str)
 @pytest.mark.parametrize("offload", [None, "disk"])
 def test_a_killed_run_goes_on_to_the_same_plan_and_scores(offload, die, whole_run, tmp_path):
     request = {"criteria": ["moreau-gs"], "steps": 6, "offload": offload, "checkpoint": True}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -70,19 +71,20 @@ CONTENTS = {
 _WHOLE = (".cache/huggingface",)  # what a download into a folder leaves there
 
 
-def check_replaceable(name: str | Path, folder: Path) -> None:
+def check_replaceable(name: str | Path, folder: Path, passed_over: Collection[str] = ()) -> None:
     """Refuses to replace a folder that is not a saved model and nothing else.
 
     Args:
         name: of the folder, for messages.
         folder: its full path.
+        passed_over: what else may lie in it, and stays.
 
     Raises:
         CheckpointError: it holds no model, or something that is not part of one; named.
     """
     if not is_model(folder):
         raise CheckpointError(f"{name}: holds no model (config.json); overwriting replaces saved models only")
-    if odd := strangers(folder):
+    if odd := [one for one in strangers(folder) if one not in passed_over]:
         raise CheckpointError(
             f"{name}: holds {odd[0]}, which is not part of a model: move it, or choose another folder"
         )
@@ -104,6 +106,12 @@ def strangers(folder: Path) -> list[str]:
     return sorted(_strangers(folder, ""))
 
 
+def is_of_a_run(folder: Path, name: str) -> bool:
+    """Whether something at the top of a folder belongs to a run that writes the folder, and not to what it holds."""
+    kind = name.removeprefix(f".{folder.name}.") if name.startswith(f".{folder.name}.") else ""
+    return kind == "lock" or kind.startswith(("partial-", "complete-", "moving-"))
+
+
 def is_part(path: Path) -> bool:
     """Whether something at the top of a folder is of a kind that a model's folder holds."""
     return path.name in CONTENTS if path.is_dir() and not path.is_symlink() else _matches(path.name, CONTENTS[""])
@@ -113,7 +121,7 @@ def _strangers(top: Path, inside: str) -> list[str]:
     found: list[str] = []
     for path in (top / inside).iterdir():
         name = f"{inside}/{path.name}" if inside else path.name
-        if is_partial(path.name) or name in _WHOLE:
+        if is_partial(path.name) or name in _WHOLE or is_of_a_run(top, name):
             continue
         if path.is_dir() and not path.is_symlink():
             found += _strangers(top, name) if name in CONTENTS else [name]

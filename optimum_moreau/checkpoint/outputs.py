@@ -11,13 +11,14 @@ from contextvars import ContextVar
 from pathlib import Path
 
 from ..errors import CheckpointError, ConfigError
-from ..temporary import collect_partial, collect_temporary, is_partial, reason, remove, taken_over
-from .contents import check_replaceable
+from ..temporary import collect_partial, collect_temporary, reason, remove, taken_over
+from .contents import check_replaceable, is_of_a_run
 from .publishing import fill, is_mount, place_of
 
 logger = logging.getLogger(__name__)
 
 _LONGEST_NAME = 230  # bytes; of 255, what is put around it takes some
+_OF_A_DISK = "lost+found"  # at the root of a file system
 _claims: ContextVar[frozenset[Path]] = ContextVar("claims", default=frozenset())  # of this thread's blocks
 
 
@@ -107,15 +108,13 @@ def check_target(folder: str | Path, *, overwrite: bool = False) -> Path:
     if path.is_dir() and any(not _is_passed_over(path, one) for one in path.iterdir()):
         if not overwrite:
             raise CheckpointError(f"{folder}: is not empty; choose another folder, or overwrite (--overwrite)")
-        check_replaceable(folder, path)
+        check_replaceable(folder, path, [_OF_A_DISK] if is_mount(path) else [])
     return path
 
 
 def _is_passed_over(folder: Path, one: Path) -> bool:
     """What is beside the content: a run's own files, and what a file system has at its root."""
-    if one.name == "lost+found":
-        return is_mount(folder)
-    return one.name == _lock_name(folder) or (is_partial(one.name) and one.name.startswith(f".{folder.name}."))
+    return (one.name == _OF_A_DISK and is_mount(folder)) or is_of_a_run(folder, one.name)
 
 
 def check_file(file: str | Path, *, overwrite: bool = False) -> None:

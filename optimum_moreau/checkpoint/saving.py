@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, MoreauError
 from ..temporary import partial_folder, reason
 from .outputs import check_addable, check_target, claimed
 from .publishing import place_of, publish
+
+_MADE_IN = re.compile(r"^\S.*?/\.[^/]+\.partial-[0-9a-f]{8}/")  # the path of the folder in which it is made
 
 
 @contextmanager
@@ -28,24 +31,18 @@ def save_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator[Path
         with _explained(folder), partial_folder(place_of(target), target.name) as partial:
             yield partial
             _flush(partial)
-            _check_again(folder, overwrite)
+            check_target(folder, overwrite=overwrite)  # something may have come to lie there meanwhile
             publish(partial, target)
-
-
-def _check_again(folder: str | Path, overwrite: bool) -> None:
-    """Something may have come to lie there meanwhile."""
-    try:
-        check_target(folder, overwrite=overwrite)
-    except CheckpointError as error:
-        raise CheckpointError(str(error).removeprefix(f"{folder}: ")) from error
 
 
 @contextmanager
 def _explained(folder: str | Path) -> Iterator[None]:
+    """Names the folder that was to be written, and not the one in which it was made."""
     try:
         yield
-    except CheckpointError as error:
-        raise CheckpointError(f"{folder}: {error}; nothing was saved") from error
+    except MoreauError as error:
+        what = _MADE_IN.sub("", str(error).removeprefix(f"{folder}: "))
+        raise CheckpointError(f"{folder}: {what}; nothing was saved") from error
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: cannot be written ({reason(error)}); nothing was saved") from error
 

@@ -11,13 +11,13 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint import base_revision, check_target, load_config, load_model, load_tokenizer
-from ..errors import ConfigError
+from ..errors import CheckpointError, ConfigError
 from ..evaluation.records import EVALUATION_NAME, Measurement, load_measurements
 from ..pruner import MoreauPruner
 from ..recipe import Recipe
@@ -52,14 +52,15 @@ def _reserved(
     """Yields which steps are done; the folders of the others are this run's for the block, and may be written."""
     writes = [*(folders[step] for step in keys), args.checkpoint_dir]
     outputs.check_apart(writes, [*recipe.reads(), args.config])
+    for step in keys:
+        with suppress(CheckpointError), outputs.claims([folders[step]]):
+            pass  # what a run that was killed left is put right, also beside what is done
     done = {step: inputs.made_from(folders[step], key) for step, key in keys.items()}
     with ExitStack() as stack:
         stack.enter_context(outputs.claims([args.checkpoint_dir]))
-        for step, key in keys.items():
+        for step in keys:
             if not done[step]:
                 stack.enter_context(outputs.claims([folders[step]]))
-                done[step] = inputs.made_from(folders[step], key)  # a run that was killed may have left it
-            if not done[step]:
                 inputs.check_same(folders[step], overwrite=args.overwrite)
                 check_target(folders[step], overwrite=args.overwrite)
         yield done

@@ -291,7 +291,7 @@ def calibration_from(args: argparse.Namespace) -> dict[str, Any]:
 def add_output_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Adds the folder to write."""
     parser.add_argument("-o", "--output", required=required, metavar="FOLDER", help="folder to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace a folder that holds a model")
+    parser.add_argument("--overwrite", action="store_true", help="replace a folder that holds a model and nothing else")
     parser.add_argument("--evaluate", metavar="TEXT", help="measure the perplexity on a text, for the card")
     parser.add_argument("--card-template", metavar="FILE", help="of the model card (jinja2)")
 
