@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig
 from optimum_moreau.checkpoint import Verification, spell_for_older_readers
 from tests.test_rope import ROPES, roped
-from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
+from tests.tiny import FAMILIES, cut_plan, tiny_model, tiny_tokenizer
 
 VERSION = "4.57.6"
 PACKAGES = (f"transformers=={VERSION}", "huggingface-hub==0.36.0", "tokenizers==0.22.1")
@@ -25,6 +26,7 @@ STOCK = MoreauPrunerConfig(
     criterion="magnitude", unit_ratio=0.5, attention_layers=(0, 3), mlp_layers=(0, 3), export="stock"
 )
 LENGTHS = (16, 96)
+SHALLOW = ("gemma2", "cohere2", "smollm3", "qwen2", "exaone4")  # what a layer is follows from its index
 
 
 @pytest.fixture(scope="session")
@@ -79,6 +81,11 @@ def exports(tmp_path_factory):
         }
         gemma = tiny_model("gemma3_text", vocab_size=len(tokenizer), layer_types=layers, rope_parameters=parameters)
         saved(gemma, root / "gemma3 scaled", tokenizer)
+        for family in SHALLOW:
+            model = tiny_model(family, vocab_size=len(tokenizer), rope_theta=5e5)
+            pruner = MoreauPruner(MoreauPrunerConfig(export="stock"), tokenizer=tokenizer)
+            pruner.apply(model, replace(cut_plan(model, [0, 0, 0], [0, 0, 0]), kept_layers=(0, 2)))
+            pruner.save_pretrained(root / f"{family} shallow")
         for rope in ROPES:
             saved(roped(rope), root / f"llama {rope}")
     return {folder.name: folder for folder in root.iterdir()}
@@ -108,7 +115,7 @@ def tokens():
     return torch.randint(3, 64, (max(LENGTHS),), generator=torch.Generator().manual_seed(0)).tolist()
 
 
-NAMES = [*FAMILIES, "gemma3 scaled", *(f"llama {rope}" for rope in ROPES)]
+NAMES = [*FAMILIES, "gemma3 scaled", *(f"{family} shallow" for family in SHALLOW), *(f"llama {rope}" for rope in ROPES)]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING
 
-from ..errors import quiet
+from ..errors import CheckpointError, quiet
 from ..files import LARGEST_OF_TRANSFORMERS, read_json, write_json
 
 _CONFIG, _TOKENIZER = "config.json", "tokenizer_config.json"
@@ -41,7 +41,10 @@ def spell_for_older_readers(folder: Path) -> tuple[str, ...]:
     """
     if (folder / _TOKENIZER).is_file():
         _spell_tokenizer(folder / _TOKENIZER)
-    values = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+    try:
+        values = read_json(folder / _CONFIG, "a model's config")
+    except CheckpointError:  # verification will say what is wrong
+        return ()
     if "per_layer_config" in values:  # an own type, which 4.57 cannot read at all
         return ()
     older, words = _older_spelling(values)
@@ -49,7 +52,7 @@ def spell_for_older_readers(folder: Path) -> tuple[str, ...]:
         return (f"{_NEWER}: its RoPE is not spelled there",)
     write_json(folder / _CONFIG, dict(sorted(older.items())))
     return words + tuple(
-        note for kind, dtypes, note in _NOTES if kind == values["model_type"] and values["dtype"] in dtypes
+        note for kind, dtypes, note in _NOTES if kind == values["model_type"] and values.get("dtype") in dtypes
     )
 
 
