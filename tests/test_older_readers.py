@@ -69,7 +69,7 @@ def exports(tmp_path_factory):
     """Every family, and a LLaMA with every kind of RoPE: name → its folder."""
     root, tokenizer = tmp_path_factory.mktemp("stock"), talking_tokenizer()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("optimum_moreau.pruner.verify", lambda *_: Verification(0.0, 1))
+        patch.setattr("optimum_moreau.pruner.verify", lambda *_, **__: Verification(0.0, 1))
         for family in FAMILIES:
             dtype = torch.bfloat16 if family == "apertus" else torch.float32
             theta = {} if family == "gemma3_text" else {"rope_theta": 5e5}

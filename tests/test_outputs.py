@@ -178,7 +178,7 @@ def kinds(tiny_folder, tmp_path_factory, text):
     }
     found, top = {}, tmp_path_factory.mktemp("kinds")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("optimum_moreau.pruner.verify", lambda *_: type("V", (), {"max_abs_difference": 0.0}))
+        patch.setattr("optimum_moreau.pruner.verify", lambda *_, **__: type("V", (), {"max_abs_difference": 0.0}))
         for kind, fields in settings.items():
             pruner = MoreauPruner(
                 MoreauPrunerConfig(criterion="magnitude", **fields), tokenizer=load_tokenizer(str(tiny_folder))

@@ -15,7 +15,7 @@ from ..temporary import partial_folder, reason
 from .outputs import check_addable, check_target, claimed
 from .publishing import place_of, publish
 
-_MADE_IN = re.compile(r"^\S.*?/\.[^/]+\.partial-[0-9a-f]{8}/")  # the path of the folder in which it is made
+_MADE_IN = re.compile(r"(?:^|(?<=['\"( ]))/[^'\"]*?/\.[^/]+\.partial-[0-9a-f]{8}/")  # the folder in which it is made
 
 
 @contextmanager
