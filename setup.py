@@ -12,7 +12,7 @@ VERSION = re.search(r'^__version__ = "(.+)"', (HERE / "optimum_moreau" / "__init
 
 EVAL = ["lm_eval>=0.4.13"]
 REPORT = ["matplotlib>=3.10"]
-TEST = ["pytest>=8", "hypothesis>=6.130", "pytest-xdist>=3.6", "setuptools>=77"]
+TEST = ["markdown-it-py>=4", "pytest>=8", "hypothesis>=6.130", "pytest-xdist>=3.6", "setuptools>=77"]
 
 
 class BuildWithTemplate(build_py):

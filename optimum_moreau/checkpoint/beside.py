@@ -5,7 +5,6 @@ Nothing else does: no code, no weights, nothing that a link brings in from elsew
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import shutil
@@ -16,7 +15,8 @@ from typing import Any
 import httpx2
 from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
-from ..errors import quiet
+from ..errors import CheckpointError, quiet
+from ..files import LARGEST_OF_TRANSFORMERS, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -115,8 +115,9 @@ def _same_vocabulary(first: Path, second: Path) -> bool:
     if not first.is_file() or not second.is_file():
         return True
     try:
-        one, two = (_tokens(json.loads(path.read_text(encoding="utf-8"))) for path in (first, second))
-    except (ValueError, KeyError, TypeError, AttributeError):
+        read = (read_json(path, "a tokenizer", largest=LARGEST_OF_TRANSFORMERS) for path in (first, second))
+        one, two = map(_tokens, read)
+    except (CheckpointError, KeyError, TypeError, AttributeError):
         return False
     return one == two
 

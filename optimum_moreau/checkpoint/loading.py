@@ -36,7 +36,7 @@ _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _UNREADABLE = (
     OSError,
     ValueError,
-    KeyError,
+    LookupError,
     ImportError,
     StrictDataclassError,
     SafetensorError,

@@ -104,4 +104,5 @@ class Moments:
         if b is not None:
             b = b.double()
             squares = squares + self.tokens * b.square() + 2 * b * (w @ self.x - self.y)
-        return float(squares.clamp(min=0).sum() / self.yy.sum().clamp(min=torch.finfo(torch.float64).tiny))
+        limits = torch.finfo(torch.float64)  # outputs that are all zero: still a number that JSON holds
+        return min(float(squares.clamp(min=0).sum() / self.yy.sum().clamp(min=limits.tiny)), limits.max)

@@ -7,7 +7,6 @@ A task is one of lm-eval's, or a file of one's own: `NAME.yaml` as lm-eval reads
 from __future__ import annotations
 
 import io
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import ConfigError, DataError, first_line, quiet
+from ..files import parse_json
 from ..registry import suggestion
 from ..undisturbed import plain_outputs, undisturbed
 
@@ -34,6 +34,7 @@ METRICS = {
     "openbookqa": "acc_norm",
 }
 _METRICS = ("acc", "acc_norm")
+_LONGEST_LINE = 2**20  # bytes of a question
 _QUESTION = {"question", "choices", "label"}
 _BLANK = {"contexts", "continuation", "label"}
 
@@ -191,11 +192,11 @@ def _task_of(folder: Path, task: str) -> str | dict[str, Any]:
     if not file.is_file():
         known = sorted({path.stem for path in folder.iterdir() if path.suffix in (".yaml", ".jsonl")})
         raise DataError(f"{folder}: holds no task '{task}' (.yaml or .jsonl).{suggestion(task, known)}")
-    try:
-        first = json.loads(file.read_text(encoding="utf-8").partition("\n")[0])
-        names = set(first)
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
-        raise DataError(f"{file.name}: cannot be read as lines of JSON ({first_line(error)})") from error
+    with file.open("rb") as lines:
+        first = parse_json(lines.readline(_LONGEST_LINE), file.name, "lines of JSON", DataError)
+    if not isinstance(first, dict):
+        raise DataError(f"{file.name}: cannot be read as lines of JSON: {first!r:.40} is no question")
+    names = set(first)
     if not (names >= _QUESTION or names >= _BLANK):
         raise DataError(
             f"{file.name}: its records have the fields {', '.join(sorted(names))}; needed are question, choices, label;"
