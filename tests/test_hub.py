@@ -127,6 +127,7 @@ def test_a_push_leaves_nothing_of_the_one_before(hub, folders, tmp_path):
         "model-00001-of-00002.safetensors",
         "recovery_summary.json",
         "benchmark.json",
+        "pruning_scores.safetensors",  # where older versions put them
         "adapter/adapter_config.json",
     ):
         (first / file).write_text("{}")
@@ -134,7 +135,9 @@ def test_a_push_leaves_nothing_of_the_one_before(hub, folders, tmp_path):
     hub.commit("me/pruned", "main", {**hub.files("me/pruned"), "model-q8.gguf": b"mine", "notes.md": b"mine"})
     assert push(hub, tmp_path, second, "me/pruned").returncode == 0
     there = hub.files("me/pruned")
-    assert there.keys() - {path.name for path in second.iterdir()} == {".gitattributes", "model-q8.gguf", "notes.md"}
+    sent = {path.relative_to(second).as_posix() for path in second.rglob("*")}
+    assert "pruning/pruning_scores.safetensors" in there
+    assert there.keys() - sent == {".gitattributes", "model-q8.gguf", "notes.md"}
 
 
 def test_weights_that_would_be_loaded_instead_are_found(hub, folders, tmp_path):
