@@ -4,8 +4,9 @@
 
 Each command runs twice undisturbed, for its length (the shorter), and then so many times as --kills says: most are
 killed at a random point of each equal part of that length, three within 30 ms after the last file of the result was
-begun, which is where it takes its place. After every kill: a target that was absent is absent or whole, one that was there is the old one or the new one, whole. Then the same
-command runs to its end, after which nothing may be left beside the target or in the temporary folder.
+begun, which is where it takes its place. After every kill: a target that was absent is absent or whole, one that was
+there is the old one or the new one, whole. Then the same command runs to its end, after which nothing may be left
+beside the target or in the temporary folder.
 
 Whole is: the files are those of the old target, or the model loads, all its records are read, and its weights and plan
 are those of the undisturbed run.
@@ -189,7 +190,7 @@ def study(case: Case, work: Path, temporary: Path, kills: int, chance: random.Ra
 
 
 def wait_for_the_last_file(work: Path, target: str, process: int) -> None:
-    """Returns when the card is in the folder that is to take the target's place, or the page is begun; or at the end."""
+    """Returns when the card is in the folder that will take the target's place, or the page is begun; or at the end."""
     page = target.endswith(".html")
     while not any(page or (path / "README.md").exists() for path in work.glob(f".{target}.partial-*")):
         time.sleep(0.0005)
