@@ -127,6 +127,7 @@ def test_a_push_leaves_nothing_of_the_one_before(hub, folders, tmp_path):
         "model-00001-of-00002.safetensors",
         "recovery_summary.json",
         "benchmark.json",
+        "pruning_scores.safetensors",  # where older versions put them
         "adapter/adapter_config.json",
     ):
         (first / file).write_text("{}")
@@ -135,6 +136,7 @@ def test_a_push_leaves_nothing_of_the_one_before(hub, folders, tmp_path):
     assert push(hub, tmp_path, second, "me/pruned").returncode == 0
     there = hub.files("me/pruned")
     sent = {path.relative_to(second).as_posix() for path in second.rglob("*")}
+    assert "pruning/pruning_scores.safetensors" in there
     assert there.keys() - sent == {".gitattributes", "model-q8.gguf", "notes.md"}
 
 

@@ -281,6 +281,9 @@ def test_a_page_that_is_there_is_replaced_only_when_asked(command, folders, tmp_
     ],
 )
 def test_damaged_evidence_is_named(content, command, folders, tmp_path):
-    (tmp_path / "robustness.json").write_bytes(content)
-    code, _, err = command("report", folders["own"], "--evidence", tmp_path, "-o", tmp_path / "report.html")
+    (tmp_path / "evidence").mkdir()
+    (tmp_path / "evidence" / "robustness.json").write_bytes(content)
+    code, _, err = command(
+        "report", folders["own"], "--evidence", tmp_path / "evidence", "-o", tmp_path / "report.html"
+    )
     assert code == 2 and "robustness.json: cannot be read" in err and not (tmp_path / "report.html").exists()
