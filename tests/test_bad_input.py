@@ -569,7 +569,7 @@ def test_a_plan_that_is_not_there_is_refused(refused, tiny_folder, tmp_path, nam
 
 TARGETS = {
     "full": (r"/full: is not empty; choose another folder, or overwrite \(--overwrite\)", ()),
-    "full with --overwrite": (r"/full: holds no model \(config\.json\)", ("--overwrite",)),
+    "full with --overwrite": (r"/full: holds no saved model", ("--overwrite",)),
     "file": (r"/file: is a file; give a folder", ()),
     "file/out": (r"/file/out: cannot be written, .*/file is not a writable folder", ()),
     "file/a/b/out": (r"/out: cannot be written, .*/file is not a writable folder", ()),

@@ -305,6 +305,14 @@ def test_a_model_that_says_it_is_deeper_than_any_is_refused(tiny_folder, tmp_pat
         load_skeleton(str(folder))
 
 
+def test_a_config_that_is_not_of_its_weights_is_refused_before_they_are_allocated(tiny_folder, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    (folder / "config.json").write_text('{"model_type": "llama"}')  # by default the largest: 7B
+    with pytest.raises(CheckpointError, match=r"embed_tokens\.weight is .*; the two are not of one model"):
+        load_model(str(folder))
+
+
 def test_an_index_that_names_files_elsewhere_is_refused(tiny_folder, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(tiny_folder, folder)

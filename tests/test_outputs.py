@@ -144,7 +144,7 @@ def test_what_is_no_part_of_a_model_is_never_replaced(name, place, command):
 def test_a_config_alone_is_no_model(config, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "config.json").write_text(config)
-    with pytest.raises(CheckpointError, match="holds no model"), save_folder(tmp_path / "out", overwrite=True):
+    with pytest.raises(CheckpointError, match="holds no saved model"), save_folder(tmp_path / "out", overwrite=True):
         pytest.fail("was begun")
 
 

@@ -145,7 +145,7 @@ def test_an_empty_folder_needs_no_overwrite(pruner, unverified, tmp_path):
 
 def test_overwrite_replaces_models_only(pruner, unverified, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(CheckpointError, match="holds no model"):
+    with pytest.raises(CheckpointError, match="holds no saved model"):
         pruner.save_pretrained(tmp_path, overwrite=True)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 

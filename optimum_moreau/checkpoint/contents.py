@@ -83,7 +83,9 @@ def check_replaceable(name: str | Path, folder: Path, passed_over: Collection[st
         CheckpointError: it holds no model, or something that is not part of one; named.
     """
     if not is_model(folder):
-        raise CheckpointError(f"{name}: holds no model (config.json); overwriting replaces saved models only")
+        raise CheckpointError(
+            f"{name}: holds no saved model (config.json with a model type, and weights); overwriting replaces those only"
+        )
     if odd := [one for one in strangers(folder) if one not in passed_over]:
         raise CheckpointError(
             f"{name}: holds {odd[0]}, which is not part of a model: move it, or choose another folder"

@@ -26,6 +26,7 @@ from ..files import LARGEST_OF_TRANSFORMERS, read_json
 from ..modeling import register_auto_classes
 from ..registry import suggestion
 from ..undisturbed import undisturbed
+from ..units import EMBEDDINGS
 from .trust import check_attention, check_no_adapter
 
 logger = logging.getLogger(__name__)
@@ -116,6 +117,7 @@ def load_model(
     _refuse_adapter(name, revision, token)
     where = {"device_map": "auto"} if device == "auto" else {}
     target = check_device(device) if device != "auto" else None
+    _check_embeddings(name, config)
     try:
         with quiet("transformers"):  # its report of the weights that do not fit is a table
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -293,6 +295,19 @@ def _refuse_adapter(name: str, revision: str | None, token: str | None) -> None:
             check_no_adapter(Path(file).parent)
     except CheckpointError as error:
         raise CheckpointError(f"{name}: {error}") from error
+
+
+def _check_embeddings(name: str, config: PretrainedConfig) -> None:
+    """Refuses a config that is not of the weights beside it, before a model of its size is allocated."""
+    folder, weight = Path(name).expanduser(), f"{EMBEDDINGS}.weight"
+    expected = [config.vocab_size, config.hidden_size]
+    for file in weight_files(folder) if folder.is_dir() else ():
+        if not are_whole([file]):
+            continue  # the load says so, by name
+        with safe_open(file, "pt") as tensors:
+            if weight in tensors.keys() and (found := tensors.get_slice(weight).get_shape()) != expected:  # noqa: SIM118
+                shapes = f"{tuple(found)} in the file, {tuple(expected)} by config.json"
+                raise CheckpointError(f"{name}: {weight} is {shapes}; the two are not of one model")
 
 
 def _check_complete(name: str, found: dict[str, Any]) -> None:
