@@ -97,18 +97,19 @@ class UnitScores:
         """
         path, what = find_scores(path) or path, "unit scores"
         values, metadata = read_tensors(path, what, PlanError)
+        origin = parse_json(metadata.get("origin", "{}"), f"{path}: origin", "a dictionary", PlanError)
+        made = filled(Origin, origin, f"{path}: origin", "the record of a run", PlanError)
+        in_rounds = made.config.get("rounds", 1) > 1  # −∞ are units that went in an earlier one
         for name, tensor in values.items():
             if tensor.dim() != 1 or not len(tensor) or tensor.dtype not in _DTYPES:
                 kind = f"{tuple(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
                 raise PlanError(
                     f"{path}: cannot be read as {what}: {name} is {kind}; needed are finite numbers, one for each unit"
                 )
-            if not torch.isfinite(tensor).all():
+            if not (torch.isfinite(tensor) | (tensor.isneginf() & in_rounds)).all():
                 raise PlanError(
                     f"{path}: cannot be read as {what}: {name} holds NaN or an infinite score; score the model again"
                 )
-        origin = parse_json(metadata.get("origin", "{}"), f"{path}: origin", "a dictionary", PlanError)
-        filled(Origin, origin, f"{path}: origin", "the record of a run", PlanError)
         return cls({name: tensor.to(torch.float64) for name, tensor in values.items()}, origin)
 
 

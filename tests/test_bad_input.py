@@ -418,7 +418,7 @@ TEXTS = {
     "empty.jsonl": (b"", r"empty\.jsonl: the file is empty"),
     "empty.json": (b"[]", r"empty\.json: damaged, or holds no json records"),
     "header.csv": (b"text\n", r"header\.csv: damaged, or holds no csv records"),
-    "binary.jsonl": (bytes(range(256)), r"binary\.jsonl: line 1: not UTF-8"),
+    "binary.jsonl": (bytes(range(256)), r"binary\.jsonl: line 2: not UTF-8"),
     "damaged.csv": (b'text,n\na,b,c\n"x\n', r"damaged\.csv: damaged, or holds no csv records"),
     "damaged.parquet": (b"PAR1", r"damaged\.parquet: damaged, or holds no parquet records"),
     "columns.jsonl": (

@@ -250,6 +250,7 @@ def test_a_model_folder_that_is_damaged_is_refused(tiny_folder, tmp_path, name):
     [
         torch.tensor([1.0, float("nan")]),
         torch.tensor([1.0, float("inf")]),
+        torch.tensor([1.0, float("-inf")]),
         torch.tensor(1.0),
         torch.ones(2, 2),
         torch.ones(2, dtype=torch.complex64),
@@ -257,7 +258,7 @@ def test_a_model_folder_that_is_damaged_is_refused(tiny_folder, tmp_path, name):
         torch.ones(2, dtype=torch.int64),
         torch.ones(0),
     ],
-    ids=["NaN", "infinite", "0-D", "2-D", "complex", "fp8", "whole", "empty"],
+    ids=["NaN", "infinite", "-infinite", "0-D", "2-D", "complex", "fp8", "whole", "empty"],
 )
 def test_scores_that_are_no_finite_numbers_of_units_are_refused(tmp_path, tensor):
     save_file({"layers.0.mlp": tensor}, tmp_path / "scores.safetensors")

@@ -189,8 +189,27 @@ def change(name, text):
             "names code that is not this package's",
         ),
         (lambda folder: write_json(folder / "adapter_config.json", peft_type="LORA"), "holds an adapter"),
+        (
+            lambda folder: write_json(folder / "config.json", configuration_files=["config.4.0.0.json"]),
+            "stands for another config",
+        ),
+        (lambda folder: (folder / "config.4.0.0.json").write_text("{}"), "config.4.0.0.json stands for another config"),
+        (
+            lambda folder: (folder / "custom_generate").symlink_to(folder.parent, target_is_directory=True),
+            "custom_generate is a link to a folder",
+        ),
     ],
-    ids=["changed", "missing", "other code", "other class", "other repository", "adapter"],
+    ids=[
+        "changed",
+        "missing",
+        "other code",
+        "other class",
+        "other repository",
+        "adapter",
+        "configs",
+        "config",
+        "link",
+    ],
 )
 def test_only_the_packaged_file_runs_without_the_users_word(made, tmp_path, damage, message, command, monkeypatch):
     folder = tmp_path / "own"

@@ -84,7 +84,7 @@ def check_replaceable(name: str | Path, folder: Path, passed_over: Collection[st
     """
     if not is_model(folder):
         raise CheckpointError(
-            f"{name}: holds no saved model (config.json with a model type, and weights); overwriting replaces those only"
+            f"{name}: holds no saved model (config.json with a model type, and weights); only those are overwritten"
         )
     if odd := [one for one in strangers(folder) if one not in passed_over]:
         raise CheckpointError(

@@ -46,6 +46,8 @@ _UNREADABLE = (
     AttributeError,
     ArithmeticError,
     RecursionError,
+    AssertionError,
+    NotImplementedError,
 )
 # Files of a folder that transformers reads beside the weights; each is a JSON dictionary.
 _READ = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", WEIGHTS_INDEX)

@@ -51,6 +51,11 @@ def code_may_run(folder: str | Path, trust_remote_code: bool) -> bool:
     advice = "it runs only where you trust it (--trust-remote-code)"
     if config.get("auto_map") != auto_map(model_type):
         raise CheckpointError(f"config.json names code that is not this package's (auto_map); {advice}")
+    if "configuration_files" in config or (versions := sorted(path.glob("config.*.json"))):
+        name = "config.json (configuration_files)" if "configuration_files" in config else versions[0].name
+        raise CheckpointError(f"{name} stands for another config, which may name other code; {advice}")
+    if linked := next((link for link in path.rglob("*") if link.is_symlink() and link.is_dir()), None):
+        raise CheckpointError(f"{linked.relative_to(path)} is a link to a folder, which may hold other code; {advice}")
     # any other file of code might be found by a load: custom_generate/generate.py is
     others = sorted(file.relative_to(path) for file in path.rglob("*.py") if file != path / MODELING_FILE.name)
     if others:
@@ -102,6 +107,7 @@ def drop_foreign_code(folder: Path, *, trust_remote_code: bool) -> None:
         own = auto_map(model_type) if model_type in modeling_moreau.OWN_TYPES else {}
         dropped: list[str] = []
         kept = _without(values, folder if trust_remote_code else None, dropped)
+        kept.pop("configuration_files", None)  # names configs for versions of transformers, which are not written
         if own:
             kept["auto_map"] = own
             dropped = [name for name in dropped if name not in map(ascii, own.values())]
