@@ -32,5 +32,6 @@ def push(hub, tmp_path, *arguments, token=TOKEN):
 def assert_arrived(hub, folder):
     """Every file but the card is there as it is in the folder."""
     there = hub.files("me/pruned")
-    for path in folder.iterdir():
-        assert path.name == "README.md" or there[path.name] == path.read_bytes(), path.name
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        assert name == "README.md" or there[name] == path.read_bytes(), name

@@ -1,5 +1,6 @@
 """Budgets of units: every one meets the size, each is its formula, and what is measured serves again."""
 
+import dataclasses
 import math
 import re
 
@@ -388,7 +389,7 @@ def test_outliers_are_protected_from_saved_scores_beside_the_lowest(tmp_path):
     order = torch.argsort(scores.values["layers.0.mlp"]).tolist()
     scores.values["protect.layers.0.mlp"][order[:3]] = 10.0
     scores.values["layers.0.mlp"][order[0]] = -math.inf  # removed before: it goes all the same
-    scores = replace(scores, origin={"config": {"rounds": 2}})
+    scores = dataclasses.replace(scores, origin={"config": {"rounds": 2}})
     scores.save(tmp_path / "scores.safetensors")
     plan = plan_for(shape, UnitScores.load(tmp_path / "scores.safetensors"), unit_ratio=0.5, protect_outliers=3)
     assert set(order[1:3]) <= set(plan.layers[0]["mlp"].kept) and order[0] not in plan.layers[0]["mlp"].kept
