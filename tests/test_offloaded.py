@@ -66,8 +66,8 @@ def test_an_offloaded_model_is_cut_as_a_loaded_one(place, family, tied, targets,
 
 
 def test_an_offloaded_model_is_saved_and_verified(tokens, tmp_path):
-    tiny_model("llama").save_pretrained(tmp_path)
-    model = partly_on_disk(tmp_path, tied=False)
+    tiny_model("llama").save_pretrained(tmp_path / "base")
+    model = partly_on_disk(tmp_path / "base", tied=False)
     pruner = MoreauPruner(config_for(("attention", "mlp")))
     pruner.prune(model, tokens)
     assert pruner.save_pretrained(tmp_path / "pruned").max_abs_difference == 0
