@@ -76,7 +76,7 @@ def collect_temporary() -> None:
     with suppress(OSError):
         left = [path for path in where.iterdir() if _FOLDER.fullmatch(path.name) and path.lstat().st_uid == os.getuid()]
         if gone := [path.name for path in left if _removed(path)]:
-            logger.warning("removed from %s what runs that were killed had left: %s", where, ", ".join(gone))
+            logger.info("removed from %s what runs that were killed had left: %s", where, ", ".join(gone))
 
 
 @contextmanager
