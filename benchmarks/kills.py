@@ -3,8 +3,8 @@
     python benchmarks/kills.py [--shared ../shared] [--output results/kills.md] [--kills 10] [--seed 0]
 
 Each command runs twice undisturbed, for its length (the shorter), and then so many times as --kills says: most are
-killed at a random point of each equal part of that length, three within 30 ms after the last file of the result was
-begun, which is where it takes its place. After every kill: a target that was absent is absent or whole, one that was
+killed at a random point of each equal part of that length, three within 200 ms after the last file of the result was
+begun (20 ms of a page), which is where it takes its place. After every kill: a target that was absent is absent or whole, one that was
 there is the old one or the new one, whole. Then the same command runs to its end, after which nothing may be left
 beside the target or in the temporary folder.
 
@@ -174,7 +174,7 @@ def study(case: Case, work: Path, temporary: Path, kills: int, chance: random.Ra
             time.sleep(case.seconds * (part + chance.random()) / spread)
         else:
             wait_for_the_last_file(work, list(case.outputs)[part % len(case.outputs)], process)
-            time.sleep(0.03 * chance.random())
+            time.sleep((0.02 if case.name.startswith("report") else 0.2) * chance.random())
         at = time.perf_counter() - begun
         os.kill(process, signal.SIGKILL)  # one that has ended already is still to be waited for
         status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
