@@ -250,8 +250,8 @@ def main() -> None:
         " stories260K, killed (SIGKILL) at random points spread over their length, three of each command while the"
         " result takes its place. `seconds` is the length of a run that was not disturbed. Then how many targets were"
         " absent (they had been before), the old one, the new one; broken, or lost that had been there. `leftovers`:"
-        " kills after which files of the run lay beside the target or in the temporary folder. Then the same command was"
-        " run to its end.",
+        " kills after which files of the run lay beside the target or in the temporary folder. Then the same command"
+        " was run to its end.",
         "",
         *table(CASES),
         "",
