@@ -163,7 +163,7 @@ def check_vocabulary(tokens: Tensor, vocab_size: int | None, name: str) -> None:
 
 
 def check_positions(model_config: Any, sequence_length: int, where: str = "sequence_length") -> None:
-    """Refuses windows or segments that are longer than the positions of a model.
+    """Refuses windows or segments that are longer than the positions of a model; dynamic RoPE has no last one.
 
     Args:
         model_config: of transformers.
@@ -174,7 +174,8 @@ def check_positions(model_config: Any, sequence_length: int, where: str = "seque
         ConfigError: they are longer than `max_position_embeddings`.
     """
     positions = getattr(model_config, "max_position_embeddings", None)
-    if type(positions) is int and sequence_length > positions:
+    rope = getattr(model_config, "rope_parameters", None) or {}
+    if type(positions) is int and sequence_length > positions and rope.get("rope_type") != "dynamic":
         raise ConfigError(
             f"{where}: {sequence_length} tokens are more than the model's {positions} positions"
             f" (max_position_embeddings); give at most {positions}"

@@ -75,7 +75,7 @@ def _seam(
         low: the place, in both pieces.
         high: up to where they have to agree.
     """
-    limits = torch.tensor([low, high], device="cpu")
+    limits = torch.tensor([low, high], dtype=torch.int64, device="cpu")
     (i, to), (j, more_to) = (
         torch.searchsorted(one[:, 0].contiguous(), limits).tolist() for one in (places, more_places)
     )

@@ -149,4 +149,4 @@ def _lies_in(folder: Path, reference: Any) -> bool:
 
 def _words(reference: Any) -> str:
     names = reference if isinstance(reference, (list, tuple)) else [reference]
-    return " | ".join(ascii(name)[:80] for name in names if name is not None)
+    return " | ".join(ascii(name)[-80:] for name in names if name is not None)  # the class stands at the end

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from ..buffers import reset_buffers
 from ..errors import ConfigError
 from ..registry import suggestion
 
@@ -35,7 +36,9 @@ class Perturbation:
         """In place: makes the change; returns the model."""
         if self.kind == "dtype":
             changed: Any = model
-            return changed.to(DTYPES[self.name])
+            cast = changed.to(DTYPES[self.name])
+            reset_buffers(cast)  # frequencies stay float32 where a model is loaded in that dtype
+            return cast
         generator = torch.Generator("cpu").manual_seed(0)
         for parameter in model.parameters() if self.kind in ("noise", "int8") else ():
             if parameter.dim() != 2:
