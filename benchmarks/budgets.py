@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 
 import torch
-from results import SUBJECTS, Subject, cell
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -28,6 +27,7 @@ from optimum_moreau.plan import make_plan
 from optimum_moreau.profiles import MEASURED, is_outlier
 from optimum_moreau.scores import UnitScores, score_units
 from optimum_moreau.units import model_shape
+from results import SUBJECTS, Subject, cell
 
 BUDGETS = ("uniform", "global", "cosine", "owl", "zscore", "search")
 RATIOS, PROTECTED = (0.2, 0.5), ({}, {"protect": 0.01})

@@ -12,12 +12,12 @@ import statistics
 from pathlib import Path
 
 import torch
-from results import SUBJECTS
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig, load_calibration, perplexity
 from optimum_moreau.checkpoint import load_model, load_tokenizer
+from results import SUBJECTS
 
 
 def add_bias(model, dense, tokens):

@@ -13,11 +13,11 @@ import os
 import statistics
 from pathlib import Path
 
-from results import SUBJECTS
 from transformers.utils import logging as transformers_logging
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig, perplexity
 from optimum_moreau.checkpoint import load_model, load_tokenizer
+from results import SUBJECTS
 
 ROWS = {
     "none": {},

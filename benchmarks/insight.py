@@ -12,7 +12,6 @@ import logging
 import os
 from pathlib import Path
 
-from results import SUBJECTS
 from transformers.utils import logging as transformers_logging
 
 from optimum_moreau.checkpoint import load_model, load_tokenizer
@@ -20,6 +19,7 @@ from optimum_moreau.evaluation.insight import Insight
 from optimum_moreau.evaluation.study import Study
 from optimum_moreau.plan import fingerprint
 from optimum_moreau.report import draw_insight, save_figure
+from results import SUBJECTS
 
 CRITERIA = ("moreau-gs", "taylor", "moreau", "taylor-second", "magnitude", "random")
 

@@ -11,10 +11,10 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from results import SUBJECTS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig, PruningPlan, apply_plan, perplexity
+from results import SUBJECTS
 
 SUBJECT = next(subject for subject in SUBJECTS if subject.model == "babyllama-char105")
 SEEDS = range(3)

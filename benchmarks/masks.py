@@ -17,13 +17,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from results import SUBJECTS
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig, perplexity
 from optimum_moreau.checkpoint import load_model, load_tokenizer
 from optimum_moreau.registry import CRITERIA
+from results import SUBJECTS
 
 PATTERNS = {
     "50 %": {"pattern": "unstructured", "sparsity": 0.5},

@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from results import SUBJECTS, cell
 from transformers.utils import logging as transformers_logging
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig, apply_plan, perplexity
@@ -22,6 +21,7 @@ from optimum_moreau.checkpoint import load_model, load_tokenizer
 from optimum_moreau.envelope import State
 from optimum_moreau.plan import make_plan
 from optimum_moreau.units import model_shape
+from results import SUBJECTS, cell
 
 PAPER = {"rho": 0.05, "step_size": 1e-3, "sigma": 0.05}
 RELATIVE = {"relative_rho": 0.03, "step_ratio": 0.2, "sigma": 0.2}

@@ -18,12 +18,12 @@ from itertools import combinations
 from pathlib import Path
 
 import torch
-from results import SUBJECTS, cell
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig, apply_plan, perplexity
 from optimum_moreau.plan import plan_overlap
+from results import SUBJECTS, cell
 
 # criterion → its settings, and the passes that each sample takes
 MOREAU = {"criterion": "moreau", "rho": 0.05, "step_size": 1e-3, "sigma": 0.05}

@@ -22,7 +22,6 @@ import statistics
 import time
 from pathlib import Path
 
-from results import SUBJECTS
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
@@ -33,6 +32,7 @@ from optimum_moreau.config import BEST
 from optimum_moreau.export import with_export
 from optimum_moreau.profiles import MEASURED
 from optimum_moreau.units import model_shape
+from results import SUBJECTS
 
 REFIT = {"compensation": "refit"}
 MANY = {"reduction": "importance", "calibration_samples": 400}

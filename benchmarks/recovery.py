@@ -14,11 +14,11 @@ import os
 import statistics
 from pathlib import Path
 
-from results import SEGMENTS, SUBJECTS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig, RecoveryConfig
+from results import SEGMENTS, SUBJECTS
 
 
 def measure(subject, shared, seed, steps, learning_rate):

@@ -11,11 +11,11 @@ import logging
 import os
 from pathlib import Path
 
-from results import SUBJECTS
 from transformers.utils import logging as transformers_logging
 
 from optimum_moreau.checkpoint import load_model, load_tokenizer
 from optimum_moreau.evaluation.robustness import robustness
+from results import SUBJECTS
 
 CRITERIA = ("moreau", "moreau-gs", "taylor")
 
