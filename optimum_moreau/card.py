@@ -11,9 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
+from huggingface_hub import EvalResult, ModelCardData, hf_hub_download
 from jinja2 import TemplateError
-from yaml import YAMLError
 
 from .config import MoreauPrunerConfig
 from .config.quantities import words_for_bytes
@@ -29,7 +28,7 @@ from .registry import COMPENSATIONS, CRITERIA
 from .sparsity import REFINEMENTS, SparsitySummary
 from .speed import Speed
 from .summary import PruningSummary
-from .templates import LITERAL, render, render_foreign
+from .templates import LITERAL, parse_card, render, render_foreign
 from .templates.foreign import ForeignTemplateError
 from .templates.markdown import one_line
 
@@ -156,8 +155,8 @@ def read_base_card(name: str | None, revision: str | None = None) -> dict[str, A
     try:
         with quiet("huggingface_hub"):
             card = folder / "README.md" if folder.is_dir() else hf_hub_download(name, "README.md", revision=revision)
-            found = ModelCard.load(card).data.to_dict()
-    except (OSError, ValueError, YAMLError):  # no card, no network, not a card
+            found = parse_card(Path(card).read_text(encoding="utf-8")).data.to_dict()
+    except (OSError, ValueError):  # no card, no network, not a card
         return {}
     return of_base_card(found)
 
@@ -199,8 +198,8 @@ def _render(data: ModelCardData, template: str | Path | None, values: dict[str, 
     values = {**data.to_dict(), **values, "card_data": LITERAL(data.to_yaml())}
     try:
         text = (render if template is None else render_foreign)(_source(path), values)
-        card = ModelCard(text)
-    except (TemplateError, ForeignTemplateError, YAMLError, ValueError) as error:
+        card = parse_card(text)
+    except (TemplateError, ForeignTemplateError, ValueError) as error:
         raise _unusable(path, error) from error
     card.text = card.text.rstrip() + "\n"
     return str(card)

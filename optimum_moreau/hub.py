@@ -25,9 +25,9 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import OfflineModeIsEnabled, validate_repo_id
-from yaml import YAMLError
 
 from .errors import CheckpointError, HubError, MoreauError, first_line, quiet
+from .templates import parse_card
 from .temporary import reason as why
 from .temporary import temporary_folder
 
@@ -227,10 +227,10 @@ def _remote_card(api: HfApi, repo_id: str, revision: str | None) -> ModelCard | 
     with temporary_folder("hub") as work:
         try:
             file = api.hf_hub_download(repo_id, "README.md", revision=revision, local_dir=work)
-            return ModelCard.load(file, ignore_metadata_errors=True)
+            return parse_card(Path(file).read_text(encoding="utf-8"), ignore_metadata_errors=True)
         except EntryNotFoundError:
             return None
-        except (ValueError, YAMLError) as error:
+        except ValueError as error:
             reason = f"the card there cannot be read ({first_line(error)}); repair it, or replace it (--overwrite-card)"
             raise HubError(f"{repo_id}: {reason}") from error
 

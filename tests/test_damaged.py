@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig, PruningPlan
+from optimum_moreau.card import read_base_card
 from optimum_moreau.checkpoint import load_config, load_model, load_skeleton, load_tokenizer
 from optimum_moreau.commands import inputs
 from optimum_moreau.errors import CheckpointError, ConfigError, DataError, MoreauError, PlanError
@@ -407,3 +408,43 @@ def test_a_state_that_is_damaged_is_not_gone_on_from(tokenizer, tmp_path, caplog
 
 def test_fuzzing_leaves_no_file_behind(whole):
     assert not [path for path in Path(whole).parent.iterdir() if path.name.startswith(".")]
+
+
+MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i}\n  <<: [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9))
+FRONTS = {
+    "merges": MERGES,
+    "a number for a name": "1: x\nlicense: mit\n",
+    "an option": "ignore_metadata_errors: true\nlicense: mit\n",
+    "deep": f"a: {'[' * 3000}\n",
+    "no YAML": "a: [\n",
+    "long": f"a: {'x' * 10**6}\n",
+}
+
+
+@pytest.mark.parametrize("front", FRONTS.values(), ids=FRONTS)
+def test_a_base_card_that_is_damaged_tells_nothing(tmp_path, front):
+    (tmp_path / "README.md").write_text(f"---\n{front}---\n\n# A model\n")
+    assert read_base_card(str(tmp_path)) == {}
+
+
+def test_a_template_that_writes_an_endless_front_matter_is_refused(whole, tmp_path):
+    (tmp_path / "card.md").write_text(f"---\n{MERGES}---\n\n# A model\n")
+    with pytest.raises(CheckpointError, match=r"card\.md: cannot be used as a card template .*aliases"):
+        Records.load(whole).rewrite_card(tmp_path, tmp_path / "card.md")
+
+
+PATTERNS = {
+    "a repeated group": ({"target_modules": "(.+)+!"}, "may match without end"),
+    "of ranks": ({"rank_pattern": {"(.+)+!": 4}}, "may match without end"),
+    "no expression": ({"target_modules": "("}, "is no regular expression"),
+    "repeated layers": ({"layer_replication": [[0, 5]]}, "layer_replication"),
+}
+
+
+@pytest.mark.parametrize(("values", "words"), PATTERNS.values(), ids=PATTERNS)
+def test_an_adapter_whose_expressions_could_match_without_end_is_refused(whole, tmp_path, values, words):
+    shutil.copytree(whole / "adapter", tmp_path / "adapter")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config | values))
+    with pytest.raises(CheckpointError, match=words):
+        Adapter.load(tmp_path / "adapter")

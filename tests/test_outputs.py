@@ -625,3 +625,14 @@ def test_files_are_added_with_the_one_that_names_the_result_last(tmp_path, monke
         for name in ("b.png", "a.json", "c.svg"):
             (folder / name).write_text("")
     assert moved == ["b.png", "c.svg", "a.json"] and listed(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize(
+    "name", ["license.txt", "License.md", "COPYRIGHT", "use_policy.md", "acceptable_use_policy.md", "tokenizer.model"]
+)
+def test_what_is_carried_over_is_no_stranger(name, tmp_path, folders):
+    assert model_contents.goes_along(name)
+    folder = tmp_path / "model"
+    shutil.copytree(folders["stock"], folder)
+    (folder / name).write_text("mine")
+    assert not model_contents.strangers(folder)

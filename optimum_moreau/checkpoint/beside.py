@@ -81,6 +81,11 @@ def _in_cache(name: str, revision: str | None) -> Path | None:
     return Path(found).parent if isinstance(found, str) else None
 
 
+def goes_along(name: str) -> bool:
+    """Whether a file of this name is carried over from a base: a licence, or one of the tokenizer's."""
+    return _belongs(name, _LICENCE) or _belongs(name, _TOKENIZER)
+
+
 def _belongs(name: str, pattern: re.Pattern[str]) -> bool:
     return bool(pattern.fullmatch(name)) and (pattern is _TOKENIZER or Path(name).suffix.lower() in _LICENCE_ENDINGS)
 

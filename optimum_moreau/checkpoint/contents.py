@@ -9,6 +9,7 @@ from pathlib import Path
 from ..errors import CheckpointError
 from ..files import read_json
 from ..temporary import is_partial
+from .beside import goes_along
 
 # vLLM takes every *.safetensors at the top for weights: none but these may lie there.
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
@@ -40,7 +41,6 @@ _TOKENIZER = (
     "preprocessor_config.json",
     "processor_config.json",
 )
-_LICENCE = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*")
 _CODE = ("modeling_*.py", "configuration_*.py", "tokenization_*.py")
 _OF_OTHERS = (  # beside a base model, and where versions before this one put the scores
     "pruning_scores.safetensors",
@@ -58,7 +58,6 @@ CONTENTS = {
         *WEIGHTS,
         *RECORDS,
         *_TOKENIZER,
-        *_LICENCE,
         *_CODE,
         *_OF_OTHERS,
     ),
@@ -116,7 +115,9 @@ def is_of_a_run(folder: Path, name: str) -> bool:
 
 def is_part(path: Path) -> bool:
     """Whether something at the top of a folder is of a kind that a model's folder holds."""
-    return path.name in CONTENTS if path.is_dir() and not path.is_symlink() else _matches(path.name, CONTENTS[""])
+    if path.is_dir() and not path.is_symlink():
+        return path.name in CONTENTS
+    return _matches(path.name, CONTENTS[""]) or goes_along(path.name)
 
 
 def _strangers(top: Path, inside: str) -> list[str]:
@@ -127,7 +128,7 @@ def _strangers(top: Path, inside: str) -> list[str]:
             continue
         if path.is_dir() and not path.is_symlink():
             found += _strangers(top, name) if name in CONTENTS else [name]
-        elif not _matches(path.name, CONTENTS[inside]):
+        elif not (_matches(path.name, CONTENTS[inside]) or (not inside and goes_along(path.name))):
             found.append(name)
     return found
 

@@ -72,14 +72,13 @@ def execute(verb: str, args: argparse.Namespace) -> int:
         _complain(f"optimum-moreau {verb}: error: {' '.join(str(error).split())}")
         return 2
     except OSError as error:
-        if not is_full(error):
+        if not is_full(error) and error.filename is None:
             raise
         where = error.filename or tempfile.gettempdir()
-        print(
-            f"optimum-moreau {verb}: error: {where}: cannot be written ({error.strerror}); make room, or set"
-            " TMPDIR to a folder elsewhere",
-            file=sys.stderr,
-        )
+        problem = f"cannot be read or written ({error.strerror})"
+        if is_full(error):
+            problem = f"cannot be written ({error.strerror}); make room, or set TMPDIR to a folder elsewhere"
+        _complain(f"optimum-moreau {verb}: error: {where}: {problem}")
         return 2
     except KeyboardInterrupt:
         kept = getattr(args, "checkpoint_dir", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -86,6 +87,7 @@ class Adapter:
             raise CheckpointError(f"{path.name}: is an adapter of type {config.peft_type}; only LoRA is merged")
         if config.megatron_config is not None:
             raise CheckpointError(f"{path.name}: is of Megatron's layers; only LoRA of plain linear layers is merged")
+        _check_patterns(path.name, config)
         # nothing of the file names a module to import, or a folder of someone's machine
         config.megatron_core, config.auto_mapping = LoraConfig.megatron_core, None
         config.base_model_name_or_path = model_reference(config.base_model_name_or_path)
@@ -112,7 +114,7 @@ class Adapter:
                     raise CheckpointError(f"adapter: {odd[0]} {where}; it is not whole, or of another model")
                 set_peft_model_state_dict(tuned, dict(self.weights))
         # peft's own, of a config that does not go with the weights, or holds values of another kind
-        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
             raise CheckpointError(f"adapter: cannot be put on this model ({first_line(error)})") from error
 
     def _check_base(self, model: PreTrainedModel) -> None:
@@ -141,6 +143,26 @@ class Adapter:
         if self.base and self.base != fingerprint(model):
             raise CheckpointError(
                 "adapter: was trained on other weights of the same shapes; give the model it belongs to"
+            )
+
+
+def _check_patterns(name: str, config: LoraConfig) -> None:
+    """Refuses what a config makes of a model beside LoRA, and expressions over which peft could search without end."""
+    if config.layer_replication is not None:
+        raise CheckpointError(f"{name}: repeats layers (layer_replication); only LoRA of the model as it is is merged")
+    for field in ("rank_pattern", "alpha_pattern"):
+        if not isinstance(getattr(config, field) or {}, dict):
+            raise CheckpointError(f"{name}: {field} is no dictionary")
+    texts = [one for one in (config.target_modules, config.exclude_modules) if isinstance(one, str)]
+    for text in (*texts, *(config.rank_pattern or {}), *(config.alpha_pattern or {})):
+        try:
+            re.compile(text)
+        except re.error as error:
+            raise CheckpointError(f"{name}: '{text:.40}' is no regular expression ({error})") from error
+        # a repeated group, or many repetitions, can take for ever
+        if len(text) > 1000 or re.search(r"\)[*+?{]", text) or len(re.findall(r"[*+{]", text)) > 4:
+            raise CheckpointError(
+                f"{name}: the expression '{text:.40}' may match without end; name the modules in a list"
             )
 
 
