@@ -1,4 +1,4 @@
-"""The config round-trips, validates, and resolves as DESIGN.md's conventions say."""
+"""The config round-trips, validates, and resolves by the conventions."""
 
 import json
 import logging

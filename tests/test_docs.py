@@ -5,7 +5,9 @@ import itertools
 import re
 import shlex
 import shutil
+import subprocess
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -122,3 +124,18 @@ def test_the_readmes_table_of_quality_is_of_the_runs_that_are_kept(quality, runs
         cells = (quality.drawn(runs, model, row, share).values() for model, share in columns)
         words = (quality.spread([value for value, _ in found]) for found in cells)
         assert line.split(" | ", 1)[1] == f"{' | '.join(words)} |"
+
+
+UNKNOWN_TO_READERS = re.compile(
+    r"(?i)\b(?:DESIGN|METHODS|ECOSYSTEM|STYLE)\.md\b|\bwas lent\b|\bchecker ran\b|\bother jobs\b|this workplace"
+)
+
+
+def test_no_public_file_names_what_its_readers_do_not_have():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in listed.splitlines():
+        file = ROOT / name
+        if name.endswith(".jsonl") or not file.is_file() or file == Path(__file__):
+            continue
+        text = file.read_bytes().decode("utf-8", errors="ignore")
+        assert not (found := UNKNOWN_TO_READERS.search(text)), f"{name}: {found}"

@@ -1,4 +1,4 @@
-"""The rooms of DESIGN.md: data flows one way, and importing the package is light."""
+"""The rooms: data flows one way, and importing the package is light."""
 
 import ast
 import subprocess

@@ -203,7 +203,7 @@ def test_a_model_of_inference_mode_is_masked_where_no_gradient_is_needed(tokens)
 
 
 def test_the_groups_are_the_literatures():
-    """Magnitude and RIA compare over the matrix, Wanda and its kin within a row (METHODS.md, section 3)."""
+    """Magnitude and RIA compare over the matrix, Wanda and its kin within a row."""
     depth = tiny_model("llama").config
     groups = {
         name: MoreauPrunerConfig(criterion=name, pattern="unstructured").resolve(depth).mask_group for name in CRITERIA

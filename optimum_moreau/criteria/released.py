@@ -1,6 +1,6 @@
 """The update of MoreauPruner's published code, for comparison with published figures (`released=True`).
 
-It departs from Algorithm 1 in five ways (verified by running that code; METHODS.md §1):
+It departs from Algorithm 1 in five ways (verified by running that code):
 
 - the proximal term has no gradient path, so ρ never reaches the update: δ ← δ − γ·g;
 - the group norm is the row's RMS; a row is kept where RMS > η·γ, but shrunk by 1 − η/RMS, which is negative for rows

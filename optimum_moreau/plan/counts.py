@@ -1,6 +1,6 @@
 """How many heads and MLP channels each layer gives up, for a share of the units or for a number of parameters.
 
-Counting rules (DESIGN.md, Conventions): a block of n units at unit ratio r gives the legal number nearest to n·r, fewer
+Counting rules: a block of n units at unit ratio r gives the legal number nearest to n·r, fewer
 on a tie, never all. For a number of parameters, attention units are rounded first and MLP channels take up the
 difference.
 """
