@@ -1,6 +1,7 @@
 """Cards: a template from elsewhere can do nothing but write text, and text from data stays text."""
 
 import json
+import re
 import shutil
 import subprocess
 import time
@@ -9,13 +10,15 @@ from dataclasses import replace
 import pytest
 from huggingface_hub import ModelCard
 
-from optimum_moreau.card import check_template, of_base_card, template_path, write_card
+from optimum_moreau.card import _known, check_template, of_base_card, template_path, write_card
 from optimum_moreau.errors import CheckpointError, DataError
 from optimum_moreau.evaluation.records import Measurement
 from optimum_moreau.hub import merged_card
 from optimum_moreau.records import Records
 from optimum_moreau.recovery import RecoverySummary
+from optimum_moreau.sparsity import MatrixSparsity, SparsitySummary
 from optimum_moreau.templates import ChatTemplate, code, plain
+from tests.test_speed import side, speed
 from tests.tiny import tiny_tokenizer
 
 HEAD = "---\n{{ card_data }}\n---\n"
@@ -99,6 +102,67 @@ def test_the_template_that_ships_is_the_same_from_elsewhere(records, tmp_path):
         check_template(file)
         records.rewrite_card(tmp_path / name, file)
     assert (tmp_path / "ours" / "README.md").read_bytes() == (tmp_path / "theirs" / "README.md").read_bytes()
+
+
+STRANGERS = {
+    "{{ titel }}": "no card holds 'titel'. Did you mean 'title'?",
+    "{{ quux }}": "no card holds 'quux'",
+    "{% if recovery %}{{ quux.a | code }}{% endif %}": "no card holds 'quux'",
+    "{{ quux.a | default('') }}": "no card holds 'quux'",
+    "{{ quux() }}": "no card holds 'quux'",
+    "{% for x in quux %}{{ x }}{% endfor %}": "no card holds 'quux'",
+    "{{ summary.ratio_acheived }}": "no card holds 'summary.ratio_acheived'. Did you mean 'summary.ratio_achieved'?",
+    "{{ summary['dtypes'] }}": "no card holds 'summary.dtypes'. Did you mean 'summary.dtype'?",
+    "{% if sparsity %}{{ sparsity.achived }}{% endif %}": "no card holds 'sparsity.achived'. Did you mean",
+    "{{ settings.ratio_pruning }}": "no card holds 'settings.ratio_pruning'",
+}
+KNOWN = [
+    "{% if quux is defined %}{{ quux.a }}{% endif %}{{ titel | default('') }}{{ quax | d('') }}",
+    "{% if summary.quux is not defined %}x{% endif %}{% if 'quux' in settings %}{{ settings.quux.a }}{% endif %}",
+    "{% set quux = 1 %}{% block one %}{{ quux }}{{ super is defined }}{% endblock %}{{ self.one() }}",
+    "{% macro quux(a) %}{{ a }}{{ varargs }}{{ caller() }}{% endmacro %}{% call quux(1) %}{{ range(3) }}{% endcall %}",
+    "{% for quux in layers %}{{ loop.index }}{% endfor %}",
+    "{% set n = namespace(x=1) %}{{ n.x }}{% with b = 1 %}{{ b }}{% endwith %}",
+    "{{ settings.pruning_ratio }}{{ settings.get('quux') }}",
+    "{% for key, value in summary.items() %}{{ key }}{% endfor %}",
+    "{{ license }}{{ tags }}{{ summary.compensation.quux }}{{ recovery.earlier.data.source }}{{ unit_names.mlp }}",
+]
+
+
+@pytest.mark.parametrize("words", STRANGERS)
+def test_a_template_that_uses_what_no_card_holds_is_refused_before_any_work(template, words):
+    with pytest.raises(
+        CheckpointError, match=re.escape(f"card.md: cannot be used as a card template ({STRANGERS[words]}")
+    ):
+        check_template(template(HEAD + words))
+
+
+@pytest.mark.parametrize("words", KNOWN)
+def test_a_template_that_some_card_can_fill_is_not_refused(template, words):
+    check_template(template(HEAD + words))
+
+
+def test_the_names_that_are_known_are_those_that_cards_hold(records, tmp_path, monkeypatch):
+    given = {}
+
+    def render(data, _, values):
+        given.update(data.to_dict() | {"card_data": data}, **values)
+        return ""
+
+    monkeypatch.setattr("optimum_moreau.card._render", render)
+    base_card = dict.fromkeys(("license", "license_name", "license_link", "language"), "x")
+    write_card(
+        tmp_path,
+        replace(records.summary, base_card=base_card, calibration={"source": "hub:org/y"}),
+        replace(records.plan, base_model="org/x"),
+        recovery=RecoverySummary({}, {"source": "x"}, {}, 3),
+        speed=speed(side("a"), side("b")),
+        sparsity=SparsitySummary("2:4", 0.5, (MatrixSparsity("layers.0.mlp.up_proj", 1, 2, True),), 2),
+    )
+    known = _known()
+    assert known.keys() == given.keys()
+    for name, keys in known.items():
+        assert not keys or (given[name].keys() <= keys if name == "settings" else given[name].keys() == keys)
 
 
 # Chat templates

@@ -2,8 +2,8 @@
 
 from .cards import parse_card
 from .chats import ChatTemplate
-from .foreign import render_foreign
+from .foreign import names_of_foreign, render_foreign
 from .markdown import LITERAL, code, plain
 from .sandbox import render
 
-__all__ = ["LITERAL", "ChatTemplate", "code", "parse_card", "plain", "render", "render_foreign"]
+__all__ = ["LITERAL", "ChatTemplate", "code", "names_of_foreign", "parse_card", "plain", "render", "render_foreign"]

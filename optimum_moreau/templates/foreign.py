@@ -15,7 +15,7 @@ from markupsafe import Markup
 SCRIPT = Path(__file__).parent / "process.py"
 SECONDS = 10  # of a text
 MEMORY = 2**30  # bytes beyond what Python and the packages take
-LONGEST = {"card": 2**22, "chat": 2**26}  # characters of a text
+LONGEST = {"card": 2**22, "names": 2**22, "chat": 2**26}  # characters of a text
 
 
 class ForeignTemplateError(Exception):
@@ -35,7 +35,7 @@ class ForeignTemplate:
 
     Args:
         source: of the template.
-        kind: `card`, or `chat` for one of a tokenizer.
+        kind: `card`, or `names` for those that one uses; `chat` for one of a tokenizer.
         tokens: of a tokenizer: its special tokens by name.
     """
 
@@ -90,6 +90,13 @@ def render_foreign(source: str, values: Mapping[str, Any]) -> str:
     """Renders the template of a card once; raises as `ForeignTemplate.render`."""
     with ForeignTemplate(source) as template:
         return template.render(values)
+
+
+def names_of_foreign(source: str) -> list[list[str]]:
+    """The names that the template of a card uses (`names_used`); raises as `ForeignTemplate.render`."""
+    with ForeignTemplate(source, "names") as template:
+        found: list[list[str]] = json.loads(template.render({}))
+    return found
 
 
 def packed(value: Any) -> Any:

@@ -47,6 +47,13 @@ def _card(source: str, _: dict[str, str]) -> Write:
     return lambda values: render(source, values)
 
 
+def _names(source: str, _: dict[str, str]) -> Write:
+    from optimum_moreau.templates.names import names_used
+    from optimum_moreau.templates.sandbox import Sandbox
+
+    return lambda values: json.dumps(names_used(Sandbox(), source))
+
+
 def _chat(source: str, tokens: dict[str, str]) -> Write:
     """As transformers writes it for a tokenizer with this template and these special tokens."""
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -56,7 +63,7 @@ def _chat(source: str, tokens: dict[str, str]) -> Write:
     return lambda values: str(tokenizer.apply_chat_template(**values, tokenize=False))
 
 
-KINDS: dict[str, Callable[[str, dict[str, str]], Write]] = {"card": _card, "chat": _chat}
+KINDS: dict[str, Callable[[str, dict[str, str]], Write]] = {"card": _card, "names": _names, "chat": _chat}
 
 
 def _answer(write: Write, values: dict[str, Any], request: dict[str, Any]) -> str:
