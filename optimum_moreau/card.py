@@ -7,7 +7,7 @@ summary, measurements, the base's card) is escaped: nothing of it is Markdown. W
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,14 @@ from .families import CUSTOM_PREFIX
 from .files import write_text
 from .plan import BUDGETS, PruningPlan
 from .recovery import RecoverySummary
-from .registry import COMPENSATIONS, CRITERIA
+from .registry import COMPENSATIONS, CRITERIA, suggestion
 from .sparsity import REFINEMENTS, SparsitySummary
 from .speed import Speed
 from .summary import PruningSummary
-from .templates import LITERAL, parse_card, render, render_foreign
+from .templates import LITERAL, names_of_foreign, parse_card, render, render_foreign
 from .templates.foreign import ForeignTemplateError
 from .templates.markdown import one_line
+from .templates.sandbox import OF_DICTIONARIES
 
 _NOUNS = {
     "layers": "whole layers",
@@ -53,6 +54,9 @@ TAGS = ["optimum-moreau", "pruned", "structured-pruning"]
 _TEMPLATE = "MODEL_CARD_TEMPLATE.md"
 _LONGEST_TEMPLATE = 2**18  # bytes
 _OF_BASE_CARD = ("license", "license_name", "license_link", "language")
+_METADATA = (*_OF_BASE_CARD, "base_model", "base_model_relation", "datasets", "library_name", "pipeline_tag", "tags")
+_OF_SPEED = ("verdict", "device", "how", "shape_notes")
+_OF_SPARSITY = ("achieved", "of_model", "holds", "gains")  # computed
 _LONGEST_TEXT, _MOST_TEXTS = 200, 200
 # What a template is given where nothing is known yet.
 _SAMPLE: dict[str, Any] = {
@@ -177,18 +181,50 @@ def check_template(path: str | Path | None) -> None:
     """Refuses, before any work is done, a card template that cannot be used; `None` is the one that ships.
 
     Raises:
-        CheckpointError: it is missing, or is not one.
+        CheckpointError: it is missing, is not one, or uses what no card holds.
     """
     file = template_path() if path is None else Path(path).expanduser()
     if not file.is_file():
         raise CheckpointError(f"{file.name}: no such card template")
     if path is None:
         return
+    source = _source(file)
     try:
-        render_foreign(_source(file), _SAMPLE)
+        if stranger := _stranger(names_of_foreign(source)):
+            raise ForeignTemplateError(stranger)
+        render_foreign(source, _SAMPLE)
     except ForeignTemplateError as error:
         if not error.incomplete:  # what a sample lacks, the values of a run may hold
             raise _unusable(file, error) from error
+
+
+def _known() -> dict[str, set[str]]:
+    """What a template may be given, and the keys of what has the same keys wherever it is given."""
+    given = (*_METADATA, *_SAMPLE, "removed_words", "own_type")
+    return {name: set[str]() for name in given} | {
+        "summary": _fields(PruningSummary),
+        "recovery": _fields(RecoverySummary),
+        "settings": _fields(MoreauPrunerConfig),
+        "speed": {"baseline", "rows", *_OF_SPEED},
+        "sparsity": {"by_layer", *_OF_SPARSITY} | _fields(SparsitySummary),
+        "unit_names": {*_UNITS},
+    }
+
+
+def _fields(kind: Any) -> set[str]:
+    return {field.name for field in fields(kind)}
+
+
+def _stranger(used: Sequence[Sequence[str]]) -> str:
+    """What is wrong with the first of some names that no card holds; empty if there is none."""
+    known = _known()
+    for name, *keys in used:
+        if name in known and not (keys and known[name] and keys[0] not in {*known[name], *OF_DICTIONARIES}):
+            continue
+        words = f"{name}.{keys[0]}" if name in known else name
+        every = [*known, *(f"{one}.{key}" for one in known for key in known[one])]
+        return f"no card holds '{words}'.{suggestion(words, every)}".rstrip(".")
+    return ""
 
 
 def _render(data: ModelCardData, template: str | Path | None, values: dict[str, Any]) -> str:
@@ -234,21 +270,14 @@ def _summary(summary: PruningSummary, base_card: dict[str, Any]) -> dict[str, An
 def _speed(speed: Speed | None) -> dict[str, Any] | None:
     if speed is None or speed.baseline is None:
         return None
-    return {
-        "baseline": {"name": speed.baseline.name},
-        "verdict": speed.verdict,
-        "rows": [{"cells": row.cells} for row in speed.rows],
-        "device": speed.device,
-        "how": speed.how,
-        "shape_notes": speed.shape_notes,
-    }
+    found = {"baseline": {"name": speed.baseline.name}, "rows": [{"cells": row.cells} for row in speed.rows]}
+    return found | {name: getattr(speed, name) for name in _OF_SPEED}
 
 
 def _sparsity(sparsity: SparsitySummary | None) -> dict[str, Any] | None:
     if sparsity is None:
         return None
-    computed = ("achieved", "of_model", "holds", "gains")
-    found = asdict(sparsity) | {name: getattr(sparsity, name) for name in computed}
+    found = asdict(sparsity) | {name: getattr(sparsity, name) for name in _OF_SPARSITY}
     return found | {"by_layer": dict(sparsity.by_layer())}
 
 

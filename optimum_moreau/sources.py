@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import DataError, first_line, quiet
 from .files import parse_json
 from .registry import suggestion
-from .templates import bounded
+from .templates import ChatTemplate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,7 +52,8 @@ def read_documents(
     records, hub_column = read_records(source, seed=seed, limit=limit)
     column, name = column or hub_column, source_name(source)
     if column is None and "messages" in records[0] and "text" not in records[0]:
-        documents = [chat_text(record["messages"], tokenizer, name) for record in records]
+        with ChatTemplate(tokenizer, name) as template:
+            documents = [template.text(record["messages"]) for record in records]
     else:
         key = text_field(records, name, column)
         documents = [text for text in (text_of(record, key, i, name) for i, record in enumerate(records)) if text]
@@ -213,32 +214,6 @@ def text_field(records: Sequence[Record], name: str, column: str | None) -> str:
             " calibration_column (--calibration-column, --text-column)"
         )
     return column
-
-
-def chat_text(
-    messages: Sequence[Record], tokenizer: PreTrainedTokenizerBase | None, name: str, *, answer_follows: bool = False
-) -> str:
-    """A chat as the tokenizer's template writes it.
-
-    Args:
-        messages: dictionaries with `role` and `content`.
-        tokenizer: with a chat template.
-        name: of the source, for messages.
-        answer_follows: end where the assistant's answer begins.
-
-    Raises:
-        DataError: no template, messages that it cannot write, or a template without an end.
-    """
-    if tokenizer is None or not tokenizer.chat_template:
-        raise DataError(f"{name}: holds chat messages, and the tokenizer has no chat template; give plain text")
-    try:
-        with bounded():
-            text = tokenizer.apply_chat_template(
-                [dict(one) for one in messages], tokenize=False, add_generation_prompt=answer_follows
-            )
-    except Exception as error:  # a template may raise anything
-        raise DataError(f"{name}: the tokenizer's chat template cannot write it ({first_line(error)})") from error
-    return str(text)
 
 
 def _read_file(path: Path) -> Sequence[Record]:

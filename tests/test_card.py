@@ -1,22 +1,24 @@
 """Cards: a template from elsewhere can do nothing but write text, and text from data stays text."""
 
 import json
+import re
 import shutil
+import subprocess
 import time
 from dataclasses import replace
 
 import pytest
 from huggingface_hub import ModelCard
 
-from optimum_moreau.card import check_template, of_base_card, template_path, write_card
+from optimum_moreau.card import _known, check_template, of_base_card, template_path, write_card
 from optimum_moreau.errors import CheckpointError, DataError
 from optimum_moreau.evaluation.records import Measurement
 from optimum_moreau.hub import merged_card
 from optimum_moreau.records import Records
 from optimum_moreau.recovery import RecoverySummary
-from optimum_moreau.sources import chat_text
-from optimum_moreau.templates import bounded, code, plain
-from optimum_moreau.templates.bounds import TooMuchError
+from optimum_moreau.sparsity import MatrixSparsity, SparsitySummary
+from optimum_moreau.templates import ChatTemplate, code, plain
+from tests.test_speed import side, speed
 from tests.tiny import tiny_tokenizer
 
 HEAD = "---\n{{ card_data }}\n---\n"
@@ -102,30 +104,147 @@ def test_the_template_that_ships_is_the_same_from_elsewhere(records, tmp_path):
     assert (tmp_path / "ours" / "README.md").read_bytes() == (tmp_path / "theirs" / "README.md").read_bytes()
 
 
+STRANGERS = {
+    "{{ titel }}": "no card holds 'titel'. Did you mean 'title'?",
+    "{{ quux }}": "no card holds 'quux'",
+    "{% if recovery %}{{ quux.a | code }}{% endif %}": "no card holds 'quux'",
+    "{{ quux.a | default('') }}": "no card holds 'quux'",
+    "{{ quux() }}": "no card holds 'quux'",
+    "{% for x in quux %}{{ x }}{% endfor %}": "no card holds 'quux'",
+    "{{ summary.ratio_acheived }}": "no card holds 'summary.ratio_acheived'. Did you mean 'summary.ratio_achieved'?",
+    "{{ summary['dtypes'] }}": "no card holds 'summary.dtypes'. Did you mean 'summary.dtype'?",
+    "{% if sparsity %}{{ sparsity.achived }}{% endif %}": "no card holds 'sparsity.achived'. Did you mean",
+    "{{ settings.ratio_pruning }}": "no card holds 'settings.ratio_pruning'",
+}
+KNOWN = [
+    "{% if quux is defined %}{{ quux.a }}{% endif %}{{ titel | default('') }}{{ quax | d('') }}",
+    "{% if summary.quux is not defined %}x{% endif %}{% if 'quux' in settings %}{{ settings.quux.a }}{% endif %}",
+    "{% set quux = 1 %}{% block one %}{{ quux }}{{ super is defined }}{% endblock %}{{ self.one() }}",
+    "{% macro quux(a) %}{{ a }}{{ varargs }}{{ caller() }}{% endmacro %}{% call quux(1) %}{{ range(3) }}{% endcall %}",
+    "{% for quux in layers %}{{ loop.index }}{% endfor %}",
+    "{% set n = namespace(x=1) %}{{ n.x }}{% with b = 1 %}{{ b }}{% endwith %}",
+    "{{ settings.pruning_ratio }}{{ settings.get('quux') }}",
+    "{% for key, value in summary.items() %}{{ key }}{% endfor %}",
+    "{{ license }}{{ tags }}{{ summary.compensation.quux }}{{ recovery.earlier.data.source }}{{ unit_names.mlp }}",
+]
+
+
+@pytest.mark.parametrize("words", STRANGERS)
+def test_a_template_that_uses_what_no_card_holds_is_refused_before_any_work(template, words):
+    with pytest.raises(
+        CheckpointError, match=re.escape(f"card.md: cannot be used as a card template ({STRANGERS[words]}")
+    ):
+        check_template(template(HEAD + words))
+
+
+@pytest.mark.parametrize("words", KNOWN)
+def test_a_template_that_some_card_can_fill_is_not_refused(template, words):
+    check_template(template(HEAD + words))
+
+
+def test_the_names_that_are_known_are_those_that_cards_hold(records, tmp_path, monkeypatch):
+    given = {}
+
+    def render(data, _, values):
+        given.update(data.to_dict() | {"card_data": data}, **values)
+        return ""
+
+    monkeypatch.setattr("optimum_moreau.card._render", render)
+    base_card = dict.fromkeys(("license", "license_name", "license_link", "language"), "x")
+    write_card(
+        tmp_path,
+        replace(records.summary, base_card=base_card, calibration={"source": "hub:org/y"}),
+        replace(records.plan, base_model="org/x"),
+        recovery=RecoverySummary({}, {"source": "x"}, {}, 3),
+        speed=speed(side("a"), side("b")),
+        sparsity=SparsitySummary("2:4", 0.5, (MatrixSparsity("layers.0.mlp.up_proj", 1, 2, True),), 2),
+    )
+    known = _known()
+    assert known.keys() == given.keys()
+    for name, keys in known.items():
+        assert not keys or (given[name].keys() <= keys if name == "settings" else given[name].keys() == keys)
+
+
 # Chat templates
 
 
-@pytest.mark.parametrize("words", ENDLESS[:4])
-def test_a_chat_template_without_an_end_is_refused(monkeypatch, words):
-    monkeypatch.setattr("optimum_moreau.templates.bounds.SECONDS", 0.3)
-    monkeypatch.setattr("optimum_moreau.templates.bounds.MEMORY", 2**26)
+CHATS = {
+    "tokens": "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m['content'] }}{{ eos_token }}{% endfor %}",
+    "blocks": "{%- for m in messages %}\n    {%- if loop.first %}\n<s>\n    {% endif %}\n{{ m.role }}\n{% endfor %}\n",
+    "values": "{% for m in messages %}{{ m | tojson(indent=1) }}{{ m }}{{ m.content is none }}{% endfor %}{{ tools }}",
+    "answer": "{% if add_generation_prompt %}<|assistant|>{% endif %}{{ messages | length }}",
+    "extensions": "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}"
+    "{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}{{ strftime_now('%Y') }}",
+    "names": "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
+    "lacking": "{{ nothing }}{{ unk_token }}{% if reasoning %}x{% endif %}",
+}
+MESSAGES = [
+    {"role": "system", "content": "<b>ä\u2028\U0001f600\ud800 'so'\n", "tool_calls": None},
+    {"role": "user", "content": [{"type": "text", "text": "x"}], "odd": (1, 2.5, True, float("inf"), b"", {3: 4})},
+    {"role": "assistant", "content": "", "thinking": "{{ 7 * 7 }}"},
+]
+
+
+@pytest.mark.parametrize("template", [*CHATS.values(), {"default": "{{ bos_token }}", "tool_use": "no"}], ids=str)
+def test_a_chat_is_what_transformers_writes(template):
     tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = words.replace("99999", "9999")
+    tokenizer.chat_template = template
+    with ChatTemplate(tokenizer, "chats") as chats:
+        for messages in (MESSAGES, MESSAGES[:1], MESSAGES[1:]):
+            for follows in (True, False):
+                text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=follows)
+                assert chats.text(messages, answer_follows=follows) == text
+
+
+@pytest.mark.parametrize("words", [*ENDLESS[:-1], "{{ 'a' * 10 ** 8 }}"])
+def test_a_chat_template_without_an_end_is_refused(monkeypatch, words):
+    monkeypatch.setattr("optimum_moreau.templates.foreign.SECONDS", 1)
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = words
     start = time.monotonic()
-    with pytest.raises(DataError, match=r"chats: the tokenizer's chat template cannot write it \(takes more than"):
-        chat_text([{"role": "user", "content": "x"}], tokenizer, "chats")
-    assert time.monotonic() - start < 20
-    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    assert chat_text([{"role": "user", "content": "x"}], tokenizer, "chats") == "x"
+    words = r"^chats: the tokenizer's chat template cannot write it \(.+\)$"
+    with ChatTemplate(tokenizer, "chats") as chats, pytest.raises(DataError, match=words) as error:
+        chats.text([{"role": "user", "content": "x"}])
+    assert "\n" not in str(error.value)
+    assert time.monotonic() - start < 30
 
 
-def test_a_bound_ends_its_own_block_and_nothing_after_it():
-    for _ in range(20):
-        with pytest.raises(TooMuchError, match=r"takes more than 0\.01 s"), bounded(0.01):
-            while True:
-                pass
-        with bounded(60):
-            assert sum(range(1000)) == 499500
+def test_a_chat_template_that_counts_is_refused_where_it_has_no_end(monkeypatch):
+    monkeypatch.setattr("optimum_moreau.templates.foreign.SECONDS", 1)
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% if messages[0].content == '7' %}{{ 9 ** (9 ** (messages | length + 8)) }}{% endif %}x"
+    with ChatTemplate(tokenizer, "chats") as chats:
+        assert [chats.text([{"role": "user", "content": str(i)}]) for i in range(7)] == ["x"] * 7
+        for _ in range(2):
+            with pytest.raises(DataError, match=r"takes more than 1 s, or 1 GiB of memory\)$"):
+                chats.text([{"role": "user", "content": "7"}])
+
+
+def test_what_a_chat_template_refuses_is_said_in_one_line():
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate\\nelse') }}"
+    with ChatTemplate(tokenizer, "chats") as chats:
+        for messages, words in (
+            ([{"role": "user"}], "roles must alternate"),
+            ([], "Cannot apply chat template to an empty conversation.*"),
+            ("hello", ".*"),
+            (None, ".*"),
+        ):
+            with pytest.raises(DataError, match=rf"^chats: the tokenizer's chat template cannot write it \({words}\)$"):
+                chats.text(messages)
+
+
+def test_the_bound_is_of_each_chat_and_one_process_writes_them_all(monkeypatch):
+    monkeypatch.setattr("optimum_moreau.templates.foreign.SECONDS", 0.5)
+    started, start = [], subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **kw: started.append(start(*args, **kw)) or started[-1])
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% for i in range(99999) %}{% for j in range(6) %}{% endfor %}{% endfor %}x"
+    with ChatTemplate(tokenizer, "chats") as chats:
+        assert not started
+        assert [chats.text([{"role": "user"}]) for _ in range(15)] == ["x"] * 15
+    (process,) = started
+    assert process.returncode is not None
 
 
 # Text from data

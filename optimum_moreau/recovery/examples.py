@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from ..calibration import text_prefix
 from ..errors import DataError
 from ..pieces import tokenize
-from ..sources import Record, chat_text, read_records, source_name, text_field, text_of
+from ..sources import Record, read_records, source_name, text_field, text_of
+from ..templates import ChatTemplate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -99,16 +100,17 @@ def load_examples(
 
     name = source_name(source)
     records, column = read_records(source, seed=seed)
-    pieces_of, is_chat = _reader(records[0], name, column, tokenizer)
     groups: list[list[Example]] = []  # of each record: a text may make several sequences
     skipped = 0
-    prefix = [] if is_chat else text_prefix(tokenizer)
-    eos = [] if is_chat or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    for i, record in enumerate(records):
-        found = list(_sequences(pieces_of(record, i), tokenizer, sequence_length, loss_on, (prefix, eos)))
-        skipped += not found
-        if found:
-            groups.append(found)
+    with ChatTemplate(tokenizer, name) as template:
+        pieces_of, is_chat = _reader(records[0], name, column, template)
+        prefix = [] if is_chat else text_prefix(tokenizer)
+        eos = [] if is_chat or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        for i, record in enumerate(records):
+            found = list(_sequences(pieces_of(record, i), tokenizer, sequence_length, loss_on, (prefix, eos)))
+            skipped += not found
+            if found:
+                groups.append(found)
     if not groups:
         raise DataError(
             f"{name}: none of its {len(records)} records has a token to learn from within {sequence_length} tokens;"
@@ -137,11 +139,11 @@ def load_examples(
 
 
 def _reader(
-    first: Record, name: str, column: str | None, tokenizer: PreTrainedTokenizerBase
+    first: Record, name: str, column: str | None, template: ChatTemplate
 ) -> tuple[Callable[[Record, int], Pieces], bool]:
     """The function that writes a record of this kind, and its index, as pieces; and whether it is a chat."""
     if column is None and "messages" in first:
-        return lambda record, i: _chat(_messages(record, i, name), tokenizer, name), True
+        return lambda record, i: _chat(_messages(record, i, name), template, name), True
     if column is None and {"instruction", "output"} <= first.keys():
         return lambda record, i: _alpaca(record, i, name), False
     if column is None and "text" not in first:
@@ -176,18 +178,18 @@ def _messages(record: Record, index: int, name: str) -> Sequence[Record]:
     return found
 
 
-def _chat(messages: Sequence[Record], tokenizer: PreTrainedTokenizerBase, name: str) -> Pieces:
+def _chat(messages: Sequence[Record], template: ChatTemplate, name: str) -> Pieces:
     """The chat in pieces: what leads to an answer, the answer, and so on."""
-    whole, pieces, done = chat_text(messages, tokenizer, name), [], 0
+    whole, pieces, done = template.text(messages), [], 0
     for i, message in enumerate(messages):
         if message.get("role") != "assistant":
             continue
-        start = len(chat_text(messages[:i], tokenizer, name, answer_follows=True))
-        end = len(chat_text(messages[: i + 1], tokenizer, name))
-        if not done <= start <= end or not whole.startswith(chat_text(messages[: i + 1], tokenizer, name)):
+        start = len(template.text(messages[:i], answer_follows=True))
+        so_far = template.text(messages[: i + 1])
+        if not done <= start <= len(so_far) or not whole.startswith(so_far):
             raise DataError(f"{name}: the chat template rewrites earlier turns; learn from all tokens as plain text")
-        pieces += [(whole[done:start], False), (whole[start:end], True)]
-        done = end
+        pieces += [(whole[done:start], False), (whole[start : len(so_far)], True)]
+        done = len(so_far)
     return [*pieces, (whole[done:], False)] if done < len(whole) else pieces
 
 

@@ -1,9 +1,9 @@
 """Templates (jinja2) from elsewhere: sandboxed, bounded, and what they write of data is inert Markdown."""
 
-from .bounds import bounded
 from .cards import parse_card
-from .foreign import render_foreign
+from .chats import ChatTemplate
+from .foreign import names_of_foreign, render_foreign
 from .markdown import LITERAL, code, plain
 from .sandbox import render
 
-__all__ = ["LITERAL", "bounded", "code", "parse_card", "plain", "render", "render_foreign"]
+__all__ = ["LITERAL", "ChatTemplate", "code", "names_of_foreign", "parse_card", "plain", "render", "render_foreign"]

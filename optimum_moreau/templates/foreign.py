@@ -6,15 +6,16 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from markupsafe import Markup
 
 SCRIPT = Path(__file__).parent / "process.py"
-SECONDS = 10
-MEMORY = 2**30  # bytes, Python's own included
-LONGEST = 2**22  # characters of a card
+SECONDS = 10  # of a text
+MEMORY = 2**30  # bytes beyond what Python and the packages take
+LONGEST = {"card": 2**22, "names": 2**22, "chat": 2**26}  # characters of a text
 
 
 class ForeignTemplateError(Exception):
@@ -29,40 +30,87 @@ class ForeignTemplateError(Exception):
         self.incomplete = incomplete
 
 
-def render_foreign(source: str, values: Mapping[str, Any]) -> str:
-    """Renders a template; arguments as for `render`.
+class ForeignTemplate:
+    """A template, and the process that renders it; a context, which ends that process.
 
-    Raises:
-        ForeignTemplateError: it is none, reaches for what it is not given, or takes more than its time or memory.
+    Args:
+        source: of the template.
+        kind: `card`, or `names` for those that one uses; `chat` for one of a tokenizer.
+        tokens: of a tokenizer: its special tokens by name.
     """
-    limits = {"seconds": SECONDS, "memory": MEMORY, "longest": LONGEST}
-    request = {"path": sys.path, "source": source, "values": packed(dict(values)), **limits}
-    try:
-        process = subprocess.run(
+
+    def __init__(self, source: str, kind: str = "card", tokens: Mapping[str, str] | None = None) -> None:
+        bounds = {"seconds": SECONDS, "memory": MEMORY, "longest": LONGEST[kind]}
+        self._first = {"path": sys.path, "kind": kind, "source": source, "tokens": dict(tokens or {}), **bounds}
+
+    def __enter__(self) -> ForeignTemplate:
+        self._process = subprocess.Popen(
             [sys.executable, "-P", str(SCRIPT)],
-            input=json.dumps(request),
-            capture_output=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
             text=True,
             encoding="utf-8",
-            timeout=3 * SECONDS,
         )
-        found: dict[str, Any] = json.loads(process.stdout)
-    except (subprocess.TimeoutExpired, ValueError) as error:  # nothing was written: it was ended
-        raise ForeignTemplateError(f"takes more than {SECONDS} s, or {MEMORY / 2**30:g} GiB of memory") from error
-    if "text" not in found:
-        raise ForeignTemplateError(found["error"], incomplete=found["incomplete"])
-    return str(found["text"])
+        with suppress(OSError):  # whoever reads the answer finds that there is none
+            self._send(self._first)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        with suppress(OSError), self._process:  # waits for it
+            pass
+
+    def render(self, values: Mapping[str, Any]) -> str:
+        """Writes a text; values as for `sandbox.render`, or the arguments of `apply_chat_template`.
+
+        Raises:
+            ForeignTemplateError: it is none, reaches for what it is not given, or takes more than its time or memory.
+        """
+        request = packed(values)
+        try:
+            self._send(request)
+            found: dict[str, Any] = json.loads(cast(IO[str], self._process.stdout).readline())
+        except (OSError, json.JSONDecodeError) as error:  # nothing was written
+            ended = self._process.wait() < 0  # by a signal, as its bounds do
+            words = f"takes more than {SECONDS} s, or {MEMORY / 2**30:g} GiB of memory"
+            raise ForeignTemplateError(words if ended else "the process that renders it failed") from error
+        if "text" not in found:
+            raise ForeignTemplateError(found["error"], incomplete=found["incomplete"])
+        return str(found["text"])
+
+    def _send(self, request: Any) -> None:
+        line = json.dumps(request)
+        pipe = cast(IO[str], self._process.stdin)
+        pipe.write(f"{line}\n")
+        pipe.flush()
+
+
+def render_foreign(source: str, values: Mapping[str, Any]) -> str:
+    """Renders the template of a card once; raises as `ForeignTemplate.render`."""
+    with ForeignTemplate(source) as template:
+        return template.render(values)
+
+
+def names_of_foreign(source: str) -> list[list[str]]:
+    """The names that the template of a card uses (`names_used`); raises as `ForeignTemplate.render`."""
+    with ForeignTemplate(source, "names") as template:
+        found: list[list[str]] = json.loads(template.render({}))
+    return found
 
 
 def packed(value: Any) -> Any:
-    """Values as JSON holds them, collections and Markdown text with their kind, so that data cannot pass for it."""
+    """Values as JSON holds them, with the kind of a collection and of Markdown, so that data cannot pass for it.
+
+    What is no plain value is named by its type, as transformers does for chats.
+    """
     if isinstance(value, Markup):
         return ["markdown", str(value)]
     if isinstance(value, Mapping):
-        return ["dictionary", [[str(key), packed(one)] for key, one in value.items()]]
+        return ["dictionary", [[packed(key), packed(one)] for key, one in value.items()]]
     if isinstance(value, (list, tuple, set)):
-        return ["list", [packed(one) for one in value]]
-    return value
+        return ["tuple" if isinstance(value, tuple) else "list", [packed(one) for one in value]]
+    return value if value is None or isinstance(value, (str, int, float)) else f"<{type(value).__name__}>"
 
 
 def unpacked(value: Any) -> Any:
@@ -73,5 +121,5 @@ def unpacked(value: Any) -> Any:
     if kind == "markdown":
         return Markup(held)
     if kind == "dictionary":
-        return {key: unpacked(one) for key, one in held}
-    return [unpacked(one) for one in held]
+        return {unpacked(key): unpacked(one) for key, one in held}
+    return (tuple if kind == "tuple" else list)(unpacked(one) for one in held)

@@ -1,52 +1,94 @@
-"""Run as a script in a fresh process: renders one template within bounds, and writes what it gave.
+"""Run as a script in a fresh process: renders one template, once or often, within bounds.
 
-Reads a JSON request from standard input: path (the parent's, so that the same packages are imported), source, values,
-seconds, memory (bytes), longest (characters).
+Reads lines of JSON from standard input. The first: path (the parent's, so that the same packages are imported), kind
+(a key of `KINDS`), source, tokens, and the bounds of each text: seconds, memory (bytes), longest (characters). Every
+further line: the values of a text, for which it writes a line: `text`, or `error` and whether only a value was missing.
 """
 
 from __future__ import annotations
 
 import json
 import resource
+import signal
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Write = Callable[[dict[str, Any]], str]
 
 
 def main() -> None:
-    """Reads, renders, writes `text`, or `error` and whether only a value was missing."""
-    request = json.load(sys.stdin)
+    """Reads, renders, writes, until there is nothing more to read."""
+    request = json.loads(sys.stdin.readline())
     sys.path[:] = request["path"]
-    from jinja2 import TemplateError
-    from jinja2.exceptions import SecurityError, TemplateSyntaxError, UndefinedError
-
     from optimum_moreau.templates.foreign import unpacked
+
+    write = KINDS[request["kind"]](request["source"], request["tokens"])
+    memory = request["memory"] + _address_space()
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for number in (signal.SIGPROF, signal.SIGALRM):  # they end it, also within one call into C
+        signal.signal(number, signal.SIG_DFL)
+    for line in sys.stdin:
+        values = unpacked(json.loads(line))
+        signal.setitimer(signal.ITIMER_PROF, request["seconds"])
+        signal.setitimer(signal.ITIMER_REAL, 3 * request["seconds"])
+        answer = _answer(write, values, request)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        sys.stdout.write(f"{answer}\n")
+        sys.stdout.flush()
+
+
+def _card(source: str, _: dict[str, str]) -> Write:
+    from optimum_moreau.templates.sandbox import render
+
+    return lambda values: render(source, values)
+
+
+def _names(source: str, _: dict[str, str]) -> Write:
+    from optimum_moreau.templates.names import names_used
     from optimum_moreau.templates.sandbox import Sandbox
 
-    resource.setrlimit(resource.RLIMIT_CPU, (request["seconds"], request["seconds"]))
-    resource.setrlimit(resource.RLIMIT_AS, (request["memory"], request["memory"]))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    pieces, length = [], 0
-    found: dict[str, str | bool]
+    return lambda values: json.dumps(names_used(Sandbox(), source))
+
+
+def _chat(source: str, tokens: dict[str, str]) -> Write:
+    """As transformers writes it for a tokenizer with this template and these special tokens."""
+    from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+    parts = {"__init__": lambda self: None, "chat_template": source, "special_tokens_map": tokens}
+    tokenizer = type("Tokenizer", (PreTrainedTokenizerBase,), parts)()
+    return lambda values: str(tokenizer.apply_chat_template(**values, tokenize=False))
+
+
+KINDS: dict[str, Callable[[str, dict[str, str]], Write]] = {"card": _card, "names": _names, "chat": _chat}
+
+
+def _answer(write: Write, values: dict[str, Any], request: dict[str, Any]) -> str:
+    from jinja2 import TemplateError, UndefinedError
+
     try:
-        for piece in Sandbox().from_string(request["source"]).generate(**unpacked(request["values"])):
-            length += len(piece)
-            if length > request["longest"]:
-                raise TemplateError(f"writes more than {request['longest']:,} characters")
-            pieces.append(piece)
-        found = {"text": "".join(pieces)}
-    except (TemplateSyntaxError, SecurityError, MemoryError, RecursionError, ValueError, ArithmeticError) as error:
-        found = {"error": _words(error), "incomplete": False}
-    except UndefinedError as error:
-        found = {"error": _words(error), "incomplete": True}
-    except TemplateError as error:
-        found = {"error": _words(error), "incomplete": False}
-    except (TypeError, LookupError, AttributeError) as error:
-        found = {"error": _words(error), "incomplete": True}
-    json.dump(found, sys.stdout)
+        text = write(values)
+        if len(text) > request["longest"]:
+            raise TemplateError(f"writes more than {request['longest']:,} characters")
+        return json.dumps({"text": text})
+    except MemoryError:
+        return json.dumps(
+            {"error": f"takes more than {request['memory'] / 2**30:g} GiB of memory", "incomplete": False}
+        )
+    except Exception as error:  # a template may raise anything
+        missing = isinstance(error, (UndefinedError, TypeError, LookupError, AttributeError))
+        incomplete = missing and (isinstance(error, UndefinedError) or not isinstance(error, TemplateError))
+        words = str(error).strip().split("\n")[0][:200] or type(error).__name__
+        return json.dumps({"error": words, "incomplete": incomplete})
 
 
-def _words(error: BaseException) -> str:
-    line = str(error).strip().split("\n")[0][:200]
-    return line or ("takes too much memory" if isinstance(error, MemoryError) else type(error).__name__)
+def _address_space() -> int:
+    """Bytes that the packages take, where the system says so (Linux): a thread for each core may hold some."""
+    sizes = Path("/proc/self/statm")
+    return int(sizes.read_text().split()[0]) * resource.getpagesize() if sizes.is_file() else 0
 
 
 if __name__ == "__main__":

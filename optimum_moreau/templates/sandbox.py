@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from .markdown import cells, code, plain, sentence
 
-_OF_DICTIONARIES = ("items", "keys", "values", "get")
+OF_DICTIONARIES = ("items", "keys", "values", "get")
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
@@ -33,7 +33,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         """Nothing private, and no methods but those of text and of dictionaries that change nothing."""
-        if isinstance(obj, Mapping) and attr not in _OF_DICTIONARIES:
+        if isinstance(obj, Mapping) and attr not in OF_DICTIONARIES:
             return False
         return not attr.startswith("_") and super().is_safe_attribute(obj, attr, value)
 
