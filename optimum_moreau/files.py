@@ -157,6 +157,24 @@ def read_tensors(
         raise error(f"{path}: cannot be read as {what}: no safetensors ({first_line(problem)})") from problem
 
 
+def read_shapes(
+    path: str | Path, what: str, error: type[MoreauError] = CheckpointError
+) -> dict[str, tuple[int, ...]]:
+    """Reads the head of a safetensors file, which must be as long as it says; arguments and errors as for `read_json`.
+
+    Returns:
+        Name → shape.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    found = _file(Path(path), what, error)
+    try:
+        with safe_open(found, "pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (a file)
+    except (SafetensorError, OSError, ValueError) as problem:
+        raise error(f"{path}: cannot be read as {what}: no safetensors ({first_line(problem)})") from problem
+
+
 def filled(kind: type[T], values: Any, where: object, what: str, error: type[MoreauError] = CheckpointError) -> T:
     """Makes a dataclass of values that were read; every field, nested ones too, has the type that it is declared with.
 

@@ -230,7 +230,16 @@ def test_an_adapter_that_is_damaged_is_refused_or_merged(whole, tmp_path):
     law(read, path.read_bytes(), path)
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "model.safetensors.index.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "model.safetensors.index.json",
+    ],
+)
 def test_a_model_folder_that_is_damaged_is_refused(tiny_folder, tmp_path, name):
     folder = tmp_path / "model"
     shutil.copytree(tiny_folder, folder)
@@ -244,6 +253,58 @@ def test_a_model_folder_that_is_damaged_is_refused(tiny_folder, tmp_path, name):
         load_tokenizer(str(folder))
 
     law(read, (folder / name).read_bytes(), folder / name)
+
+
+@pytest.fixture
+def cached(tiny_folder, tmp_path, monkeypatch):
+    """The snapshot of `org/tiny` in a cache of the Hub, as a download leaves it."""
+    commit = "0123456789abcdef" * 2 + "01234567"
+    folder = tmp_path / "cache" / "models--org--tiny"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    return shutil.copytree(tiny_folder, folder / "snapshots" / commit)
+
+
+OF_HUB = {
+    "config.json": (b'{"model_type": ', load_config, r"config\.json: cannot be read as a model's config: not JSON"),
+    "generation_config.json": (b"[]", load_config, r"generation_config\.json: .*\[\] is no dictionary; get the file anew"),
+    "model.safetensors.index.json": (b'{"weight_map": {"a": "../b"}}', load_config, "weight_map must name"),
+    "tokenizer_config.json": (b"[" * 10**5, load_tokenizer, r"tokenizer_config\.json: cannot be read as a tokenizer's"),
+    "added_tokens.json": (b"{]", load_tokenizer, r"added_tokens\.json: cannot be read as a list of added tokens"),
+    "chat_template.jinja": (b"\xff", load_tokenizer, r"chat_template\.jinja: cannot be read as a chat template: not UTF-8"),
+    "tokenizer.json": (b'{"model": ', load_tokenizer, r"tokenizer\.json: cannot be read as a tokenizer: not JSON"),
+    "model.safetensors": (b"\0" * 99, load_model, r"cannot be loaded \(.*/model\.safetensors: .*no safetensors"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OF_HUB)
+def test_a_file_in_the_cache_of_the_hub_that_is_damaged_is_named(cached, name):
+    """As in a folder of one's own; nothing is asked of the network."""
+    load_model("org/tiny")
+    load_tokenizer("org/tiny")
+    content, load, words = OF_HUB[name]
+    (cached / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=words) as error:
+        load("org/tiny")
+    assert str(cached / name) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("revision", [None, "main"])
+def test_of_the_cache_only_the_commit_that_is_loaded_is_looked_at(cached, revision):
+    other = shutil.copytree(cached, cached.parent / ("f" * 40))
+    (other / "config.json").write_text("{")
+    load_config("org/tiny", revision=revision)
+    with pytest.raises(CheckpointError, match=f"{'f' * 40}/config.json: cannot be read as a model's config: not JSON"):
+        load_config("org/tiny", revision="f" * 40)
+
+
+def test_a_tokenizer_of_more_bytes_than_any_is_refused_unread(tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    with (folder / "tokenizer.json").open("r+b") as file:
+        file.truncate(2**28 + 1)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: cannot be read as a tokenizer: more than 256 MiB"):
+        load_tokenizer(str(folder))
 
 
 @pytest.mark.parametrize(
