@@ -28,6 +28,7 @@ from optimum_moreau.recovery import RecoveryConfig
 from optimum_moreau.recovery.adapter import Adapter
 from optimum_moreau.recovery.examples import load_examples
 from optimum_moreau.recovery.recovery import RECOVERY_NAME, MoreauRecovery
+from optimum_moreau.recovery.states import last_state
 from optimum_moreau.report.evidence import load_evidence
 from optimum_moreau.report.page import Subject, write_report
 from optimum_moreau.scores import UnitScores
@@ -465,6 +466,64 @@ def test_a_state_that_is_damaged_is_not_gone_on_from(tokenizer, tmp_path, caplog
     again = tune(4)
     assert "cannot be gone on from" in caplog.text
     assert all(torch.equal(first[key], again[key]) for key in first)
+
+
+STATES = {
+    "no number logged": {"log_history": [{"loss": "x", "step": 1}]},
+    "a number for a log": {"log_history": [5]},
+    "no log": {"log_history": {"loss": 1.0}},
+    "a best state of another type": {"best_model_checkpoint": 5},
+    "a best state elsewhere": {"best_model_checkpoint": "/"},
+    "a best value of another type": {"best_metric": "x"},
+    "a word for a step": {"global_step": "x"},
+    "the step of another state": {"global_step": 3},
+    "no step": {"max_steps": 0},
+    "logging without an end": {"logging_steps": 0},
+    "a word for a batch": {"train_batch_size": "x"},
+    "callbacks gone": {"stateful_callbacks": {}},
+    "callbacks of another type": {"stateful_callbacks": {"TrainerControl": 5}},
+    "an unknown field": {"of_no_version": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def ended(tokenizer, tmp_path_factory):
+    """The work folder of a recovery of four steps with a best state; the run, and its adapter."""
+    config = RecoveryConfig(
+        max_steps=4, save_steps=2, sequence_length=16, batch_size=1, rank=2, validation=0.5, patience=3
+    )
+
+    def tune(work):
+        recovery = MoreauRecovery(config, tokenizer)
+        recovery.train(tiny_model("llama", vocab_size=len(tokenizer)), ["a b c d e f g h i"] * 4, work_dir=work)
+        return recovery.adapter.weights
+
+    work = tmp_path_factory.mktemp("ended") / "work"
+    return work, tune, tune(work)
+
+
+@pytest.mark.parametrize("changes", STATES.values(), ids=STATES)
+def test_a_state_with_a_damaged_field_is_not_gone_on_from(ended, tmp_path, caplog, changes):
+    work, tune, first = ended
+    shutil.copytree(work, tmp_path / "work")
+    for path in (tmp_path / "work").glob("checkpoint-*/trainer_state.json"):
+        values = json.loads(path.read_text())
+        best = {"best_model_checkpoint": str(tmp_path / "work" / "checkpoint-2")}
+        path.write_text(json.dumps(values | best | (changes if path.parent.name == "checkpoint-4" else {})))
+    again = tune(tmp_path / "work")
+    assert "checkpoint-4: cannot be gone on from" in caplog.text and "checkpoint-2: cannot" not in caplog.text
+    assert all(torch.equal(first[key], again[key]) for key in first)
+
+
+def test_a_state_whose_best_is_damaged_is_not_gone_on_from(ended, tmp_path, caplog):
+    work, _, _ = ended
+    shutil.copytree(work, tmp_path / "work")
+    path = tmp_path / "work" / "checkpoint-4" / "trainer_state.json"
+    best = {"best_model_checkpoint": str(tmp_path / "work" / "checkpoint-2")}
+    path.write_text(json.dumps(json.loads(path.read_text()) | best))
+    assert last_state(tmp_path / "work").name == "checkpoint-4"
+    (tmp_path / "work" / "checkpoint-2" / "adapter_model.safetensors").write_bytes(b"x")
+    assert last_state(tmp_path / "work") is None and "the adapter of the best state" in caplog.text
 
 
 def test_fuzzing_leaves_no_file_behind(whole):
