@@ -375,16 +375,28 @@ FOLDERS = {
         config_with(rms_norm_eps="x"),
         r"/base/config\.json: .*: Field 'rms_norm_eps' expected float, got str \(value: 'x'\)",
     ),
-    "config.json impossible": (config_with(num_attention_heads=5), r"config\.json: .*The hidden size \(32\) is not a multiple of"),
+    "config.json impossible": (
+        config_with(num_attention_heads=5),
+        r"config\.json: .*The hidden size \(32\) is not a multiple of",
+    ),
     "type unsupported": (config_with(model_type="gpt2"), r"'gpt2' is not supported\. Supported: llama, "),
     "type unknown": (config_with(model_type="lama"), r"/base/config\.json: cannot be read .*`lama`"),
     "encoder-decoder": (config_with(model_type="t5", is_encoder_decoder=True), r"'t5' is an encoder-decoder"),
     "quantised": (config_with(quantization_config={"quant_method": "awq"}), r"is quantised; prune the unquantised"),
     "pickle": (pickled, r"pickle weights only \(pytorch_model\.bin\); weights must be safetensors"),
     "no weights": (file_of("model.safetensors", None), r"no weights; weights must be safetensors"),
-    "weights damaged": (file_of("model.safetensors", b"\0" * 64), r"the weights cannot be loaded \(.*/base/model\.safetensors: .*header"),
-    "weights empty": (file_of("model.safetensors", b""), r"the weights cannot be loaded \(.*/base/model\.safetensors: .*header"),
-    "weights truncated": (truncated, r"the weights cannot be loaded \(.*/base/model\.safetensors: .*incomplete.*; get the file anew"),
+    "weights damaged": (
+        file_of("model.safetensors", b"\0" * 64),
+        r"the weights cannot be loaded \(.*/base/model\.safetensors: .*header",
+    ),
+    "weights empty": (
+        file_of("model.safetensors", b""),
+        r"the weights cannot be loaded \(.*/base/model\.safetensors: .*header",
+    ),
+    "weights truncated": (
+        truncated,
+        r"the weights cannot be loaded \(.*/base/model\.safetensors: .*incomplete.*; get the file anew",
+    ),
     "a weight missing": (weights_with(lambda weights: weights.pop(Q_PROJ)), rf"1 of .* not in its files .*{Q_PROJ}"),
     "a layer missing": (config_with(num_hidden_layers=4), r"9 of .* not in its files \(first: model\.layers\.3\."),
     "a weight misshapen": (
@@ -396,7 +408,10 @@ FOLDERS = {
         file_of("tokenizer.json", b"{"),
         r"/base/tokenizer\.json: cannot be read as a tokenizer: not JSON \(.* line 1 column 1\); get the file anew",
     ),
-    "tokenizer deep": (file_of("tokenizer.json", b"[" * 10**5), r"/base/tokenizer\.json: cannot be read as a tokenizer"),
+    "tokenizer deep": (
+        file_of("tokenizer.json", b"[" * 10**5),
+        r"/base/tokenizer\.json: cannot be read as a tokenizer",
+    ),
     "tokenizer a list": (file_of("tokenizer.json", b"[5]"), r"/base/tokenizer\.json: .*: \[5\] is no dictionary"),
     "tokenizer of nothing": (file_of("tokenizer.json", b"{}"), r"/base: no tokenizer that can be loaded; add "),
     "added tokens damaged": (
@@ -461,7 +476,7 @@ TEXTS = {
     "damaged.parquet": (b"PAR1", r"damaged\.parquet: damaged, or holds no parquet records"),
     "columns.jsonl": (
         b'{"title": "a", "body": "b", "n": 1}\n',
-        r"columns\.jsonl: no text column 'text'\. Columns of text: title, body; choose one with .*--text-column",
+        r"columns\.jsonl: no text column 'text'\. Columns of text: title, body; choose one with (calibration_)?column",
     ),
     "numbers.jsonl": (b'{"n": 1}\n', r"numbers\.jsonl: no text column 'text'\. Columns of text: none"),
 }
@@ -501,6 +516,18 @@ def test_a_column_that_is_not_there_is_refused_with_the_nearest_name(refused, ti
     calibration = ("--calibration", tmp_path / "rows.jsonl", "--calibration-column", "storey")
     refused(message, "prune", tiny_folder, "-o", tmp_path / "out", *calibration)
     refused(message, "evaluate", tiny_folder, "--text", tmp_path / "rows.jsonl", "--text-column", "storey")
+
+
+def test_a_verb_names_its_own_flag_for_the_column(command, tiny_folder, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"story": "a", "title": "b"}\n')
+    flags = {"prune": ("-o", tmp_path / "out", "--calibration"), "evaluate": ("--text",)}
+    own = {"prune": "--calibration-column)", "evaluate": "evaluate --text-column)"}
+    for verb, given in flags.items():
+        code, _, err = command(verb, tiny_folder, *given, tmp_path / "rows.jsonl")
+        assert code == 2 and [name for name in own if own[name] in err] == [verb], err
+    chained = ("--calibration-column", "story", "--evaluate", tmp_path / "rows.jsonl")
+    _, _, err = command("prune", tiny_folder, *flags["prune"], tmp_path / "rows.jsonl", *chained)
+    assert "call the one to read 'text'" in err and "--text-column" not in err, err
 
 
 def test_text_without_a_tokenizer_is_refused(model):
