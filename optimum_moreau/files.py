@@ -157,9 +157,7 @@ def read_tensors(
         raise error(f"{path}: cannot be read as {what}: no safetensors ({first_line(problem)})") from problem
 
 
-def read_shapes(
-    path: str | Path, what: str, error: type[MoreauError] = CheckpointError
-) -> dict[str, tuple[int, ...]]:
+def read_shapes(path: str | Path, what: str, error: type[MoreauError] = CheckpointError) -> dict[str, tuple[int, ...]]:
     """Reads the head of a safetensors file, which must be as long as it says; arguments and errors as for `read_json`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Whether a model's files can be read at all, before a library stumbles over one: in a folder, or in the Hub's cache."""
+"""Whether a model's files can be read at all, before a library stumbles: in a folder, or in the Hub's cache."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def pinned(name: str, revision: str | None, token: str | None) -> str | None:
 
 
 def local_folder(name: str, revision: str | None) -> Path | None:
-    """Where a model's files lie on this machine: its folder, or the commit's in the Hub's cache; the network is not asked.
+    """Where a model's files lie on this machine: its folder, or the commit's in the Hub's cache; no network is asked.
 
     Args:
         name: folder or Hub id.

@@ -226,7 +226,7 @@ def _check_questions(file: Path) -> bool:
         where = f"{file}: line {number}"
         if not isinstance(row, dict):
             raise DataError(f"{where}: cannot be read as a question: {row!r:.40} is no dictionary of fields")
-        blank = _BLANK <= row.keys() if kind is None else blank
+        blank = row.keys() >= _BLANK if kind is None else blank
         if not (_BLANK if blank else _QUESTION) <= row.keys():
             wanted = "contexts, continuation, label, as in its first line" if blank else "question, choices, label"
             wanted += "; or contexts, continuation, label" if kind is None else ""

@@ -24,7 +24,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..errors import CheckpointError, ConfigError, MoreauError, NonFiniteError, first_line
+from ..errors import CheckpointError, ConfigError, MoreauError, NonFiniteError
 from ..files import read_json, read_tensors, write_json
 from ..temporary import is_full, reason
 from .examples import IGNORED, TrainingData
