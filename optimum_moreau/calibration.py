@@ -129,7 +129,8 @@ def load_calibration(
     else:
         if tokenizer is None:
             raise DataError("a tokenizer is needed to read text: MoreauPruner(config, tokenizer=tokenizer)")
-        texts = read_documents(source, column=column, seed=seed, tokenizer=tokenizer)
+        option = "calibration_column (--calibration-column)"
+        texts = read_documents(source, column=column, seed=seed, tokenizer=tokenizer, option=option)
         spans = _shuffled([span for text in texts for span in _spans(text, sequence_length)], generator)
         prefix = text_prefix(tokenizer)
         documents = (_without(prefix, tokenize(text[start:end], tokenizer)) for text, start, end in spans)

@@ -21,7 +21,7 @@ from .criteria.papers import BIBTEX
 from .errors import CheckpointError, first_line, quiet
 from .evaluation.records import STAGES, Measurement, by_stage
 from .families import CUSTOM_PREFIX
-from .files import write_text
+from .files import read_text, write_text
 from .plan import BUDGETS, PruningPlan
 from .recovery import RecoverySummary
 from .registry import COMPENSATIONS, CRITERIA, suggestion
@@ -159,7 +159,7 @@ def read_base_card(name: str | None, revision: str | None = None) -> dict[str, A
     try:
         with quiet("huggingface_hub"):
             card = folder / "README.md" if folder.is_dir() else hf_hub_download(name, "README.md", revision=revision)
-            found = parse_card(Path(card).read_text(encoding="utf-8")).data.to_dict()
+            found = parse_card(read_text(card, "a model card")).data.to_dict()
     except (OSError, ValueError):  # no card, no network, not a card
         return {}
     return of_base_card(found)
@@ -242,12 +242,7 @@ def _render(data: ModelCardData, template: str | Path | None, values: dict[str, 
 
 
 def _source(file: Path) -> str:
-    try:
-        if file.stat().st_size > _LONGEST_TEMPLATE:
-            raise CheckpointError(f"{file.name}: is longer than a card template can be ({_LONGEST_TEMPLATE:,} bytes)")
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise _unusable(file, error) from error
+    return read_text(file, "a card template", most=_LONGEST_TEMPLATE)
 
 
 def _unusable(file: Path, error: Exception) -> CheckpointError:

@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 MAX_JSON_BYTES = 256 * 2**20  # a plan of 405B parameters takes 40 MB
 MAX_YAML_BYTES = 2**20
+MAX_TEXT_BYTES = 2**24
 MAX_DEPTH = 64
 MAX_YAML_VALUES = 100_000  # an alias counts as often as it is used
 LARGEST = 2**63 - 1  # whole number: what a tensor can hold
@@ -77,6 +78,50 @@ def parse_json(
     return values
 
 
+def read_lines(
+    path: str | Path, what: str, error: type[MoreauError] = CheckpointError, *, longest: int
+) -> Iterator[tuple[int, Any]]:
+    """Reads lines of JSON one by one, so that a file of any length takes the memory of one line.
+
+    Args:
+        path: of the file.
+        what: each line should be.
+        error: the kind that is raised.
+        longest: bytes of a line, at most.
+
+    Yields:
+        The number of each line that is not blank, from 1, and what it holds.
+
+    Raises:
+        MoreauError: of that kind: as for `read_json`; it says of which line.
+    """
+    number, found = 0, _file(Path(path), what, error)
+    try:
+        with found.open("rb") as lines:
+            while line := lines.readline(longest + 1):
+                number += 1
+                if len(line) > longest:
+                    raise error(f"{path}: line {number}: cannot be read as {what}: more than {longest:,} bytes")
+                if line.strip():
+                    yield number, parse_json(line, f"{path}: line {number}", what, error)
+    except OSError as problem:
+        if isinstance(problem, MoreauError):
+            raise
+        raise error(f"{path}: cannot be read ({problem.strerror})") from problem
+
+
+def read_text(
+    path: str | Path, what: str, error: type[MoreauError] = CheckpointError, *, most: int = MAX_TEXT_BYTES
+) -> str:
+    """Reads a text in UTF-8 of `most` bytes; other arguments and errors as for `read_json`."""
+    data = _bytes(Path(path), what, error, most)
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as problem:
+        words = f"not UTF-8 text ({problem.reason} at byte {problem.start})"
+        raise error(f"{path}: cannot be read as {what}: {words}") from problem
+
+
 def read_yaml(path: str | Path, what: str, error: type[MoreauError] = CheckpointError) -> Any:
     """Reads a YAML file of plain values; arguments and errors as for `read_json`."""
     import yaml
@@ -109,6 +154,22 @@ def read_tensors(
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a file)
             return tensors, dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as problem:
+        raise error(f"{path}: cannot be read as {what}: no safetensors ({first_line(problem)})") from problem
+
+
+def read_shapes(path: str | Path, what: str, error: type[MoreauError] = CheckpointError) -> dict[str, tuple[int, ...]]:
+    """Reads the head of a safetensors file, which must be as long as it says; arguments and errors as for `read_json`.
+
+    Returns:
+        Name → shape.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    found = _file(Path(path), what, error)
+    try:
+        with safe_open(found, "pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (a file)
+    except (SafetensorError, OSError, ValueError) as problem:
         raise error(f"{path}: cannot be read as {what}: no safetensors ({first_line(problem)})") from problem
 
 
@@ -282,7 +343,8 @@ def _bytes(path: Path, what: str, error: type[MoreauError], most: int) -> bytes:
     except OSError as problem:
         raise error(f"{path}: cannot be read ({problem.strerror})") from problem
     if len(data) > most:
-        raise error(f"{path}: cannot be read as {what}: more than {most // 2**20} MiB")
+        size = f"{most // 2**20} MiB" if most >= 2**20 else f"{most:,} bytes"
+        raise error(f"{path}: cannot be read as {what}: more than {size}")
     return data
 
 

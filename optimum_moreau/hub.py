@@ -27,6 +27,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidat
 from huggingface_hub.utils import OfflineModeIsEnabled, validate_repo_id
 
 from .errors import CheckpointError, HubError, MoreauError, first_line, quiet
+from .files import read_text
 from .templates import parse_card
 from .temporary import reason as why
 from .temporary import temporary_folder
@@ -167,6 +168,7 @@ def push_folder(
     check_name(repo_id)
     _check_token(repo_id, token)
     path, api = Path(folder).expanduser(), HfApi(token=token)
+    ours = _local_card(path / "README.md")
 
     def commit() -> tuple[str | None, Any]:
         api.create_repo(repo_id, private=private, exist_ok=True)
@@ -175,10 +177,8 @@ def push_folder(
         operations: list[Any] = [CommitOperationAdd(name, str(path / name)) for name in files if name != "README.md"]
         stale = [name for name in api.list_repo_files(repo_id, revision=revision) if _is_ours(name)]
         operations += [CommitOperationDelete(name) for name in stale if name not in files]
-        card = path / "README.md"
-        if card.is_file():
+        if ours is not None:
             theirs = None if overwrite_card else _remote_card(api, repo_id, revision)
-            ours = ModelCard.load(card)
             ours.text = ours.text.replace(PLACEHOLDER, repo_id)
             operations.append(CommitOperationAdd("README.md", merged_card(theirs, ours).encode()))
         with quiet("huggingface_hub.hf_api"):  # it warns where nothing has changed
@@ -223,14 +223,23 @@ def _merged(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _local_card(file: Path) -> ModelCard | None:
+    if not file.is_file():
+        return None
+    try:
+        return parse_card(read_text(file, "a model card"))
+    except ValueError as error:
+        raise CheckpointError(f"{file}: cannot be read as a model card ({first_line(error)}); repair it") from error
+
+
 def _remote_card(api: HfApi, repo_id: str, revision: str | None) -> ModelCard | None:
     with temporary_folder("hub") as work:
         try:
             file = api.hf_hub_download(repo_id, "README.md", revision=revision, local_dir=work)
-            return parse_card(Path(file).read_text(encoding="utf-8"), ignore_metadata_errors=True)
+            return parse_card(read_text(file, "a model card"), ignore_metadata_errors=True)
         except EntryNotFoundError:
             return None
-        except ValueError as error:
+        except (ValueError, CheckpointError) as error:
             reason = f"the card there cannot be read ({first_line(error)}); repair it, or replace it (--overwrite-card)"
             raise HubError(f"{repo_id}: {reason}") from error
 

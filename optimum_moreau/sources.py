@@ -39,11 +39,13 @@ def read_documents(
     column: str | None = None,
     seed: int | None = 0,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    option: str = "",
 ) -> list[str]:
     """Reads the documents of a path, a Hub dataset, strings or a `datasets.Dataset`; `load_calibration` says which.
 
     Records with a field `messages` (chat) become one document each through the tokenizer's chat template. Of a Hub
-    dataset some are read, shuffled by the seed; with `seed=None`, to evaluate on, in order, from the first.
+    dataset some are read, shuffled by the seed; with `seed=None`, to evaluate on, in order, from the first. Messages
+    say by which `option` a caller gives the column, where it can.
 
     Raises:
         DataError: nothing there, an unknown file type, a missing column, or no text at all.
@@ -55,7 +57,7 @@ def read_documents(
         with ChatTemplate(tokenizer, name) as template:
             documents = [template.text(record["messages"]) for record in records]
     else:
-        key = text_field(records, name, column)
+        key = text_field(records, name, column, option)
         documents = [text for text in (text_of(record, key, i, name) for i, record in enumerate(records)) if text]
     if not any(text.strip() for text in documents):
         raise DataError(f"{name}: holds no text")
@@ -198,8 +200,14 @@ def text_of(record: Record, key: str, index: int, name: str) -> str:
     return text or ""
 
 
-def text_field(records: Sequence[Record], name: str, column: str | None) -> str:
+def text_field(records: Sequence[Record], name: str, column: str | None, option: str = "") -> str:
     """The field that holds the text: the one named, or `text`, or the only one of strings.
+
+    Args:
+        records: of a source.
+        name: of the source, for messages.
+        column: the one named.
+        option: by which one is named; empty where none can be.
 
     Raises:
         DataError: there is none; names those there are.
@@ -209,10 +217,9 @@ def text_field(records: Sequence[Record], name: str, column: str | None) -> str:
         column = "text" if "text" in strings or len(strings) != 1 else strings[0]
     if column not in strings:
         hint = suggestion(column, strings)
-        raise DataError(
-            f"{name}: no text column '{column}'.{hint} Columns of text: {', '.join(strings) or 'none'}; choose one with"
-            " calibration_column (--calibration-column, --text-column)"
-        )
+        advice = f"choose one with {option}" if option else "call the one to read 'text'"
+        found = ", ".join(strings) or "none"
+        raise DataError(f"{name}: no text column '{column}'.{hint} Columns of text: {found}; {advice}")
     return column
 
 

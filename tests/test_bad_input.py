@@ -356,23 +356,47 @@ Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
 FOLDERS = {
     "missing": (shutil.rmtree, r"/base: no such folder$"),
     "a file": (lambda folder: (shutil.rmtree(folder), folder.write_text("x")), r"/base: is a file; give the folder"),
-    "no config.json": (file_of("config.json", None), r"/base: no config\.json that can be read"),
+    "no config.json": (file_of("config.json", None), r"/base: holds no config\.json; give the folder of a"),
     "config.json damaged": (
         file_of("config.json", b'{"model_type":'),
-        r"/base/config\.json: cannot be read as .*: not JSON",
+        r"/base/config\.json: cannot be read as a model's config: not JSON \(.* line 1 column 14\); get the file anew",
     ),
     "config.json binary": (file_of("config.json", b"\xff\x00"), r"/base/config\.json: cannot be read as .*: not JSON"),
-    "config.json a list": (file_of("config.json", b"[]"), r"/base/config\.json: cannot be read as a dictionary"),
-    "config.json impossible": (config_with(num_attention_heads=5), r"\(The hidden size \(32\) is not a multiple of"),
+    "config.json a list": (
+        file_of("config.json", b"[]"),
+        r"/base/config\.json: cannot be read as a model's config: \[\] is no dictionary; get the file anew",
+    ),
+    "a size a word": (
+        config_with(hidden_size="x"),
+        r"/base/config\.json: cannot be read as a model's config: hidden_size 'x' is none .*; give a whole number",
+    ),
+    "no heads": (config_with(num_attention_heads=0), r"/base/config\.json: .*: num_attention_heads 0 is none"),
+    "a value of another type": (
+        config_with(rms_norm_eps="x"),
+        r"/base/config\.json: .*: Field 'rms_norm_eps' expected float, got str \(value: 'x'\)",
+    ),
+    "config.json impossible": (
+        config_with(num_attention_heads=5),
+        r"config\.json: .*The hidden size \(32\) is not a multiple of",
+    ),
     "type unsupported": (config_with(model_type="gpt2"), r"'gpt2' is not supported\. Supported: llama, "),
-    "type unknown": (config_with(model_type="lama"), r"no config\.json that can be read .*`lama`"),
+    "type unknown": (config_with(model_type="lama"), r"/base/config\.json: cannot be read .*`lama`"),
     "encoder-decoder": (config_with(model_type="t5", is_encoder_decoder=True), r"'t5' is an encoder-decoder"),
     "quantised": (config_with(quantization_config={"quant_method": "awq"}), r"is quantised; prune the unquantised"),
     "pickle": (pickled, r"pickle weights only \(pytorch_model\.bin\); weights must be safetensors"),
     "no weights": (file_of("model.safetensors", None), r"no weights; weights must be safetensors"),
-    "weights damaged": (file_of("model.safetensors", b"\0" * 64), r"the weights cannot be loaded \(.*header"),
-    "weights empty": (file_of("model.safetensors", b""), r"the weights cannot be loaded \(.*header"),
-    "weights truncated": (truncated, r"the weights cannot be loaded \(.*incomplete"),
+    "weights damaged": (
+        file_of("model.safetensors", b"\0" * 64),
+        r"the weights cannot be loaded \(.*/base/model\.safetensors: .*header",
+    ),
+    "weights empty": (
+        file_of("model.safetensors", b""),
+        r"the weights cannot be loaded \(.*/base/model\.safetensors: .*header",
+    ),
+    "weights truncated": (
+        truncated,
+        r"the weights cannot be loaded \(.*/base/model\.safetensors: .*incomplete.*; get the file anew",
+    ),
     "a weight missing": (weights_with(lambda weights: weights.pop(Q_PROJ)), rf"1 of .* not in its files .*{Q_PROJ}"),
     "a layer missing": (config_with(num_hidden_layers=4), r"9 of .* not in its files \(first: model\.layers\.3\."),
     "a weight misshapen": (
@@ -380,7 +404,36 @@ FOLDERS = {
         rf"{Q_PROJ} is \(4, 32\) in the file, \(32, 32\) by config\.json",
     ),
     "no tokenizer": (without_tokenizer, r"/base: no tokenizer that can be loaded; add the base model's tokenizer"),
-    "tokenizer damaged": (file_of("tokenizer.json", b"{"), r"/base: no tokenizer that can be loaded; add "),
+    "tokenizer damaged": (
+        file_of("tokenizer.json", b"{"),
+        r"/base/tokenizer\.json: cannot be read as a tokenizer: not JSON \(.* line 1 column 1\); get the file anew",
+    ),
+    "tokenizer deep": (
+        file_of("tokenizer.json", b"[" * 10**5),
+        r"/base/tokenizer\.json: cannot be read as a tokenizer",
+    ),
+    "tokenizer a list": (file_of("tokenizer.json", b"[5]"), r"/base/tokenizer\.json: .*: \[5\] is no dictionary"),
+    "tokenizer of nothing": (file_of("tokenizer.json", b"{}"), r"/base: no tokenizer that can be loaded; add "),
+    "added tokens damaged": (
+        file_of("added_tokens.json", b'{"a": NaN}'),
+        r"/base/added_tokens\.json: cannot be read as a list of added tokens: not JSON",
+    ),
+    "special tokens deep": (
+        file_of("special_tokens_map.json", b'{"a":' * 100 + b"1" + b"}" * 100),
+        r"/base/special_tokens_map\.json: cannot be read as a map of special tokens: .*nested more than 64 deep",
+    ),
+    "template not text": (
+        file_of("chat_template.jinja", b"\xff"),
+        r"/base/chat_template\.jinja: cannot be read as a chat template: not UTF-8 text \(.* at byte 0\); get the file",
+    ),
+    "template long": (
+        file_of("chat_template.jinja", b" " * (2**20 + 1)),
+        r"/base/chat_template\.jinja: cannot be read as a chat template: more than 1 MiB",
+    ),
+    "generation damaged": (
+        file_of("generation_config.json", b'{"do_sample": tru'),
+        r"/base/generation_config\.json: cannot be read as settings of generation: not JSON",
+    ),
     "another tokenizer": (small_vocabulary, r"token id 2\d\d is outside the model's vocabulary of 100; is this the "),
 }
 
@@ -423,7 +476,7 @@ TEXTS = {
     "damaged.parquet": (b"PAR1", r"damaged\.parquet: damaged, or holds no parquet records"),
     "columns.jsonl": (
         b'{"title": "a", "body": "b", "n": 1}\n',
-        r"columns\.jsonl: no text column 'text'\. Columns of text: title, body; choose one with .*--text-column",
+        r"columns\.jsonl: no text column 'text'\. Columns of text: title, body; choose one with (calibration_)?column",
     ),
     "numbers.jsonl": (b'{"n": 1}\n', r"numbers\.jsonl: no text column 'text'\. Columns of text: none"),
 }
@@ -463,6 +516,18 @@ def test_a_column_that_is_not_there_is_refused_with_the_nearest_name(refused, ti
     calibration = ("--calibration", tmp_path / "rows.jsonl", "--calibration-column", "storey")
     refused(message, "prune", tiny_folder, "-o", tmp_path / "out", *calibration)
     refused(message, "evaluate", tiny_folder, "--text", tmp_path / "rows.jsonl", "--text-column", "storey")
+
+
+def test_a_verb_names_its_own_flag_for_the_column(command, tiny_folder, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"story": "a", "title": "b"}\n')
+    flags = {"prune": ("-o", tmp_path / "out", "--calibration"), "evaluate": ("--text",)}
+    own = {"prune": "--calibration-column)", "evaluate": "evaluate --text-column)"}
+    for verb, given in flags.items():
+        code, _, err = command(verb, tiny_folder, *given, tmp_path / "rows.jsonl")
+        assert code == 2 and [name for name in own if own[name] in err] == [verb], err
+    chained = ("--calibration-column", "story", "--evaluate", tmp_path / "rows.jsonl")
+    _, _, err = command("prune", tiny_folder, *flags["prune"], tmp_path / "rows.jsonl", *chained)
+    assert "call the one to read 'text'" in err and "--text-column" not in err, err
 
 
 def test_text_without_a_tokenizer_is_refused(model):

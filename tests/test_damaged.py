@@ -28,6 +28,7 @@ from optimum_moreau.recovery import RecoveryConfig
 from optimum_moreau.recovery.adapter import Adapter
 from optimum_moreau.recovery.examples import load_examples
 from optimum_moreau.recovery.recovery import RECOVERY_NAME, MoreauRecovery
+from optimum_moreau.recovery.states import last_state
 from optimum_moreau.report.evidence import load_evidence
 from optimum_moreau.report.page import Subject, write_report
 from optimum_moreau.scores import UnitScores
@@ -230,7 +231,16 @@ def test_an_adapter_that_is_damaged_is_refused_or_merged(whole, tmp_path):
     law(read, path.read_bytes(), path)
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "model.safetensors.index.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "model.safetensors.index.json",
+    ],
+)
 def test_a_model_folder_that_is_damaged_is_refused(tiny_folder, tmp_path, name):
     folder = tmp_path / "model"
     shutil.copytree(tiny_folder, folder)
@@ -244,6 +254,58 @@ def test_a_model_folder_that_is_damaged_is_refused(tiny_folder, tmp_path, name):
         load_tokenizer(str(folder))
 
     law(read, (folder / name).read_bytes(), folder / name)
+
+
+@pytest.fixture
+def cached(tiny_folder, tmp_path, monkeypatch):
+    """The snapshot of `org/tiny` in a cache of the Hub, as a download leaves it."""
+    commit = "0123456789abcdef" * 2 + "01234567"
+    folder = tmp_path / "cache" / "models--org--tiny"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    return shutil.copytree(tiny_folder, folder / "snapshots" / commit)
+
+
+OF_HUB = {
+    "config.json": (b'{"model_type": ', load_config, r"config\.json: cannot be read as a model's config: not JSON"),
+    "generation_config.json": (b"[]", load_config, r"generation_config\.json: .*\[\] is no dictionary; get"),
+    "model.safetensors.index.json": (b'{"weight_map": {"a": "../b"}}', load_config, "weight_map must name"),
+    "tokenizer_config.json": (b"[" * 10**5, load_tokenizer, r"tokenizer_config\.json: cannot be read as a tokenizer's"),
+    "added_tokens.json": (b"{]", load_tokenizer, r"added_tokens\.json: cannot be read as a list of added tokens"),
+    "chat_template.jinja": (b"\xff", load_tokenizer, r"chat_template\.jinja: cannot be read as a chat template: "),
+    "tokenizer.json": (b'{"model": ', load_tokenizer, r"tokenizer\.json: cannot be read as a tokenizer: not JSON"),
+    "model.safetensors": (b"\0" * 99, load_model, r"cannot be loaded \(.*/model\.safetensors: .*no safetensors"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OF_HUB)
+def test_a_file_in_the_cache_of_the_hub_that_is_damaged_is_named(cached, name):
+    """As in a folder of one's own; nothing is asked of the network."""
+    load_model("org/tiny")
+    load_tokenizer("org/tiny")
+    content, load, words = OF_HUB[name]
+    (cached / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=words) as error:
+        load("org/tiny")
+    assert str(cached / name) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("revision", [None, "main"])
+def test_of_the_cache_only_the_commit_that_is_loaded_is_looked_at(cached, revision):
+    other = shutil.copytree(cached, cached.parent / ("f" * 40))
+    (other / "config.json").write_text("{")
+    load_config("org/tiny", revision=revision)
+    with pytest.raises(CheckpointError, match=f"{'f' * 40}/config.json: cannot be read as a model's config: not JSON"):
+        load_config("org/tiny", revision="f" * 40)
+
+
+def test_a_tokenizer_of_more_bytes_than_any_is_refused_unread(tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    with (folder / "tokenizer.json").open("r+b") as file:
+        file.truncate(2**28 + 1)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: cannot be read as a tokenizer: more than 256 MiB"):
+        load_tokenizer(str(folder))
 
 
 @pytest.mark.parametrize(
@@ -404,6 +466,64 @@ def test_a_state_that_is_damaged_is_not_gone_on_from(tokenizer, tmp_path, caplog
     again = tune(4)
     assert "cannot be gone on from" in caplog.text
     assert all(torch.equal(first[key], again[key]) for key in first)
+
+
+STATES = {
+    "no number logged": {"log_history": [{"loss": "x", "step": 1}]},
+    "a number for a log": {"log_history": [5]},
+    "no log": {"log_history": {"loss": 1.0}},
+    "a best state of another type": {"best_model_checkpoint": 5},
+    "a best state elsewhere": {"best_model_checkpoint": "/"},
+    "a best value of another type": {"best_metric": "x"},
+    "a word for a step": {"global_step": "x"},
+    "the step of another state": {"global_step": 3},
+    "no step": {"max_steps": 0},
+    "logging without an end": {"logging_steps": 0},
+    "a word for a batch": {"train_batch_size": "x"},
+    "callbacks gone": {"stateful_callbacks": {}},
+    "callbacks of another type": {"stateful_callbacks": {"TrainerControl": 5}},
+    "an unknown field": {"of_no_version": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def ended(tokenizer, tmp_path_factory):
+    """The work folder of a recovery of four steps with a best state; the run, and its adapter."""
+    config = RecoveryConfig(
+        max_steps=4, save_steps=2, sequence_length=16, batch_size=1, rank=2, validation=0.5, patience=3
+    )
+
+    def tune(work):
+        recovery = MoreauRecovery(config, tokenizer)
+        recovery.train(tiny_model("llama", vocab_size=len(tokenizer)), ["a b c d e f g h i"] * 4, work_dir=work)
+        return recovery.adapter.weights
+
+    work = tmp_path_factory.mktemp("ended") / "work"
+    return work, tune, tune(work)
+
+
+@pytest.mark.parametrize("changes", STATES.values(), ids=STATES)
+def test_a_state_with_a_damaged_field_is_not_gone_on_from(ended, tmp_path, caplog, changes):
+    work, tune, first = ended
+    shutil.copytree(work, tmp_path / "work")
+    for path in (tmp_path / "work").glob("checkpoint-*/trainer_state.json"):
+        values = json.loads(path.read_text())
+        best = {"best_model_checkpoint": str(tmp_path / "work" / "checkpoint-2")}
+        path.write_text(json.dumps(values | best | (changes if path.parent.name == "checkpoint-4" else {})))
+    again = tune(tmp_path / "work")
+    assert "checkpoint-4: cannot be gone on from" in caplog.text and "checkpoint-2: cannot" not in caplog.text
+    assert all(torch.equal(first[key], again[key]) for key in first)
+
+
+def test_a_state_whose_best_is_damaged_is_not_gone_on_from(ended, tmp_path, caplog):
+    work, _, _ = ended
+    shutil.copytree(work, tmp_path / "work")
+    path = tmp_path / "work" / "checkpoint-4" / "trainer_state.json"
+    best = {"best_model_checkpoint": str(tmp_path / "work" / "checkpoint-2")}
+    path.write_text(json.dumps(json.loads(path.read_text()) | best))
+    assert last_state(tmp_path / "work").name == "checkpoint-4"
+    (tmp_path / "work" / "checkpoint-2" / "adapter_model.safetensors").write_bytes(b"x")
+    assert last_state(tmp_path / "work") is None and "the adapter of the best state" in caplog.text
 
 
 def test_fuzzing_leaves_no_file_behind(whole):

@@ -1,11 +1,13 @@
 """Small files: what JSON can hold comes back equal, and whatever is wrong is one error of the kind that was given."""
 
+import ast
 import json
 import math
 import os
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +20,18 @@ from safetensors.torch import save, save_file
 
 from optimum_moreau import files
 from optimum_moreau.errors import ConfigError, PlanError
-from optimum_moreau.files import filled, parse_json, read_json, read_tensors, read_yaml, write_json, write_text
+from optimum_moreau.files import (
+    filled,
+    parse_json,
+    read_json,
+    read_lines,
+    read_shapes,
+    read_tensors,
+    read_text,
+    read_yaml,
+    write_json,
+    write_text,
+)
 
 BOUNDED = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
@@ -148,7 +161,7 @@ def test_size_is_bounded(tmp_path, monkeypatch):
         read_json(tmp_path / "x", "a plan", PlanError)
 
 
-@pytest.mark.parametrize("reader", [read_json, read_yaml, read_tensors])
+@pytest.mark.parametrize("reader", [read_json, read_yaml, read_text, read_tensors, read_shapes])
 def test_a_path_without_a_readable_file_is_refused(tmp_path, reader):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "ring").symlink_to(tmp_path / "ring")
@@ -332,6 +345,108 @@ def test_any_values_fill_a_dataclass_or_are_refused(data):
     else:
         assert isinstance(found.name, str) and isinstance(found.flag, bool)
         assert all(isinstance(part.share, float) and type(part.count) is int for part in found.parts)
+
+
+# Who reads
+
+CALLS = {"json.load", "json.loads", "yaml.load", "yaml.safe_load", "yaml.parse", "yaml.compose", "yaml.full_load"}
+CALLS |= {
+    "ModelCard",
+    "ModelCard.load",
+    "safe_open",
+    "load_file",
+    "from_json",
+    "torch.load",
+    "TrainerState.load_from_json",
+}
+METHODS = {"read_text", "read_bytes"}
+# Of what is read elsewhere, why it may be.
+ELSEWHERE = {
+    ("checkpoint/publishing.py", "read_text"): "the kernel's list of mounts",
+    ("checkpoint/reload_process.py", "json.load"): "a child that does not know this package reads its parent's request",
+    ("checkpoint/reload_process.py", "load_file"): "the same, the tokens",
+    ("checkpoint/verification.py", "load_file"): "logits that a child of this process has just written",
+    ("checkpoint/verification.py", "safe_open"): "weights that this process has just written, one at a time",
+    ("checkpoint/trust.py", "read_bytes"): "code, compared with this package's of the same length",
+    ("sources.py", "read_bytes"): "records that datasets could not read, which may be of any length",
+    ("sources.py", "read_text"): "a text, which may be of any length",
+    ("speed/process.py", "json.load"): "a child that does not know this package reads its parent's request",
+    ("summary.py", "read_text"): "the kernel's account of this process",
+    ("templates/bounds.py", "read_text"): "the kernel's account of this process",
+    ("templates/cards.py", "ModelCard"): "its front matter is bounded there, before values are made of it",
+    ("templates/cards.py", "yaml.parse"): "which bounds it",
+    ("templates/foreign.py", "json.loads"): "what a child answers, whose length and memory are bounded",
+    ("templates/process.py", "json.load"): "a child reads its parent's request",
+    ("undo.py", "load_file"): "weights that this process has written",
+}
+
+
+def called(node):
+    """`module.function` or the name that a call names; of the methods of paths, the method."""
+    if isinstance(node, ast.Attribute):
+        owner = node.value.id if isinstance(node.value, ast.Name) else ""
+        return node.attr if node.attr in METHODS else f"{owner}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) and node.id not in METHODS else ""
+
+
+def is_copy(call):
+    """Whether what is parsed was written in the same expression."""
+    return any(
+        isinstance(one, ast.Call) and called(one.func).endswith(("dumps", "to_json_string")) for one in call.args
+    )
+
+
+def test_every_file_is_read_by_the_one_reader():
+    """… which bounds it, and makes one line of what is wrong; but for a few, each for its reason."""
+    package, found = Path(files.__file__).parent, set()
+    for path in package.rglob("*.py"):
+        name = path.relative_to(package).as_posix()
+        calls = [one for one in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(one, ast.Call)]
+        names = {called(call.func) for call in calls if not is_copy(call)} & (CALLS | METHODS)
+        found |= {(name, one) for one in names if name != "files.py"}
+    assert found == set(ELSEWHERE), found ^ set(ELSEWHERE)
+
+
+@pytest.mark.parametrize("data", [b"", b'{"a": 1}', b'\n{"a": 1}\r\n\n[2]\n \n3', b"\n\n"])
+def test_lines_are_read_with_their_numbers(place, data):
+    place.write_bytes(data)
+    expected = [(i, json.loads(line)) for i, line in enumerate(data.split(b"\n"), 1) if line.strip()]
+    assert list(read_lines(place, "a record", longest=100)) == expected
+
+
+def test_a_line_that_is_damaged_is_named_after_those_before_it(place):
+    place.write_bytes(b'{"a": 1}\n{"a": \n{"a": 3}')
+    lines = read_lines(place, "a record", PlanError, longest=100)
+    assert next(lines) == (1, {"a": 1})
+    with pytest.raises(PlanError, match=f"^{place}: line 2: cannot be read as a record: not JSON"):
+        next(lines)
+
+
+def test_a_line_without_an_end_takes_the_memory_of_its_bound(place):
+    with place.open("wb") as file:
+        file.truncate(2**34)  # without a block on the disk
+    tracemalloc.start()
+    with pytest.raises(PlanError, match="line 1: cannot be read as a record: more than 1,000 bytes"):
+        list(read_lines(place, "a record", PlanError, longest=1000))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    place.write_bytes(b"")
+    assert peak < 2**20
+
+
+@BOUNDED
+@given(data=st.binary(max_size=30))
+def test_a_text_is_read_as_it_is_or_refused(place, data):
+    found = read(place, data, read_text)
+    assert found is None or found.encode() == data
+    assert (found is None) == (data.decode("utf-8", "ignore").encode() != data)
+
+
+def test_shapes_are_those_of_the_tensors(place):
+    save_file(TENSORS, place)
+    assert read_shapes(place, "weights") == {name: tuple(tensor.shape) for name, tensor in TENSORS.items()}
+    place.write_bytes(place.read_bytes()[:-1])
+    assert read(place, place.read_bytes(), read_shapes) is None
 
 
 # Writing

@@ -95,7 +95,13 @@ def test_what_cannot_be_pushed_is_refused_before_a_request(hub, folders, tmp_pat
     pickled.mkdir()
     (pickled / "config.json").write_text("{}")
     (pickled / "training_args.bin").touch()
+    cards = {"cut": "---\na: [\n---\n", "endless": "---\na: &a [x]\nb: [*a, *a]\n---\n", "bytes": b"\xff"}
+    for name, card in cards.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "README.md").write_bytes(card if isinstance(card, bytes) else card.encode())
     for arguments, message in (
+        *(((tmp_path / name, "me/x"), f"{name}/README.md: cannot be read as a model card") for name in cards),
         ((tmp_path / "empty", "me/x"), "holds no model"),
         ((pickled, "me/x"), "training_args.bin may be a pickle"),
         ((folders["stock"], "me/a/b"), "is no name for a repository"),

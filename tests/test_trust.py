@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from optimum_moreau import MoreauPruner, RecoveryConfig
-from optimum_moreau.checkpoint import code_may_run, load_config, load_model, load_tokenizer, verify
+from optimum_moreau.checkpoint import code_may_run, drop_foreign_code, load_config, load_model, load_tokenizer, verify
 from optimum_moreau.checkpoint.trust import MODELING_FILE
 from optimum_moreau.errors import CheckpointError
 from optimum_moreau.hub import Published, verify_published
@@ -283,3 +283,15 @@ def test_a_task_file_of_lm_eval_is_code(made, tmp_path, marker, command):
     code, _, err = command("evaluate", made["base"], "--tasks", "plain", "--task-path", tmp_path)
     assert code == 0, err
     assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"auto_map": {"AutoConfig": "evil.C"}, "x": 1e999}', '["evil.C"]', "[" * 10**5, '{"a": "\\ud800"}', "{"],
+    ids=lambda text: text[:8],
+)
+def test_a_config_that_cannot_be_read_is_not_kept_with_what_it_may_name(text, tmp_path):
+    (tmp_path / "generation_config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"generation_config\.json: cannot be read as a config: ") as error:
+        drop_foreign_code(tmp_path, trust_remote_code=False)
+    assert "\n" not in str(error.value)

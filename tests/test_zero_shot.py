@@ -1,6 +1,7 @@
 """Zero-shot tasks through lm-eval: against an independent count, and on the shared files."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -10,7 +11,7 @@ from huggingface_hub import ModelCard
 from optimum_moreau.checkpoint import load_model, load_tokenizer
 from optimum_moreau.errors import ConfigError, DataError
 from optimum_moreau.evaluation.records import load_measurements
-from optimum_moreau.evaluation.zero_shot import METRICS, metric_of, zero_shot
+from optimum_moreau.evaluation.zero_shot import METRICS, find_tasks, metric_of, zero_shot
 from optimum_moreau.sources import content_hash
 
 pytest.importorskip("lm_eval", reason="the extra eval is not installed")
@@ -141,8 +142,8 @@ def test_saved_accuracies_are_on_the_card_as_accuracies(command, folders, tiny_f
     ("task", "rows", "message"),
     [
         ("nubmers", None, "holds no task 'nubmers' (.yaml or .jsonl). Did you mean 'numbers'?"),
-        ("odd", [{"prompt": "a", "answer": "b"}], "odd.jsonl: its records have the fields answer, prompt; needed are"),
-        ("damaged", "not json", "damaged.jsonl: cannot be read as lines of JSON"),
+        ("odd", [{"prompt": "a", "answer": "b"}], "odd.jsonl: line 1: has the fields answer, prompt; needed are"),
+        ("damaged", "not json", "damaged.jsonl: line 1: cannot be read as a question: not JSON"),
     ],
 )
 def test_task_files_that_cannot_serve_are_refused(task, rows, message, command, tiny_folder, tasks):
@@ -150,6 +151,71 @@ def test_task_files_that_cannot_serve_are_refused(task, rows, message, command, 
         (tasks / f"{task}.jsonl").write_text(rows if isinstance(rows, str) else "\n".join(map(json.dumps, rows)))
     code, out, err = command("evaluate", tiny_folder, "--tasks", task, "--task-path", tasks)
     assert (code, out) == (2, "") and message in err and len(err.splitlines()) == 1, err
+
+
+ONE = {"question": "a", "choices": ["b", "c", "d"], "label": 0}
+BLANK = {"contexts": ["a", "b"], "continuation": " c", "label": 0}
+# what stands in the second line of a file, and what is said of it
+LINES = {
+    "broken": ('{"question": "a", "cho', "line 2: cannot be read as a question: not JSON"),
+    "not a dictionary": ("[1, 2]", "line 2: cannot be read as a question: [1, 2] is no dictionary"),
+    "deep": ("[" * 10**5, "line 2: cannot be read as a question: "),
+    "long": ({**ONE, "question": "x" * 2**20}, "line 2: cannot be read as a question: more than 1,048,576 bytes"),
+    "not text": (b'{"question": "\xff"}', "line 2: cannot be read as a question: not JSON"),
+    "a field gone": ({"question": "a", "label": 0}, "line 2: has the fields label, question; needed are question, ch"),
+    "of the other kind": (BLANK, "line 2: has the fields contexts, continuation, label; needed are question, choices"),
+    "label too high": ({**ONE, "label": 3}, "line 2: label 3 names none of its 3 choices; they count from 0 to 2"),
+    "label below zero": ({**ONE, "label": -1}, "line 2: label -1 names none"),
+    "label of no choice": ({**ONE, "label": "zz"}, "line 2: label 'zz' names none of its 3 choices"),
+    "label a truth": ({**ONE, "label": True}, "line 2: label True names none"),
+    "label not whole": ({**ONE, "label": 1.0}, "line 2: label 1.0 names none"),
+    "label nothing": ({**ONE, "label": None}, "line 2: label None names none"),
+    "labels of two kinds": ({**ONE, "label": "b"}, "line 2: label 'b' is of another kind than in its first line"),
+    "choices a word": ({**ONE, "choices": "abc"}, "line 2: choices 'abc' is no list of two or more texts"),
+    "one choice": ({**ONE, "choices": ["b"]}, "line 2: choices ['b'] is no list of two or more texts"),
+    "an empty choice": ({**ONE, "choices": ["b", ""]}, "line 2: choices ['b', ''] is no list of"),
+    "choices numbers": ({**ONE, "choices": [1, 2]}, "line 2: choices [1, 2] is no list of two or more texts"),
+    "question a number": ({**ONE, "question": 5}, "line 2: question is 5, no text"),
+}
+
+
+@pytest.mark.parametrize(("line", "message"), LINES.values(), ids=LINES)
+def test_every_line_of_a_task_file_is_checked(line, message, command, tiny_folder, tmp_path):
+    data = line if isinstance(line, bytes) else (line if isinstance(line, str) else json.dumps(line)).encode()
+    (tmp_path / "mine.jsonl").write_bytes(json.dumps(ONE).encode() + b"\n" + data + b"\n")
+    code, out, err = command("evaluate", tiny_folder, "--tasks", "mine", "--task-path", tmp_path)
+    assert (code, out) == (2, "") and f"mine.jsonl: {message}" in err and len(err.splitlines()) == 1, err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"label": 2}, "label 2 names none of its 2 contexts; they count from 0 to 1"),
+        ({"label": "a"}, "label 'a' names none of its 2 contexts"),
+        ({"contexts": "ab"}, "contexts 'ab' is no list of two or more texts"),
+        ({"continuation": ""}, "continuation is '', no text"),
+    ],
+    ids=str,
+)
+def test_every_line_with_a_blank_is_checked(changes, message, tmp_path):
+    (tmp_path / "mine.jsonl").write_text(f"{json.dumps(BLANK)}\n\n{json.dumps(BLANK | changes)}")
+    with pytest.raises(DataError, match=re.escape(f"mine.jsonl: line 3: {message}")):
+        find_tasks(["mine"], tmp_path)
+
+
+def test_a_label_may_be_the_text_of_a_choice(model, tasks, tmp_path):
+    rows = [{**row, "label": row["choices"][row["label"]]} for row in QUESTIONS]
+    (tmp_path / "numbers.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (by_text,) = zero_shot(*model, ["numbers"], task_path=tmp_path).tasks
+    (by_number,) = zero_shot(*model, ["numbers"], task_path=tasks).tasks
+    assert by_text == by_number
+
+
+def test_fields_that_lm_eval_does_not_read_may_stop_it_in_one_line(command, tiny_folder, tmp_path):
+    rows = [{**ONE, "id": 5}, {**ONE, "id": {"a": [1]}}]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    code, _, err = command("evaluate", tiny_folder, "--tasks", "mine", "--task-path", tmp_path)
+    assert (code, len(err.splitlines())) in ((0, 0), (2, 1)) and "Traceback" not in err, err
 
 
 def test_what_is_missing_is_named(model, tasks, tmp_path, monkeypatch, command, tiny_folder):

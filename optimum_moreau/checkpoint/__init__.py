@@ -2,7 +2,6 @@
 
 from .beside import carry_over
 from .loading import (
-    are_whole,
     base_revision,
     check_device,
     check_same_tokenizer,
@@ -10,10 +9,10 @@ from .loading import (
     load_model,
     load_skeleton,
     load_tokenizer,
-    weight_files,
 )
 from .older_readers import spell_for_older_readers
 from .outputs import check_addable, check_apart, check_file, check_target, claimed
+from .readable import are_whole, weight_files
 from .saving import add_files, save_folder
 from .trust import code_may_run, drop_foreign_code
 from .verification import Verification, reload_logits, verify

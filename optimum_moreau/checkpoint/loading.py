@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -22,16 +21,25 @@ from transformers.utils import find_adapter_config_file
 
 from ..errors import CheckpointError, ConfigError, UnsupportedModelError, first_line, quiet
 from ..families import family_of
-from ..files import LARGEST_OF_TRANSFORMERS, read_json
+from ..files import LARGEST_OF_TRANSFORMERS, read_json, read_shapes
 from ..modeling import register_auto_classes
 from ..registry import suggestion
 from ..undisturbed import undisturbed
 from ..units import EMBEDDINGS
+from .readable import (
+    CONFIG,
+    are_whole,
+    check_model_files,
+    check_tokenizer_files,
+    damage_of,
+    local_folder,
+    pinned,
+    weight_files,
+)
 from .trust import check_attention, check_no_adapter
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS_INDEX = "model.safetensors.index.json"
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 # What transformers raises for a folder or repository that cannot be read.
 _UNREADABLE = (
@@ -49,8 +57,6 @@ _UNREADABLE = (
     AssertionError,
     NotImplementedError,
 )
-# Files of a folder that transformers reads beside the weights; each is a JSON dictionary.
-_READ = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", WEIGHTS_INDEX)
 # More than any model has: a config that says so is damaged, and building it would take for ever.
 _MOST = {"num_hidden_layers": 2000, "num_attention_heads": 2**14, "num_key_value_heads": 2**14, "head_dim": 2**14}
 _MOST |= {"hidden_size": 2**20, "intermediate_size": 2**22, "vocab_size": 2**24}
@@ -73,14 +79,14 @@ def load_config(
     if not folder.is_dir() and "/" not in name:  # no request for what cannot be on the Hub
         hint = suggestion(name, (path.name for path in Path().iterdir() if path.is_dir()))
         raise CheckpointError(f"{name}: no such folder.{hint} An id of the Hub has the form org/name")
-    _check_readable(folder)
+    revision = pinned(name, revision, token)
+    check_model_files(local_folder(name, revision))
     try:
         with quiet("huggingface_hub"):  # it logs every retry
             where = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
             config: PretrainedConfig = AutoConfig.from_pretrained(name, **where)
     except _UNREADABLE as error:
-        what = "no config.json that can be read" if folder.is_dir() else "no such folder, and not found on the Hub"
-        raise CheckpointError(f"{name}: {what} ({first_line(error)})") from error
+        raise CheckpointError(_no_config(name, local_folder(name, revision), error)) from error
     if not trust_remote_code:
         check_attention(name, config)
     return config
@@ -134,7 +140,9 @@ def load_model(
                 **where,
             )
     except (*_UNREADABLE, RuntimeError) as error:
-        raise CheckpointError(f"{name}: the weights cannot be loaded ({first_line(error)})") from error
+        folder = local_folder(name, pinned(name, revision, token))
+        reason = (folder and damage_of(file for file in weight_files(folder) if file.is_file())) or first_line(error)
+        raise CheckpointError(f"{name}: the weights cannot be loaded ({reason})") from error
     model, found = loaded
     _check_complete(name, found)
     return model if target is None else model.to(target)
@@ -180,12 +188,15 @@ def load_tokenizer(
         trust_remote_code: run code that lies beside it.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, or a file of it is damaged.
     """
+    revision = pinned(name, revision, token)
+    check_tokenizer_files(local_folder(name, revision))
     where = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}  # None of it would ask
     try:
         return AutoTokenizer.from_pretrained(name, **where)
     except Exception as error:  # the tokenizers library raises Exception itself
+        check_tokenizer_files(local_folder(name, revision), whole=True)
         raise CheckpointError(
             f"{name}: no tokenizer that can be loaded; add the base model's tokenizer files ({first_line(error)})"
         ) from error
@@ -226,55 +237,32 @@ def base_revision(name: str, revision: str | None = None) -> str | None:
     return Path(found).parent.name if isinstance(found, str) else revision
 
 
-def _check_readable(folder: Path) -> None:
-    """Refuses files of a local folder that are damaged, before a library stumbles over them."""
-    for name in _READ:
-        if (folder / name).is_file():
-            what = "a dictionary"
-            if not isinstance(read_json(folder / name, what, largest=LARGEST_OF_TRANSFORMERS), dict):
-                raise CheckpointError(f"{folder / name}: cannot be read as {what}; download it again")
-    weight_files(folder)
+def _no_config(name: str, folder: Path | None, error: Exception) -> str:
+    """What to say where transformers makes no config of a model's folder, or of none."""
+    if folder is None or not (folder / CONFIG).is_file():
+        if Path(name).expanduser().is_dir():
+            return f"{name}: holds no {CONFIG}; give the folder of a model"
+        return f"{name}: no such folder, and not found on the Hub ({first_line(error)})"
+    check_model_files(folder)  # of the Hub, what has just been fetched
+    words = _impossible(read_json(folder / CONFIG, "a model's config", largest=LARGEST_OF_TRANSFORMERS))
+    return f"{folder / CONFIG}: cannot be read as a model's config: {words or first_line(error)}"
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The files of a local model's weights, by its index where it has one.
-
-    Raises:
-        CheckpointError: the index is damaged, or names what is no file's name.
-    """
-    index = folder / WEIGHTS_INDEX
-    if not index.is_file():
-        return [folder / "model.safetensors"]
-    what = "an index of weights"
-    values = read_json(index, what)
-    found = values.get("weight_map") if isinstance(values, dict) else None
-    names = set(found.values()) if isinstance(found, dict) and all(type(n) is str for n in found.values()) else set()
-    if not names or any(Path(name).name != name or not name.endswith(".safetensors") for name in names):
-        raise CheckpointError(
-            f"{index}: cannot be read as {what}: weight_map must name a safetensors file for each weight"
-        )
-    return [folder / name for name in sorted(names)]
-
-
-def are_whole(files: Iterable[Path]) -> bool:
-    """Whether safetensors files are there, and as long as their heads say."""
-    try:
-        for file in files:
-            with safe_open(file, "pt"):
-                pass
-    except (OSError, SafetensorError):
-        return False
-    return True
+def _impossible(values: dict[str, Any]) -> str:
+    """The first size of a config that no model can have, if any."""
+    for field, most in _MOST.items():
+        value = values.get(field)
+        if value is not None and not (type(value) is int and 1 <= value <= most):
+            return f"{field} {value!r:.40} is none that a model can have; give a whole number from 1 to {most:,}"
+    return ""
 
 
 def _check_supported(name: str, config: PretrainedConfig) -> None:
     family_of(config)
     values = config.to_dict()
     for part in (values, *(values.get("per_layer_config") or {}).values()):
-        for field, most in _MOST.items():
-            value = part.get(field)
-            if value is not None and not (type(value) is int and 1 <= value <= most):
-                raise CheckpointError(f"{name}: config.json: {field} {value} is none that a model can have")
+        if words := _impossible(part):
+            raise CheckpointError(f"{name}: {CONFIG}: {words}")
     if getattr(config, "quantization_config", None):
         raise UnsupportedModelError(f"{name}: is quantised; prune the unquantised model, and quantise the result")
 
@@ -302,14 +290,13 @@ def _refuse_adapter(name: str, revision: str | None, token: str | None) -> None:
 def _check_embeddings(name: str, config: PretrainedConfig) -> None:
     """Refuses a config that is not of the weights beside it, before a model of its size is allocated."""
     folder, weight = Path(name).expanduser(), f"{EMBEDDINGS}.weight"
-    expected = [config.vocab_size, config.hidden_size]
+    expected = (config.vocab_size, config.hidden_size)
     for file in weight_files(folder) if folder.is_dir() else ():
         if not are_whole([file]):
             continue  # the load says so, by name
-        with safe_open(file, "pt") as tensors:
-            if weight in tensors.keys() and (found := tensors.get_slice(weight).get_shape()) != expected:  # noqa: SIM118
-                shapes = f"{tuple(found)} in the file, {tuple(expected)} by config.json"
-                raise CheckpointError(f"{name}: {weight} is {shapes}; the two are not of one model")
+        if (found := read_shapes(file, "weights").get(weight, expected)) != expected:
+            shapes = f"{found} in the file, {expected} by config.json"
+            raise CheckpointError(f"{name}: {weight} is {shapes}; the two are not of one model")
 
 
 def _check_complete(name: str, found: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from ..errors import CheckpointError
-from ..files import read_json, write_text
+from ..files import LARGEST_OF_TRANSFORMERS, read_json, write_text
 from ..modeling import auto_map, modeling_moreau
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,8 @@ def code_may_run(folder: str | Path, trust_remote_code: bool) -> bool:
     if others:
         raise CheckpointError(f"{others[0]} is code that is not this package's; {advice}")
     file = path / MODELING_FILE.name
-    if not file.is_file() or file.read_bytes() != MODELING_FILE.read_bytes():
+    ours = MODELING_FILE.read_bytes()
+    if not file.is_file() or file.stat().st_size != len(ours) or file.read_bytes() != ours:
         raise CheckpointError(f"{file.name} is not the file of this version of this package; {advice}")
     return True
 
@@ -97,12 +98,14 @@ def drop_foreign_code(folder: Path, *, trust_remote_code: bool) -> None:
     Args:
         folder: that transformers has just written.
         trust_remote_code: the user's word; entries whose file was written too stay then.
+
+    Raises:
+        CheckpointError: a config cannot be read, so that what it names is not known.
     """
     for file in sorted(folder.glob("*config.json")):
-        try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError:  # the load that verifies it will say so
-            continue
+        values = read_json(file, "a config", largest=LARGEST_OF_TRANSFORMERS)
+        if not isinstance(values, dict):
+            raise CheckpointError(f"{file}: cannot be read as a config: {values!r:.40} is no dictionary")
         model_type = values.get("model_type") if file.name == "config.json" else None
         own = auto_map(model_type) if model_type in modeling_moreau.OWN_TYPES else {}
         dropped: list[str] = []

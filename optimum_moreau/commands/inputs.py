@@ -71,8 +71,9 @@ def check_same(folder: str, *, overwrite: bool) -> None:
     """Says of a model's folder that would be replaced, and may not be, that it is of other inputs."""
     if not overwrite and (Path(folder) / SUMMARY_NAME).is_file():
         raise CheckpointError(
-            f"{folder}: holds a model made from other inputs (settings, texts, model or version), or not whole; choose"
-            " another folder, or replace it (--overwrite), which keeps the steps whose inputs are the same"
+            f"{folder}: holds a model made from other inputs (settings, texts, model or version), or one whose weights"
+            " are damaged or missing; choose another folder, or replace it (--overwrite), which keeps the steps whose"
+            " inputs are the same"
         )
 
 

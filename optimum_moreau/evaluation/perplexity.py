@@ -63,7 +63,9 @@ class Perplexity(evaluate.Metric):
         self, *, predictions: list[str] | None = None, text: Any = None, column: str | None = None, **settings: Any
     ) -> dict[str, Any]:
         """Measures the perplexity of `predictions`, or of the documents of `text`; settings as for `perplexity`."""
-        documents = read_documents(predictions or [] if text is None else text, column=column, seed=None)
+        documents = read_documents(
+            predictions or [] if text is None else text, column=column, seed=None, option="column"
+        )
         return super().compute(predictions=documents, **settings)
 
     def _compute(
@@ -106,7 +108,8 @@ def perplexity(
         NonFiniteError: a loss is NaN or infinite.
     """
     check_positions(model.config, sequence_length)
-    segments = segment(read_documents(text, column=column, seed=None), tokenizer, sequence_length, max_segments)
+    documents = read_documents(text, column=column, seed=None, option="column (evaluate --text-column)")
+    segments = segment(documents, tokenizer, sequence_length, max_segments)
     return measure_segments(model, segments, batch_size)
 
 

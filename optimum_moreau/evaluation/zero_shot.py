@@ -18,7 +18,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import ConfigError, DataError, first_line, quiet
-from ..files import parse_json
+from ..files import read_lines
 from ..registry import suggestion
 from ..undisturbed import plain_outputs, undisturbed
 
@@ -109,8 +109,11 @@ def zero_shot(
     """
     manager, wanted = find_tasks(tasks, task_path, trust_remote_code=trust_remote_code)
     import lm_eval
+    from datasets.exceptions import DatasetsError
     from lm_eval.models.huggingface import HFLM
 
+    # TypeError, AttributeError: of fields that lm-eval was not made for
+    unusable = (OSError, ValueError, LookupError, ImportError, DatasetsError, TypeError, AttributeError)
     training = model.training
     try:
         with plain_outputs(model), quiet("lm_eval"), quiet("datasets"), quiet("huggingface_hub"), ExitStack() as stack:
@@ -125,7 +128,7 @@ def zero_shot(
                 bootstrap_iters=0,
                 log_samples=False,
             )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except unusable as error:
         hint = "" if task_path else "; without a network, give task files (--task-path)"
         raise DataError(f"tasks: cannot be evaluated ({type(error).__name__}: {first_line(error)}){hint}") from error
     finally:
@@ -192,16 +195,7 @@ def _task_of(folder: Path, task: str) -> str | dict[str, Any]:
     if not file.is_file():
         known = sorted({path.stem for path in folder.iterdir() if path.suffix in (".yaml", ".jsonl")})
         raise DataError(f"{folder}: holds no task '{task}' (.yaml or .jsonl).{suggestion(task, known)}")
-    with file.open("rb") as lines:
-        first = parse_json(lines.readline(_LONGEST_LINE), file.name, "lines of JSON", DataError)
-    if not isinstance(first, dict):
-        raise DataError(f"{file.name}: cannot be read as lines of JSON: {first!r:.40} is no question")
-    names = set(first)
-    if not (names >= _QUESTION or names >= _BLANK):
-        raise DataError(
-            f"{file.name}: its records have the fields {', '.join(sorted(names))}; needed are question, choices, label;"
-            " or contexts, continuation, label"
-        )
+    blank = _check_questions(file)
     common = {
         "task": task,
         "dataset_path": "json",
@@ -212,7 +206,51 @@ def _task_of(folder: Path, task: str) -> str | dict[str, Any]:
             {"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("acc", "acc_norm")
         ],
     }
-    if names >= _BLANK:  # each context is completed by one continuation, and the likeliest wins
-        blank = {"doc_to_text": "label", "doc_to_choice": "contexts", "doc_to_target": "continuation"}
-        return {**common, **blank, "target_delimiter": ""}
+    if blank:  # each context is completed by one continuation, and the likeliest wins
+        fields = {"doc_to_text": "label", "doc_to_choice": "contexts", "doc_to_target": "continuation"}
+        return {**common, **fields, "target_delimiter": ""}
     return {**common, "doc_to_text": "question", "doc_to_choice": "choices", "doc_to_target": "label"}
+
+
+def _check_questions(file: Path) -> bool:
+    """Reads a file of questions line by line; lm-eval would count a label that names no choice as a wrong answer.
+
+    Returns:
+        Whether its questions are texts with a blank.
+
+    Raises:
+        DataError: a line is no question of the same kind as the first; says which, and why.
+    """
+    blank, kind = False, None
+    for number, row in read_lines(file, "a question", DataError, longest=_LONGEST_LINE):
+        where = f"{file}: line {number}"
+        if not isinstance(row, dict):
+            raise DataError(f"{where}: cannot be read as a question: {row!r:.40} is no dictionary of fields")
+        blank = row.keys() >= _BLANK if kind is None else blank
+        if not (_BLANK if blank else _QUESTION) <= row.keys():
+            wanted = "contexts, continuation, label, as in its first line" if blank else "question, choices, label"
+            wanted += "; or contexts, continuation, label" if kind is None else ""
+            raise DataError(f"{where}: has the fields {', '.join(sorted(row)):.80}; needed are {wanted}")
+        problem = _problem(row, "continuation" if blank else "question", "contexts" if blank else "choices", blank)
+        if not problem and kind not in (None, type(row["label"])):
+            problem = f"label {row['label']!r:.40} is of another kind than in its first line; give all as numbers"
+        if problem:
+            raise DataError(f"{where}: {problem}")
+        kind = type(row["label"])
+    if kind is None:
+        raise DataError(f"{file}: holds no questions")
+    return blank
+
+
+def _problem(row: dict[str, Any], text: str, several: str, blank: bool) -> str:
+    """What is wrong with a question, if anything: its text, its choices, or the label, which names one of them."""
+    choices, label = row[several], row["label"]
+    if not isinstance(row[text], str) or (blank and not row[text]):
+        return f"{text} is {row[text]!r:.40}, no text; put it in quotes"
+    if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(one, str) and one for one in choices):
+        return f"{several} {choices!r:.40} is no list of two or more texts, none of them empty"
+    if type(label) is int and 0 <= label < len(choices):
+        return ""
+    if isinstance(label, str) and label in choices and not blank:
+        return ""
+    return f"label {label!r:.40} names none of its {len(choices)} {several}; they count from 0 to {len(choices) - 1}"

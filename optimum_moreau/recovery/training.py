@@ -6,7 +6,6 @@ import logging
 import math
 import shutil
 import sys
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,19 +21,19 @@ from transformers import (
     PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
-    TrainerState,
     TrainingArguments,
 )
 
-from ..errors import CheckpointError, ConfigError, MoreauError, NonFiniteError, first_line
+from ..errors import CheckpointError, ConfigError, MoreauError, NonFiniteError
 from ..files import read_json, read_tensors, write_json
 from ..temporary import is_full, reason
 from .examples import IGNORED, TrainingData
 from .settings import RecoveryConfig
+from .states import ADAPTER, last_state, read_state
 
 logger = logging.getLogger(__name__)
 
-_RUN, _STATE, _ADAPTER = "run.json", "trainer_state.json", "adapter_model.safetensors"
+_RUN = "run.json"
 _FULL_DISK = ("PytorchStreamWriter", "No space left", "File too large", "quota exceeded")
 _LOGGED = 10  # steps whose mean loss is one entry of the log
 
@@ -143,9 +142,9 @@ def train(
     )
     trainer.remove_callback(PrinterCallback)  # it would print every loss to standard output
     state = last_state(work)
-    before = TrainerState.load_from_json(str(state / _STATE)) if state else None
+    before = read_state(state) if state else None
     if before is not None and before.global_step >= before.max_steps:  # it ended, and was not saved
-        weights, _ = read_tensors(state / _ADAPTER, "the adapter of a state")  # type: ignore[operator]
+        weights, _ = read_tensors(state / ADAPTER, "the adapter of a state")  # type: ignore[operator]
         set_peft_model_state_dict(model, weights)
         trainer.state, seconds = before, 0.0
     else:
@@ -181,32 +180,6 @@ def _train(trainer: Trainer, state: Path | None) -> float:
         work = Path(str(trainer.args.output_dir))
         kept = "the last whole state is kept" if last_state(work) else "no state was kept yet"
         raise CheckpointError(f"{work}: a state cannot be written ({reason(error)}); {kept}") from error
-
-
-def last_state(work: Path) -> Path | None:
-    """The last state that was written to its end: the Trainer writes trainer_state.json last."""
-    found = []
-    for folder in work.glob("checkpoint-*"):
-        step = folder.name.rpartition("-")[2]
-        if step.isdecimal():
-            found.append((int(step), folder))
-    return next((folder for _, folder in sorted(found, reverse=True) if _is_whole(folder)), None)
-
-
-def _is_whole(folder: Path) -> bool:
-    """Whether a state can be gone on from: one that was killed while it was written, or damaged, cannot."""
-    try:
-        values = read_json(folder / _STATE, "the Trainer's state")
-        read_tensors(folder / _ADAPTER, "the adapter of a state")
-        state = TrainerState(**values)
-        archives = [file for file in folder.iterdir() if file.suffix in (".pt", ".pth")]
-        damaged = next((file.name for file in archives if zipfile.ZipFile(file).testzip() is not None), None)
-        if damaged or type(state.global_step) is not int or type(state.max_steps) is not int:
-            raise CheckpointError(f"{damaged or _STATE} is damaged")
-    except (CheckpointError, TypeError, OSError, zipfile.BadZipFile) as error:
-        logger.warning("%s: cannot be gone on from (%s); the state before it is taken", folder.name, first_line(error))
-        return False
-    return True
 
 
 def _claim(work: Path, run: str) -> None:

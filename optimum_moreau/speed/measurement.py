@@ -20,6 +20,7 @@ from transformers import PretrainedConfig
 
 from ..checkpoint import check_device, check_same_tokenizer, load_skeleton, weight_files
 from ..errors import CheckpointError, ConfigError, first_line
+from ..files import read_json
 from ..plan import PruningPlan
 from ..sources import model_reference
 from ..temporary import temporary_folder
@@ -199,7 +200,7 @@ def measure_once(name: str, folder: Path, weights: tuple[Path, ...], request: Ma
             if "memory" in reason.lower():
                 reason += "; give smaller --batch-sizes"
             raise CheckpointError(f"{name}: cannot be measured in a fresh process ({reason})")
-        return dict(json.loads(result.read_text(encoding="utf-8")))
+        return dict(read_json(result, "what was measured"))
 
 
 def _check_positions(name: str, config: PretrainedConfig, settings: SpeedSettings) -> None:
