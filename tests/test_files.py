@@ -372,11 +372,11 @@ ELSEWHERE = {
     ("sources.py", "read_text"): "a text, which may be of any length",
     ("speed/process.py", "json.load"): "a child that does not know this package reads its parent's request",
     ("summary.py", "read_text"): "the kernel's account of this process",
-    ("templates/bounds.py", "read_text"): "the kernel's account of this process",
     ("templates/cards.py", "ModelCard"): "its front matter is bounded there, before values are made of it",
     ("templates/cards.py", "yaml.parse"): "which bounds it",
     ("templates/foreign.py", "json.loads"): "what a child answers, whose length and memory are bounded",
-    ("templates/process.py", "json.load"): "a child reads its parent's request",
+    ("templates/process.py", "read_text"): "the kernel's account of this process",
+    ("templates/process.py", "json.loads"): "a child reads its parent's request",
     ("undo.py", "load_file"): "weights that this process has written",
 }
 
