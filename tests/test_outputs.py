@@ -255,6 +255,48 @@ def test_a_claim_is_one_threads(tmp_path):
     assert listed(tmp_path) == []
 
 
+HOLD = """
+import sys
+from optimum_moreau.checkpoint import claimed
+with claimed(sys.argv[1]):
+    print("claimed", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["there before", "made meanwhile"])
+@pytest.mark.parametrize("first", ["within", "from outside", "renamed"])
+def test_an_output_is_one_runs_whatever_the_others_call_it(first, there, place, command, monkeypatch):
+    """… a `.` within it, its name from outside, or a name that the first did not know (as of a mount)."""
+    if not there and first != "from outside":
+        pytest.skip("nothing to be within, or to rename")
+    if there:
+        (place / "out").mkdir()
+    where, name = (place / "out", ".") if first == "within" else (place, "out")
+    run = subprocess.Popen(
+        [sys.executable, "-c", HOLD, name], cwd=where, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert run.stdout.readline() == "claimed\n"
+        (place / "out").mkdir(exist_ok=True)
+        output = "out"
+        if first == "from outside":
+            monkeypatch.chdir(place / "out")
+            output = "."
+        elif first == "renamed":
+            (place / "out").rename(place / "other")
+            output = "other"
+        code, out, err = command("prune", place / "base", "-o", output, *PLAIN)
+        assert (code, out) == (2, "") and f"{output}: another run writes it (process " in err, err
+        assert first == "renamed" or f"(process {run.pid})" in err
+    finally:
+        run.communicate()
+    assert [name for name in listed(place) if name.startswith(".")] == []
+    assert command("prune", place / "base", "-o", output, *PLAIN, "--dry-run")[0] == 0
+    with claimed(output):
+        pass
+
+
 def test_what_came_to_lie_there_meanwhile_is_not_replaced(tmp_path):
     with pytest.raises(CheckpointError, match=r"out: is not empty; .*nothing was saved"), save_folder(tmp_path / "out"):
         (tmp_path / "out").mkdir()
@@ -321,6 +363,17 @@ def test_what_a_killed_run_left_is_put_right(tmp_path, caplog):
     with save_folder(out, overwrite=True) as folder:
         (folder / "config.json").write_text("{}")
     assert listed(tmp_path) == [".out.partial-mine", "out"]
+
+
+def test_what_a_run_left_within_its_output_is_put_right_from_outside_too(tmp_path, caplog, monkeypatch):
+    (tmp_path / "out").mkdir()
+    left_by_a_dead_run(tmp_path / "out" / ".out.moving-01234567", MODEL)
+    monkeypatch.chdir(tmp_path)
+    with claimed("out"):
+        pass
+    assert (tmp_path / "out" / "config.json").exists() and not (tmp_path / "out" / ".out.moving-01234567").exists()
+    (line,) = caplog.messages  # by the name that was given
+    assert line.startswith("out: put .out.moving-01234567 in its place") and str(tmp_path) not in line
 
 
 def test_a_living_runs_folders_are_left_alone(tmp_path, monkeypatch):
