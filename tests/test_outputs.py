@@ -27,6 +27,7 @@ from optimum_moreau.files import write_json, write_tensors, write_text
 from optimum_moreau.hub import files_to_push
 from optimum_moreau.plan import PLAN_NAME
 from optimum_moreau.recovery.recovery import RECOVERY_NAME
+from optimum_moreau.recovery.training import last_state
 from optimum_moreau.scores import SCORES_NAME, UnitScores
 from optimum_moreau.sparsity import SPARSITY_NAME
 from optimum_moreau.speed import SPEED_NAME
@@ -487,6 +488,47 @@ def test_the_working_folder_is_filled_and_stays_the_shells(place, command, unver
     assert command("prune", "../base", "-o", ".", "--overwrite", *PLAIN, "--ratio", "0.1")[0] == 0
     assert (place / "here").stat().st_ino == inode and Path("config.json").exists()
     assert not [name for name in os.listdir() if name.startswith(".")]
+
+
+def test_states_of_a_training_lie_where_its_output_is_made(place, command, unverified, monkeypatch):
+    """… in a folder that is filled in place; the same command goes on from them, and nothing is left of them."""
+    (place / "here").mkdir()
+    monkeypatch.chdir(place / "here")
+    before, again = listed(place), ("recover", "../pruned", "-o", ".", "--data", "../text.txt", *RECOVER)
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MoreauPruner, "save_pretrained", interrupt)
+        code, _, err = command(*again)
+        assert code == 130, err
+    assert listed(place / "here") == [".here.recovery"] and last_state(Path(".here.recovery")) and listed(place) == before
+    code, _, err = command(*again)
+    assert code == 0, err
+    assert "adapter" in os.listdir() and not [name for name in os.listdir() if name.startswith(".")]
+    assert listed(place) == before
+
+
+STATES = {
+    "work folder": ("recover", "pruned", "-o", "out", "--data", "records.json", "--work-dir", "file", *RECOVER),
+    "default work folder": ("recover", "pruned", "-o", "o", "--data", "records.json", *RECOVER),
+    "steps of prune": ("prune", "base", "-o", "out", "--checkpoint-dir", "file"),
+    "steps of plan": ("plan", "base", "-o", "out.json", "--checkpoint-dir", "file"),
+}
+
+
+@pytest.mark.parametrize("arguments", STATES.values(), ids=STATES)
+def test_a_file_in_the_place_of_states_is_refused_before_any_work(arguments, place, command, monkeypatch):
+    for name in ("file", ".o.recovery"):
+        (place / name).write_text("mine")
+    monkeypatch.setattr("optimum_moreau.checkpoint.loading.load_model", lambda *_, **__: pytest.fail("was loaded"))
+    monkeypatch.setattr("optimum_moreau.commands.chain.load_model", lambda *_, **__: pytest.fail("was loaded"))
+    monkeypatch.setattr("optimum_moreau.pruner.load_model", lambda *_, **__: pytest.fail("was loaded"))
+    before = contents(place)
+    code, out, err = command(*arguments)
+    assert (code, out) == (2, "") and re.search(r"(file|\.o\.recovery): is a file; give a folder\n$", err), err
+    assert len(err.splitlines()) == 1 and contents(place) == before
 
 
 def test_a_link_is_written_through_and_a_broken_one_refused(place, command, unverified):

@@ -13,7 +13,7 @@ from .loading import (
     weight_files,
 )
 from .older_readers import spell_for_older_readers
-from .outputs import check_addable, check_apart, check_file, check_target, claimed
+from .outputs import check_addable, check_apart, check_file, check_folder, check_target, claimed, work_folder
 from .saving import add_files, save_folder
 from .trust import code_may_run, drop_foreign_code
 from .verification import Verification, reload_logits, verify
@@ -28,6 +28,7 @@ __all__ = [
     "check_apart",
     "check_device",
     "check_file",
+    "check_folder",
     "check_same_tokenizer",
     "check_target",
     "claimed",
@@ -42,4 +43,5 @@ __all__ = [
     "spell_for_older_readers",
     "verify",
     "weight_files",
+    "work_folder",
 ]

@@ -143,15 +143,36 @@ def check_addable(folder: str | Path, name: str, *, overwrite: bool = False) -> 
     Raises:
         CheckpointError: not a folder, not writable, or it holds an earlier result.
     """
+    path = check_folder(folder)
+    if (path / name).exists() and not overwrite:
+        raise CheckpointError(f"{folder}: holds {name} already; choose another folder, or overwrite (--overwrite)")
+    return path
+
+
+def check_folder(folder: str | Path) -> Path:
+    """Refuses, before any work is done, a folder in which nothing could be written; returns its full path.
+
+    Raises:
+        CheckpointError: a file, or not writable.
+    """
     path = _resolved(folder)
     if path.exists() and not path.is_dir():
         raise CheckpointError(f"{folder}: is a file; give a folder")
-    if (path / name).exists() and not overwrite:
-        raise CheckpointError(f"{folder}: holds {name} already; choose another folder, or overwrite (--overwrite)")
     _check_place(folder, path)
     if path.is_dir() and not os.access(path, os.W_OK | os.X_OK):
         raise CheckpointError(f"{folder}: cannot be written, {path} is not a writable folder")
     return path
+
+
+def work_folder(output: str | Path, mark: str = "") -> Path:
+    """Where the states of a training lie until its output is saved: beside that, or in it where it is filled in place.
+
+    Args:
+        output: folder to be written.
+        mark: what tells one training from another.
+    """
+    path = _resolved(output)
+    return place_of(path) / f".{path.name}.recovery{f'-{mark}' if mark else ''}"
 
 
 def _check_place(name: str | Path, path: Path) -> None:
@@ -197,7 +218,7 @@ def _hold(path: Path, place: Path, output: str | Path, held: ExitStack) -> None:
     """Locks an output by all that another run may know it by, whatever it calls it and wherever it runs.
 
     The file beside it is there before the folder is, and stays when another folder takes that one's place; where a
-    folder is filled in place there is one in it too. The lock on the folder itself holds under its other names (mounts).
+    folder is filled in place there is one in it too. A lock on the folder itself holds under other names too (mounts).
     """
     for where in dict.fromkeys((path.parent, place)):
         lock = where / _lock_name(path)

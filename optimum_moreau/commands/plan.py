@@ -50,9 +50,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         return dry_run.foresee(args, given)
     if args.output is None:
         raise ConfigError("--output: give the plan to write, or --dry-run")
-    from ..checkpoint import check_file
+    from ..checkpoint import check_file, check_folder
 
     check_file(args.output, overwrite=args.overwrite)
+    if args.checkpoint_dir is not None:
+        check_folder(args.checkpoint_dir)
     inputs = (args.model, args.from_scores, args.calibration)
     with outputs.reserved([args.output, args.checkpoint_dir], inputs):
         return _plan(args, given)
