@@ -212,6 +212,10 @@ def _source(file: Path) -> str:
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise _unusable(file, error) from error
+    except OSError as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{file.name}: cannot be read ({error.strerror})") from error
 
 
 def _unusable(file: Path, error: Exception) -> CheckpointError:

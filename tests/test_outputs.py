@@ -13,26 +13,27 @@ import sys
 import threading
 from pathlib import Path
 
+import httpx2
 import pytest
 import torch
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig, PruningPlan
 from optimum_moreau.checkpoint import add_files, check_apart, claimed, save_folder
 from optimum_moreau.checkpoint import contents as model_contents
-from optimum_moreau.checkpoint.publishing import exchange
 from optimum_moreau.config.pruner_config import CONFIG_NAME
 from optimum_moreau.errors import CheckpointError, ConfigError, MoreauError
 from optimum_moreau.evaluation.records import EVALUATION_NAME, Measurement, save_measurements
 from optimum_moreau.files import write_json, write_tensors, write_text
 from optimum_moreau.hub import files_to_push
 from optimum_moreau.plan import PLAN_NAME
+from optimum_moreau.recovery.adapter import Adapter
 from optimum_moreau.recovery.recovery import RECOVERY_NAME
 from optimum_moreau.recovery.training import last_state
 from optimum_moreau.scores import SCORES_NAME, UnitScores
 from optimum_moreau.sparsity import SPARSITY_NAME
 from optimum_moreau.speed import SPEED_NAME
 from optimum_moreau.summary import SUMMARY_NAME
-from optimum_moreau.temporary import collect_temporary, temporary_folder
+from optimum_moreau.temporary import collect_temporary, exchange, temporary_folder
 from tests.recover_process import RECORDS
 from tests.tiny import contents, tiny_model
 
@@ -340,12 +341,25 @@ def test_the_target_is_there_at_every_moment_of_an_overwrite(tmp_path, monkeypat
         exchange(one, two)
         seen.append(two.exists())
 
-    monkeypatch.setattr("optimum_moreau.checkpoint.publishing.exchange", look)
+    monkeypatch.setattr("optimum_moreau.temporary.exchange", look)
     monkeypatch.setattr(Path, "rename", lambda *_: pytest.fail("was renamed"))
     with save_folder(tmp_path / "out", overwrite=True) as folder:
         (folder / "config.json").write_text("{}")
     assert seen == [True, True] and tree(tmp_path / "out") == {"config.json": b"{}"}
     assert listed(tmp_path) == ["out"]
+
+
+def test_an_adapter_is_replaced_in_that_step_too(tmp_path, monkeypatch):
+    from peft import LoraConfig
+
+    name = "base_model.model.a.lora_A.weight"
+    for value in (0.0, 1.0):
+        with monkeypatch.context() as patch:
+            if value:
+                patch.setattr(Path, "rename", lambda *_: pytest.fail("was renamed"))
+            Adapter({name: torch.full((2, 3), value)}, LoraConfig(r=2)).save(tmp_path / "adapter")
+        assert Adapter.load(tmp_path / "adapter").weights[name].unique().tolist() == [value]
+        assert listed(tmp_path) == ["adapter"]
 
 
 def test_what_a_killed_run_left_is_put_right(tmp_path, caplog):
@@ -503,7 +517,9 @@ def test_states_of_a_training_lie_where_its_output_is_made(place, command, unver
         patch.setattr(MoreauPruner, "save_pretrained", interrupt)
         code, _, err = command(*again)
         assert code == 130, err
-    assert listed(place / "here") == [".here.recovery"] and last_state(Path(".here.recovery")) and listed(place) == before
+    assert (
+        listed(place / "here") == [".here.recovery"] and last_state(Path(".here.recovery")) and listed(place) == before
+    )
     code, _, err = command(*again)
     assert code == 0, err
     assert "adapter" in os.listdir() and not [name for name in os.listdir() if name.startswith(".")]
@@ -551,7 +567,7 @@ def test_a_folder_that_cannot_be_exchanged_is_replaced_all_the_same(number, tmp_
     def refuse(*_):
         raise OSError(number, "no")
 
-    monkeypatch.setattr("optimum_moreau.checkpoint.publishing.exchange", refuse)
+    monkeypatch.setattr("optimum_moreau.temporary.exchange", refuse)
     left_by_a_dead_run(tmp_path / "out", {**MODEL, "vocab.json": "old"})
     with save_folder(tmp_path / "out", overwrite=True) as folder:
         (folder / "config.json").write_text("{}")
@@ -680,6 +696,39 @@ def test_a_full_disk_in_a_library_is_one_line_too(command, monkeypatch, tiny_fol
     monkeypatch.setattr("optimum_moreau.commands.evaluate._measure", full)
     code, out, err = command("evaluate", tiny_folder, "--text", "any.txt")
     assert (code, out) == (2, "") and "/somewhere/cache: cannot be written (No space left on device); make room" in err
+
+
+FROM_OUTSIDE = {
+    "a disk that fails": (OSError(errno.EIO, "Input/output error"), "the system refuses (Input/output error)"),
+    "too many files": (OSError(errno.EMFILE, "Too many open files"), "Too many open files); raise the limit (ulimit -n)"),
+    "a full disk": (OSError(errno.ENOSPC, "No space left on device"), "No space left on device); make room, or set TMPDIR"),
+    "a mount that is gone": (OSError(errno.ENOTCONN, "Transport endpoint is not connected"), "is not connected); try again"),
+    "a reset": (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), "(Connection reset by peer); try again"),
+    "a time-out": (TimeoutError("timed out"), "the connection failed (timed out); try again"),
+    "a silent Hub": (httpx2.ReadTimeout("The read operation timed out"), "the Hub cannot be reached (The read operation"),
+    "a library's words": (OSError("We couldn't connect.\nTry again."), "error: We couldn't connect."),
+    "a file": (PermissionError(errno.EACCES, "Permission denied", "f"), "f: cannot be read or written (Permission denied)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("error", "words"), FROM_OUTSIDE.values(), ids=FROM_OUTSIDE)
+def test_what_fails_outside_this_program_is_one_line(error, words, command, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("optimum_moreau.commands.evaluate._measure", fail)
+    code, out, err = command("evaluate", "any", "--text", "any.txt")
+    assert (code, out) == (2, "") and len(err.splitlines()) == 1 and words in err, err
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EBADF, "Bad file descriptor"), ValueError("odd"), KeyError("odd")])
+def test_a_mistake_of_this_program_is_no_line(error, command, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("optimum_moreau.commands.evaluate._measure", fail)
+    with pytest.raises(type(error)):
+        command("evaluate", "any", "--text", "any.txt")
 
 
 # Sizes that remove nothing

@@ -21,6 +21,7 @@ def foresee(args: argparse.Namespace, given: MoreauPrunerConfig) -> dict[str, An
     from ..export import check_reachable, decide_export
     from ..plan import contributions, expected_plan, removed_parameters
     from ..scores import needs_text
+    from ..sources import check_there
     from ..summary import layer_shapes
     from ..units import model_shape
 
@@ -31,6 +32,7 @@ def foresee(args: argparse.Namespace, given: MoreauPrunerConfig) -> dict[str, An
     config = given.resolve(skeleton.config)
     if needs_text(config) or config.compensation != "none":
         check_positions(skeleton.config, config.sequence_length)
+        check_there(args.calibration)
     device = check_device(None if args.device == "auto" else args.device).type
     text = reading_bytes(args.calibration) if needs_text(config) or config.compensation != "none" else 0
     if config.masks:
