@@ -726,7 +726,7 @@ def place_of_files(tmp_path, tiny_folder, folders, monkeypatch):
 
 
 def unreadable(monkeypatch, file):
-    """A file cannot be opened by this name, as where their mode forbids it (which the tests' user, root, does not heed)."""
+    """A file cannot be opened by this name, as where its mode forbids it (but to root, who may run the tests)."""
 
     def refuse(path, *arguments, opened=io.open, **options):
         if str(path) == str(file):

@@ -25,7 +25,7 @@ from optimum_moreau.errors import CheckpointError, ConfigError, MoreauError
 from optimum_moreau.evaluation.records import EVALUATION_NAME, Measurement, save_measurements
 from optimum_moreau.files import write_json, write_tensors, write_text
 from optimum_moreau.hub import files_to_push
-from optimum_moreau.plan import PLAN_NAME
+from optimum_moreau.plan import PLAN_NAME, make_plan, removed_parameters, removes_nothing
 from optimum_moreau.recovery.adapter import Adapter
 from optimum_moreau.recovery.recovery import RECOVERY_NAME
 from optimum_moreau.recovery.training import last_state
@@ -34,6 +34,7 @@ from optimum_moreau.sparsity import SPARSITY_NAME
 from optimum_moreau.speed import SPEED_NAME
 from optimum_moreau.summary import SUMMARY_NAME
 from optimum_moreau.temporary import collect_temporary, exchange, temporary_folder
+from optimum_moreau.units import model_shape
 from tests.recover_process import RECORDS
 from tests.tiny import contents, tiny_model
 
@@ -700,15 +701,15 @@ def test_a_full_disk_in_a_library_is_one_line_too(command, monkeypatch, tiny_fol
 
 FROM_OUTSIDE = {
     "a disk that fails": (OSError(errno.EIO, "Input/output error"), "the system refuses (Input/output error)"),
-    "too many files": (OSError(errno.EMFILE, "Too many open files"), "Too many open files); raise the limit (ulimit -n)"),
-    "a full disk": (OSError(errno.ENOSPC, "No space left on device"), "No space left on device); make room, or set TMPDIR"),
-    "a mount that is gone": (OSError(errno.ENOTCONN, "Transport endpoint is not connected"), "is not connected); try again"),
-    "a reset": (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), "(Connection reset by peer); try again"),
+    "too many files": (OSError(errno.EMFILE, "Too many open files"), "files); raise the limit (ulimit -n)"),
+    "a full disk": (OSError(errno.ENOSPC, "No space left on device"), "device); make room, or set TMPDIR"),
+    "a mount that is gone": (OSError(errno.ENOTCONN, "Endpoint is not connected"), "is not connected); try again"),
+    "a reset": (ConnectionResetError(errno.ECONNRESET, "Connection reset"), "(Connection reset); try again"),
     "a time-out": (TimeoutError("timed out"), "the connection failed (timed out); try again"),
-    "a silent Hub": (httpx2.ReadTimeout("The read operation timed out"), "the Hub cannot be reached (The read operation"),
+    "a silent Hub": (httpx2.ReadTimeout("timed out"), "the Hub cannot be reached (timed out); try again"),
     "a library's words": (OSError("We couldn't connect.\nTry again."), "error: We couldn't connect."),
-    "a file": (PermissionError(errno.EACCES, "Permission denied", "f"), "f: cannot be read or written (Permission denied)"),
-}  # fmt: skip
+    "a file": (PermissionError(errno.EACCES, "Permission denied", "f"), "f: cannot be read or written (Permission"),
+}
 
 
 @pytest.mark.parametrize(("error", "words"), FROM_OUTSIDE.values(), ids=FROM_OUTSIDE)
@@ -746,6 +747,68 @@ def test_a_size_that_removes_nothing_is_refused(verb, size, command, tiny_folder
     assert (code, out) == (2, "") and len(err.splitlines()) == 1
     assert "save_pretrained" in err or "leaves nothing to prune" in err
     assert listed(tmp_path) == []
+
+
+@pytest.mark.parametrize("size", [("--ratio", 0), ("--unit-ratio", 0)], ids=str)
+def test_nothing_is_answered_by_asking_for_more(size, command, tiny_folder, tmp_path):
+    _, _, err = command("prune", tiny_folder, "-o", tmp_path / "out", *PLAIN, *size)
+    assert "give a ratio above 0" in err
+
+
+COARSE = {
+    "two heads": ({"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}, "attention", "--ratio", 0.02),
+    "layers": ({}, "layers", "--ratio", 0.02),
+    "hidden": ({}, "hidden", "--ratio", 0.001),
+    "channels": ({}, "mlp", "--unit-ratio", 0.005),
+}
+
+
+@pytest.mark.parametrize("budget", ["uniform", "search"])
+@pytest.mark.parametrize("coarse", COARSE)
+def test_a_share_less_than_any_unit_is_refused_before_scoring(
+    coarse, budget, command, tmp_path, monkeypatch, tokenizer
+):
+    changes, targets, flag, value = COARSE[coarse]
+    budget = budget if targets in ("attention", "mlp") else "uniform"
+    tiny_model("llama", vocab_size=len(tokenizer), **changes).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    monkeypatch.setattr("optimum_moreau.pruner.score_in_rounds", lambda *_, **__: pytest.fail("was scored"))
+    asked = (tmp_path / "base", *PLAIN, "--targets", targets, "--budget", budget)
+    outputs = {"prune": tmp_path / "out", "plan": tmp_path / "plan.json"}
+    for verb, output in outputs.items():
+        for how in (("-o", output), ("--dry-run",)):
+            code, out, err = command(verb, *asked, flag, value, *how)
+            assert (code, out) == (2, "") and len(err.splitlines()) == 1, err
+            found = re.search(
+                r"the least that can go\D* is [\d.]+ % of the parameters \(([\d,]+)\), from \w+ (\S+) on", err
+            )
+            assert found and f"{flag[2:].replace('-', '_')[-5:]} {value} is less than any unit" in err, err
+    assert listed(tmp_path) == ["base"]
+    code, out, err = command("plan", *asked, flag, found[2], "--dry-run", "--json")  # what it says holds
+    counts = json.loads(out)
+    assert counts["parameters_before"] - counts["parameters_after"] == int(found[1].replace(",", ""))
+    assert command("plan", *asked, flag, 0.99 * float(found[2]), "--dry-run")[0] == 2 or budget != "uniform"
+
+
+@pytest.mark.parametrize("budget", ["uniform", "global", "zscore"])
+@pytest.mark.parametrize("targets", ["attention", "mlp", "attention,mlp", "mlp,layers", "hidden,mlp"])
+def test_what_is_refused_before_scoring_removes_nothing_by_any_scores(budget, targets):
+    model = tiny_model("llama")
+    shape, generator = model_shape(model), torch.Generator().manual_seed(0)
+    refused = 0
+    for size in ("pruning_ratio", "unit_ratio"):
+        for value in (0.0005, 0.001, 0.002, 0.004, 0.008, 0.015, 0.02, 0.03, 0.06, 0.1, 0.2):
+            config = MoreauPrunerConfig(
+                criterion="magnitude", targets=tuple(targets.split(",")), budget=budget, **{size: value}
+            )
+            config = config.resolve(model.config)
+            little = removes_nothing(shape, config)
+            refused += little
+            for _ in range(4):
+                values = {one.where: torch.rand(one.total, generator=generator) for one in shape.in_scope(config)}
+                gone = removed_parameters(make_plan(UnitScores(values), shape, config), shape)
+                assert not (little and gone) and (little or gone or budget != "uniform"), (size, value)
+    assert refused
 
 
 def test_a_mask_of_nothing_is_refused(command, tiny_folder, tmp_path):

@@ -112,6 +112,7 @@ def _run(
 
 def _prune(recipe: Recipe, key: str, loading: dict[str, Any], args: argparse.Namespace) -> None:
     model, tokenizer = _base(recipe, loading)
+    sizes.check_model(model, recipe.prune)
     revision = base_revision(recipe.model, recipe.revision)
     trust = loading["trust_remote_code"]
     pruner = MoreauPruner(recipe.prune, tokenizer=tokenizer, revision=revision, trust_remote_code=trust)
@@ -121,7 +122,8 @@ def _prune(recipe: Recipe, key: str, loading: dict[str, Any], args: argparse.Nam
         model, recipe.calibration, calibration_column=recipe.calibration_column, checkpoint_dir=args.checkpoint_dir
     )
     if not recipe.prune.masks:
-        sizes.check_removed(result.summary.parameters_before - result.summary.parameters_after)
+        removed = result.summary.parameters_before - result.summary.parameters_after
+        sizes.check_removed(removed, model, recipe.prune)
     if not processes.is_first():
         return
     if recipe.evaluate:

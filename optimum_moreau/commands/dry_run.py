@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..config import MoreauPrunerConfig
+from . import sizes
 
 if TYPE_CHECKING:
     from ..plan import PruningPlan
@@ -39,6 +40,7 @@ def foresee(args: argparse.Namespace, given: MoreauPrunerConfig) -> dict[str, An
         return _foresee_zeros(skeleton, shape, config, device, text)
     counted = shape_to_count(skeleton, shape, config)
     check_reachable(skeleton.config, shape, counted, config)
+    sizes.check_shape(counted, config)
     plan = expected_plan(counted, config)
     plan = replace(plan, contributions=contributions(plan, shape))
     export = decide_export(skeleton.config, shape, plan, config.export)

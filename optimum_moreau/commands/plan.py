@@ -79,12 +79,13 @@ def _plan(args: argparse.Namespace, given: MoreauPrunerConfig) -> dict[str, Any]
         plan = with_export(make_counted_plan(model, shape, scores, config), model.config, shape)
     else:
         model, tokenizer = options.load(args)
+        sizes.check_model(model, given)
         pruner = MoreauPruner(given, tokenizer=tokenizer, revision=base_revision(args.model, args.revision))
         plan, _ = pruner.plan(model, args.calibration, **options.calibration_from(args))
     if not processes.is_first():
         return {}
     shape = model_shape(model)
-    sizes.check_removed(removed_parameters(plan, shape))
+    sizes.check_removed(removed_parameters(plan, shape), model, MoreauPrunerConfig.from_dict(plan.config))
     export = decide_export(model.config, shape, plan, plan.config["export"])
     plan.save(args.output)
     counted = shape_to_count(model, shape, MoreauPrunerConfig.from_dict(plan.config))

@@ -45,7 +45,7 @@ class Adapter:
     base: str = ""
 
     def save(self, folder: Path) -> None:
-        """Writes `adapter_model.safetensors` and `adapter_config.json`; an adapter that was there is replaced in one step.
+        """Writes `adapter_model.safetensors` and `adapter_config.json`; one that was there is replaced in one step.
 
         Raises:
             CheckpointError: it cannot be written.
