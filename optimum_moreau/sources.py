@@ -223,9 +223,19 @@ def text_field(records: Sequence[Record], name: str, column: str | None, option:
     return column
 
 
-def _read_file(path: Path) -> Sequence[Record]:
-    if not path.is_file():
+def check_there(source: Any) -> None:
+    """Refuses a path at which no file is; of other sources nothing is looked up.
+
+    Raises:
+        DataError: there is none.
+    """
+    if isinstance(source, (str, Path)) and not str(source).startswith(_HUB_PREFIX) and not path_of(source).is_file():
+        path = path_of(source)
         raise DataError(f"{path}: no such file; a path, or hub:id[:config[:split[:column]]] for a dataset of the Hub")
+
+
+def _read_file(path: Path) -> Sequence[Record]:
+    check_there(path)
     if path.suffix in _RECORD_LOADERS:
         from datasets import Dataset
         from datasets.exceptions import DatasetGenerationError
@@ -267,9 +277,10 @@ def _check_utf8(path: Path) -> None:
 def _damage(path: Path) -> str:
     """What is wrong with a file of records that could not be read, and where, as far as it can be told."""
     otherwise = f"damaged, or holds no {path.suffix[1:]} records"
-    if path.suffix not in (".json", ".jsonl"):
-        return otherwise
     try:
+        if path.suffix not in (".json", ".jsonl"):
+            path.open("rb").close()
+            return otherwise
         whole = path.read_bytes()
         records = whole.splitlines() if path.suffix == ".jsonl" else parse_json(whole, path.name, "records", DataError)
     except OSError as error:

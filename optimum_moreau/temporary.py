@@ -1,11 +1,13 @@
 """Files and folders of a process that lives: each is locked by the process that made it, and goes with the block.
 
 What has such a name and is locked by nobody was left by a process that was killed; the next one removes it. A lock
-(flock) ends with its process, whatever ended that; a number in a name would not tell whose it is now.
+(flock) ends with its process, whatever ended that; a number in a name would not tell whose it is now. A folder that is
+finished takes another's place in one step, where the system has one.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import logging
@@ -22,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 _FOLDER = re.compile(r"optimum-moreau-[a-z]+-[0-9a-f]{8}")
 _PARTIAL = re.compile(r"\..+\.partial-[0-9a-f]{8}")
+_EXCHANGE = 2  # RENAME_EXCHANGE of renameat2
+_HERE = -100  # AT_FDCWD
+_CANNOT = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY, errno.EPERM)
 
 
 @contextmanager
@@ -112,6 +117,52 @@ def remove(path: Path) -> None:
     else:
         with suppress(OSError):
             path.unlink(missing_ok=True)
+
+
+def replace_folder(made: Path, target: Path) -> None:
+    """Renames a finished folder to its target, which is never absent where the system can exchange two.
+
+    What was there is gone when this returns.
+
+    Raises:
+        OSError: it cannot be renamed; what was there stays.
+    """
+    if not target.exists():
+        made.rename(target)
+        return
+    try:
+        exchange(made, target)
+    except OSError as error:
+        if error.errno not in _CANNOT:
+            raise
+        swap(made, target)
+    remove(made)  # what was there
+
+
+def exchange(one: Path, two: Path) -> None:
+    """Exchanges the names of two folders, in one step.
+
+    Raises:
+        OSError: ENOSYS where the system has no such call.
+    """
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # Linux
+    if call is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    if call(_HERE, os.fsencode(one), _HERE, os.fsencode(two), ctypes.c_uint(_EXCHANGE)):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(one))
+
+
+def swap(made: Path, target: Path) -> None:
+    """The same in two steps; a kill in between leaves `.NAME.replaced-…`, which the next run puts back."""
+    replaced = target.with_name(f".{target.name}.replaced-{uuid.uuid4().hex[:8]}")
+    target.rename(replaced)
+    try:
+        made.rename(target)
+    except BaseException:
+        replaced.rename(target)
+        raise
+    remove(replaced)
 
 
 def _removed(path: Path) -> bool:

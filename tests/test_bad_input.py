@@ -1,5 +1,7 @@
 """A mistake of the user gets one line that says where, what and what to do; nothing is written, no model is changed."""
 
+import errno
+import io
 import json
 import re
 import shutil
@@ -725,3 +727,76 @@ def test_a_misspelled_folder_is_not_looked_for_on_the_hub(refused, tiny_folder, 
     monkeypatch.setattr("transformers.AutoConfig.from_pretrained", None)  # what would ask the Hub
     message = r"tiny-lama: no such folder\. Did you mean 'tiny-llama'\? An id of the Hub has the form org/name"
     refused(message, "evaluate", "tiny-lama", "--text", text_file)
+
+
+# What a file may be in the place of ----------------------------------------------------------------------------------
+
+PLAIN = ("--preset", "plain", "--criterion")
+TAYLOR = (*PLAIN, "taylor", *SMALL_FLAGS)
+ARGUMENTS = {
+    "model": ("plan", "{}", "-o", "out", *PLAIN, "magnitude"),
+    "calibration": ("prune", "base", "-o", "out", *TAYLOR, "--calibration", "{}"),
+    "calibration of a dry run": ("plan", "base", "--dry-run", *TAYLOR, "--calibration", "{}"),
+    "card template": ("apply", "pruned", "base", "-o", "out", "--card-template", "{}"),
+    "recipe": ("prune", "-o", "out", "--config", "{}"),
+    "scores": ("plan", "base", "-o", "out", "--from-scores", "{}"),
+    "plan": ("apply", "{}", "base", "-o", "out"),
+    "other plan": ("plan-diff", "pruned", "{}"),
+    "records": ("recover", "pruned", "-o", "out", "--data", "{}", "--max-steps", 1, "--seq-len", 64),
+    "adapter": ("recover", "pruned", "-o", "out", "--adapter", "{}"),
+    "text": ("evaluate", "base", "--text", "{}"),
+    "tasks": ("evaluate", "base", "--tasks", "mine", "--task-path", "{}"),
+    "evidence": ("report", "pruned", "-o", "out", "--no-generate", "--evidence", "{}"),
+    "pushed": ("push", "{}", "me/name", "--dry-run"),
+}
+# An empty template is one, and a dry run reads no text.
+KINDS = {"folder": "", "missing": "", "empty": "card template, calibration of a dry run", "/dev/null": ""}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("argument", ARGUMENTS)
+def test_what_is_no_file_of_its_kind_is_one_line(argument, kind, place_of_files, refused):
+    if argument in KINDS[kind].split(", "):
+        pytest.skip("may be empty")
+    (place_of_files / "folder").mkdir()
+    (place_of_files / "empty").write_text("")
+    refused("", *[kind if part == "{}" else part for part in ARGUMENTS[argument]])
+
+
+@pytest.mark.parametrize("argument", ["calibration", "card template", "recipe", "plan", "records", "text"])
+@pytest.mark.parametrize("suffix", ["", ".jsonl", ".parquet"])
+def test_a_file_that_may_not_be_read_is_one_line(argument, suffix, place_of_files, refused, monkeypatch):
+    name = f"private{suffix}"
+    (place_of_files / name).write_text("{}")
+    unreadable(monkeypatch, name)
+    refused("Permission denied", *[name if part == "{}" else part for part in ARGUMENTS[argument]])
+
+
+def test_a_template_that_may_not_be_read_is_an_error_of_ours(tmp_path, monkeypatch):
+    from optimum_moreau.card import check_template
+
+    (tmp_path / "card.md").write_text("{{ title }}")
+    unreadable(monkeypatch, tmp_path / "card.md")
+    with refusal(CheckpointError, r"card\.md: cannot be read \(Permission denied\)"):
+        check_template(tmp_path / "card.md")
+
+
+@pytest.fixture
+def place_of_files(tmp_path, tiny_folder, folders, monkeypatch):
+    """A working folder with a base model and a pruned one."""
+    shutil.copytree(tiny_folder, tmp_path / "base")
+    shutil.copytree(folders["stock"], tmp_path / "pruned")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def unreadable(monkeypatch, file):
+    """A file cannot be opened by this name, as where its mode forbids it (but to root, who may run the tests)."""
+
+    def refuse(path, *arguments, opened=io.open, **options):
+        if str(path) == str(file):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *arguments, **options)
+
+    for where in ("io.open", "builtins.open"):
+        monkeypatch.setattr(where, refuse)

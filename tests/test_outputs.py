@@ -13,25 +13,28 @@ import sys
 import threading
 from pathlib import Path
 
+import httpx2
 import pytest
 import torch
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig, PruningPlan
 from optimum_moreau.checkpoint import add_files, check_apart, claimed, save_folder
 from optimum_moreau.checkpoint import contents as model_contents
-from optimum_moreau.checkpoint.publishing import exchange
 from optimum_moreau.config.pruner_config import CONFIG_NAME
 from optimum_moreau.errors import CheckpointError, ConfigError, MoreauError
 from optimum_moreau.evaluation.records import EVALUATION_NAME, Measurement, save_measurements
 from optimum_moreau.files import write_json, write_tensors, write_text
 from optimum_moreau.hub import files_to_push
-from optimum_moreau.plan import PLAN_NAME
+from optimum_moreau.plan import PLAN_NAME, make_plan, removed_parameters, removes_nothing
+from optimum_moreau.recovery.adapter import Adapter
 from optimum_moreau.recovery.recovery import RECOVERY_NAME
+from optimum_moreau.recovery.training import last_state
 from optimum_moreau.scores import SCORES_NAME, UnitScores
 from optimum_moreau.sparsity import SPARSITY_NAME
 from optimum_moreau.speed import SPEED_NAME
 from optimum_moreau.summary import SUMMARY_NAME
-from optimum_moreau.temporary import collect_temporary, temporary_folder
+from optimum_moreau.temporary import collect_temporary, exchange, temporary_folder
+from optimum_moreau.units import model_shape
 from tests.recover_process import RECORDS
 from tests.tiny import contents, tiny_model
 
@@ -255,6 +258,48 @@ def test_a_claim_is_one_threads(tmp_path):
     assert listed(tmp_path) == []
 
 
+HOLD = """
+import sys
+from optimum_moreau.checkpoint import claimed
+with claimed(sys.argv[1]):
+    print("claimed", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["there before", "made meanwhile"])
+@pytest.mark.parametrize("first", ["within", "from outside", "renamed"])
+def test_an_output_is_one_runs_whatever_the_others_call_it(first, there, place, command, monkeypatch):
+    """… a `.` within it, its name from outside, or a name that the first did not know (as of a mount)."""
+    if not there and first != "from outside":
+        pytest.skip("nothing to be within, or to rename")
+    if there:
+        (place / "out").mkdir()
+    where, name = (place / "out", ".") if first == "within" else (place, "out")
+    run = subprocess.Popen(
+        [sys.executable, "-c", HOLD, name], cwd=where, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert run.stdout.readline() == "claimed\n"
+        (place / "out").mkdir(exist_ok=True)
+        output = "out"
+        if first == "from outside":
+            monkeypatch.chdir(place / "out")
+            output = "."
+        elif first == "renamed":
+            (place / "out").rename(place / "other")
+            output = "other"
+        code, out, err = command("prune", place / "base", "-o", output, *PLAIN)
+        assert (code, out) == (2, "") and f"{output}: another run writes it (process " in err, err
+        assert first == "renamed" or f"(process {run.pid})" in err
+    finally:
+        run.communicate()
+    assert [name for name in listed(place) if name.startswith(".")] == []
+    assert command("prune", place / "base", "-o", output, *PLAIN, "--dry-run")[0] == 0
+    with claimed(output):
+        pass
+
+
 def test_what_came_to_lie_there_meanwhile_is_not_replaced(tmp_path):
     with pytest.raises(CheckpointError, match=r"out: is not empty; .*nothing was saved"), save_folder(tmp_path / "out"):
         (tmp_path / "out").mkdir()
@@ -297,12 +342,25 @@ def test_the_target_is_there_at_every_moment_of_an_overwrite(tmp_path, monkeypat
         exchange(one, two)
         seen.append(two.exists())
 
-    monkeypatch.setattr("optimum_moreau.checkpoint.publishing.exchange", look)
+    monkeypatch.setattr("optimum_moreau.temporary.exchange", look)
     monkeypatch.setattr(Path, "rename", lambda *_: pytest.fail("was renamed"))
     with save_folder(tmp_path / "out", overwrite=True) as folder:
         (folder / "config.json").write_text("{}")
     assert seen == [True, True] and tree(tmp_path / "out") == {"config.json": b"{}"}
     assert listed(tmp_path) == ["out"]
+
+
+def test_an_adapter_is_replaced_in_that_step_too(tmp_path, monkeypatch):
+    from peft import LoraConfig
+
+    name = "base_model.model.a.lora_A.weight"
+    for value in (0.0, 1.0):
+        with monkeypatch.context() as patch:
+            if value:
+                patch.setattr(Path, "rename", lambda *_: pytest.fail("was renamed"))
+            Adapter({name: torch.full((2, 3), value)}, LoraConfig(r=2)).save(tmp_path / "adapter")
+        assert Adapter.load(tmp_path / "adapter").weights[name].unique().tolist() == [value]
+        assert listed(tmp_path) == ["adapter"]
 
 
 def test_what_a_killed_run_left_is_put_right(tmp_path, caplog):
@@ -321,6 +379,17 @@ def test_what_a_killed_run_left_is_put_right(tmp_path, caplog):
     with save_folder(out, overwrite=True) as folder:
         (folder / "config.json").write_text("{}")
     assert listed(tmp_path) == [".out.partial-mine", "out"]
+
+
+def test_what_a_run_left_within_its_output_is_put_right_from_outside_too(tmp_path, caplog, monkeypatch):
+    (tmp_path / "out").mkdir()
+    left_by_a_dead_run(tmp_path / "out" / ".out.moving-01234567", MODEL)
+    monkeypatch.chdir(tmp_path)
+    with claimed("out"):
+        pass
+    assert (tmp_path / "out" / "config.json").exists() and not (tmp_path / "out" / ".out.moving-01234567").exists()
+    (line,) = caplog.messages  # by the name that was given
+    assert line.startswith("out: put .out.moving-01234567 in its place") and str(tmp_path) not in line
 
 
 def test_a_living_runs_folders_are_left_alone(tmp_path, monkeypatch):
@@ -436,6 +505,49 @@ def test_the_working_folder_is_filled_and_stays_the_shells(place, command, unver
     assert not [name for name in os.listdir() if name.startswith(".")]
 
 
+def test_states_of_a_training_lie_where_its_output_is_made(place, command, unverified, monkeypatch):
+    """… in a folder that is filled in place; the same command goes on from them, and nothing is left of them."""
+    (place / "here").mkdir()
+    monkeypatch.chdir(place / "here")
+    before, again = listed(place), ("recover", "../pruned", "-o", ".", "--data", "../text.txt", *RECOVER)
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MoreauPruner, "save_pretrained", interrupt)
+        code, _, err = command(*again)
+        assert code == 130, err
+    assert (
+        listed(place / "here") == [".here.recovery"] and last_state(Path(".here.recovery")) and listed(place) == before
+    )
+    code, _, err = command(*again)
+    assert code == 0, err
+    assert "adapter" in os.listdir() and not [name for name in os.listdir() if name.startswith(".")]
+    assert listed(place) == before
+
+
+STATES = {
+    "work folder": ("recover", "pruned", "-o", "out", "--data", "records.json", "--work-dir", "file", *RECOVER),
+    "default work folder": ("recover", "pruned", "-o", "o", "--data", "records.json", *RECOVER),
+    "steps of prune": ("prune", "base", "-o", "out", "--checkpoint-dir", "file"),
+    "steps of plan": ("plan", "base", "-o", "out.json", "--checkpoint-dir", "file"),
+}
+
+
+@pytest.mark.parametrize("arguments", STATES.values(), ids=STATES)
+def test_a_file_in_the_place_of_states_is_refused_before_any_work(arguments, place, command, monkeypatch):
+    for name in ("file", ".o.recovery"):
+        (place / name).write_text("mine")
+    monkeypatch.setattr("optimum_moreau.checkpoint.loading.load_model", lambda *_, **__: pytest.fail("was loaded"))
+    monkeypatch.setattr("optimum_moreau.commands.chain.load_model", lambda *_, **__: pytest.fail("was loaded"))
+    monkeypatch.setattr("optimum_moreau.pruner.load_model", lambda *_, **__: pytest.fail("was loaded"))
+    before = contents(place)
+    code, out, err = command(*arguments)
+    assert (code, out) == (2, "") and re.search(r"(file|\.o\.recovery): is a file; give a folder\n$", err), err
+    assert len(err.splitlines()) == 1 and contents(place) == before
+
+
 def test_a_link_is_written_through_and_a_broken_one_refused(place, command, unverified):
     (place / "elsewhere").mkdir()
     (place / "link").symlink_to("elsewhere")
@@ -456,7 +568,7 @@ def test_a_folder_that_cannot_be_exchanged_is_replaced_all_the_same(number, tmp_
     def refuse(*_):
         raise OSError(number, "no")
 
-    monkeypatch.setattr("optimum_moreau.checkpoint.publishing.exchange", refuse)
+    monkeypatch.setattr("optimum_moreau.temporary.exchange", refuse)
     left_by_a_dead_run(tmp_path / "out", {**MODEL, "vocab.json": "old"})
     with save_folder(tmp_path / "out", overwrite=True) as folder:
         (folder / "config.json").write_text("{}")
@@ -587,6 +699,39 @@ def test_a_full_disk_in_a_library_is_one_line_too(command, monkeypatch, tiny_fol
     assert (code, out) == (2, "") and "/somewhere/cache: cannot be written (No space left on device); make room" in err
 
 
+FROM_OUTSIDE = {
+    "a disk that fails": (OSError(errno.EIO, "Input/output error"), "the system refuses (Input/output error)"),
+    "too many files": (OSError(errno.EMFILE, "Too many open files"), "files); raise the limit (ulimit -n)"),
+    "a full disk": (OSError(errno.ENOSPC, "No space left on device"), "device); make room, or set TMPDIR"),
+    "a mount that is gone": (OSError(errno.ENOTCONN, "Endpoint is not connected"), "is not connected); try again"),
+    "a reset": (ConnectionResetError(errno.ECONNRESET, "Connection reset"), "(Connection reset); try again"),
+    "a time-out": (TimeoutError("timed out"), "the connection failed (timed out); try again"),
+    "a silent Hub": (httpx2.ReadTimeout("timed out"), "the Hub cannot be reached (timed out); try again"),
+    "a library's words": (OSError("We couldn't connect.\nTry again."), "error: We couldn't connect."),
+    "a file": (PermissionError(errno.EACCES, "Permission denied", "f"), "f: cannot be read or written (Permission"),
+}
+
+
+@pytest.mark.parametrize(("error", "words"), FROM_OUTSIDE.values(), ids=FROM_OUTSIDE)
+def test_what_fails_outside_this_program_is_one_line(error, words, command, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("optimum_moreau.commands.evaluate._measure", fail)
+    code, out, err = command("evaluate", "any", "--text", "any.txt")
+    assert (code, out) == (2, "") and len(err.splitlines()) == 1 and words in err, err
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EBADF, "Bad file descriptor"), ValueError("odd"), KeyError("odd")])
+def test_a_mistake_of_this_program_is_no_line(error, command, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("optimum_moreau.commands.evaluate._measure", fail)
+    with pytest.raises(type(error)):
+        command("evaluate", "any", "--text", "any.txt")
+
+
 # Sizes that remove nothing
 
 
@@ -602,6 +747,68 @@ def test_a_size_that_removes_nothing_is_refused(verb, size, command, tiny_folder
     assert (code, out) == (2, "") and len(err.splitlines()) == 1
     assert "save_pretrained" in err or "leaves nothing to prune" in err
     assert listed(tmp_path) == []
+
+
+@pytest.mark.parametrize("size", [("--ratio", 0), ("--unit-ratio", 0)], ids=str)
+def test_nothing_is_answered_by_asking_for_more(size, command, tiny_folder, tmp_path):
+    _, _, err = command("prune", tiny_folder, "-o", tmp_path / "out", *PLAIN, *size)
+    assert "give a ratio above 0" in err
+
+
+COARSE = {
+    "two heads": ({"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}, "attention", "--ratio", 0.02),
+    "layers": ({}, "layers", "--ratio", 0.02),
+    "hidden": ({}, "hidden", "--ratio", 0.001),
+    "channels": ({}, "mlp", "--unit-ratio", 0.005),
+}
+
+
+@pytest.mark.parametrize("budget", ["uniform", "search"])
+@pytest.mark.parametrize("coarse", COARSE)
+def test_a_share_less_than_any_unit_is_refused_before_scoring(
+    coarse, budget, command, tmp_path, monkeypatch, tokenizer
+):
+    changes, targets, flag, value = COARSE[coarse]
+    budget = budget if targets in ("attention", "mlp") else "uniform"
+    tiny_model("llama", vocab_size=len(tokenizer), **changes).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    monkeypatch.setattr("optimum_moreau.pruner.score_in_rounds", lambda *_, **__: pytest.fail("was scored"))
+    asked = (tmp_path / "base", *PLAIN, "--targets", targets, "--budget", budget)
+    outputs = {"prune": tmp_path / "out", "plan": tmp_path / "plan.json"}
+    for verb, output in outputs.items():
+        for how in (("-o", output), ("--dry-run",)):
+            code, out, err = command(verb, *asked, flag, value, *how)
+            assert (code, out) == (2, "") and len(err.splitlines()) == 1, err
+            found = re.search(
+                r"the least that can go\D* is [\d.]+ % of the parameters \(([\d,]+)\), from \w+ (\S+) on", err
+            )
+            assert found and f"{flag[2:].replace('-', '_')[-5:]} {value} is less than any unit" in err, err
+    assert listed(tmp_path) == ["base"]
+    code, out, err = command("plan", *asked, flag, found[2], "--dry-run", "--json")  # what it says holds
+    counts = json.loads(out)
+    assert counts["parameters_before"] - counts["parameters_after"] == int(found[1].replace(",", ""))
+    assert command("plan", *asked, flag, 0.99 * float(found[2]), "--dry-run")[0] == 2 or budget != "uniform"
+
+
+@pytest.mark.parametrize("budget", ["uniform", "global", "zscore"])
+@pytest.mark.parametrize("targets", ["attention", "mlp", "attention,mlp", "mlp,layers", "hidden,mlp"])
+def test_what_is_refused_before_scoring_removes_nothing_by_any_scores(budget, targets):
+    model = tiny_model("llama")
+    shape, generator = model_shape(model), torch.Generator().manual_seed(0)
+    refused = 0
+    for size in ("pruning_ratio", "unit_ratio"):
+        for value in (0.0005, 0.001, 0.002, 0.004, 0.008, 0.015, 0.02, 0.03, 0.06, 0.1, 0.2):
+            config = MoreauPrunerConfig(
+                criterion="magnitude", targets=tuple(targets.split(",")), budget=budget, **{size: value}
+            )
+            config = config.resolve(model.config)
+            little = removes_nothing(shape, config)
+            refused += little
+            for _ in range(4):
+                values = {one.where: torch.rand(one.total, generator=generator) for one in shape.in_scope(config)}
+                gone = removed_parameters(make_plan(UnitScores(values), shape, config), shape)
+                assert not (little and gone) and (little or gone or budget != "uniform"), (size, value)
+    assert refused
 
 
 def test_a_mask_of_nothing_is_refused(command, tiny_folder, tmp_path):

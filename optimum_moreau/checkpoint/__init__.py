@@ -11,7 +11,7 @@ from .loading import (
     load_tokenizer,
 )
 from .older_readers import spell_for_older_readers
-from .outputs import check_addable, check_apart, check_file, check_target, claimed
+from .outputs import check_addable, check_apart, check_file, check_folder, check_target, claimed, work_folder
 from .readable import are_whole, weight_files
 from .saving import add_files, save_folder
 from .trust import code_may_run, drop_foreign_code
@@ -27,6 +27,7 @@ __all__ = [
     "check_apart",
     "check_device",
     "check_file",
+    "check_folder",
     "check_same_tokenizer",
     "check_target",
     "claimed",
@@ -41,4 +42,5 @@ __all__ = [
     "spell_for_older_readers",
     "verify",
     "weight_files",
+    "work_folder",
 ]

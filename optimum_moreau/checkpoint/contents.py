@@ -110,7 +110,7 @@ def strangers(folder: Path) -> list[str]:
 def is_of_a_run(folder: Path, name: str) -> bool:
     """Whether something at the top of a folder belongs to a run that writes the folder, and not to what it holds."""
     kind = name.removeprefix(f".{folder.name}.") if name.startswith(f".{folder.name}.") else ""
-    return kind == "lock" or kind.startswith(("partial-", "complete-", "moving-"))
+    return kind in ("lock", "recovery") or kind.startswith(("partial-", "complete-", "moving-", "recovery-"))
 
 
 def is_part(path: Path) -> bool:

@@ -6,7 +6,7 @@ import fcntl
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 
@@ -143,15 +143,36 @@ def check_addable(folder: str | Path, name: str, *, overwrite: bool = False) -> 
     Raises:
         CheckpointError: not a folder, not writable, or it holds an earlier result.
     """
+    path = check_folder(folder)
+    if (path / name).exists() and not overwrite:
+        raise CheckpointError(f"{folder}: holds {name} already; choose another folder, or overwrite (--overwrite)")
+    return path
+
+
+def check_folder(folder: str | Path) -> Path:
+    """Refuses, before any work is done, a folder in which nothing could be written; returns its full path.
+
+    Raises:
+        CheckpointError: a file, or not writable.
+    """
     path = _resolved(folder)
     if path.exists() and not path.is_dir():
         raise CheckpointError(f"{folder}: is a file; give a folder")
-    if (path / name).exists() and not overwrite:
-        raise CheckpointError(f"{folder}: holds {name} already; choose another folder, or overwrite (--overwrite)")
     _check_place(folder, path)
     if path.is_dir() and not os.access(path, os.W_OK | os.X_OK):
         raise CheckpointError(f"{folder}: cannot be written, {path} is not a writable folder")
     return path
+
+
+def work_folder(output: str | Path, mark: str = "") -> Path:
+    """Where the states of a training lie until its output is saved: beside that, or in it where it is filled in place.
+
+    Args:
+        output: folder to be written.
+        mark: what tells one training from another.
+    """
+    path = _resolved(output)
+    return place_of(path) / f".{path.name}.recovery{f'-{mark}' if mark else ''}"
 
 
 def _check_place(name: str | Path, path: Path) -> None:
@@ -178,50 +199,59 @@ def claimed(output: str | Path) -> Iterator[None]:
     _check_place(output, path)
     place = place_of(path)
     missing = [ancestor for ancestor in (place, *place.parents) if not ancestor.exists()]
-    lock = place / _lock_name(path)
-    descriptor = -1
-    try:
+    with ExitStack() as held:
+        held.callback(_remove_empty, missing)
         try:
             place.mkdir(parents=True, exist_ok=True)
-            descriptor = _lock(lock, output)
+            _hold(path, place, output, held)
         except OSError as error:
             if isinstance(error, CheckpointError):
                 raise
             raise CheckpointError(f"{output}: cannot be written ({reason(error)})") from error
-        token = _claims.set(_claims.get() | {path})
+        held.callback(_claims.reset, _claims.set(_claims.get() | {path}))
+        _put_right(path, output)
+        collect_temporary()
+        yield
+
+
+def _hold(path: Path, place: Path, output: str | Path, held: ExitStack) -> None:
+    """Locks an output by all that another run may know it by, whatever it calls it and wherever it runs.
+
+    The file beside it is there before the folder is, and stays when another folder takes that one's place; where a
+    folder is filled in place there is one in it too. A lock on the folder itself holds under other names too (mounts).
+    """
+    for where in dict.fromkeys((path.parent, place)):
+        lock = where / _lock_name(path)
         try:
-            _put_right(path)
-            collect_temporary()
-            yield
-        finally:
-            _claims.reset(token)
-    finally:
-        if descriptor >= 0:
-            lock.unlink(missing_ok=True)  # before it is let go: whoever waits for it looks whether it is still there
-            os.close(descriptor)
-        with suppress(OSError):  # not empty: something was written
-            for ancestor in missing:
-                ancestor.rmdir()
+            descriptor = _lock_file(lock, output)
+        except OSError as error:
+            if where == place or isinstance(error, CheckpointError):
+                raise
+            logger.debug("%s: cannot be locked (%s)", lock, reason(error))  # of a folder that is filled in place
+        else:
+            held.callback(os.close, descriptor)
+            held.callback(lock.unlink, missing_ok=True)  # before: whoever waits for it looks whether it is still there
+    if path.is_dir():
+        descriptor = os.open(path, os.O_RDONLY)
+        _lock(descriptor, output)
+        held.callback(os.close, descriptor)
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    with suppress(OSError):  # something was written
+        for folder in folders:
+            folder.rmdir()
 
 
 def _lock_name(path: Path) -> str:
     return f".{path.name}.lock"
 
 
-def _lock(lock: Path, output: str | Path) -> int:
+def _lock_file(lock: Path, output: str | Path) -> int:
     while True:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            process = os.read(descriptor, 20).decode(errors="replace") or "unknown"
-            os.close(descriptor)
-            raise CheckpointError(
-                f"{output}: another run writes it (process {process}); let that end, or choose another output"
-            ) from None
-        except OSError:  # a file system without locks: as if it were claimed
-            logger.debug("%s: no locks here", lock)
-        if lock.exists() and os.path.samestat(os.fstat(descriptor), lock.stat()):
+        _lock(descriptor, output)
+        if _same_file(descriptor, lock):
             try:
                 os.ftruncate(descriptor, 0)
                 os.write(descriptor, str(os.getpid()).encode())
@@ -233,11 +263,34 @@ def _lock(lock: Path, output: str | Path) -> int:
         os.close(descriptor)  # who had it removed it
 
 
-def _put_right(path: Path) -> None:
-    """Of a claimed output: puts right what a run that was killed left."""
-    place = place_of(path)
-    done = [f"removed {name}" for name in collect_partial(place, path.name)]
-    for left in sorted(place.glob(f".{_escaped(path.name)}.*")):
+def _lock(descriptor: int, output: str | Path) -> None:
+    """Locks an open file or folder; closes it where another run has the lock."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        process = b""
+        with suppress(OSError):  # a folder
+            process = os.read(descriptor, 20)
+        os.close(descriptor)
+        raise CheckpointError(
+            f"{output}: another run writes it (process {process.decode(errors='replace') or 'unknown'}); let that end,"
+            " or choose another output"
+        ) from None
+    except OSError:  # a file system without locks: as if it were claimed
+        logger.debug("%s: no locks here", output)
+
+
+def _same_file(descriptor: int, path: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    return False
+
+
+def _put_right(path: Path, output: str | Path) -> None:
+    """Of a claimed output: puts right what a run that was killed left; says so by the name that was given."""
+    places = dict.fromkeys((place_of(path), path))  # in it too: the run may have been one that fills it in place
+    done = [f"removed {name}" for place in places for name in collect_partial(place, path.name)]
+    for left in sorted(one for place in places for one in place.glob(f".{_escaped(path.name)}.*")):
         kind = left.name.removeprefix(f".{path.name}.").partition("-")[0]
         if kind not in ("moving", "complete", "replaced"):
             continue
@@ -254,7 +307,7 @@ def _put_right(path: Path) -> None:
                 left.rename(path)
                 done.append(f"put {left.name} back")
     if done:
-        logger.warning("%s: %s, which a run that was killed had left", path, ", ".join(done))
+        logger.warning("%s: %s, which a run that was killed had left", output, ", ".join(done))
 
 
 def _escaped(name: str) -> str:

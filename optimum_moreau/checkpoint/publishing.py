@@ -7,19 +7,13 @@ user's shell would stay behind), it is filled in place, config.json last: `.NAME
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
-import uuid
 from contextlib import suppress
 from pathlib import Path
 
-from ..temporary import remove
+from ..temporary import remove, replace_folder
 from .contents import is_part
-
-_EXCHANGE = 2  # RENAME_EXCHANGE of renameat2
-_HERE = -100  # AT_FDCWD
-_CANNOT = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY, errno.EPERM)
 
 
 def publish(made: Path, target: Path) -> None:
@@ -31,45 +25,13 @@ def publish(made: Path, target: Path) -> None:
     if made.parent == target:
         fill(made, target)
         return
-    if not target.exists():
-        made.rename(target)
-        return
     try:
-        exchange(made, target)
+        replace_folder(made, target)
     except OSError as error:
-        if error.errno in (errno.EXDEV, errno.EBUSY):  # a folder of a container's image, which cannot be renamed
-            fill(made, target)
-            return
-        if error.errno not in _CANNOT:
+        # a folder of a container's image, which cannot be renamed
+        if error.errno not in (errno.EXDEV, errno.EBUSY) or not target.exists():
             raise
-        swap(made, target)
-    remove(made)  # what was there
-
-
-def exchange(one: Path, two: Path) -> None:
-    """Exchanges the names of two folders, in one step.
-
-    Raises:
-        OSError: ENOSYS where the system has no such call.
-    """
-    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # Linux
-    if call is None:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    if call(_HERE, os.fsencode(one), _HERE, os.fsencode(two), ctypes.c_uint(_EXCHANGE)):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), str(one))
-
-
-def swap(made: Path, target: Path) -> None:
-    """The same in two steps; a kill in between leaves `.NAME.replaced-…`, which the next run puts back."""
-    replaced = target.with_name(f".{target.name}.replaced-{uuid.uuid4().hex[:8]}")
-    target.rename(replaced)
-    try:
-        made.rename(target)
-    except BaseException:
-        replaced.rename(target)
-        raise
-    remove(replaced)
+        fill(made, target)
 
 
 def fill(made: Path, target: Path) -> None:

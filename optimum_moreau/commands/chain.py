@@ -16,7 +16,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import base_revision, check_target, load_config, load_model, load_tokenizer
+from ..checkpoint import (
+    base_revision,
+    check_folder,
+    check_target,
+    load_config,
+    load_model,
+    load_tokenizer,
+    work_folder,
+)
 from ..errors import CheckpointError, ConfigError
 from ..evaluation.records import EVALUATION_NAME, Measurement, load_measurements
 from ..pruner import MoreauPruner
@@ -52,6 +60,8 @@ def _reserved(
     """Yields which steps are done; the folders of the others are this run's for the block, and may be written."""
     writes = [*(folders[step] for step in keys), args.checkpoint_dir]
     outputs.check_apart(writes, [*recipe.reads(), args.config])
+    if args.checkpoint_dir is not None:
+        check_folder(args.checkpoint_dir)
     for step in keys:
         with suppress(CheckpointError), outputs.claims([folders[step]]):
             pass  # what a run that was killed left is put right, also beside what is done
@@ -63,6 +73,8 @@ def _reserved(
                 stack.enter_context(outputs.claims([folders[step]]))
                 inputs.check_same(folders[step], overwrite=args.overwrite)
                 check_target(folders[step], overwrite=args.overwrite)
+                if step == "recover":
+                    check_folder(_work(recipe, keys[step]))
         yield done
 
 
@@ -100,6 +112,7 @@ def _run(
 
 def _prune(recipe: Recipe, key: str, loading: dict[str, Any], args: argparse.Namespace) -> None:
     model, tokenizer = _base(recipe, loading)
+    sizes.check_model(model, recipe.prune)
     revision = base_revision(recipe.model, recipe.revision)
     trust = loading["trust_remote_code"]
     pruner = MoreauPruner(recipe.prune, tokenizer=tokenizer, revision=revision, trust_remote_code=trust)
@@ -109,7 +122,8 @@ def _prune(recipe: Recipe, key: str, loading: dict[str, Any], args: argparse.Nam
         model, recipe.calibration, calibration_column=recipe.calibration_column, checkpoint_dir=args.checkpoint_dir
     )
     if not recipe.prune.masks:
-        sizes.check_removed(result.summary.parameters_before - result.summary.parameters_after)
+        removed = result.summary.parameters_before - result.summary.parameters_after
+        sizes.check_removed(removed, model, recipe.prune)
     if not processes.is_first():
         return
     if recipe.evaluate:
@@ -132,8 +146,7 @@ def _recover(recipe: Recipe, key: str, loading: dict[str, Any], args: argparse.N
 
 def _work(recipe: Recipe, key: str) -> Path:
     """Folder of the states of this very tuning: what another run left is no obstacle."""
-    target = Path(recipe.recovered)
-    return target.with_name(f".{target.name}.recovery-{key[:8]}")
+    return work_folder(recipe.recovered, key[:8])
 
 
 def _base(recipe: Recipe, loading: dict[str, Any]) -> tuple[Any, Any]:

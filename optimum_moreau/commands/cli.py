@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import io
 import json
 import logging
@@ -19,7 +20,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from .. import __version__
-from ..errors import MoreauError
+from ..errors import MoreauError, first_line
 from ..registry import suggestion
 from ..temporary import is_full
 from . import processes
@@ -42,6 +43,8 @@ VERBS = {
 }
 
 _READER_GONE = 128 + signal.SIGPIPE
+_OF_A_PROGRAM = (errno.EBADF, errno.EFAULT, errno.EINVAL, errno.ENOTTY, errno.ECHILD)  # where no file is named
+_OF_A_NETWORK = (errno.ENOTCONN, errno.ENETUNREACH, errno.ENETDOWN, errno.ENETRESET, errno.EHOSTUNREACH)
 
 
 def prepare(verb: str, parser: argparse.ArgumentParser) -> None:
@@ -71,14 +74,10 @@ def execute(verb: str, args: argparse.Namespace) -> int:
     except MoreauError as error:
         _complain(f"optimum-moreau {verb}: error: {' '.join(str(error).split())}")
         return 2
-    except OSError as error:
-        if not is_full(error) and error.filename is None:
+    except Exception as error:
+        if not (problem := _from_outside(error)):
             raise
-        where = error.filename or tempfile.gettempdir()
-        problem = f"cannot be read or written ({error.strerror})"
-        if is_full(error):
-            problem = f"cannot be written ({error.strerror}); make room, or set TMPDIR to a folder elsewhere"
-        _complain(f"optimum-moreau {verb}: error: {where}: {problem}")
+        _complain(f"optimum-moreau {verb}: error: {problem}")
         return 2
     except KeyboardInterrupt:
         kept = getattr(args, "checkpoint_dir", None)
@@ -137,6 +136,34 @@ def _say(text: str, program: str) -> int:
     with contextlib.suppress(OSError):  # what is left in its buffer goes nowhere, without another error at the end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return code
+
+
+def _from_outside(error: Exception) -> str:
+    """What went wrong with files, the system or the network, in words; empty for a mistake of this program.
+
+    An error of the system that names no file comes from a library's own file, or from a connection; one without a
+    number is a library's words to its user.
+    """
+    if isinstance(error, getattr(sys.modules.get("httpx2"), "TransportError", ())):
+        return f"the Hub cannot be reached ({_words(error)}); try again"
+    if not isinstance(error, OSError) or (error.filename is None and error.errno in _OF_A_PROGRAM):
+        return ""
+    if is_full(error):
+        where = error.filename or tempfile.gettempdir()
+        return f"{where}: cannot be written ({error.strerror}); make room, or set TMPDIR to a folder elsewhere"
+    if isinstance(error, (ConnectionError, TimeoutError)) or error.errno in _OF_A_NETWORK:
+        return f"the connection failed ({_words(error)}); try again"
+    if error.filename is not None:
+        return f"{error.filename}: cannot be read or written ({_words(error)})"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"no more files can be opened ({_words(error)}); raise the limit (ulimit -n)"
+    return _words(error) if error.errno is None else f"the system refuses ({_words(error)})"
+
+
+def _words(error: Exception) -> str:
+    """Why, in one line."""
+    words = getattr(error, "strerror", None) or first_line(error)
+    return " ".join(str(words).split()) or type(error).__name__
 
 
 def _complain(text: str) -> None:

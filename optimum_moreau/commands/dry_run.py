@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..config import MoreauPrunerConfig
+from . import sizes
 
 if TYPE_CHECKING:
     from ..plan import PruningPlan
@@ -21,6 +22,7 @@ def foresee(args: argparse.Namespace, given: MoreauPrunerConfig) -> dict[str, An
     from ..export import check_reachable, decide_export
     from ..plan import contributions, expected_plan, removed_parameters
     from ..scores import needs_text
+    from ..sources import check_there
     from ..summary import layer_shapes
     from ..units import model_shape
 
@@ -31,12 +33,14 @@ def foresee(args: argparse.Namespace, given: MoreauPrunerConfig) -> dict[str, An
     config = given.resolve(skeleton.config)
     if needs_text(config) or config.compensation != "none":
         check_positions(skeleton.config, config.sequence_length)
+        check_there(args.calibration)
     device = check_device(None if args.device == "auto" else args.device).type
     text = reading_bytes(args.calibration) if needs_text(config) or config.compensation != "none" else 0
     if config.masks:
         return _foresee_zeros(skeleton, shape, config, device, text)
     counted = shape_to_count(skeleton, shape, config)
     check_reachable(skeleton.config, shape, counted, config)
+    sizes.check_shape(counted, config)
     plan = expected_plan(counted, config)
     plan = replace(plan, contributions=contributions(plan, shape))
     export = decide_export(skeleton.config, shape, plan, config.export)

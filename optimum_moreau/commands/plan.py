@@ -50,9 +50,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         return dry_run.foresee(args, given)
     if args.output is None:
         raise ConfigError("--output: give the plan to write, or --dry-run")
-    from ..checkpoint import check_file
+    from ..checkpoint import check_file, check_folder
 
     check_file(args.output, overwrite=args.overwrite)
+    if args.checkpoint_dir is not None:
+        check_folder(args.checkpoint_dir)
     inputs = (args.model, args.from_scores, args.calibration)
     with outputs.reserved([args.output, args.checkpoint_dir], inputs):
         return _plan(args, given)
@@ -77,12 +79,13 @@ def _plan(args: argparse.Namespace, given: MoreauPrunerConfig) -> dict[str, Any]
         plan = with_export(make_counted_plan(model, shape, scores, config), model.config, shape)
     else:
         model, tokenizer = options.load(args)
+        sizes.check_model(model, given)
         pruner = MoreauPruner(given, tokenizer=tokenizer, revision=base_revision(args.model, args.revision))
         plan, _ = pruner.plan(model, args.calibration, **options.calibration_from(args))
     if not processes.is_first():
         return {}
     shape = model_shape(model)
-    sizes.check_removed(removed_parameters(plan, shape))
+    sizes.check_removed(removed_parameters(plan, shape), model, MoreauPrunerConfig.from_dict(plan.config))
     export = decide_export(model.config, shape, plan, plan.config["export"])
     plan.save(args.output)
     counted = shape_to_count(model, shape, MoreauPrunerConfig.from_dict(plan.config))

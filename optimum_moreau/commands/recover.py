@@ -114,16 +114,19 @@ def tune(
         loading: keyword arguments of `load_model`.
         saving: keyword arguments of `save_pretrained`.
         evaluate: text to measure the perplexity on.
-        work: folder of the training's states; removed when the model is saved.
+        work: folder of the training's states; removed when the model is saved. Default: beside the output.
 
     Returns:
         What was done.
     """
     from ..card import check_template
-    from ..checkpoint import check_target, load_model
+    from ..checkpoint import check_folder, check_target, load_model, work_folder
     from ..pruner import MoreauPruner
 
-    target = check_target(output, overwrite=saving["overwrite"])
+    check_target(output, overwrite=saving["overwrite"])
+    if not isinstance(step, str):
+        work = work or work_folder(output)
+        check_folder(work)
     if processes.is_first():
         logging.getLogger("optimum_moreau.recovery.training").setLevel(logging.INFO)  # it says that it begins
     check_template(saving["card_template"])
@@ -131,7 +134,6 @@ def tune(
     if isinstance(step, str):
         summary = pruner.merge_adapter(step)
     else:
-        work = work or target.with_name(f".{target.name}.recovery")
         teacher = None if step.teacher is None else load_model(step.teacher, **loading)
         summary = pruner.recover(step.data, step.config, teacher=teacher, work_dir=work)
     if not processes.is_first():

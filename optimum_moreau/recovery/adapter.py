@@ -19,7 +19,7 @@ from ..errors import CheckpointError, first_line
 from ..files import read_json, read_tensors, write_tensors
 from ..plan import fingerprint
 from ..sources import model_reference
-from ..temporary import partial_folder, reason
+from ..temporary import partial_folder, reason, replace_folder
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -45,7 +45,7 @@ class Adapter:
     base: str = ""
 
     def save(self, folder: Path) -> None:
-        """Writes `adapter_model.safetensors` and `adapter_config.json`; an adapter that was there goes then.
+        """Writes `adapter_model.safetensors` and `adapter_config.json`; one that was there is replaced in one step.
 
         Raises:
             CheckpointError: it cannot be written.
@@ -59,9 +59,7 @@ class Adapter:
                 metadata = {"format": "pt", "base_fingerprint": self.base}
                 write_tensors(made / _WEIGHTS, self.weights, metadata)
                 config.save_pretrained(str(made))
-                if folder.exists():
-                    folder.rename(partial / "replaced")
-                made.rename(folder)
+                replace_folder(made, folder)
         except OSError as error:
             raise CheckpointError(f"{folder.name}: cannot be written ({reason(error)})") from error
 
