@@ -119,7 +119,7 @@ def test_a_swap_that_fails_puts_the_old_folder_back(tmp_path, monkeypatch):
             raise FULL_DISK
         return rename(path, target)
 
-    monkeypatch.setattr("optimum_moreau.checkpoint.publishing.exchange", no_exchange)
+    monkeypatch.setattr("optimum_moreau.temporary.exchange", no_exchange)
     monkeypatch.setattr(Path, "rename", fail_for_the_new_one)
     with pytest.raises(CheckpointError), save_folder(tmp_path / "out", overwrite=True):
         pass
