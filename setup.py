@@ -1,11 +1,9 @@
-"""Metadata of the distribution `optimum-moreau`, and the one build step that packages the model card template."""
+"""Metadata of the distribution `optimum-moreau`."""
 
 import re
-import shutil
 from pathlib import Path
 
 from setuptools import setup
-from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"', (HERE / "optimum_moreau" / "__init__.py").read_text(), re.M).group(1)
@@ -13,15 +11,6 @@ VERSION = re.search(r'^__version__ = "(.+)"', (HERE / "optimum_moreau" / "__init
 EVAL = ["lm_eval>=0.4.13"]
 REPORT = ["matplotlib>=3.10"]
 TEST = ["markdown-it-py>=4", "pytest>=8", "hypothesis>=6.130", "pytest-xdist>=3.6", "setuptools>=77"]
-
-
-class BuildWithTemplate(build_py):
-    """Copies MODEL_CARD_TEMPLATE.md from the top level into the built package."""
-
-    def run(self) -> None:
-        super().run()
-        if not self.editable_mode:
-            shutil.copy(HERE / "MODEL_CARD_TEMPLATE.md", Path(self.build_lib) / "optimum_moreau")
 
 
 setup(
@@ -35,25 +24,42 @@ setup(
     python_requires=">=3.11",
     packages=[
         "optimum_moreau",
-        "optimum_moreau.checkpoint",
-        "optimum_moreau.commands",
+        "optimum_moreau.budgets",
+        "optimum_moreau.cli",
         "optimum_moreau.compensation",
         "optimum_moreau.config",
         "optimum_moreau.criteria",
+        "optimum_moreau.data",
         "optimum_moreau.envelope",
+        "optimum_moreau.estimate",
         "optimum_moreau.evaluation",
+        "optimum_moreau.evaluation.speed",
+        "optimum_moreau.files",
+        "optimum_moreau.loading",
+        "optimum_moreau.masks",
         "optimum_moreau.modeling",
-        "optimum_moreau.plan",
+        "optimum_moreau.models",
+        "optimum_moreau.pipeline",
+        "optimum_moreau.planning",
         "optimum_moreau.recovery",
         "optimum_moreau.report",
-        "optimum_moreau.sparsity",
-        "optimum_moreau.speed",
+        "optimum_moreau.run",
+        "optimum_moreau.saving",
+        "optimum_moreau.scoring",
+        "optimum_moreau.surgery",
         "optimum_moreau.templates",
         "optimum.commands.register",
     ],
     # A namespace folder of optimum: optimum-cli finds the verbs there (no __init__.py on the way).
     package_dir={"optimum.commands.register": "optimum_moreau/optimum_cli"},
-    package_data={"optimum_moreau": ["py.typed", "data/calibration.txt", "report/page.html.j2"]},
+    package_data={
+        "optimum_moreau": [
+            "py.typed",
+            "data/calibration.txt",
+            "report/page.html.j2",
+            "saving/MODEL_CARD_TEMPLATE.md",
+        ]
+    },
     install_requires=[
         "numpy>=1.26",
         "torch>=2.6",
@@ -79,8 +85,7 @@ setup(
         "test": [*TEST, *EVAL, *REPORT],
         "dev": [*TEST, *EVAL, *REPORT, "ruff>=0.14", "mypy>=1.18"],
     },
-    entry_points={"console_scripts": ["optimum-moreau=optimum_moreau.commands:main"]},
-    cmdclass={"build_py": BuildWithTemplate},
+    entry_points={"console_scripts": ["optimum-moreau=optimum_moreau.cli:main"]},
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Developers",

@@ -20,13 +20,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from optimum_moreau import MoreauPrunerConfig
-from optimum_moreau.calibration import load_calibration
-from optimum_moreau.evaluation.perplexity import measure_segments, segment
+from optimum_moreau.data.windows import load_calibration
+from optimum_moreau.evaluation import segment
+from optimum_moreau.evaluation.perplexity import measure_segments
 from optimum_moreau.evaluation.silencing import silenced
-from optimum_moreau.plan import make_plan
-from optimum_moreau.profiles import MEASURED, is_outlier
-from optimum_moreau.scores import UnitScores, score_units
-from optimum_moreau.units import model_shape
+from optimum_moreau.models.units import model_shape
+from optimum_moreau.planning import make_plan
+from optimum_moreau.scoring.profiles import MEASURED, is_outlier
+from optimum_moreau.scoring.scores import UnitScores, score_units
 from results import SUBJECTS, Subject, cell
 
 BUDGETS = ("uniform", "global", "cosine", "owl", "zscore", "search")

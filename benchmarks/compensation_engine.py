@@ -26,9 +26,9 @@ def prepare(size, samples, length):
     import torch
 
     from optimum_moreau import MoreauPrunerConfig
-    from optimum_moreau.plan import make_plan
-    from optimum_moreau.scores import score_units
-    from optimum_moreau.units import model_shape
+    from optimum_moreau.models.units import model_shape
+    from optimum_moreau.planning import make_plan
+    from optimum_moreau.scoring.scores import score_units
 
     torch.manual_seed(0)
     model = build(size, "float32", "cpu")
@@ -44,7 +44,7 @@ def prepare(size, samples, length):
 def score(model, shape, tokens):
     """Scores all layers by moreau, on ten windows."""
     from optimum_moreau import MoreauPrunerConfig
-    from optimum_moreau.scores import score_units
+    from optimum_moreau.scoring.scores import score_units
 
     depth = (0, model.config.num_hidden_layers)
     config = MoreauPrunerConfig(criterion="moreau", attention_layers=depth, mlp_layers=depth).resolve(model.config)
@@ -61,8 +61,8 @@ def refit(model, shape, plan, config, tokens):
 
 def memory(size, samples, length):
     """Prints the peak above the loaded model, and what it is compared with, in bytes."""
-    from optimum_moreau.forwards import Alive
-    from optimum_moreau.summary import reset_peak_memory, resident_bytes
+    from optimum_moreau.estimate.forwards import Alive
+    from optimum_moreau.models.memory import reset_peak_memory, resident_bytes
 
     model, shape, plan, config, tokens = prepare(size, samples, length)
     refit(model, shape, plan, config, tokens[:1])  # what a first pass allocates once

@@ -85,8 +85,8 @@ def measure_time(size, case, dtype, steps, samples, length, device, repetitions)
     import torch
 
     from optimum_moreau.envelope import LossGradient, Noise, moreau_gradient, scoring_mode
-    from optimum_moreau.scores import UnitSums, score_units
-    from optimum_moreau.units import model_shape
+    from optimum_moreau.models.units import model_shape
+    from optimum_moreau.scoring.scores import UnitSums, score_units
 
     model = build(size, dtype, device)
     shape = model_shape(model)
@@ -147,8 +147,8 @@ def measure_memory(size, case, dtype, steps, samples, length, device):
     import torch
 
     from optimum_moreau.estimate import estimate_scoring, skeleton_of
-    from optimum_moreau.scores import score_units
-    from optimum_moreau.units import model_shape
+    from optimum_moreau.models.units import model_shape
+    from optimum_moreau.scoring.scores import score_units
 
     model = build(size, dtype, device)
     shape = model_shape(model)
@@ -171,7 +171,7 @@ def measure_activations(size, case, dtype, steps, samples, length, device):
     """Peak memory above the loaded model of bare passes that drop every weight's gradient as soon as it is there."""
     import torch
 
-    from optimum_moreau.units import model_shape
+    from optimum_moreau.models.units import model_shape
 
     model = build(size, dtype, device).requires_grad_(False)
     for block in model_shape(model).blocks:
@@ -193,8 +193,8 @@ def warm_up(dtype, device):
     """The libraries' own buffers and imports."""
     import torch
 
-    from optimum_moreau.scores import score_units
-    from optimum_moreau.units import model_shape
+    from optimum_moreau.models.units import model_shape
+    from optimum_moreau.scoring.scores import score_units
 
     small = build("25M", dtype, device)
     score_units(small, model_shape(small), torch.zeros(1, 16, dtype=torch.int64), settings("taylor", 1, small, 1, 16))
@@ -206,7 +206,7 @@ def peak_of(action, device):
 
     import torch
 
-    from optimum_moreau.summary import reset_peak_memory, resident_bytes
+    from optimum_moreau.models.memory import reset_peak_memory, resident_bytes
 
     gc.collect()
     if device == "cuda":

@@ -16,7 +16,7 @@ from pathlib import Path
 from transformers.utils import logging as transformers_logging
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig, perplexity
-from optimum_moreau.checkpoint import load_model, load_tokenizer
+from optimum_moreau.loading import load_model, load_tokenizer
 from results import SUBJECTS
 
 ROWS = {

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
-from optimum_moreau.checkpoint import load_model, load_tokenizer
 from optimum_moreau.evaluation.insight import Insight
 from optimum_moreau.evaluation.study import Study
-from optimum_moreau.plan import fingerprint
+from optimum_moreau.loading import load_model, load_tokenizer
+from optimum_moreau.planning import fingerprint
 from optimum_moreau.report import draw_insight, save_figure
 from results import SUBJECTS
 

@@ -29,9 +29,9 @@ from pathlib import Path
 
 import torch
 
-from optimum_moreau.checkpoint import load_model
-from optimum_moreau.commands import main as command
-from optimum_moreau.records import Records
+from optimum_moreau.cli import main as command
+from optimum_moreau.loading import load_model
+from optimum_moreau.saving.records import Records
 
 QUICK = ("--samples", "8", "--compensation-samples", "8", "--seq-len", "64")
 AIMED = 3  # of the kills of each command

@@ -21,7 +21,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig
-from optimum_moreau.sources import read_documents
+from optimum_moreau.data.sources import read_documents
 
 LENGTH = 128  # tokens per chunk
 CUTS = {

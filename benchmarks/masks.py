@@ -21,7 +21,7 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig, perplexity
-from optimum_moreau.checkpoint import load_model, load_tokenizer
+from optimum_moreau.loading import load_model, load_tokenizer
 from optimum_moreau.registry import CRITERIA
 from results import SUBJECTS
 

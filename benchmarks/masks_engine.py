@@ -37,8 +37,8 @@ def prepare(size, samples, length):
 def mask(model, tokens, case):
     """Masks half of every matrix; the model is changed."""
     from optimum_moreau import MoreauPrunerConfig
-    from optimum_moreau.sparsity import sparsify
-    from optimum_moreau.units import model_shape
+    from optimum_moreau.masks import sparsify
+    from optimum_moreau.models.units import model_shape
 
     config = MoreauPrunerConfig(pattern="unstructured", batch_size=BATCH, **CASES[case]).resolve(model.config)
     sparsify(model, model_shape(model), tokens, config)
@@ -55,7 +55,7 @@ def bare(model, tokens):
 
 def memory(size, samples, length, case):
     """Peak above the loaded model, in bytes, of a case or of bare passes."""
-    from optimum_moreau.summary import reset_peak_memory, resident_bytes
+    from optimum_moreau.models.memory import reset_peak_memory, resident_bytes
 
     model, tokens = prepare(size, samples, length)
     bare(model, tokens[:1])  # what a first pass allocates once

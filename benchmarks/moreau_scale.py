@@ -17,10 +17,10 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig, apply_plan, perplexity
-from optimum_moreau.checkpoint import load_model, load_tokenizer
 from optimum_moreau.envelope import State
-from optimum_moreau.plan import make_plan
-from optimum_moreau.units import model_shape
+from optimum_moreau.loading import load_model, load_tokenizer
+from optimum_moreau.models.units import model_shape
+from optimum_moreau.planning import make_plan
 from results import SUBJECTS, cell
 
 PAPER = {"rho": 0.05, "step_size": 1e-3, "sigma": 0.05}

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig, apply_plan, perplexity
-from optimum_moreau.plan import plan_overlap
+from optimum_moreau.planning import plan_overlap
 from results import SUBJECTS, cell
 
 # criterion → its settings, and the passes that each sample takes

@@ -26,12 +26,12 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig, RecoveryConfig, perplexity
-from optimum_moreau.checkpoint import load_model, load_tokenizer
 from optimum_moreau.compensation import make_counted_plan
 from optimum_moreau.config import BEST
-from optimum_moreau.export import with_export
-from optimum_moreau.profiles import MEASURED
-from optimum_moreau.units import model_shape
+from optimum_moreau.loading import load_model, load_tokenizer
+from optimum_moreau.models.units import model_shape
+from optimum_moreau.scoring.profiles import MEASURED
+from optimum_moreau.surgery.export import with_export
 from results import SUBJECTS
 
 REFIT = {"compensation": "refit"}

@@ -24,8 +24,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig, perplexity
+from optimum_moreau.data.sources import read_documents
 from optimum_moreau.registry import CRITERIA
-from optimum_moreau.sources import read_documents
 
 SEGMENTS = 1000  # of 128 tokens
 # rows of the table: every criterion, and two readings of moreau-gs that the paper's text and its code give

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
-from optimum_moreau.checkpoint import load_model, load_tokenizer
 from optimum_moreau.evaluation.robustness import robustness
+from optimum_moreau.loading import load_model, load_tokenizer
 from results import SUBJECTS
 
 CRITERIA = ("moreau", "moreau-gs", "taylor")

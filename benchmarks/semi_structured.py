@@ -13,9 +13,9 @@ import torch
 from engine import SIZES, build
 
 from optimum_moreau import MoreauPrunerConfig
-from optimum_moreau.sparsity import sparsify
-from optimum_moreau.sparsity.semi_structured import check_semi_structured
-from optimum_moreau.units import model_shape
+from optimum_moreau.masks import sparsify
+from optimum_moreau.masks.semi_structured import check_semi_structured
+from optimum_moreau.models.units import model_shape
 
 
 def milliseconds(action):

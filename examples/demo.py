@@ -17,8 +17,8 @@ from train_tiny_llama import train
 from transformers.utils import logging as transformers_logging
 
 from optimum_moreau import MoreauError, MoreauPruner, MoreauPrunerConfig, perplexity
-from optimum_moreau.checkpoint import load_model, load_tokenizer
-from optimum_moreau.sources import DEFAULT_TEXT, read_documents
+from optimum_moreau.data.sources import DEFAULT_TEXT, read_documents
+from optimum_moreau.loading import load_model, load_tokenizer
 
 RATIO = 0.2
 BEST = "preset best"

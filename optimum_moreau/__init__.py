@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING, Any
 from .modeling import register_when_transformers_is_imported
 
 if TYPE_CHECKING:
-    from .calibration import CalibrationSet, load_calibration
     from .config import MoreauPrunerConfig
+    from .config.recovery import RecoveryConfig
+    from .data.windows import CalibrationSet, load_calibration
     from .errors import MoreauError
     from .evaluation import Perplexity, perplexity
-    from .hub import Published, push_folder
-    from .plan import PruningPlan
+    from .planning import PruningPlan
     from .pruner import MoreauPruner, PruningResult
-    from .recovery import MoreauRecovery, RecoveryConfig, RecoverySummary, recover
-    from .surgery import apply_plan
+    from .recovery import MoreauRecovery, RecoverySummary, recover
+    from .saving.hub import Published, push_folder
+    from .surgery.apply import apply_plan
 
 __version__ = "0.1.0"
 
@@ -23,16 +24,16 @@ _PUBLIC = {
     "MoreauPruner": ".pruner",
     "PruningResult": ".pruner",
     "MoreauPrunerConfig": ".config",
-    "PruningPlan": ".plan",
-    "Published": ".hub",
-    "push_folder": ".hub",
-    "apply_plan": ".surgery",
+    "PruningPlan": ".planning",
+    "Published": ".saving.hub",
+    "push_folder": ".saving.hub",
+    "apply_plan": ".surgery.apply",
     "MoreauRecovery": ".recovery",
     "RecoveryConfig": ".recovery",
     "RecoverySummary": ".recovery",
     "recover": ".recovery",
-    "CalibrationSet": ".calibration",
-    "load_calibration": ".calibration",
+    "CalibrationSet": ".data.windows",
+    "load_calibration": ".data.windows",
     "Perplexity": ".evaluation",
     "perplexity": ".evaluation",
     "MoreauError": ".errors",

@@ -15,43 +15,35 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from .buffers import as_reloaded
-from .calibration import CalibrationSet, check_positions, load_calibration
-from .checkpoint import (
-    Verification,
-    carry_over,
-    check_apart,
-    drop_foreign_code,
-    load_config,
-    load_model,
-    load_tokenizer,
-    save_folder,
-    spell_for_older_readers,
-    verify,
-)
-from .compensation import check_compensation, estimate_compensation, make_counted_plan, shape_to_count
+from .compensation import check_compensation, make_counted_plan, shape_to_count
 from .config import SIZES, MoreauPrunerConfig
 from .config.quantities import words_for_bytes
-from .cutting import PruningResult, cut, mask, out_of_memory, score_in_rounds, warn_of_pruned
+from .config.recovery import RecoveryConfig
+from .data.sources import DEFAULT_TEXT, content_hash, model_reference, source_name
+from .data.windows import CalibrationSet, check_positions, load_calibration
 from .errors import CheckpointError, ConfigError, DataError, MoreauError, PlanError, first_line
-from .estimate import estimate_scoring, skeleton_of, too_little_memory
+from .estimate import estimate_compensation, estimate_scoring, skeleton_of, too_little_memory
 from .evaluation import perplexity
 from .evaluation.records import Measurement
-from .export import check_reachable, with_export
-from .hub import Published, push_folder
-from .placement import input_device, prepare_offloaded, state_to_save
-from .plan import PruningPlan, check_derived, expected_plan, fingerprint
-from .records import Records
-from .recovery import MoreauRecovery, RecoveryConfig, RecoverySummary
+from .files.temporary import temporary_folder
+from .loading import drop_foreign_code, load_config, load_model, load_tokenizer
+from .masks import SPARSITY_NAME, SparsitySummary
+from .models.buffers import as_reloaded
+from .models.memory import peak_memory_bytes
+from .models.placement import input_device, prepare_offloaded, state_to_save
+from .models.undisturbed import undisturbed
+from .models.units import ModelShape, model_shape
+from .planning import PruningPlan, check_derived, expected_plan, fingerprint
+from .recovery import MoreauRecovery, RecoverySummary
 from .registry import COMPENSATIONS
-from .scores import UnitScores, needs_text
-from .sources import DEFAULT_TEXT, content_hash, model_reference, source_name
-from .sparsity import SPARSITY_NAME, SparsitySummary
-from .summary import peak_memory_bytes, versions
-from .surgery import check_prunable
-from .temporary import temporary_folder
-from .undisturbed import undisturbed
-from .units import ModelShape, model_shape
+from .run.cutting import PruningResult, cut, mask, out_of_memory, score_in_rounds, warn_of_pruned
+from .saving import Verification, carry_over, check_apart, save_folder, spell_for_older_readers, verify
+from .saving.hub import Published, push_folder
+from .saving.records import Records
+from .saving.summary import versions
+from .scoring.scores import UnitScores, needs_text
+from .surgery.apply import check_prunable
+from .surgery.export import check_reachable, with_export
 
 logger = logging.getLogger(__name__)
 

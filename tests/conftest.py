@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from optimum_moreau.commands import main
+from optimum_moreau.cli import main
 from tests.hub_server import Hub
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -132,7 +132,7 @@ def hub():
 def folders(tiny_folder, tmp_path_factory, text):
     """A pruned model of its own type, and a stock one."""
     from optimum_moreau import MoreauPruner, MoreauPrunerConfig
-    from optimum_moreau.checkpoint import load_model, load_tokenizer
+    from optimum_moreau.loading import load_model, load_tokenizer
 
     found = {}
     for kind, scope in {"own": (1, 2), "stock": (0, 3)}.items():
@@ -149,7 +149,7 @@ def folders(tiny_folder, tmp_path_factory, text):
 @pytest.fixture
 def unverified(monkeypatch):
     """Skips the fresh process, in tests of what surrounds it."""
-    from optimum_moreau.checkpoint import Verification
+    from optimum_moreau.saving import Verification
 
     monkeypatch.setattr(
         "optimum_moreau.pruner.verify", lambda model, folder, tokens, **_: Verification(0.0, tokens.numel())

@@ -11,9 +11,9 @@ import torch.distributed as dist
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig
 from optimum_moreau.envelope import State, state
-from optimum_moreau.scores import score_units
-from optimum_moreau.summary import reset_peak_memory, resident_bytes
-from optimum_moreau.units import model_shape
+from optimum_moreau.models.memory import reset_peak_memory, resident_bytes
+from optimum_moreau.models.units import model_shape
+from optimum_moreau.scoring.scores import score_units
 from tests.tiny import tiny_model
 
 LARGE = {"hidden_size": 512, "intermediate_size": 1376, "num_attention_heads": 8, "num_key_value_heads": 8}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from optimum_moreau.commands import criteria, families, main
+from optimum_moreau.cli import criteria, families, main
 from optimum_moreau.registry import CRITERIA
 from tests.conftest import ROOT
 

@@ -23,7 +23,7 @@ def wheel(tmp_path_factory):
 
 def test_the_template_the_default_text_and_the_type_marker_are_inside(wheel):
     names = wheel.namelist()
-    for name in ("MODEL_CARD_TEMPLATE.md", "data/calibration.txt", "py.typed", "modeling/modeling_moreau.py"):
+    for name in ("saving/MODEL_CARD_TEMPLATE.md", "data/calibration.txt", "py.typed", "modeling/modeling_moreau.py"):
         assert f"optimum_moreau/{name}" in names
 
 
@@ -36,7 +36,7 @@ def test_every_module_is_inside_and_no_test(wheel):
 
 def test_the_console_script_and_the_extras_are_declared(wheel):
     info = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")).rsplit("/", 1)[0]
-    assert "optimum-moreau = optimum_moreau.commands:main" in wheel.read(f"{info}/entry_points.txt").decode()
+    assert "optimum-moreau = optimum_moreau.cli:main" in wheel.read(f"{info}/entry_points.txt").decode()
     metadata = wheel.read(f"{info}/METADATA").decode()
     assert "Name: optimum-moreau" in metadata
     assert "Provides-Extra: test" in metadata

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig, perplexity
-from optimum_moreau.checkpoint import load_model, load_tokenizer
+from optimum_moreau.loading import load_model, load_tokenizer
 
 # model → calibration text, evaluation text
 TEXTS = {

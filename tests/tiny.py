@@ -6,8 +6,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from optimum_moreau import PruningPlan
-from optimum_moreau.plan import Kept
-from optimum_moreau.units import model_shape
+from optimum_moreau.models.units import model_shape
+from optimum_moreau.planning import Kept
 
 FAMILIES = (
     "llama", "mistral", "ministral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "granite", "smollm3", "olmo",

@@ -13,13 +13,13 @@ from recipe import AVERAGE, DENSE, DIFF, RECOVERIES, Place, Recipe
 from transformers import PreTrainedModel
 
 from optimum_moreau import MoreauPruner, PruningPlan, RecoveryConfig, perplexity
-from optimum_moreau.checkpoint import load_config, load_model, load_tokenizer
+from optimum_moreau.data.sources import model_reference, read_documents, source_name
 from optimum_moreau.errors import DataError
 from optimum_moreau.evaluation.zero_shot import zero_shot
-from optimum_moreau.plan import make_plan
+from optimum_moreau.loading import load_config, load_model, load_tokenizer
+from optimum_moreau.models.units import model_shape
+from optimum_moreau.planning import make_plan
 from optimum_moreau.registry import suggestion
-from optimum_moreau.sources import model_reference, read_documents, source_name
-from optimum_moreau.units import model_shape
 
 Run = dict[str, Any]  # of one place and seed: model, settings, the place's axes, seed, figures, removed, seconds
 

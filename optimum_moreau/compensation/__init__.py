@@ -2,17 +2,14 @@
 
 from .biases import make_counted_plan, shape_to_count
 from .compensate import Adjusted, CompensationRecord, check_compensation, compensated, described
-from .foresight import CompensationEstimate, estimate_compensation
 from .rounds import rounds, without_removed
 
 __all__ = [
     "Adjusted",
-    "CompensationEstimate",
     "CompensationRecord",
     "check_compensation",
     "compensated",
     "described",
-    "estimate_compensation",
     "make_counted_plan",
     "rounds",
     "shape_to_count",

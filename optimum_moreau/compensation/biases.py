@@ -1,7 +1,7 @@
 """Room for an intercept: zero biases for matrices that have none.
 
 Where flags of the model's config stand for them its class holds them; elsewhere the config names them, and the pruned
-model is exported as the own type, which does (export.py).
+model is exported as the own type, which does (surgery/export.py).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ..config import MoreauPrunerConfig
 from ..errors import ExportError, UnsupportedModelError
-from ..export import ADDED_BIASES, biases_of_own_type
-from ..placement import is_offloaded
-from ..plan import PruningPlan, contributions, make_plan
-from ..scores import UnitScores
-from ..units import ModelShape, decoder_layers, model_shape
+from ..models.placement import is_offloaded
+from ..models.units import ModelShape, decoder_layers, model_shape
+from ..planning import PruningPlan, contributions, make_plan
+from ..scoring.scores import UnitScores
+from ..surgery.export import ADDED_BIASES, biases_of_own_type
 
 
 @contextmanager

@@ -23,16 +23,16 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from ..activations import LayerStream, StreamedLayer
-from ..calibration import CalibrationRecord, CalibrationSet
 from ..config import MoreauPrunerConfig
+from ..data.windows import CalibrationRecord, CalibrationSet
 from ..envelope import scoring_mode
 from ..errors import DataError, NonFiniteError
-from ..placement import loaded
-from ..plan import PruningPlan
+from ..models.placement import loaded
+from ..models.stream import LayerStream, StreamedLayer
+from ..models.undo import Keep, parameter_names, put, restored
+from ..models.units import Block, ModelShape, decoder_layers
+from ..planning import PruningPlan
 from ..registry import COMPENSATIONS
-from ..undo import Keep, parameter_names, put, restored
-from ..units import Block, ModelShape, decoder_layers
 from .biases import check_biases, with_biases
 from .moments import Moments
 from .narrow import Narrow, narrowed

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..plan import PruningPlan
-from ..units import EMBEDDINGS, ModelShape
+from ..models.units import EMBEDDINGS, ModelShape
+from ..planning import PruningPlan
 
 
 @dataclass

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..plan import PruningPlan
-from ..units import Block, ModelShape
+from ..models.units import Block, ModelShape
+from ..planning import PruningPlan
 
 
 def reached(shape: ModelShape, plan: PruningPlan) -> dict[int, list[Block]]:

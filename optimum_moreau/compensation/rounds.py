@@ -11,9 +11,9 @@ from dataclasses import replace
 import torch
 
 from ..config import MoreauPrunerConfig
-from ..plan import PruningPlan
-from ..scores import UnitScores
-from ..units import ModelShape
+from ..models.units import ModelShape
+from ..planning import PruningPlan
+from ..scoring.scores import UnitScores
 
 _GONE = -math.inf
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..placement import loaded
-from ..plan import PruningPlan
-from ..undo import Keep, parameter_names, put
-from ..units import Block, ModelShape, decoder_layers
+from ..models.placement import loaded
+from ..models.undo import Keep, parameter_names, put
+from ..models.units import Block, ModelShape, decoder_layers
+from ..planning import PruningPlan
 
 
 def rows(plan: PruningPlan, w: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from typing import Any
 
 from ..errors import CheckpointError, ConfigError
 from ..files import read_json, write_text
+from ..files.temporary import reason
 from ..registry import COMPENSATIONS, CRITERIA, suggestion
-from ..temporary import reason
 from .presets import PAPER_ETA, PAPER_STEPS, PRESETS, best_settings, paper_settings
 from .quantities import parse_bytes, parse_parameters
 from .validation import ENGINES_OF_UNIFORM_LAYERS, UNITS, validate
@@ -57,7 +57,7 @@ class MoreauPrunerConfig:
         budget: how heads, channels or zeros are spread over layers. `uniform`: each layer gives the same share;
             `global`: one ranking over all layers; `owl`: by each layer's share of outliers. Of units alone: `cosine`,
             by how like a layer's output is to its input; `zscore`: one ranking of scores standardised in each block;
-            `search`: by the calibration loss without some units of each block (plan/spread.py has the formulas).
+            `search`: by the calibration loss without some units of each block (budgets/spread.py has the formulas).
         protect: share of each MLP's channels, the lowest-scored, that stay; the next-lowest go instead.
         protect_outliers: M: an MLP channel or head never goes, in a layer that stays, if what it hands to down_proj or
             o_proj is in the root mean square more than M times the mean of its block; 5 is OWL's. Default: off.
@@ -91,10 +91,10 @@ class MoreauPrunerConfig:
         sparsity: share of the weights in scope that become zero, in an unstructured mask; default 0.5.
         mask_group: weights that are compared in an unstructured mask: each output `row`, or the whole matrix (`layer`);
             default: the criterion's, which is the literature's.
-        refine: step that improves a mask without training: `dsnot` or `r2-dsnot` (sparsity/refine.py).
-        update: adjust the weights that stay to make up for those that go (sparsity/obs.py); `sparsegpt` always does.
+        refine: step that improves a mask without training: `dsnot` or `r2-dsnot` (masks/refine.py).
+        update: adjust the weights that stay to make up for those that go (masks/obs.py); `sparsegpt` always does.
         permute: put channels of the MLP, and of the values inside each head, in an order for which an n:m mask keeps
-            more score (sparsity/permute.py); the network's function is the same in every order.
+            more score (masks/permute.py); the network's function is the same in every order.
         feed_forward: what is masked reaches the layers behind before these are scored, where scoring is by layer.
         channel_group: groups of the group threshold: `row` (output row of a matrix) or `unit` (the coupled unit).
         reduction: of gradients, what is averaged over the samples: the `gradient` (the paper: importances of the
@@ -107,7 +107,7 @@ class MoreauPrunerConfig:
         batch_size: windows per forward pass; does not change the scores. Default: all, at most 10.
         multiple_of: the channels kept, of an MLP or of the residual stream, are a multiple of this.
         uniform: every layer in scope keeps the same number of heads and of channels.
-        engine: what must load the result: `transformers`, `vllm` or `llama.cpp` (plan/engines.py has their rules).
+        engine: what must load the result: `transformers`, `vllm` or `llama.cpp` (planning/runtimes.py has their rules).
         tensor_parallel: number of devices over which that engine splits every layer.
         state_dtype: in which δ is kept: `float32` or `bfloat16`.
         offload: where δ is kept: `cpu`, `disk`, or by default the device that scores.

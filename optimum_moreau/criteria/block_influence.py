@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..placement import input_device
+from ..models.placement import input_device
 from .papers import SHORT_GPT
 
 SUMMARY = "1 − mean cosine similarity of a layer's input and output"

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from tqdm import tqdm
 
-from ..activations import Inputs, LayerStream
 from ..config import MoreauPrunerConfig
 from ..envelope import Engine, Micro, MovedWeight, Noise, OnGradient
-from ..units import LAYERS, Block
+from ..models.stream import Inputs, LayerStream
+from ..models.units import LAYERS, Block
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -176,7 +176,7 @@ class Criterion:
         partial: whether, with several processes, each emits the scores of its own samples, to be added up.
         cost: of a run with a resolved config.
         resumable: whether such a run can keep its steps, and go on from them.
-        statistics: what `elements` reads of a layer's inputs (activations.py).
+        statistics: what `elements` reads of a layer's inputs (models/stream.py).
         elements: scores one weight from its layer's inputs alone, so that a mask can be made layer by layer.
         mask_group: weights that a mask compares by default: each output `row`, or the whole matrix (`layer`).
         sides: the matrices that count for a unit: those it owns rows of (`out`), columns of (`in`), or both.

@@ -15,8 +15,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ..activations import Inputs
 from ..config import MoreauPrunerConfig
+from ..models.stream import Inputs
 from .criterion import Cost, Criterion, Scoring
 from .papers import GBLM_PAPER
 from .taylor import sample_gradients

@@ -35,9 +35,9 @@ from ..config import MoreauPrunerConfig
 from ..config.quantities import nearest_fewer
 from ..envelope import FLOAT16_SCALE, next_token_loss
 from ..errors import ConfigError, NonFiniteError, UnsupportedModelError
-from ..families import Cut
-from ..placement import device_of, input_device, is_offloaded
-from ..units import LAYERS, Block
+from ..models.families import Cut
+from ..models.placement import device_of, input_device, is_offloaded
+from ..models.units import LAYERS, Block
 from .criterion import Cost, Criterion, Scoring
 from .papers import LORA_PRUNE
 

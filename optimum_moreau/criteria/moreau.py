@@ -29,8 +29,8 @@ from torch import Tensor
 
 from ..config import MoreauPrunerConfig
 from ..envelope import MoreauRun, State, shrink
-from ..temporary import temporary_folder
-from ..units import Block
+from ..files.temporary import temporary_folder
+from ..models.units import Block
 from .criterion import Cost, Criterion, Part, Scoring, batches_per_pass
 from .papers import MOREAU_PRUNER
 from .released import released_gradient

@@ -7,9 +7,9 @@ import hashlib
 import torch
 from torch import Tensor
 
-from ..activations import Inputs
 from ..config import MoreauPrunerConfig
-from ..units import Block
+from ..models.stream import Inputs
+from ..models.units import Block
 from .criterion import Criterion, Scoring
 from .papers import LLM_PRUNER
 

@@ -11,8 +11,8 @@ import hashlib
 import torch
 from torch import Tensor
 
-from ..activations import Inputs
 from ..config import MoreauPrunerConfig
+from ..models.stream import Inputs
 from .criterion import scored_by_inputs
 from .papers import RIA_PAPER, SYMMETRIC
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..activations import Inputs
 from ..config import MoreauPrunerConfig
 from ..errors import NonFiniteError
+from ..models.stream import Inputs
 from .criterion import scored_by_inputs
 from .papers import SPARSE_GPT
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..activations import Inputs
 from ..config import MoreauPrunerConfig
+from ..models.stream import Inputs
 from .criterion import scored_by_inputs
 from .papers import SYMMETRIC, WANDA_PAPER
 from .relative import relative_to

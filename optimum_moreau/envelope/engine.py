@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import NonFiniteError, UnsupportedModelError
-from ..placement import device_of, input_device, loaded
-from .finite import first_non_finite
+from ..models.finite import first_non_finite
+from ..models.placement import device_of, input_device, loaded
 
 # ∇f in pieces: name, g of the weight's shape in any dtype, and the factor that makes it the gradient.
 OnGradient = Callable[[str, Tensor, float], None]

@@ -7,14 +7,14 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from ..undisturbed import plain_outputs, undisturbed
+from ..models.undisturbed import plain_outputs, undisturbed
 
 
 @contextmanager
 def scoring_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, no parameter requires a gradient; afterwards everything is as it was, also on an error.
 
-    What the process or the model's config is set to decides nothing (undisturbed.py).
+    What the process or the model's config is set to decides nothing (models/undisturbed.py).
     """
     training = {module: module.training for module in model.modules()}
     # by name: a parameter may be replaced meanwhile; those of inference mode never can require one

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import NonFiniteError
-from .finite import first_non_finite
+from ..models.finite import first_non_finite
 from .noise import Noise
 from .steps import proximal_step, step_scale
 

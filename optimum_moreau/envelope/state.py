@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..files import filled, read_json, read_tensors, write_json, write_tensors
-from ..temporary import partial_file
+from ..files.temporary import partial_file
 
 _STEP, _FILES = "step.json", ("delta-0.bin", "delta-1.bin")
 

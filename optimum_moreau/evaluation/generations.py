@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..calibration import text_prefix
+from ..data.windows import text_prefix
 from ..errors import ConfigError
-from ..placement import input_device
-from ..undisturbed import plain_outputs, undisturbed
+from ..models.placement import input_device
+from ..models.undisturbed import plain_outputs, undisturbed
 
 
 @undisturbed()

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..files import filled
-from ..plan import PruningPlan
+from ..planning import PruningPlan
 from ..registry import suggestion
 
 FIGURES = {

@@ -18,12 +18,12 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..calibration import check_positions, check_vocabulary
+from ..data.pieces import token_pieces
+from ..data.sources import read_documents
+from ..data.windows import check_positions, check_vocabulary
 from ..errors import ConfigError, DataError, NonFiniteError
-from ..pieces import token_pieces
-from ..placement import input_device
-from ..sources import read_documents
-from ..undisturbed import plain_outputs, undisturbed
+from ..models.placement import input_device
+from ..models.undisturbed import plain_outputs, undisturbed
 
 SEGMENT = 128  # tokens, of the papers' tables
 _DESCRIPTION = "Token-weighted perplexity of a causal language model over non-overlapping segments."

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..buffers import reset_buffers
 from ..errors import ConfigError
+from ..models.buffers import reset_buffers
 from ..registry import suggestion
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -15,15 +15,15 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..calibration import load_calibration
 from ..config import SIZES, MoreauPrunerConfig
+from ..data.windows import load_calibration
 from ..errors import ConfigError
 from ..files import filled
-from ..plan import PruningPlan, make_plan, plan_overlap
-from ..profiles import PROFILES
-from ..scores import UnitScores, needs_text, score_units
-from ..surgery import apply_plan, check_prunable
-from ..units import ModelShape, model_shape
+from ..models.units import ModelShape, model_shape
+from ..planning import PruningPlan, make_plan, plan_overlap
+from ..scoring.profiles import PROFILES
+from ..scoring.scores import UnitScores, needs_text, score_units
+from ..surgery.apply import apply_plan, check_prunable
 from .perplexity import perplexity
 from .perturbation import BASE, DTYPES, Perturbation, parse_perturbations
 from .ranks import rank_correlation

@@ -10,8 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 from ..errors import PlanError
-from ..plan import PruningPlan
-from ..units import ModelShape, decoder_layers
+from ..models.units import ModelShape, decoder_layers
+from ..planning import PruningPlan
 
 
 @contextmanager

@@ -15,16 +15,16 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..calibration import load_calibration
 from ..config import SIZES, MoreauPrunerConfig
+from ..data.sources import read_documents
+from ..data.windows import load_calibration
 from ..errors import ConfigError, PlanError, UnsupportedModelError
-from ..placement import is_offloaded
-from ..plan import PruningPlan, expected_plan, make_plan
+from ..models.placement import is_offloaded
+from ..models.units import model_shape
+from ..planning import PruningPlan, expected_plan, make_plan
 from ..registry import CRITERIA
-from ..scores import UnitScores, needs_text, score_channels, score_units
-from ..sources import read_documents
-from ..surgery import check_prunable
-from ..units import model_shape
+from ..scoring.scores import UnitScores, needs_text, score_channels, score_units
+from ..surgery.apply import check_prunable
 from .insight import ChannelRanks, Curve, Panel
 from .perplexity import SEGMENT, measure_segments, segment
 from .ranks import rank_correlation, ranks_of

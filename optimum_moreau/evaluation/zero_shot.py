@@ -19,8 +19,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import ConfigError, DataError, first_line, quiet
 from ..files import read_lines
+from ..models.undisturbed import plain_outputs, undisturbed
 from ..registry import suggestion
-from ..undisturbed import plain_outputs, undisturbed
 
 # The seven tasks of LLM-Pruner's and MoreauPruner's tables. The papers name no metrics; these are the usual reading of
 # their dense rows on LLaMA-7B, which was not run here.

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
-from ..families import FAMILIES
+from ..models.families import FAMILIES
 
 _AUTO_CONFIG = "transformers.models.auto.configuration_auto"
 _PEFT_TABLES = "peft.utils.constants"

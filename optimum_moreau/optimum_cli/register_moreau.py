@@ -5,7 +5,7 @@ from argparse import ArgumentParser
 
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
-from optimum_moreau.commands import VERBS, execute, prepare
+from optimum_moreau.cli import VERBS, execute, prepare
 
 
 class _VerbCommand(BaseOptimumCLICommand):

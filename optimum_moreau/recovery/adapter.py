@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..data.sources import model_reference
 from ..errors import CheckpointError, first_line
 from ..files import read_json, read_tensors, write_tensors
-from ..plan import fingerprint
-from ..sources import model_reference
-from ..temporary import partial_folder, reason, replace_folder
+from ..files.temporary import partial_folder, reason, replace_folder
+from ..planning import fingerprint
 
 if TYPE_CHECKING:
     from peft import LoraConfig

@@ -13,18 +13,18 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..buffers import as_reloaded, reset_buffers
+from ..config.recovery import RecoveryConfig
+from ..data.instructions import TrainingData, load_examples
+from ..data.sources import model_reference
 from ..envelope import scoring_mode
 from ..errors import ConfigError, MoreauError, NonFiniteError, UnsupportedModelError
 from ..files import filled, read_json, write_json
-from ..plan import fingerprint
-from ..sources import model_reference
-from ..surgery import check_prunable
-from ..temporary import temporary_folder
-from ..undisturbed import plain_outputs, undisturbed
+from ..files.temporary import temporary_folder
+from ..models.buffers import as_reloaded, reset_buffers
+from ..models.undisturbed import plain_outputs, undisturbed
+from ..planning import fingerprint
+from ..surgery.apply import check_prunable
 from .adapter import Adapter, lora_on
-from .examples import TrainingData, load_examples
-from .settings import RecoveryConfig
 from .training import train
 
 RECOVERY_NAME = "recovery_summary.json"

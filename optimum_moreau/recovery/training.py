@@ -24,11 +24,11 @@ from transformers import (
     TrainingArguments,
 )
 
+from ..config.recovery import RecoveryConfig
+from ..data.instructions import IGNORED, TrainingData
 from ..errors import CheckpointError, ConfigError, MoreauError, NonFiniteError
 from ..files import read_json, read_tensors, write_json
-from ..temporary import is_full, reason
-from .examples import IGNORED, TrainingData
-from .settings import RecoveryConfig
+from ..files.temporary import is_full, reason
 from .states import ADAPTER, last_state, read_state
 
 logger = logging.getLogger(__name__)

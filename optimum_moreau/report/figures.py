@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..evaluation.insight import ChannelRanks, Insight, Panel
 from ..evaluation.robustness import Agreement
-from ..plan import PruningPlan
+from ..planning import PruningPlan
 from .style import BLUE, INK, MARKERS, ORANGE, PALETTE, new_figure, style
 
 if TYPE_CHECKING:

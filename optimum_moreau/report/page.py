@@ -16,7 +16,7 @@ from ..evaluation.insight import FIGURES
 from ..evaluation.records import STAGES
 from ..evaluation.robustness import verdicts
 from ..files import write_text
-from ..records import Records
+from ..saving.records import Records
 from .evidence import Evidence
 from .figures import draw_agreements, draw_insight, draw_map
 from .style import inline_svg

@@ -1,0 +1,7 @@
+"""Budgets: how a size is spread over layers."""
+
+from .spread import BUDGETS
+
+__all__ = [
+    "BUDGETS",
+]

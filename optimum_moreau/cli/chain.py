@@ -1,0 +1,183 @@
+"""Runs a recipe: prunes, tunes, measures, publishes; a step that was done before from the same inputs is left out.
+
+A folder's summary holds the hash of all that it was made from. An interrupted chain that is run again goes on where it
+stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..data.sources import content_hash
+from ..errors import CheckpointError, ConfigError
+from ..evaluation.records import EVALUATION_NAME, Measurement, load_measurements
+from ..loading import base_revision, load_config, load_model, load_tokenizer
+from ..pipeline.recipe import Recipe
+from ..pruner import MoreauPruner
+from ..saving import check_folder, check_target, work_folder
+from ..saving.records import Records
+from ..saving.summary import SUMMARY_NAME, PruningSummary
+from . import inputs, outputs, processes, push, recover, sizes
+
+logger = logging.getLogger(__name__)
+
+
+def run(recipe: Recipe, args: argparse.Namespace) -> dict[str, Any]:
+    """Runs what is not done yet; returns what every step did."""
+    recipe = recipe.with_full_paths()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and (recipe.recover or recipe.push):
+        raise ConfigError("recover and push: run them as verbs of their own; several processes share one step only")
+    loading = {"device": processes.join(args.device), "trust_remote_code": args.trust_remote_code}
+    config = load_config(recipe.model, revision=recipe.revision, trust_remote_code=args.trust_remote_code)
+    if recipe.recover and recipe.recover.teacher:
+        load_config(recipe.recover.teacher, trust_remote_code=args.trust_remote_code)  # so that its commit is known
+    keys = inputs.keys_of(recipe)
+    folders = {"prune": recipe.output, "recover": recipe.recovered}
+    with _reserved(recipe, keys, folders, args) as done:
+        inputs.check_inputs(recipe, config, done, args.trust_remote_code)
+        return _run(recipe, keys, folders, done, loading, args)
+
+
+@contextmanager
+def _reserved(
+    recipe: Recipe, keys: dict[str, str], folders: dict[str, str], args: argparse.Namespace
+) -> Iterator[dict[str, bool]]:
+    """Yields which steps are done; the folders of the others are this run's for the block, and may be written."""
+    writes = [*(folders[step] for step in keys), args.checkpoint_dir]
+    outputs.check_apart(writes, [*recipe.reads(), args.config])
+    if args.checkpoint_dir is not None:
+        check_folder(args.checkpoint_dir)
+    for step in keys:
+        with suppress(CheckpointError), outputs.claims([folders[step]]):
+            pass  # what a run that was killed left is put right, also beside what is done
+    done = {step: inputs.made_from(folders[step], key) for step, key in keys.items()}
+    with ExitStack() as stack:
+        stack.enter_context(outputs.claims([args.checkpoint_dir]))
+        for step in keys:
+            if not done[step]:
+                stack.enter_context(outputs.claims([folders[step]]))
+                inputs.check_same(folders[step], overwrite=args.overwrite)
+                check_target(folders[step], overwrite=args.overwrite)
+                if step == "recover":
+                    check_folder(_work(recipe, keys[step]))
+        yield done
+
+
+def _run(
+    recipe: Recipe,
+    keys: dict[str, str],
+    folders: dict[str, str],
+    done: dict[str, bool],
+    loading: dict[str, Any],
+    args: argparse.Namespace,
+) -> dict[str, Any]:
+    steps = {step: "skipped" if done[step] else "done" for step in keys}
+    if done["prune"]:
+        logger.warning("%s: was made from these inputs before: not pruned again", recipe.output)
+        _complete(recipe, recipe.output, loading)
+    else:
+        _prune(recipe, keys["prune"], loading, args)
+    if not processes.is_first():
+        return {}
+    found: dict[str, Any] = {"summary": PruningSummary.load(Path(recipe.output) / SUMMARY_NAME)}
+    if recipe.recover:
+        if done["recover"]:
+            logger.warning("%s: was made from these inputs before: not tuned again", recipe.recovered)
+            _complete(recipe, recipe.recovered, loading)
+            shutil.rmtree(_work(recipe, keys["recover"]), ignore_errors=True)  # left by a kill after the save
+        else:
+            found["recovery"] = _recover(recipe, keys["recover"], loading, args)
+    output = folders["recover" if recipe.recover else "prune"]
+    if recipe.push:
+        how, trust = recipe.push.options(), args.trust_remote_code
+        found["push"] = push.publish(output, recipe.push.repo, how, trust_remote_code=trust)
+        steps["push"] = "done" if found["push"]["changed"] else "skipped"
+    return {**found, "output": output, "measurements": _measurements(recipe, output), "steps": steps}
+
+
+def _prune(recipe: Recipe, key: str, loading: dict[str, Any], args: argparse.Namespace) -> None:
+    model, tokenizer = _base(recipe, loading)
+    sizes.check_model(model, recipe.prune)
+    revision = base_revision(recipe.model, recipe.revision)
+    trust = loading["trust_remote_code"]
+    pruner = MoreauPruner(recipe.prune, tokenizer=tokenizer, revision=revision, trust_remote_code=trust)
+    if recipe.evaluate:
+        pruner.evaluate(recipe.evaluate, model)
+    result = pruner.prune(
+        model, recipe.calibration, calibration_column=recipe.calibration_column, checkpoint_dir=args.checkpoint_dir
+    )
+    if not recipe.prune.masks:
+        removed = result.summary.parameters_before - result.summary.parameters_after
+        sizes.check_removed(removed, model, recipe.prune)
+    if not processes.is_first():
+        return
+    if recipe.evaluate:
+        pruner.evaluate(recipe.evaluate)
+    pruner.save_pretrained(recipe.output, overwrite=args.overwrite, card_template=recipe.card_template, inputs=key)
+
+
+def _recover(recipe: Recipe, key: str, loading: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    assert recipe.recover is not None
+    return recover.tune(
+        recipe.output,
+        recipe.recover,
+        recipe.recovered,
+        evaluate=recipe.evaluate,
+        work=_work(recipe, key),
+        loading=loading,
+        saving={"overwrite": args.overwrite, "card_template": recipe.card_template, "inputs": key},
+    )
+
+
+def _work(recipe: Recipe, key: str) -> Path:
+    """Folder of the states of this very tuning: what another run left is no obstacle."""
+    return work_folder(recipe.recovered, key[:8])
+
+
+def _base(recipe: Recipe, loading: dict[str, Any]) -> tuple[Any, Any]:
+    where = {"revision": recipe.revision, "trust_remote_code": loading["trust_remote_code"]}
+    model = load_model(recipe.model, dtype=recipe.dtype, device=loading["device"], **where)
+    return model, load_tokenizer(recipe.model, **where)
+
+
+def _measurements(recipe: Recipe, folder: str) -> list[Measurement]:
+    """What was measured on the recipe's text, of the model in a folder."""
+    file = Path(folder) / EVALUATION_NAME
+    if recipe.evaluate is None or not file.is_file():
+        return []
+    key = content_hash(recipe.evaluate)
+    return [one for one in load_measurements(file) if one.sha256 == key]
+
+
+def _complete(recipe: Recipe, folder: str, loading: dict[str, Any]) -> None:
+    """Measures what a folder that was made before has no figure of; writes measurements and card anew, if need be."""
+    if not processes.is_first():
+        return
+    records = Records.load(Path(folder))
+    known = _measurements(recipe, folder)
+    stages = {one.stage for one in known}
+    found = []
+    if recipe.evaluate is not None:
+        if folder == recipe.recovered:  # the pruned folder was completed first
+            found += [one for one in _measurements(recipe, recipe.output) if one.stage not in stages]
+        elif "before" not in stages:
+            model, tokenizer = _base(recipe, loading)
+            base = MoreauPruner(tokenizer=tokenizer)
+            base.evaluate(recipe.evaluate, model)
+            found += base.measurements
+            del model
+        if ("recovered" if records.recovery else "pruned") not in stages:
+            pruner = MoreauPruner.from_pretrained(folder, **loading)
+            pruner.measurements = []
+            pruner.evaluate(recipe.evaluate)
+            found += pruner.measurements
+    if found or recipe.card_template:
+        replace(records, measurements=[*records.measurements, *found]).rewrite_card(Path(folder), recipe.card_template)

@@ -1,0 +1,121 @@
+"""Score a model and write which units would stay, as a plan; the model is not changed.
+
+With --dry-run nothing is scored and no weights are read: the sizes before and after, and what scoring would take.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..config import MoreauPrunerConfig
+from ..errors import ConfigError
+from . import dry_run, options, outputs, processes, sizes
+
+EXAMPLE = "org/model -o pruning_plan.json --ratio 0.2 --calibration calibration.txt"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this verb's arguments."""
+    options.add_model_arguments(parser)
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="plan to write (.json)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="from config.json alone: sizes before and after, memory and time of scoring; nothing is written",
+    )
+    parser.add_argument(
+        "--from-scores",
+        type=Path,
+        metavar="SCORES",
+        help="plan again, at another ratio, from pruning_scores.safetensors or the pruned folder that holds it: nothing"
+        " is scored, no weights are loaded",
+    )
+    options.add_calibration_arguments(parser)
+    options.add_config_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Scores, or reads scores, and writes the plan; returns its counts."""
+    given = options.config_from(args)
+    if given.masks:
+        raise ConfigError(f"--pattern {given.pattern}: a mask has no plan of units; use prune")
+    if not args.from_scores:
+        sizes.check_removes(given)
+    if args.dry_run:
+        if args.output or args.from_scores:
+            raise ConfigError("--dry-run writes and reads nothing; leave --output and --from-scores out")
+        return dry_run.foresee(args, given)
+    if args.output is None:
+        raise ConfigError("--output: give the plan to write, or --dry-run")
+    from ..saving import check_file, check_folder
+
+    check_file(args.output, overwrite=args.overwrite)
+    if args.checkpoint_dir is not None:
+        check_folder(args.checkpoint_dir)
+    inputs = (args.model, args.from_scores, args.calibration)
+    with outputs.reserved([args.output, args.checkpoint_dir], inputs):
+        return _plan(args, given)
+
+
+def _plan(args: argparse.Namespace, given: MoreauPrunerConfig) -> dict[str, Any]:
+    from ..compensation import make_counted_plan, shape_to_count
+    from ..loading import base_revision, load_skeleton
+    from ..models.units import model_shape
+    from ..planning import removed_parameters
+    from ..pruner import MoreauPruner
+    from ..scoring.scores import UnitScores
+    from ..surgery.export import decide_export, with_export
+
+    if args.from_scores:
+        scores = UnitScores.load(args.from_scores)
+        where = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
+        model = load_skeleton(args.model, dtype=args.dtype, **where)
+        config = options.replanned(scores.origin, args).resolve(model.config)
+        shape = model_shape(model)
+        sizes.check_removes(config)
+        plan = with_export(make_counted_plan(model, shape, scores, config), model.config, shape)
+    else:
+        model, tokenizer = options.load(args)
+        sizes.check_model(model, given)
+        pruner = MoreauPruner(given, tokenizer=tokenizer, revision=base_revision(args.model, args.revision))
+        plan, _ = pruner.plan(model, args.calibration, **options.calibration_from(args))
+    if not processes.is_first():
+        return {}
+    shape = model_shape(model)
+    sizes.check_removed(removed_parameters(plan, shape), model, MoreauPrunerConfig.from_dict(plan.config))
+    export = decide_export(model.config, shape, plan, plan.config["export"])
+    plan.save(args.output)
+    counted = shape_to_count(model, shape, MoreauPrunerConfig.from_dict(plan.config))
+    left = counted.parameters - removed_parameters(plan, counted)
+    return {
+        "parameters_before": shape.parameters,
+        "parameters_after": left,
+        "ratio_requested": plan.config["pruning_ratio"],
+        "ratio_achieved": (shape.parameters - left) / shape.parameters,
+        "contributions": dict(plan.contributions),
+        "adjustments": list(plan.adjustments),
+        "export": export.model_type,
+        "compensates_by": plan.config["compensation"],
+        "output": str(args.output),
+    }
+
+
+def show(result: dict[str, Any]) -> str:
+    """The same for a reader."""
+    if "scoring" in result:
+        return dry_run.show(result)
+    lines = [
+        f"parameters  {result['parameters_before']:,} → {result['parameters_after']:,}"
+        f"  (−{100 * result['ratio_achieved']:.2f} %{dry_run.parts(result)})",
+        f"export      {result['export']}",
+        *(f"note        {line}" for line in result["adjustments"]),
+        f"saved       {result['output']}",
+    ]
+    if result["compensates_by"] != "none":
+        lines.append(
+            f"next        apply it with the text, which '{result['compensates_by']}' reads: --calibration TEXT"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,105 @@
+"""Sizes that remove nothing: refused by the commands, which would save the base again as if it were pruned."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    from ..config import MoreauPrunerConfig
+    from ..models.units import ModelShape
+
+_NOTHING = "removes nothing, and the result would be the base again"
+_ANEW = "or, to only save a model anew, call its own save_pretrained in Python"
+
+
+def check_removes(config: MoreauPrunerConfig) -> None:
+    """Refuses, before anything is loaded, a share that is nothing; what is left is compared with the model later.
+
+    Raises:
+        ConfigError: names the size.
+    """
+    if config.masks:
+        if config.sparsity == 0:
+            raise ConfigError(f"sparsity 0: {_NOTHING}; give a share above 0, {_ANEW}")
+        return
+    if config.pruning_ratio == 0:
+        raise ConfigError(f"pruning_ratio 0 (--ratio): {_NOTHING}; give a ratio above 0, {_ANEW}")
+    if config.unit_ratio in (0, (0,) * len(config.targets)):
+        raise ConfigError(f"unit_ratio 0: {_NOTHING}; give a ratio above 0, {_ANEW}")
+
+
+def check_model(model: Any, given: MoreauPrunerConfig) -> None:
+    """Refuses, before anything is scored, a size that is less than any unit of a loaded model.
+
+    Raises:
+        MoreauError: it is, as `check_shape` says; or as planning would (errors.py).
+    """
+    from ..compensation import shape_to_count
+    from ..models.units import model_shape
+    from ..surgery.apply import check_prunable
+
+    if given.masks:
+        return
+    check_prunable(model)
+    config = given.resolve(model.config)
+    check_shape(shape_to_count(model, model_shape(model), config), config)
+
+
+def check_shape(shape: ModelShape, config: MoreauPrunerConfig) -> None:
+    """The same of a shape that sizes are counted on, and a resolved config.
+
+    Raises:
+        ConfigError: nothing can go, whatever the scores; says what could.
+    """
+    from ..planning import removes_nothing
+
+    if removes_nothing(shape, config):
+        raise ConfigError(_too_little(shape, config))
+
+
+def check_removed(parameters: int, model: Any, given: MoreauPrunerConfig) -> None:
+    """Refuses a plan, or a result, that removes no parameter: by the scores, the size is less than any unit.
+
+    Args:
+        parameters: that go.
+        model: which is whole if there are none.
+        given: what was asked for.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    from ..models.units import model_shape
+
+    if not parameters:
+        raise ConfigError(_too_little(model_shape(model), given.resolve(model.config)))
+
+
+def _too_little(shape: ModelShape, config: MoreauPrunerConfig) -> str:
+    """What is wrong with a size, and the smallest that would do."""
+    from ..config import SIZES
+    from ..planning import least_size
+
+    name = next(size for size in SIZES if getattr(config, size) is not None)
+    least = least_size(shape, config) if name.endswith("ratio") else None
+    instead = "ask for more to go, or widen the scope"
+    if least is not None:
+        spread = "" if config.budget == "uniform" else " with an even spread over layers"
+        share = f"{100 * least.parameters / shape.parameters:.2g} %"
+        instead = (
+            f"the least that can go{spread} is {share} of the parameters ({least.parameters:,}), from {name}"
+            f" {_shown(least.size, up=True)} on: ask for that"
+        )
+    return f"{name} {_shown(getattr(config, name))} is less than any unit in scope: it {_NOTHING}; {instead}, {_ANEW}"
+
+
+def _shown(size: float | tuple[float, ...], *, up: bool = False) -> str:
+    """A share in four digits, rounded up where it must be reached."""
+    if isinstance(size, tuple):
+        return ",".join(_shown(one, up=up) for one in size)
+    if not up or not size:
+        return f"{size:g}"
+    unit = 10.0 ** (math.floor(math.log10(size)) - 3)
+    return f"{math.ceil(size / unit) * unit:.4g}"

@@ -1,0 +1,1 @@
+"""Text: sources, calibration windows, instruction records, and the small text that ships."""

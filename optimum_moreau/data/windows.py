@@ -1,0 +1,308 @@
+"""Text, files, datasets, tokens → seeded windows of token ids, with a content hash.
+
+A window lies inside one document and is never padded. It begins as the tokenizer begins a text: with a BOS token where
+the tokenizer itself adds one, and never with two. A text file is one document; of a file of records, each row is one.
+Documents too short for a window are skipped. Of a document longer than two million characters, the parts of some 65,000
+that it is cut into at white space stand for documents, so that only those are tokenised that give a window.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, DataError
+from ..models.undisturbed import undisturbed
+from .pieces import PIECE, tokenize
+from .sources import DEFAULT_TEXT, path_of, read_documents, source_name
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+Source = "str | Path | Iterable[str] | Dataset | Tensor | BatchEncoding | None"
+LONG = 1 << 21  # characters of a document that is tokenised whole at most
+_PER_BYTE, _PER_CHARACTER = 8, 200  # memory that a text takes, and a piece of it while it is tokenised
+_PER_TOKEN = 32  # characters of a part for every token of a window: far more than any text has
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """Calibration windows and where they come from.
+
+    Attributes:
+        tokens: int64 tensor `(samples, sequence_length)` on CPU.
+        source: name of the file or dataset, without folders.
+        seed: the windows were drawn with.
+        sha256: of the token ids, little-endian int64.
+        distinct: tokens of the text that the windows cover; in a short text they overlap, and these are fewer.
+    """
+
+    tokens: Tensor
+    source: str
+    seed: int
+    sha256: str
+    distinct: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """What plan, summary and card record; not the tokens."""
+        samples, length = self.tokens.shape
+        return {
+            "source": self.source,
+            "seed": self.seed,
+            "samples": samples,
+            "sequence_length": length,
+            "tokens": samples * length,
+            "sha256": self.sha256,
+        }
+
+
+@dataclass(frozen=True)
+class CalibrationRecord:
+    """What a saved record says of calibration windows, as `CalibrationSet.to_dict` writes it.
+
+    Attributes:
+        source: name of the file or dataset.
+        seed: of the draw.
+        samples: number of windows.
+        sequence_length: tokens of each.
+        tokens: of all.
+        sha256: of the token ids.
+    """
+
+    source: str = ""
+    seed: int = 0
+    samples: int = 0
+    sequence_length: int = 0
+    tokens: int = 0
+    sha256: str = ""
+
+
+@undisturbed()
+def load_calibration(
+    source: Source,  # type: ignore[valid-type]
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    samples: int = 10,
+    sequence_length: int = 128,
+    seed: int = 0,
+    column: str | None = None,
+    vocab_size: int | None = None,
+) -> CalibrationSet:
+    """Draws windows of token ids; the same seed and source give the same tokens on every machine.
+
+    Args:
+        source: a path (.txt, .jsonl, .json, .csv, .parquet), `hub:id[:config[:split[:column]]]`, strings, a
+            `datasets.Dataset`, token ids `(documents, length)` or `(length,)`, what a tokenizer gave for some texts
+            (without its padding), or `None` for the text that ships with this package.
+        tokenizer: needed for anything but token ids.
+        samples: number of windows.
+        sequence_length: tokens per window, those included that the tokenizer begins a text with.
+        seed: of the draw.
+        column: text column of a file of records or a dataset; default `text`, or the only column of strings, or the
+                chat in `messages`.
+        vocab_size: of the model, to check the ids against.
+
+    Raises:
+        DataError: the source is missing, empty or too short; a column is missing; ids outside the vocabulary.
+    """
+    if source is None:
+        logger.warning(
+            "no calibration text given: using the small text that ships with optimum_moreau; text like the model's"
+            " use is better (calibration=…, --calibration FILE)"
+        )
+        source = DEFAULT_TEXT
+    generator = torch.Generator("cpu").manual_seed(seed)
+    documents: Iterable[Tensor]
+    if (given := token_documents(source)) is not None:
+        documents, prefix, name = _shuffled(given, generator), [], "token ids"
+    else:
+        if tokenizer is None:
+            raise DataError("a tokenizer is needed to read text: MoreauPruner(config, tokenizer=tokenizer)")
+        option = "calibration_column (--calibration-column)"
+        texts = read_documents(source, column=column, seed=seed, tokenizer=tokenizer, option=option)
+        spans = _shuffled([span for text in texts for span in _spans(text, sequence_length)], generator)
+        prefix = text_prefix(tokenizer)
+        documents = (_without(prefix, tokenize(text[start:end], tokenizer)) for text, start, end in spans)
+        name = source_name(source)
+    tokens, distinct = _windows(documents, prefix, name, samples, sequence_length, generator)
+    check_vocabulary(tokens, vocab_size, name)
+    digest = hashlib.sha256(tokens.numpy().astype("<i8").tobytes()).hexdigest()
+    return CalibrationSet(tokens, name, seed, digest, distinct)
+
+
+def reading_bytes(source: Any) -> int:
+    """What reading a file of text and tokenising it takes in main memory, about; 0 for what is no file.
+
+    A byte is held as it is read, as one to four bytes of a string, and of what is tokenised as at most eight of ids;
+    a piece at a time is with the tokenizers library.
+    """
+    if source is None or isinstance(source, (str, Path)):
+        path = DEFAULT_TEXT if source is None else path_of(source)
+        return _PER_BYTE * path.stat().st_size + _PER_CHARACTER * PIECE if path.is_file() else 0
+    return 0
+
+
+def check_vocabulary(tokens: Tensor, vocab_size: int | None, name: str) -> None:
+    """Raises DataError where a token id, of the text called `name`, is outside a model's vocabulary."""
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or (vocab_size is not None and high >= vocab_size):
+        vocabulary = "any vocabulary" if vocab_size is None else f"the model's vocabulary of {vocab_size}"
+        raise DataError(
+            f"{name}: token id {low if low < 0 else high} is outside {vocabulary}; is this the model's own tokenizer?"
+        )
+
+
+def check_positions(model_config: Any, sequence_length: int, where: str = "sequence_length") -> None:
+    """Refuses windows or segments that are longer than the positions of a model; dynamic RoPE has no last one.
+
+    Args:
+        model_config: of transformers.
+        sequence_length: tokens per window.
+        where: what is named to be changed.
+
+    Raises:
+        ConfigError: they are longer than `max_position_embeddings`.
+    """
+    positions = getattr(model_config, "max_position_embeddings", None)
+    rope = getattr(model_config, "rope_parameters", None) or {}
+    if type(positions) is int and sequence_length > positions and rope.get("rope_type") != "dynamic":
+        raise ConfigError(
+            f"{where}: {sequence_length} tokens are more than the model's {positions} positions"
+            f" (max_position_embeddings); give at most {positions}"
+        )
+
+
+def text_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The token ids that a tokenizer itself puts before a text: its BOS, several, or none."""
+    for text in ("x", "a", "0", "."):
+        bare = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        whole = tokenizer(text, verbose=False)["input_ids"]
+        for start in range(len(whole) - len(bare) + 1 if bare else 0):
+            if whole[start : start + len(bare)] == bare:
+                return list(whole[:start])
+    return []
+
+
+def _without(prefix: list[int], ids: Tensor) -> Tensor:
+    """A document without what every window of it will begin with: a chat template may have written it."""
+    return ids[len(prefix) :] if prefix and ids[: len(prefix)].tolist() == prefix else ids
+
+
+def token_documents(source: Any) -> list[Tensor] | None:
+    """The documents of token ids, each `(length,)`; `None` where a source is of another kind.
+
+    Args:
+        source: a tensor or array `(documents, length)` or `(length,)`, a tokenizer's output, lists of numbers, or a
+            list of such documents. What an attention mask leaves out is in no document, and parts two.
+
+    Raises:
+        DataError: they are no whole numbers, or of more than two dimensions.
+    """
+    if isinstance(source, Mapping) and "input_ids" in source:
+        return _unpadded(source["input_ids"], source.get("attention_mask"))
+    if isinstance(source, Sequence) and source and not isinstance(source, (str, bytes)):
+        if all(type(item) is int for item in source):
+            return _flat(source)
+        parts = [token_documents(item) for item in source]
+        return None if any(part is None for part in parts) else [one for part in parts for one in part or []]
+    return _flat(source) if _is_ids(source) else None
+
+
+def _is_ids(item: Any) -> bool:
+    return isinstance(item, Tensor) or (type(item).__module__ == "numpy" and hasattr(item, "dtype"))
+
+
+def _unpadded(ids: Any, mask: Any) -> list[Tensor]:
+    """A tokenizer's ids, one document for every run that its attention mask lets through."""
+    documents = token_documents(ids)
+    if not documents:
+        raise DataError("token ids: input_ids holds no whole numbers; pass what the tokenizer gave")
+    if mask is None:
+        return documents
+    masks = token_documents(mask) or []
+    if [len(one) for one in documents] != [len(one) for one in masks]:
+        raise DataError("token ids: attention_mask is not of the shape of input_ids; pass what the tokenizer gave")
+    found = []
+    for document, own in zip(documents, masks, strict=True):
+        places = own.nonzero().flatten()
+        ends = (places.diff() != 1).nonzero().flatten() + 1
+        found += [document[part] for part in places.tensor_split(ends) if len(part)]
+    return found
+
+
+def _flat(ids: Any) -> list[Tensor]:
+    found = torch.as_tensor(ids, device="cpu")
+    if found.dim() not in (1, 2) or found.is_floating_point() or found.is_complex() or not found.numel():
+        raise DataError(
+            f"token ids: {tuple(found.shape)} of {found.dtype}; pass integers, (length,) or (documents, length)"
+        )
+    return list(found.reshape(-1, found.shape[-1]).to(torch.int64))
+
+
+def _spans(text: str, length: int) -> list[tuple[str, int, int]]:
+    """A document, as the text and where in it; a long one as its parts, each beginning at white space."""
+    size = max(PIECE, _PER_TOKEN * length)
+    if len(text) <= max(LONG, 2 * size):
+        return [(text, 0, len(text))]
+    cuts = [0]
+    while len(text) - cuts[-1] > 2 * size:
+        near = range(cuts[-1] + size, cuts[-1] + 2 * size)
+        cuts.append(next((place for place in near if text[place].isspace()), near.start))
+    return [(text, start, end) for start, end in pairwise([*cuts, len(text)])]
+
+
+def _shuffled(documents: list[Any], generator: torch.Generator) -> list[Any]:
+    return [
+        documents[i]
+        for i in torch.randperm(len(documents), generator=generator, dtype=torch.int64, device="cpu").tolist()
+    ]
+
+
+def _windows(
+    documents: Iterable[Tensor], prefix: list[int], name: str, samples: int, length: int, generator: torch.Generator
+) -> tuple[Tensor, int]:
+    """Takes one window at a random place of each document in turn, and goes round again while more are needed.
+
+    Returns:
+        The windows, and how many tokens they cover, each place of a document counted once, and the prefix once.
+    """
+    need, first = length - len(prefix), torch.tensor(prefix, dtype=torch.int64, device="cpu")
+    windows: list[Tensor] = []
+    usable: list[Tensor] = []
+    starts: dict[int, list[int]] = {}  # of the windows of each usable document
+    longest = 0
+
+    def take(i: int) -> None:
+        document = usable[i]
+        start = int(torch.randint(len(document) - need + 1, (1,), generator=generator, dtype=torch.int64, device="cpu"))
+        starts.setdefault(i, []).append(start)
+        windows.append(torch.cat([first, document[start : start + need]]))
+
+    for document in documents:
+        longest = max(longest, len(document))
+        if len(document) >= need and len(windows) < samples:
+            usable.append(document)
+            take(len(usable) - 1)
+        if len(windows) == samples:
+            break
+    if not usable:
+        raise DataError(
+            f"{name}: the longest document has {longest} tokens, a window needs {need}; give longer text or a smaller"
+            " sequence_length"
+        )
+    for i in range(samples - len(windows)):
+        take(i % len(usable))
+    ends = ((start, after) for own in starts.values() for start, after in pairwise([*sorted(own), math.inf]))
+    covered = sum(int(min(after - start, need)) for start, after in ends)
+    return torch.stack(windows), covered + len(prefix)

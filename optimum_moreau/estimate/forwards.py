@@ -1,0 +1,233 @@
+"""What forward passes take that read the inputs of layers, one after the other: number, memory, operations.
+
+    memory   hidden states between two layers, of all windows  +  the larger of
+             one layer's activations of a batch, with its inputs' squares in float32
+             Hessians  +  the new weights and masks of a layer, until all are chosen  +  a few matrices
+             a search's logits of a batch  +  those of one window in float32, twice
+
+The activations are counted as for gradients: a layer of each kind runs on the meta device.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import PreTrainedModel
+
+from ..config import MoreauPrunerConfig
+from ..models.undisturbed import plain_outputs, undisturbed
+from ..models.units import Block, ModelShape
+from ..registry import CRITERIA
+from ..scoring.profiles import measures, measures_outliers, probes, search_passes, search_windows
+
+_LENGTH = 31  # tokens of the run on the meta device
+_HESSIANS = 4  # of the widest inputs: Σ x xᵀ, H, its factor, its inverse
+# Per weight of one matrix: w, its score, and what finds the k-th value (values, int64 places); the rest of a refinement
+_CHOOSING, _REFINING = 24, 24
+_WAITING = 5  # per weight of a layer: new in float32, and whether it stays
+_RANKING = 21  # per weight in scope, of one ranking of all: scores twice, and what finds the k-th value
+
+
+def forward_passes(shape: ModelShape, config: MoreauPrunerConfig) -> int:
+    """Forward passes over the calibration text, the most through any layer; a search's as whole ones, no gradients'."""
+    criterion = CRITERIA.get(config.criterion)
+    reads = "activations" in criterion.needs
+    if not config.masks:
+        influence = "layers" in config.targets and config.layer_criterion == "block-influence"
+        profile = search_extent(shape, config)[0] or int(measures(config))
+        profile += int(measures_outliers(config))
+        return int(influence) + int(reads and bool(shape.scored(config))) + profile
+    dense = int(config.budget == "owl") + int(reads and (config.budget == "global" or not criterion.elements))
+    what = _read(config)
+    if not what:
+        return dense
+    groups = max(len(own) for own in _groups(shape, config).values()) if "products" in what else 1
+    return dense + groups + int(groups > 1 or config.feed_forward)
+
+
+def search_extent(shape: ModelShape, config: MoreauPrunerConfig) -> tuple[int, int]:
+    """Whole passes of a search, and the windows that each reads; zeros where there is none."""
+    if not (measures(config) and config.budget == "search"):
+        return 0, 0
+    passes = search_passes(_searched(shape, config), shape.depth)
+    return passes, min(config.calibration_samples, search_windows(passes))
+
+
+def _searched(shape: ModelShape, config: MoreauPrunerConfig) -> list[Block]:
+    return [block for block in shape.in_scope(config) if block.kind in ("attention", "mlp")]
+
+
+def _search_operations(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig, layers: int) -> float:
+    """Of a search over its first windows; every probe ends in the head.
+
+    Args:
+        skeleton: the model on the meta device.
+        shape: its shape.
+        config: resolved.
+        layers: weights of all layers together.
+    """
+    blocks = _searched(shape, config)
+    head: Any = skeleton.lm_head
+    passes, windows = search_extent(shape, config)
+    tokens = windows * config.sequence_length
+    through_head = 1 + sum(len(probes(block.total)) for block in blocks)
+    return 2.0 * tokens * (passes * layers + through_head * head.weight.numel())
+
+
+def forward_operations(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig) -> float:
+    """Floating-point operations of these passes, and of Hessians, their inverses and the update; not of the choice."""
+    tokens = config.calibration_samples * config.sequence_length
+    everywhere = sum(rows * columns for layer in _matrices(skeleton, shape.blocks).values() for rows, columns in layer)
+    passes = forward_passes(shape, config)
+    found = 0.0
+    if searched := search_extent(shape, config)[0]:
+        passes -= searched
+        found += _search_operations(skeleton, shape, config, everywhere)
+    found += 2.0 * passes * tokens * everywhere
+    if "products" in _read(config):
+        for layer in _matrices(skeleton, shape.scored(config)).values():
+            widths = {columns: sum(r for r, c in layer if c == columns) for _, columns in layer}
+            # Σ x xᵀ once for those that share inputs; two Cholesky factors and an inverse; a column for each behind it
+            found += sum((2 * tokens + 4 / 3 * width + rows) * width**2 for width, rows in widths.items())
+    return found
+
+
+def forward_bytes(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig) -> tuple[int, int]:
+    """Bytes held through the whole run, and at the peak of one layer.
+
+    Args:
+        skeleton: the model on the meta device.
+        shape: its shape.
+        config: resolved.
+    """
+    blocks, what = shape.scored(config), _read(config)
+    layers = _matrices(skeleton, blocks)
+    sizes = [rows * columns for layer in layers.values() for rows, columns in layer]
+    held = within = 0
+    if forward_passes(shape, config):
+        tokens = config.calibration_samples * config.sequence_length
+        held = tokens * skeleton.config.hidden_size * skeleton.dtype.itemsize
+        modules = {cut.module for block in blocks for cut in block.cuts} if what else set()
+        windows = min(config.batch_size or config.calibration_samples, config.calibration_samples)
+        within = bytes_per_batch(skeleton, modules, windows, config.sequence_length)
+        if search_extent(shape, config)[0]:
+            within = max(within, _logits_bytes(skeleton, windows) * config.sequence_length)
+    choosing = 0
+    if "products" in what:
+        widest = max((columns for layer in layers.values() for _, columns in layer), default=0)
+        all_of_layer = (sum(columns**2 for _, columns in layer) for layer in layers.values())
+        together = 0 if config.masks else max(all_of_layer, default=0)
+        choosing = 4 * (_HESSIANS * widest**2 + together)
+    if config.masks:
+        choosing += _WAITING * max(sum(rows * columns for rows, columns in layer) for layer in layers.values())
+        choosing += (_CHOOSING + (_REFINING if config.refine else 0)) * max(sizes)
+    return held, max(within, choosing)
+
+
+def _logits_bytes(skeleton: PreTrainedModel, windows: int) -> int:
+    """Per token: the logits of all windows of a batch, and those of one, their log-softmax beside them, in float32."""
+    return skeleton.config.vocab_size * (windows * skeleton.dtype.itemsize + 2 * 4)
+
+
+def score_bytes(config: MoreauPrunerConfig, weights: int) -> int:
+    """Bytes of the scores of all weights in scope, in main memory, where a mask needs them before it begins."""
+    if not config.masks:
+        return 0
+    if config.budget == "global":
+        return _RANKING * weights
+    return 4 * weights * (int(config.budget == "owl") + int(CRITERIA.get(config.criterion).elements is None))
+
+
+def bytes_per_batch(skeleton: Any, modules: set[str], windows: int, length: int) -> int:
+    """Most bytes alive at once while a batch passes through one layer; arguments as for `live_bytes`."""
+    return math.ceil(live_bytes(skeleton, modules, windows) * length / _LENGTH)
+
+
+def live_bytes(skeleton: Any, modules: set[str], windows: int) -> int:
+    """Most bytes alive at once while a batch of _LENGTH tokens passes through one layer, weights left out.
+
+    Args:
+        skeleton: the model on the meta device.
+        modules: whose inputs are squared, in float32.
+        windows: of the batch.
+    """
+    kinds = {tuple(p.shape for p in layer.parameters()): layer for layer in skeleton.model.layers}
+    whole, skeleton.model.layers = skeleton.model.layers, nn.ModuleList(kinds.values())
+    ids = torch.zeros(windows, _LENGTH, dtype=torch.int64, device="meta")
+    mask = torch.zeros(1, 1, _LENGTH, _LENGTH, dtype=skeleton.dtype, device="meta")
+
+    def square(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        args[0].float().square()
+
+    inner = [layer.get_submodule(name) for layer in kinds.values() for name in modules]
+    handles = [module.register_forward_hook(square) for module in inner]
+    try:
+        with undisturbed(), plain_outputs(skeleton), torch.no_grad(), Alive() as alive:
+            skeleton.model(input_ids=ids, position_ids=ids[:1], attention_mask=mask, use_cache=False)
+    finally:
+        skeleton.model.layers = whole
+        for handle in handles:
+            handle.remove()
+    return alive.most
+
+
+class Alive(TorchDispatchMode):
+    """Counts the bytes of tensors made within it that are alive, and the most there were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._known: dict[int, Any] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                key, size = storage._cdata, storage.nbytes()
+                if key not in given and key not in self._known:
+                    self._known[key] = weakref.finalize(storage, self._gone, key, size)
+                    self.now += size
+        self.most = max(self.most, self.now)
+        return out
+
+    def _gone(self, key: int, size: int) -> None:
+        self.now -= size
+        del self._known[key]
+
+
+def _read(config: MoreauPrunerConfig) -> set[str]:
+    """What is read off the inputs of layers, one layer after the other."""
+    criterion = CRITERIA.get(config.criterion)
+    found = set(criterion.statistics)
+    if config.masks:
+        found |= {"squares", "sums"} if config.refine else set()
+        found |= {"products"} if config.update or config.criterion == "sparsegpt" else set()
+    elif "activations" in criterion.needs:
+        found |= {"squares"} if not found else set()
+    return found
+
+
+def _groups(shape: ModelShape, config: MoreauPrunerConfig) -> dict[int | None, set[tuple[str, str]]]:
+    """What shares inputs in each layer: q, k, v; o; gate, up; down."""
+    found: dict[int | None, set[tuple[str, str]]] = {}
+    for block in shape.scored(config):
+        found.setdefault(block.layer, set()).update((block.kind, cut.side) for cut in block.cuts)
+    return found
+
+
+def _matrices(skeleton: PreTrainedModel, blocks: tuple[Block, ...]) -> dict[int | None, list[tuple[int, int]]]:
+    """Shapes `(out, in)` of the matrices of some blocks, by layer, each once."""
+    names: dict[str, int | None] = {name: block.layer for block in blocks for name in block.weight_names().values()}
+    found: dict[int | None, list[tuple[int, int]]] = {}
+    for name, layer in names.items():
+        rows, columns = skeleton.get_parameter(name).shape
+        found.setdefault(layer, []).append((rows, columns))
+    return found

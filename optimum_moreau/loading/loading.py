@@ -1,0 +1,330 @@
+"""Loads a model and its tokenizer from a folder or the Hub: safetensors only, remote code only when asked for."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import find_adapter_config_file
+
+from ..errors import CheckpointError, ConfigError, UnsupportedModelError, first_line, quiet
+from ..files import read_json, read_shapes
+from ..files.records import LARGEST_OF_TRANSFORMERS
+from ..modeling import register_auto_classes
+from ..models.families import family_of
+from ..models.undisturbed import undisturbed
+from ..models.units import EMBEDDINGS
+from ..registry import suggestion
+from .readable import (
+    CONFIG,
+    are_whole,
+    check_model_files,
+    check_tokenizer_files,
+    damage_of,
+    local_folder,
+    pinned,
+    weight_files,
+)
+from .trust import check_attention, check_no_adapter
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+# What transformers raises for a folder or repository that cannot be read.
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    LookupError,
+    ImportError,
+    StrictDataclassError,
+    SafetensorError,
+    # of values that are none for a model: a head count of 0, a name where a number is meant, layers within layers
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+    AssertionError,
+    NotImplementedError,
+)
+# More than any model has: a config that says so is damaged, and building it would take for ever.
+_MOST = {"num_hidden_layers": 2000, "num_attention_heads": 2**14, "num_key_value_heads": 2**14, "head_dim": 2**14}
+_MOST |= {"hidden_size": 2**20, "intermediate_size": 2**22, "vocab_size": 2**24}
+
+
+def load_config(
+    name: str, *, revision: str | None = None, token: str | None = None, trust_remote_code: bool = False
+) -> PretrainedConfig:
+    """Reads a model's config.json.
+
+    Raises:
+        CheckpointError: no such folder or repository, or config.json is missing, damaged, or names code to be fetched.
+    """
+    register_auto_classes()
+    folder = Path(name).expanduser()
+    if folder.is_file():
+        raise CheckpointError(f"{name}: is a file; give the folder that holds config.json")
+    if not folder.is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
+        raise CheckpointError(f"{name}: no such folder")
+    if not folder.is_dir() and "/" not in name:  # no request for what cannot be on the Hub
+        hint = suggestion(name, (path.name for path in Path().iterdir() if path.is_dir()))
+        raise CheckpointError(f"{name}: no such folder.{hint} An id of the Hub has the form org/name")
+    revision = pinned(name, revision, token)
+    check_model_files(local_folder(name, revision))
+    try:
+        with quiet("huggingface_hub"):  # it logs every retry
+            where = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
+            config: PretrainedConfig = AutoConfig.from_pretrained(name, **where)
+    except _UNREADABLE as error:
+        raise CheckpointError(_no_config(name, local_folder(name, revision), error)) from error
+    if not trust_remote_code:
+        check_attention(name, config)
+    return config
+
+
+@undisturbed()
+def load_model(
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: str | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Loads a causal language model of a supported family.
+
+    Args:
+        name: folder or Hub id.
+        dtype: `auto` (as saved), `float32`, `bfloat16` or `float16`.
+        device: torch device, or `auto` to spread the model over all GPUs; default: cuda where there is one.
+        revision: of the Hub repository.
+        token: of the Hub.
+        trust_remote_code: run modeling code that lies beside the weights.
+
+    Raises:
+        CheckpointError: not found, damaged, incomplete, or without safetensors.
+        ConfigError: unknown dtype or device.
+        UnsupportedModelError: of another family.
+    """
+    if dtype not in _DTYPES:
+        raise ConfigError(f"dtype: unknown value '{dtype}'. Known: {', '.join(_DTYPES)}")
+    config = load_config(name, revision=revision, token=token, trust_remote_code=trust_remote_code)
+    _check_supported(name, config)
+    _refuse_pickle(name)
+    _refuse_adapter(name, revision, token)
+    where = {"device_map": "auto"} if device == "auto" else {}
+    target = check_device(device) if device != "auto" else None
+    _check_embeddings(name, config)
+    try:
+        with quiet("transformers"):  # its report of the weights that do not fit is a table
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                name,
+                dtype=dtype,
+                revision=revision,
+                token=token,
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # `_check_complete` refuses them, by name
+                output_loading_info=True,
+                **where,
+            )
+    except (*_UNREADABLE, RuntimeError) as error:
+        folder = local_folder(name, pinned(name, revision, token))
+        reason = (folder and damage_of(file for file in weight_files(folder) if file.is_file())) or first_line(error)
+        raise CheckpointError(f"{name}: the weights cannot be loaded ({reason})") from error
+    model, found = loaded
+    _check_complete(name, found)
+    return model if target is None else model.to(target)
+
+
+def load_skeleton(
+    name: str,
+    *,
+    dtype: str = "auto",
+    revision: str | None = None,
+    token: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Builds a model on the meta device from its config.json alone; no weights are read or allocated.
+
+    Raises:
+        CheckpointError: no such folder or repository, or config.json is missing or damaged.
+        ConfigError: unknown dtype.
+        UnsupportedModelError: of another family.
+    """
+    if dtype not in _DTYPES:
+        raise ConfigError(f"dtype: unknown value '{dtype}'. Known: {', '.join(_DTYPES)}")
+    config = load_config(name, revision=revision, token=token, trust_remote_code=trust_remote_code)
+    _check_supported(name, config)
+    chosen = (config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)
+    try:
+        with torch.device("meta"):
+            made = AutoModelForCausalLM.from_config(config, dtype=chosen, trust_remote_code=trust_remote_code)
+            return made.eval()
+    except _UNREADABLE as error:
+        raise CheckpointError(f"{name}: config.json describes no model ({first_line(error)})") from error
+
+
+def load_tokenizer(
+    name: str, *, revision: str | None = None, token: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Loads a tokenizer.
+
+    Args:
+        name: folder or Hub id.
+        revision: of the Hub repository.
+        token: of the Hub.
+        trust_remote_code: run code that lies beside it.
+
+    Raises:
+        CheckpointError: there is none, or a file of it is damaged.
+    """
+    revision = pinned(name, revision, token)
+    check_tokenizer_files(local_folder(name, revision))
+    where = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}  # None of it would ask
+    try:
+        return AutoTokenizer.from_pretrained(name, **where)
+    except Exception as error:  # the tokenizers library raises Exception itself
+        check_tokenizer_files(local_folder(name, revision), whole=True)
+        raise CheckpointError(
+            f"{name}: no tokenizer that can be loaded; add the base model's tokenizer files ({first_line(error)})"
+        ) from error
+
+
+def check_same_tokenizer(
+    first: str, second: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> None:
+    """Refuses two models that read different tokens: what is measured of them per token is not comparable.
+
+    Args:
+        first: folder or Hub id.
+        second: the same, of the other.
+        revision: of the first, on the Hub.
+        trust_remote_code: run code that lies beside the tokenizers.
+
+    Raises:
+        CheckpointError: one has no tokenizer.
+        ConfigError: their vocabularies differ.
+    """
+    one = load_tokenizer(first, revision=revision, trust_remote_code=trust_remote_code).get_vocab()
+    two = load_tokenizer(second, trust_remote_code=trust_remote_code).get_vocab()
+    if one != two:
+        odd = len({token for token in one.keys() | two.keys() if one.get(token) != two.get(token)})
+        raise ConfigError(
+            f"{first} and {second} have different tokenizers ({len(one):,} and {len(two):,} tokens, {odd:,} differ);"
+            " give two models of one tokenizer"
+        )
+
+
+def base_revision(name: str, revision: str | None = None) -> str | None:
+    """Returns the commit of a Hub model that was loaded, read off the cache; `None` for a folder."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if Path(name).expanduser().is_dir():
+        return None
+    found = try_to_load_from_cache(name, "config.json", revision=revision)
+    return Path(found).parent.name if isinstance(found, str) else revision
+
+
+def _no_config(name: str, folder: Path | None, error: Exception) -> str:
+    """What to say where transformers makes no config of a model's folder, or of none."""
+    if folder is None or not (folder / CONFIG).is_file():
+        if Path(name).expanduser().is_dir():
+            return f"{name}: holds no {CONFIG}; give the folder of a model"
+        return f"{name}: no such folder, and not found on the Hub ({first_line(error)})"
+    check_model_files(folder)  # of the Hub, what has just been fetched
+    words = _impossible(read_json(folder / CONFIG, "a model's config", largest=LARGEST_OF_TRANSFORMERS))
+    return f"{folder / CONFIG}: cannot be read as a model's config: {words or first_line(error)}"
+
+
+def _impossible(values: dict[str, Any]) -> str:
+    """The first size of a config that no model can have, if any."""
+    for field, most in _MOST.items():
+        value = values.get(field)
+        if value is not None and not (type(value) is int and 1 <= value <= most):
+            return f"{field} {value!r:.40} is none that a model can have; give a whole number from 1 to {most:,}"
+    return ""
+
+
+def _check_supported(name: str, config: PretrainedConfig) -> None:
+    family_of(config)
+    values = config.to_dict()
+    for part in (values, *(values.get("per_layer_config") or {}).values()):
+        if words := _impossible(part):
+            raise CheckpointError(f"{name}: {CONFIG}: {words}")
+    if getattr(config, "quantization_config", None):
+        raise UnsupportedModelError(f"{name}: is quantised; prune the unquantised model, and quantise the result")
+
+
+def _refuse_pickle(name: str) -> None:
+    folder = Path(name).expanduser()
+    if folder.is_dir() and not list(folder.glob("*.safetensors")):
+        pickles = sorted(path.name for path in [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
+        found = f"pickle weights only ({pickles[0]})" if pickles else "no weights"
+        raise CheckpointError(f"{name}: {found}; weights must be safetensors (model.safetensors)")
+
+
+def _refuse_adapter(name: str, revision: str | None, token: str | None) -> None:
+    """Refuses a model with an adapter beside it, which transformers would put on it, with modules that it names."""
+    folder = Path(name).expanduser()
+    try:
+        if folder.is_dir():
+            check_no_adapter(folder)
+        elif (file := find_adapter_config_file(name, revision=revision, token=token)) is not None:
+            check_no_adapter(Path(file).parent)
+    except CheckpointError as error:
+        raise CheckpointError(f"{name}: {error}") from error
+
+
+def _check_embeddings(name: str, config: PretrainedConfig) -> None:
+    """Refuses a config that is not of the weights beside it, before a model of its size is allocated."""
+    folder, weight = Path(name).expanduser(), f"{EMBEDDINGS}.weight"
+    expected = (config.vocab_size, config.hidden_size)
+    for file in weight_files(folder) if folder.is_dir() else ():
+        if not are_whole([file]):
+            continue  # the load says so, by name
+        if (found := read_shapes(file, "weights").get(weight, expected)) != expected:
+            shapes = f"{found} in the file, {expected} by config.json"
+            raise CheckpointError(f"{name}: {weight} is {shapes}; the two are not of one model")
+
+
+def _check_complete(name: str, found: dict[str, Any]) -> None:
+    """Refuses weights that are missing or of another shape: transformers would fill in random ones."""
+    if found["mismatched_keys"]:
+        weight, saved, expected = min(found["mismatched_keys"], key=str)
+        shapes = f"{tuple(saved)} in the file, {tuple(expected)} by config.json"
+        raise CheckpointError(f"{name}: {weight} is {shapes}; the two are not of one model")
+    if found["missing_keys"]:
+        first, count = min(found["missing_keys"]), len(found["missing_keys"])
+        raise CheckpointError(f"{name}: {count} of the model's weights are not in its files (first: {first})")
+    if found["unexpected_keys"]:
+        first, count = min(found["unexpected_keys"]), len(found["unexpected_keys"])
+        logger.warning("%s: %d weights in its files are not the model's: ignored (first: %s)", name, count, first)
+
+
+def check_device(device: str | None) -> torch.device:
+    """Returns the device that a name stands for; default: cuda where there is one.
+
+    Raises:
+        ConfigError: it cannot be used here.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, dtype=torch.float32, device=found)
+        return found
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"device: '{device}' cannot be used here ({first_line(error)})") from error

@@ -1,0 +1,149 @@
+"""Whether a model's files can be read at all, before a library stumbles: in a folder, or in the Hub's cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from transformers.utils.hub import resolve_revision
+
+from ..errors import CheckpointError, quiet
+from ..files import read_json, read_shapes, read_text
+from ..files.records import LARGEST_OF_TRANSFORMERS, MAX_JSON_BYTES
+
+WEIGHTS_INDEX = "model.safetensors.index.json"
+CONFIG = "config.json"
+_TOKENIZER = "tokenizer.json"
+# Files that transformers reads; each is a JSON dictionary.
+OF_MODEL = {
+    CONFIG: "a model's config",
+    "generation_config.json": "settings of generation",
+    WEIGHTS_INDEX: "an index of weights",
+}
+OF_TOKENIZER = {
+    "tokenizer_config.json": "a tokenizer's config",
+    "special_tokens_map.json": "a map of special tokens",
+    "added_tokens.json": "a list of added tokens",
+}
+_TEMPLATE = "chat_template.jinja"
+_LONGEST_TEMPLATE = 2**20  # bytes
+_ADVICE = "get the file anew, or repair it"
+
+
+def pinned(name: str, revision: str | None, token: str | None) -> str | None:
+    """The revision of a Hub model with the commit that it stands for, so that what is checked is what is loaded.
+
+    For a folder, and where neither the Hub nor its cache knows, the revision as it is given.
+    """
+    if Path(name).expanduser().is_dir():
+        return revision
+    with quiet("huggingface_hub"):
+        found: str | None = resolve_revision(name, revision, token=token)
+    return found
+
+
+def local_folder(name: str, revision: str | None) -> Path | None:
+    """Where a model's files lie on this machine: its folder, or the commit's in the Hub's cache; no network is asked.
+
+    Args:
+        name: folder or Hub id.
+        revision: of the Hub repository, as `pinned` returns it.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    commit = getattr(revision, "resolved", revision)
+    try:
+        for file in (CONFIG, _TOKENIZER, *OF_TOKENIZER):
+            if isinstance(found := try_to_load_from_cache(name, file, revision=commit), str):
+                return Path(found).parent
+    except (HFValidationError, OSError):  # a name that cannot be on the Hub
+        return None
+    return None
+
+
+def check_model_files(folder: Path | None) -> None:
+    """Refuses a model's folder with a small file that is damaged; what is not there is not asked for.
+
+    Raises:
+        CheckpointError: says which file, and what is wrong with it.
+    """
+    if folder is None:
+        return
+    for name, what in {**OF_MODEL, **OF_TOKENIZER}.items():
+        _check_dictionary(folder / name, what)
+    weight_files(folder)
+
+
+def check_tokenizer_files(folder: Path | None, *, whole: bool = False) -> None:
+    """The same of a tokenizer's files.
+
+    Args:
+        folder: of the model.
+        whole: read tokenizer.json too, which takes half as long as its load; else only its size is looked at.
+
+    Raises:
+        CheckpointError: says which file, and what is wrong with it.
+    """
+    if folder is None:
+        return
+    for name, what in OF_TOKENIZER.items():
+        _check_dictionary(folder / name, what)
+    if (template := folder / _TEMPLATE).is_file():
+        try:
+            read_text(template, "a chat template", most=_LONGEST_TEMPLATE)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; {_ADVICE}") from error
+    vocabulary = folder / _TOKENIZER
+    if vocabulary.is_file() and vocabulary.stat().st_size > MAX_JSON_BYTES:
+        raise CheckpointError(f"{vocabulary}: cannot be read as a tokenizer: more than {MAX_JSON_BYTES // 2**20} MiB")
+    if whole:
+        _check_dictionary(vocabulary, "a tokenizer")
+
+
+def _check_dictionary(file: Path, what: str) -> None:
+    if not file.is_file():
+        return
+    try:
+        values = read_json(file, what, largest=LARGEST_OF_TRANSFORMERS)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; {_ADVICE}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{file}: cannot be read as {what}: {values!r:.40} is no dictionary; {_ADVICE}")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a local model's weights, by its index where it has one.
+
+    Raises:
+        CheckpointError: the index is damaged, or names what is no file's name.
+    """
+    index = folder / WEIGHTS_INDEX
+    if not index.is_file():
+        return [folder / "model.safetensors"]
+    what = "an index of weights"
+    values = read_json(index, what)
+    found = values.get("weight_map") if isinstance(values, dict) else None
+    names = set(found.values()) if isinstance(found, dict) and all(type(n) is str for n in found.values()) else set()
+    if not names or any(Path(name).name != name or not name.endswith(".safetensors") for name in names):
+        raise CheckpointError(
+            f"{index}: cannot be read as {what}: weight_map must name a safetensors file for each weight"
+        )
+    return [folder / name for name in sorted(names)]
+
+
+def are_whole(files: Iterable[Path]) -> bool:
+    """Whether safetensors files are there, and as long as their heads say."""
+    return not damage_of(files)
+
+
+def damage_of(files: Iterable[Path]) -> str:
+    """What is wrong with the first of safetensors files that is not there, or not as long as its head says."""
+    for file in files:
+        try:
+            read_shapes(file, "weights")
+        except CheckpointError as error:
+            return f"{error}; {_ADVICE}"
+    return ""

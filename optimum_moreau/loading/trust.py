@@ -1,0 +1,156 @@
+"""Whose code may run. Nothing that is read from a file decides it: only the user's word, or a file known byte by byte.
+
+A folder names code in `auto_map`, of config.json and others: of its own files, of another repository, of a path. The
+file that travels with the own types is this package's, and compared with it; all else needs `trust_remote_code`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from ..errors import CheckpointError
+from ..files import read_json, write_text
+from ..files.records import LARGEST_OF_TRANSFORMERS
+from ..modeling import auto_map, modeling_moreau
+
+logger = logging.getLogger(__name__)
+
+MODELING_FILE = Path(modeling_moreau.__file__)
+_ADAPTER = "adapter_config.json"
+
+
+def code_may_run(folder: str | Path, trust_remote_code: bool) -> bool:
+    """Whether a load of a folder is to run code from it: the user trusts it, or it is what this package writes.
+
+    Args:
+        folder: of a model.
+        trust_remote_code: the user's word.
+
+    Returns:
+        False for a model of a stock type, whatever its files name.
+
+    Raises:
+        CheckpointError: the folder is of an own type, but its code is not this package's; or it holds an adapter, which
+            a load would take along.
+    """
+    path = Path(folder).expanduser()
+    check_no_adapter(path)
+    if trust_remote_code:
+        return True
+    try:
+        config = read_json(path / "config.json", "a model's config")
+    except CheckpointError:  # the load will say so
+        return False
+    model_type = config.get("model_type") if isinstance(config, dict) else None
+    if not isinstance(model_type, str) or model_type not in modeling_moreau.OWN_TYPES:
+        return False
+    advice = "it runs only where you trust it (--trust-remote-code)"
+    if config.get("auto_map") != auto_map(model_type):
+        raise CheckpointError(f"config.json names code that is not this package's (auto_map); {advice}")
+    if "configuration_files" in config or (versions := sorted(path.glob("config.*.json"))):
+        name = "config.json (configuration_files)" if "configuration_files" in config else versions[0].name
+        raise CheckpointError(f"{name} stands for another config, which may name other code; {advice}")
+    if linked := next((link for link in path.rglob("*") if link.is_symlink() and link.is_dir()), None):
+        raise CheckpointError(f"{linked.relative_to(path)} is a link to a folder, which may hold other code; {advice}")
+    # any other file of code might be found by a load: custom_generate/generate.py is
+    others = sorted(file.relative_to(path) for file in path.rglob("*.py") if file != path / MODELING_FILE.name)
+    if others:
+        raise CheckpointError(f"{others[0]} is code that is not this package's; {advice}")
+    file = path / MODELING_FILE.name
+    ours = MODELING_FILE.read_bytes()
+    if not file.is_file() or file.stat().st_size != len(ours) or file.read_bytes() != ours:
+        raise CheckpointError(f"{file.name} is not the file of this version of this package; {advice}")
+    return True
+
+
+def check_no_adapter(folder: Path) -> None:
+    """Refuses weights with an adapter beside them, which transformers would load too, with modules that it names.
+
+    Raises:
+        CheckpointError: there is one.
+    """
+    if (folder / _ADAPTER).is_file():
+        raise CheckpointError(f"holds an adapter beside the weights ({_ADAPTER}); merge it first, or remove it")
+
+
+def check_attention(name: str, config: PretrainedConfig) -> None:
+    """Refuses a config that names an attention kernel of the Hub: transformers would fetch and run it.
+
+    Raises:
+        CheckpointError: it does, and the user did not say so.
+    """
+    asked = (getattr(config, "_attn_implementation", None), getattr(config, "_experts_implementation", None))
+    for kernel in asked:
+        if isinstance(kernel, str) and "/" in kernel:
+            raise CheckpointError(
+                f"{name}: config.json asks for code of the Hub ({kernel}), which runs only where you trust it"
+                " (--trust-remote-code)"
+            )
+
+
+def drop_foreign_code(folder: Path, *, trust_remote_code: bool) -> None:
+    """In place: takes every `auto_map` out of a folder's configs, but that of an own type, and what the user trusts.
+
+    Args:
+        folder: that transformers has just written.
+        trust_remote_code: the user's word; entries whose file was written too stay then.
+
+    Raises:
+        CheckpointError: a config cannot be read, so that what it names is not known.
+    """
+    for file in sorted(folder.glob("*config.json")):
+        values = read_json(file, "a config", largest=LARGEST_OF_TRANSFORMERS)
+        if not isinstance(values, dict):
+            raise CheckpointError(f"{file}: cannot be read as a config: {values!r:.40} is no dictionary")
+        model_type = values.get("model_type") if file.name == "config.json" else None
+        own = auto_map(model_type) if model_type in modeling_moreau.OWN_TYPES else {}
+        dropped: list[str] = []
+        kept = _without(values, folder if trust_remote_code else None, dropped)
+        kept.pop("configuration_files", None)  # names configs for versions of transformers, which are not written
+        if own:
+            kept["auto_map"] = own
+            dropped = [name for name in dropped if name not in map(ascii, own.values())]
+        if dropped:
+            logger.warning(
+                "%s named code that was not run and is not part of the result: auto_map %s is left out",
+                file.name,
+                ", ".join(dropped),
+            )
+        if kept != values:
+            write_text(file, json.dumps(kept, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def _without(values: Any, trusted: Path | None, dropped: list[str]) -> Any:
+    """The same without any `auto_map`; where the folder is trusted, those entries stay whose file lies there."""
+    if isinstance(values, list):
+        return [_without(value, trusted, dropped) for value in values]
+    if not isinstance(values, dict):
+        return values
+    found = {key: _without(value, trusted, dropped) for key, value in values.items() if key != "auto_map"}
+    if (named := values.get("auto_map")) is not None:
+        entries = named if isinstance(named, dict) else {"AutoTokenizer": named}
+        kept = {key: value for key, value in entries.items() if trusted is not None and _lies_in(trusted, value)}
+        dropped.extend(_words(value) for key, value in entries.items() if key not in kept)
+        found |= {"auto_map": kept} if kept else {}
+    return found
+
+
+def _lies_in(folder: Path, reference: Any) -> bool:
+    """Whether the files of a class `module.Class`, or of a pair of them, lie in a folder."""
+    names = [name for name in (reference if isinstance(reference, (list, tuple)) else [reference]) if name is not None]
+    modules = [name.rpartition(".")[0] for name in names if isinstance(name, str)]
+    return (
+        bool(names)
+        and len(modules) == len(names)
+        and all(module and "--" not in module and (folder / f"{module}.py").is_file() for module in modules)
+    )
+
+
+def _words(reference: Any) -> str:
+    names = reference if isinstance(reference, (list, tuple)) else [reference]
+    return " | ".join(ascii(name)[-80:] for name in names if name is not None)  # the class stands at the end

@@ -1,0 +1,291 @@
+"""Masks a model in place: score, permute, choose, refine, update; one decoder layer after the other.
+
+A criterion of weights or of what flows into a layer decides layer by layer, and what is pruned reaches the layers
+behind (`feed_forward`). One of gradients scores the dense model first, all of it, which takes one float32 number for
+every weight in scope.
+
+Weights that are zero before stay zero. They go first, whatever their scores; in excess of the pattern they are zeros
+besides. No refinement brings one back, and an update holds them at zero as it does what is pruned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from ..config import MoreauPrunerConfig
+from ..criteria import Criterion, Scoring
+from ..criteria.sparsegpt import inverse_factor
+from ..envelope import scoring_mode
+from ..errors import ConfigError, DataError, NonFiniteError
+from ..models.placement import loaded
+from ..models.stream import Inputs, LayerStream, StreamedLayer
+from ..models.undo import Keep, parameter_names, put, restored
+from ..models.units import LAYERS, Block, ModelShape, decoder_layers
+from ..registry import CRITERIA
+from ..scoring.scores import check_gradients
+from .budget import global_masks, owl_sparsity
+from .obs import surgeon
+from .patterns import Pattern, keep_mask, zeros_first
+from .permute import Order, order_channels
+from .refine import STATISTICS, Refined, refine
+from .scope import masked_blocks, modules_of
+from .summary import MatrixSparsity, SparsitySummary
+
+_EMPTY = Inputs(0, 0)
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A matrix after its mask: its new weights, which stay, what the refinement did, and the order of its inputs."""
+
+    block: Block
+    name: str
+    weight: Tensor
+    mask: Tensor
+    refined: Refined | None = None
+    order: Order | None = None
+
+
+def sparsify(
+    model: PreTrainedModel, shape: ModelShape, tokens: Tensor | None, config: MoreauPrunerConfig
+) -> SparsitySummary:
+    """In place: sets the least important weights of the matrices in scope to zero; on an error it is as it was.
+
+    Args:
+        model: a causal language model.
+        shape: its shape.
+        tokens: calibration windows `(samples, length)`; may be `None` where nothing reads them.
+        config: resolved, with a `pattern` of masks.
+
+    Raises:
+        ConfigError: in several processes.
+        UnsupportedModelError: the criterion needs gradients, which this model cannot have.
+        PlanError: the pattern does not fit a matrix; named, before anything is done.
+        DataError: tokens are missing.
+        NonFiniteError: an input, a gradient or a score is not finite, or a Hessian not positive definite.
+    """
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        raise ConfigError("masks are made in one process; run without torchrun or accelerate launch")
+    check_gradients(model, config)
+    pattern, layers = Pattern.parse(config.pattern), decoder_layers(model)
+    scope = masked_blocks(model, shape, config)
+    masker = _Masker(model, config, pattern, CRITERIA.get(config.criterion), tokens)
+    with torch.inference_mode(False), scoring_mode(model), torch.no_grad(), restored(layers) as keep:
+        found = [matrix for layer in masker.run(scope, keep) for matrix in layer]
+    asked = pattern.sparsity if pattern.structured else config.sparsity
+    assert asked is not None  # resolved
+    return SparsitySummary(config.pattern, asked, tuple(found), shape.parameters)
+
+
+class _Masker:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        config: MoreauPrunerConfig,
+        pattern: Pattern,
+        criterion: Criterion,
+        tokens: Tensor | None,
+    ) -> None:
+        self.model, self.config, self.pattern, self.criterion = model, config, pattern, criterion
+        self.updates = config.update or config.criterion == "sparsegpt"
+        self.needs_text = bool(criterion.needs) or config.budget == "owl"
+        wanted = {
+            *criterion.statistics,
+            *(STATISTICS if config.refine else ()),
+            *(["products"] if self.updates else []),
+        }
+        self.what = tuple(sorted(wanted))
+        if tokens is None and (self.what or self.needs_text):
+            raise DataError(f"{criterion.name}: reads calibration text; give some")
+        self.batches = [] if tokens is None else list(tokens.clone().split(config.batch_size or len(tokens)))
+        self.windows = 0 if tokens is None else len(tokens)
+
+    def run(self, scope: Sequence[Block], keep: Keep) -> Iterator[list[MatrixSparsity]]:
+        """Masks every layer in scope; yields what was done to each."""
+        scores = {} if self.criterion.elements else self._scores(scope)
+        self._spread(scope, scores)
+        by_layer: dict[int, list[Block]] = {}
+        for block in scope:
+            assert block.layer is not None  # heads and channels lie in a layer
+            by_layer.setdefault(block.layer, []).append(block)
+        layers = decoder_layers(self.model)
+        if not self.what:
+            for index, blocks in by_layer.items():
+                keep(index, [module for block in blocks for module in modules_of(block)])
+                yield self._write(layers[index], [cut for b in blocks for cut in self._cuts(layers, b, {}, scores)])
+            return
+        stream = LayerStream(self.model, self.batches, self.windows)
+        for streamed in tqdm(stream, "layers", len(layers), leave=False, disable=None):
+            if streamed.index in by_layer:
+                blocks = by_layer[streamed.index]
+                keep(streamed.index, [module for block in blocks for module in modules_of(block)])
+                yield self._layer(streamed, blocks, scores)
+            if streamed.index == max(by_layer):  # nothing reads what comes out of it
+                break
+
+    def _layer(
+        self, streamed: StreamedLayer, blocks: Sequence[Block], scores: dict[str, Tensor]
+    ) -> list[MatrixSparsity]:
+        """One pass gathers all; but Hessians are held one at a time, matrices with the same inputs sharing one."""
+        layers = decoder_layers(self.model)
+        groups = [modules for block in blocks for modules in _sharing(block)]
+        if "products" not in self.what:
+            groups = [[module for group in groups for module in group]]
+        owner = {module: block for block in blocks for module in modules_of(block)}
+        found: list[MatrixSparsity] = []
+        waiting: list[_Cut] = []
+        for group in groups:
+            once = len(groups) == 1 and not self.config.feed_forward
+            inputs = streamed.gather(group, self.what, pass_on=once, alike="products" in self.what)
+            cuts = [self._cut(layers, owner[module], module, inputs[module], scores) for module in group]
+            if self.config.feed_forward:
+                found += self._write(streamed.layer, cuts)
+            else:
+                waiting += cuts
+        if waiting:
+            streamed.pass_on()  # with the dense weights
+            found += self._write(streamed.layer, waiting)
+        return found
+
+    def _cuts(
+        self, layers: Any, block: Block, inputs: Mapping[str, Inputs], scores: dict[str, Tensor]
+    ) -> Iterator[_Cut]:
+        for module in modules_of(block):
+            yield self._cut(layers, block, module, inputs.get(module, _EMPTY), scores)
+
+    def _cut(self, layers: Any, block: Block, module: str, inputs: Inputs, scores: dict[str, Tensor]) -> _Cut:
+        """Scores a matrix, permutes its inputs, chooses, refines, updates; changes nothing in the model."""
+        where, name = f"layers.{block.layer}.{module}", f"{LAYERS}{block.layer}.{module}.weight"
+        w = _weight(layers, block, module).float()
+        assert block.layer is not None  # heads and channels lie in a layer
+        sparsity = self.shares.get(block.layer, self.config.sparsity or 0.0)
+        score = order = mask = refined = None
+        if inputs.products is not None:
+            w = torch.where(inputs.products.diagonal() == 0, 0, w)  # an input that never fires
+        on_the_way = self.config.criterion == "sparsegpt" and not self.config.refine
+        permuted = self.config.permute and module == block.reader.module
+        if name in self.masks:
+            mask = self.masks.pop(name).to(w.device)
+        elif permuted or not on_the_way:
+            elements = self.criterion.elements
+            score = elements(name, w, inputs, self.config) if elements else scores.pop(name).to(w.device)
+            self._check(score, where)
+            score = score.masked_fill(w == 0, 0)
+        if permuted and score is not None:  # n:m has no global budget, so a score
+            heads, readers = (block.total, block.n_rep) if block.kind == "attention" else (1, 1)
+            order = order_channels(score, self.pattern, heads, readers)
+            w, score, inputs = w[:, order.columns], score[:, order.columns], inputs.reordered(order.columns)
+        if score is not None and not on_the_way:
+            mask = keep_mask(zeros_first(score, w), self.pattern, sparsity, self.config.mask_group or "row")
+        if mask is not None and self.config.refine:
+            refined = refine(w, mask, inputs, self.pattern, self.config.refine)
+            mask = refined.mask
+        if self.updates:
+            upper, _ = inverse_factor(inputs, self.config.damping or 0.0, where)
+            return _Cut(block, module, *surgeon(w, upper, self.pattern, sparsity, mask), refined, order)
+        assert mask is not None  # only sparsegpt, which updates, chooses on the way
+        return _Cut(block, module, torch.where(mask, w, 0), mask, refined, order)
+
+    def _write(self, layer: Any, cuts: Sequence[_Cut]) -> list[MatrixSparsity]:
+        found = []
+        index = list(decoder_layers(self.model)).index(layer)
+        for cut in cuts:
+            module = layer.get_submodule(cut.name)
+            weight = cut.weight.to(module.weight.dtype)
+            if not torch.isfinite(weight).all():
+                raise NonFiniteError(f"layers.{index}.{cut.name}: the adjusted weights overflow {weight.dtype}")
+            put(module, weight)
+            if cut.order:
+                _reorder_writers(layer, cut.block, cut.order.rows)
+            zeros = int((cut.weight == 0).sum())
+            errors = (cut.refined.before, cut.refined.after, cut.refined.swaps) if cut.refined else (None, None, 0)
+            shares = (cut.order.before, cut.order.after) if cut.order else (None, None)
+            where = f"layers.{index}.{cut.name}"
+            holds = self.pattern.holds(cut.mask)
+            found.append(MatrixSparsity(where, zeros, cut.mask.numel(), holds, *errors, *shares))
+        return found
+
+    def _check(self, score: Tensor, where: str) -> None:
+        if not torch.isfinite(score).all():
+            raise NonFiniteError(f"{where}: the scores of {self.criterion.name} are not finite; check its weights")
+
+    def _spread(self, scope: Sequence[Block], scores: dict[str, Tensor]) -> None:
+        """Decides each layer's share of zeros, or all masks, from scores of the dense model, where the budget says."""
+        self.shares: dict[int, float] = {}
+        self.masks: dict[str, Tensor] = {}
+        sparsity = self.config.sparsity or 0.0
+        if self.config.budget == "owl":
+            by_layer: dict[int, list[Tensor]] = {}
+            for name, score in self._dense(scope, CRITERIA.get("wanda")):
+                by_layer.setdefault(int(name.split(".")[2]), []).append(score)
+            self.shares = owl_sparsity(by_layer, sparsity)
+        elif self.config.budget == "global":
+            found = dict(self._dense(scope, self.criterion)) if self.criterion.elements else dict(scores)
+            for name, score in found.items():
+                self._check(score, name.removeprefix("model.").removesuffix(".weight"))
+                w = loaded(self.model.get_submodule(name.removesuffix(".weight")), "weight")
+                found[name] = zeros_first(score, w.to(score.device))
+            self.masks = global_masks(found, sparsity)
+
+    def _dense(self, scope: Sequence[Block], criterion: Criterion) -> Iterator[tuple[str, Tensor]]:
+        """Scores every matrix of the dense model; on the CPU, in float32."""
+        config, elements = self.config, criterion.elements
+        assert elements is not None  # asked only of criteria that have it
+        modules: dict[int | None, list[str]] = {block.layer: [] for block in scope}
+        for block in scope:
+            modules[block.layer] += modules_of(block)
+        if not criterion.statistics:
+            layers = decoder_layers(self.model)
+            for block in scope:
+                for module in modules_of(block):
+                    name = f"{LAYERS}{block.layer}.{module}.weight"
+                    yield name, elements(name, _weight(layers, block, module).float(), _EMPTY, config).cpu()
+            return
+        for streamed in LayerStream(self.model, self.batches, self.windows):
+            own = modules.get(streamed.index, [])
+            inputs = streamed.gather(own, criterion.statistics) if own else {}
+            for module in own:
+                name = f"{LAYERS}{streamed.index}.{module}.weight"
+                w = loaded(streamed.layer.get_submodule(module), "weight").float()
+                yield name, elements(name, w, inputs[module], config).cpu()
+
+    def _scores(self, scope: Sequence[Block]) -> dict[str, Tensor]:
+        """Element scores of the dense model, kept on the CPU."""
+        found: dict[str, Tensor] = {}
+        absolute_each = self.criterion.absolute_each(self.config)
+
+        def add(name: str, elements: Tensor) -> None:
+            part = elements.abs().float().cpu() if absolute_each else elements.float().cpu()
+            found[name] = found[name].add_(part) if name in found else part.clone()
+
+        self.criterion.score(Scoring(self.model, tuple(scope), self.batches, self.windows, self.config, add))
+        return {name: scores.abs_() for name, scores in found.items()}  # those with signs
+
+
+def _sharing(block: Block) -> list[list[str]]:
+    """The same, those that read the same inputs together: q, k, v; o; gate, up; down."""
+    sides = {cut.module: cut.side for cut in block.cuts}
+    groups = [[module for module, own in sides.items() if own == side] for side in ("out", "in")]
+    return [group for group in groups if group]
+
+
+def _weight(layers: Any, block: Block, module: str) -> Tensor:
+    return loaded(layers[block.layer].get_submodule(module), "weight")
+
+
+def _reorder_writers(layer: Any, block: Block, order: Tensor) -> None:
+    """In place: the rows, and biases, that write a block's channels follow the matrix that reads them."""
+    for cut in block.writers:
+        module = layer.get_submodule(cut.module)
+        for name in parameter_names(module):
+            old = loaded(module, name)
+            rows = block.lines(cut, len(old), old.device).flatten()
+            put(module, old.index_copy(0, rows, old[rows[order.to(rows.device)]]), name)

@@ -1,0 +1,121 @@
+"""State of a model that is not a weight: what its constructor makes of its config, and no checkpoint holds.
+
+The frequencies of RoPE are float32 buffers that `model.bfloat16()` casts, and that dynamic and longrope replace when a
+window is longer than the trained positions. A reload builds them from the config. Here they are built as a reload does:
+by transformers' own constructors and initialisation, so that no list of RoPE types or families is needed.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ExportError, first_line
+
+# What transformers raises of a config that it cannot read or build.
+UNBUILDABLE = (AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError, ZeroDivisionError)
+# What a module keeps of its own when it takes over another's attributes: torch's state, and the user's settings.
+OWN = {*vars(nn.Module()), "training", "generation_config", "gradient_checkpointing", "name_or_path"}
+
+
+def built_from(config: Any, dtype: torch.dtype | None = None) -> Any:
+    """The model as a reload builds it before it reads weights: parameters on the meta device, the rest on the CPU.
+
+    Args:
+        config: of the model, which keeps it and notes the dtype in it.
+        dtype: of its weights; default: what the config says.
+
+    Raises:
+        ExportError: transformers cannot build it.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            given = {} if dtype is None else {"dtype": dtype}
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **given)
+        with torch.device("cpu"):
+            for module in model.modules():
+                for name in module._non_persistent_buffers_set:
+                    module._buffers[name] = torch.empty_like(getattr(module, name), device="cpu")
+            model.initialize_weights()  # draws nothing: the parameters have no values
+    except UNBUILDABLE as error:
+        raise ExportError(
+            f"transformers cannot build a '{config.model_type}' from this config ({first_line(error)}); nobody could"
+            " load the result"
+        ) from error
+    return model
+
+
+def take_over_buffers(module: nn.Module, pattern: nn.Module) -> None:
+    """In place: gives a module the buffers that no checkpoint holds, of `built_from`, on the device of its own.
+
+    What earlier passes left beside them (longrope's second frequencies) goes.
+    """
+    if not pattern._non_persistent_buffers_set:
+        return
+    passing = [name for name, value in vars(module).items() if isinstance(value, Tensor) and name not in vars(pattern)]
+    for name in passing:
+        delattr(module, name)
+    for name in pattern._non_persistent_buffers_set:
+        module._buffers[name] = _moved_to(module._buffers.get(name), pattern._buffers[name])
+
+
+def reset_buffers(model: Any) -> None:
+    """In place: the state that is not a weight becomes what a reload of the model would build."""
+    for module, pattern in _owners(model):
+        _take_over(module, pattern)
+
+
+@contextmanager
+def as_reloaded(model: Any, *, undone: bool = True) -> Iterator[None]:
+    """In place, for a while: the state that is not a weight is what a reload of the model would build.
+
+    Args:
+        model: of a supported family.
+        undone: afterwards it is as it was; otherwise only if the block ends in an error.
+    """
+    owners = _owners(model)
+    before = [(module, dict(vars(module)), dict(module._buffers)) for module, _ in owners]
+    whole = False
+    try:
+        for module, pattern in owners:
+            _take_over(module, pattern)
+        yield
+        whole = True
+    finally:
+        if undone or not whole:
+            for module, attributes, buffers in before:
+                _put_back(module, attributes, buffers)
+
+
+def _owners(model: Any) -> list[tuple[nn.Module, nn.Module]]:
+    """The modules of a model that have such buffers, each beside the same of a new one."""
+    built = built_from(copy.deepcopy(model.config), model.dtype)
+    named = {name: module for name, module in built.named_modules() if module._non_persistent_buffers_set}
+    return [(model.get_submodule(name), pattern) for name, pattern in named.items()]
+
+
+def _take_over(module: nn.Module, pattern: nn.Module) -> None:
+    take_over_buffers(module, pattern)
+    for name, value in vars(pattern).items():
+        if name not in OWN and name != "config":  # whose owner is the model
+            vars(module)[name] = value
+
+
+def _put_back(module: nn.Module, attributes: dict[str, Any], buffers: dict[str, Tensor | None]) -> None:
+    there = dict(module._buffers)
+    vars(module).clear()
+    vars(module).update(attributes)
+    module._buffers.clear()
+    for name, buffer in buffers.items():
+        module._buffers[name] = _moved_to(there.get(name), buffer)  # the model may have moved
+
+
+def _moved_to(there: Tensor | None, value: Tensor | None) -> Tensor | None:
+    return value if there is None or there.is_meta or value is None else value.to(there.device)

@@ -1,0 +1,122 @@
+"""Where a model's tensors are: on the device where they compute, or kept elsewhere by accelerate, which loads them.
+
+accelerate leaves an offloaded parameter on the meta device, and a hook on its module that knows where the values are
+(`device_map="auto"`, `cpu_offload`, `disk_offload`).
+"""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import Any
+
+import torch
+from accelerate.utils import OffloadedWeightsLoader, PrefixedDataset
+from torch import Tensor, nn
+
+from ..errors import UnsupportedModelError
+
+
+def loaded(module: nn.Module, name: str) -> Tensor:
+    """Returns a parameter of a module on the device where it computes, without its history."""
+    parameter = getattr(module, name)
+    if not parameter.is_meta:
+        return parameter.detach()
+    hook = _hook(module)
+    return hook.weights_map[name].to(hook.execution_device)
+
+
+def device_of(module: nn.Module, name: str = "weight") -> torch.device:
+    """Where a module computes with a parameter."""
+    parameter = getattr(module, name)
+    return torch.device(_hook(module).execution_device) if parameter.is_meta else parameter.device
+
+
+def replace_parameter(module: nn.Module, name: str, value: Tensor) -> None:
+    """In place: gives a parameter new values of any shape; an offloaded one is then kept in CPU memory."""
+    old = getattr(module, name)
+    if old.is_meta:
+        _keep(_hook(module).weights_map, name, value.cpu())
+        value = value.to("meta")
+    setattr(module, name, nn.Parameter(value, requires_grad=old.requires_grad))
+
+
+def tie(head: nn.Module, embedding: nn.Module) -> None:
+    """In place: gives the head the embedding's weight, of another shape than before, as one parameter."""
+    if head.weight.is_meta:
+        replace_parameter(head, "weight", loaded(embedding, "weight"))
+    head.weight = embedding.weight
+
+
+def parameter_values(model: nn.Module, name: str) -> Tensor:
+    """Returns a parameter of a model by its full name, as `loaded` does."""
+    owner, _, own_name = name.rpartition(".")
+    return loaded(model.get_submodule(owner), own_name)
+
+
+def is_offloaded(model: nn.Module) -> bool:
+    """Whether some of its parameters are kept elsewhere."""
+    return any(parameter.is_meta for parameter in model.parameters())
+
+
+def check_loaded(model: nn.Module) -> None:
+    """Refuses parameters without values.
+
+    Raises:
+        UnsupportedModelError: names the first.
+    """
+    for name, parameter in model.named_parameters():
+        try:
+            if parameter.is_meta:
+                _hook(model.get_submodule(name.rpartition(".")[0]))
+        except StopIteration:
+            raise UnsupportedModelError(
+                f"{name} is on the meta device and accelerate keeps no values for it; load it whole"
+            ) from None
+
+
+def input_device(model: Any) -> torch.device:
+    """Where token ids go in."""
+    return device_of(model.get_input_embeddings())
+
+
+def prepare_offloaded(model: Any) -> None:
+    """In place: restores what accelerate forgets of an offloaded model, and transformers needs to save it.
+
+    That tied weights are one: every pass makes them two parameters; and that there is a device map.
+    """
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if model.config.tie_word_embeddings and head is not None and head.weight.is_meta and embedding.weight.is_meta:
+        head.weight = embedding.weight
+    if is_offloaded(model) and not hasattr(model, "hf_device_map"):
+        model.hf_device_map = {"": "cpu"}
+
+
+def state_to_save(model: Any) -> dict[str, Tensor] | None:
+    """The state dict for `save_pretrained`; `None` where it makes the right one itself.
+
+    Of an offloaded model it would write a tied head beside the embedding, and then refuse that they share memory.
+    """
+    if not (is_offloaded(model) and model.config.tie_word_embeddings):
+        return None
+    return {name: value for name, value in model.state_dict().items() if name != "lm_head.weight"}
+
+
+def hook_again(module: Any) -> None:
+    """In place: lets accelerate's hook call the forward of the class that the module has now."""
+    if "_old_forward" in vars(module):
+        module._old_forward = MethodType(type(module).forward, module)
+
+
+def _hook(module: nn.Module) -> Any:
+    """The hook that knows where an offloaded module's values are."""
+    hook = getattr(module, "_hf_hook", None)
+    return next(one for one in (hook, *getattr(hook, "hooks", ())) if getattr(one, "weights_map", None) is not None)
+
+
+def _keep(values: Any, name: str, tensor: Tensor) -> None:
+    if isinstance(values, PrefixedDataset):
+        _keep(values.dataset, f"{values.prefix}{name}", tensor)
+    elif isinstance(values, OffloadedWeightsLoader):
+        values.state_dict[name] = tensor  # goes before what is on disk
+    else:
+        values[name] = tensor

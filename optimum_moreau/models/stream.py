@@ -1,0 +1,334 @@
+"""What flows into the linear layers of a model, gathered one decoder layer at a time.
+
+Of N samples, x a token's input to a linear layer and y its output, without bias:
+
+    squares   A_j = (1/N) Σ_tokens x_j²      sums      S_j = (1/N) Σ_tokens x_j
+    outputs   B_k = (1/N) Σ_tokens y_k²      products  Σ_tokens x xᵀ
+
+Only the hidden states between two layers are kept, of all windows, and the statistics of one layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..errors import NonFiniteError
+from .finite import first_non_finite
+from .placement import input_device
+from .units import decoder_layers
+
+
+@dataclass
+class Inputs:
+    """Statistics of one linear layer, in float32; what was not asked for is `None`.
+
+    Attributes:
+        samples: N.
+        tokens: number of tokens, of all samples.
+        squares: A, `(in,)`.
+        sums: S, `(in,)`.
+        outputs: B, `(out,)`.
+        products: Σ x xᵀ, `(in, in)`.
+    """
+
+    samples: int
+    tokens: int
+    squares: Tensor | None = None
+    sums: Tensor | None = None
+    outputs: Tensor | None = None
+    products: Tensor | None = None
+
+    @property
+    def variance(self) -> Tensor:
+        """Of each input over the tokens, `(in,)`; needs squares and sums."""
+        assert self.squares is not None and self.sums is not None
+        share = self.samples / self.tokens
+        return (self.squares * share - (self.sums * share).square()).clamp_(min=0)
+
+    def reordered(self, columns: Tensor) -> Inputs:
+        """The same of the layer whose inputs are in another order: where each comes from, int64 `(in,)`."""
+        return replace(
+            self,
+            squares=None if self.squares is None else self.squares[columns],
+            sums=None if self.sums is None else self.sums[columns],
+            products=None if self.products is None else self.products[columns][:, columns],
+        )
+
+
+WHAT = ("squares", "sums", "outputs", "products")
+
+
+class LayerStream:
+    """Yields the decoder layers in order, each with the hidden states that reach it.
+
+    What the consumer does to a layer's weights while it holds it reaches the layers behind, if it asks for that
+    (`StreamedLayer.pass_on`).
+
+    Args:
+        model: a causal language model in `scoring_mode`.
+        batches: calibration windows, token ids `(windows, length)`, all of one length.
+        samples: number of windows, of all processes.
+        on_cpu: keep the hidden states of all windows in CPU memory, wherever the model computes.
+    """
+
+    def __init__(self, model: PreTrainedModel, batches: Sequence[Tensor], samples: int, *, on_cpu: bool = False):
+        self._model, self._batches, self._samples, self._on_cpu = model, batches, samples, on_cpu
+        self._layers = decoder_layers(model)
+
+    @torch.no_grad()
+    def __iter__(self) -> Iterator[StreamedLayer]:
+        arguments = self._arguments()
+        hidden = _Hidden([], self._on_cpu)
+        for batch in self._batches:
+            hidden.append(self._first(batch))
+        for index, layer in enumerate(self._layers):
+            streamed = StreamedLayer(index, layer, hidden, arguments[index], self._samples, self._blame)
+            yield streamed
+            streamed.pass_on()
+
+    def logits(self, streamed: StreamedLayer) -> Iterator[Tensor]:
+        """Yields, batch by batch, the model's logits `(windows, length, vocabulary)`, computed from a layer on.
+
+        Args:
+            streamed: of this stream, the one that is held now; the layers before it are not computed again.
+        """
+        for batch, hidden in zip(self._batches, streamed.hidden, strict=True):
+            with _handing_on(self._layers[: streamed.index], hidden):
+                logits = self._model(input_ids=batch.to(input_device(self._model)), use_cache=False).logits
+            yield logits
+            del logits  # not beside the next batch's
+
+    def _arguments(self) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+        """What every layer is given besides the hidden states, e.g. its mask: of one window, which broadcasts."""
+        found: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+        def note(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            found.append((args[1:], {name: value for name, value in kwargs.items() if name != "past_key_values"}))
+
+        with ExitStack() as stack:
+            for layer in self._layers:
+                stack.callback(layer.register_forward_pre_hook(note, with_kwargs=True).remove)
+            self._decode(self._batches[0][:1])
+        return found
+
+    def _first(self, batch: Tensor) -> Tensor:
+        """The hidden states `(windows, length, hidden)` before the first layer."""
+        caught: list[Tensor] = []
+
+        def catch(layer: nn.Module, args: tuple[Any, ...]) -> None:
+            caught.append(args[0])
+            raise _Caught
+
+        handle = self._layers[0].register_forward_pre_hook(catch)
+        try:
+            self._decode(batch)
+        except _Caught:
+            pass
+        finally:
+            handle.remove()
+        return caught[0]
+
+    def _blame(self) -> str:
+        """Says where a NaN or infinity comes from."""
+
+        def forward() -> None:
+            for batch in self._batches:
+                self._decode(batch)
+
+        return first_non_finite(self._model, forward)
+
+    def _decode(self, batch: Tensor) -> None:
+        self._model.model(input_ids=batch.to(input_device(self._model)), use_cache=False)
+
+
+@dataclass
+class _Hidden:
+    """The hidden states of all windows, batch by batch: where they are computed, or on the CPU meanwhile."""
+
+    kept: list[Tensor]
+    on_cpu: bool
+    device: torch.device | None = None
+
+    def append(self, states: Tensor) -> None:
+        self.device = self.device or states.device
+        self.kept.append(states.cpu() if self.on_cpu else states)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for states in self.kept:
+            yield states.to(self.device) if self.on_cpu else states
+
+    def put(self, i: int, states: Tensor) -> None:
+        self.kept[i] = states.cpu() if self.on_cpu else states
+
+
+@contextmanager
+def _handing_on(layers: Iterable[nn.Module], hidden: Tensor) -> Iterator[None]:
+    """Within the block some layers compute nothing: whatever reaches them, they hand on these hidden states."""
+    with ExitStack() as stack:
+        for layer in layers:
+            own = layer.__dict__.get("forward")  # accelerate's, of an offloaded model
+            if own is None:
+                stack.callback(delattr, layer, "forward")
+            else:
+                stack.callback(setattr, layer, "forward", own)
+            layer.forward = lambda *args, **kwargs: hidden
+        yield
+
+
+class _Caught(Exception):
+    """The forward pass has come far enough."""
+
+
+class StreamedLayer:
+    """A decoder layer and the hidden states that reach it.
+
+    Attributes:
+        index: of the layer.
+        layer: the module.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        layer: nn.Module,
+        hidden: _Hidden,
+        arguments: tuple[Any, Any],
+        samples: int,
+        blame: Callable[[], str],
+    ) -> None:
+        self.index, self.layer, self._blame = index, layer, blame
+        self._hidden, self._arguments, self._samples = hidden, arguments, samples
+        self._passed = False
+
+    @property
+    def hidden(self) -> Iterator[Tensor]:
+        """The hidden states `(windows, length, hidden)` that reach it, batch by batch."""
+        return iter(self._hidden)
+
+    def gather(
+        self, modules: Sequence[str], what: Collection[str], *, pass_on: bool = True, alike: bool = False
+    ) -> Mapping[str, Inputs]:
+        """Runs all windows through the layer and gathers the statistics of some of its linear layers.
+
+        Args:
+            modules: their names inside the layer, e.g. `mlp.up_proj`.
+            what: of WHAT.
+            alike: they read the same inputs, so that products are gathered once and shared.
+            pass_on: what comes out is what reaches the next layer, so that one pass does; `False`: the layer is going
+                to be changed, and `pass_on` is called afterwards.
+
+        Raises:
+            NonFiniteError: an input is NaN or infinite.
+        """
+        alone = [kind for kind in what if not (alike and kind == "products")]
+        gathered = {
+            name: _Gather(self.layer.get_submodule(name), alone if i else what) for i, name in enumerate(modules)
+        }
+        with ExitStack() as stack:
+            for name, one in gathered.items():
+                stack.callback(self.layer.get_submodule(name).register_forward_hook(one).remove)
+            self._run(keep=pass_on)
+        self._passed = self._passed or pass_on
+        found = {name: one.inputs(self._samples) for name, one in gathered.items()}
+        if alike:
+            products = found[modules[0]].products
+            found = {name: replace(inputs, products=products) for name, inputs in found.items()}
+        for name, inputs in found.items():
+            for kind in what:
+                if not torch.isfinite(getattr(inputs, kind)).all():
+                    raise NonFiniteError(f"layers.{self.index}.{name}: its inputs are not finite; {self._blame()}")
+        return found
+
+    def flows(self, module: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields, batch by batch, what flows into one linear layer and what comes out; the rest is not computed.
+
+        Args:
+            module: its name inside the layer.
+        """
+        caught: list[tuple[Tensor, Tensor]] = []
+
+        def catch(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            caught.append((args[0], output))
+            raise _Caught
+
+        args, kwargs = self._arguments
+        for hidden in self._hidden:
+            handle = self.layer.get_submodule(module).register_forward_hook(catch)
+            try:
+                with torch.no_grad():  # as a decorator it would keep what was yielded last beside the next
+                    self.layer(hidden, *args, **kwargs)
+            except _Caught:
+                pass
+            finally:
+                handle.remove()
+            yield caught.pop()
+
+    def take(self, other: StreamedLayer) -> None:
+        """What reaches the next layer is what reaches it in the other stream."""
+        self._hidden.kept[:] = other._hidden.kept
+        self._passed = True
+
+    def skip(self) -> None:
+        """What reaches the next layer is what reached this one, as if it were not there."""
+        self._passed = True
+
+    def pass_on(self) -> None:
+        """Computes what reaches the next layer, with the weights as they are now, unless `gather` did it."""
+        if not self._passed:
+            self._run(keep=True)
+            self._passed = True
+
+    @torch.no_grad()
+    def _run(self, *, keep: bool) -> None:
+        args, kwargs = self._arguments
+        for i, hidden in enumerate(self._hidden):
+            output = self.layer(hidden, *args, **kwargs)
+            if keep:
+                self._hidden.put(i, output[0] if isinstance(output, tuple) else output)
+
+
+class _Gather:
+    """Adds up one linear layer's statistics, batch by batch; float32, since squares overflow in float16."""
+
+    def __init__(self, module: Any, what: Collection[str]):
+        rows, columns = module.weight.shape
+        shapes = {"squares": (columns,), "sums": (columns,), "outputs": (rows,), "products": (columns, columns)}
+        self._shapes = {kind: shapes[kind] for kind in what}
+        self._sums: dict[str, Tensor] = {}
+        self._tokens = 0
+
+    def __call__(self, module: Any, args: tuple[Any, ...], output: Tensor) -> None:
+        x = args[0].reshape(-1, args[0].shape[-1]).float()  # (tokens, in)
+        self._tokens += len(x)
+        if not self._sums:
+            self._sums = {
+                kind: torch.zeros(shape, dtype=torch.float32, device=x.device) for kind, shape in self._shapes.items()
+            }
+        if "squares" in self._sums:
+            self._sums["squares"] += x.square().sum(dim=0)
+        if "sums" in self._sums:
+            self._sums["sums"] += x.sum(dim=0)
+        if "products" in self._sums:
+            self._sums["products"].addmm_(x.T, x)
+        if "outputs" in self._sums:
+            y = output if module.bias is None else output - module.bias
+            self._sums["outputs"] += y.reshape(-1, y.shape[-1]).float().square().sum(dim=0)
+
+    def inputs(self, samples: int) -> Inputs:
+        """The statistics, of all processes."""
+        tokens = self._tokens
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            counted = torch.tensor(tokens, dtype=torch.int64, device=next(iter(self._sums.values())).device)
+            for tensor in (counted, *self._sums.values()):
+                dist.all_reduce(tensor)
+            tokens = int(counted)
+        means = {kind: total if kind == "products" else total / samples for kind, total in self._sums.items()}
+        return Inputs(samples, tokens, **means)

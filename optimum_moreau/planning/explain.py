@@ -1,0 +1,74 @@
+"""What legal shapes made of a request, in words, for the plan and its reader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from ..config import MoreauPrunerConfig
+from ..models.units import Block, ModelShape
+from .gains import contributions, remaining
+from .pruning_plan import PruningPlan
+from .runtimes import LegalCounts
+
+NEAR = 0.01  # share of the parameters by which a request may be missed without a word
+_NOUNS = {"layers": "layers", "attention": "KV groups", "mlp": "MLP channels", "hidden": "hidden channels"}
+
+
+def adjustments(plan: PruningPlan, shape: ModelShape, config: MoreauPrunerConfig) -> tuple[str, ...]:
+    """Returns one line for each rule that narrowed what could be kept, with what came of it."""
+    return tuple(_lines(plan, shape, config))
+
+
+def _lines(plan: PruningPlan, shape: ModelShape, config: MoreauPrunerConfig) -> Iterator[str]:
+    if config.engine != "transformers":
+        yield f"every layer is in scope and keeps one shape, in a stock class: {config.engine} reads no other"
+    rest = remaining(plan, shape)
+    for kind, shaped in (("hidden", shape), ("attention", rest), ("mlp", rest)):
+        reason = LegalCounts.of(shaped, config).reason(kind)
+        scope = [block for block in shape.in_scope(config) if block.layer not in plan.removed_layers]
+        blocks = [block for block in scope if block.kind == kind]
+        if reason and any(plan.kept(block).removed for block in blocks):
+            yield f"{_counts(plan, blocks)} {_NOUNS[kind]} stay: {reason}"
+    given = contributions(plan, shape)
+    coarse = [kind for kind in ("layers", "hidden") if kind in config.targets]
+    for kind in coarse:
+        if kind not in given and config.pruning_ratio != 0 and config.unit_ratio != 0:
+            more = _fewest(kind, shape.without_layers(plan.removed_layers), config) > _part(shape, config)
+            why = "the fewest that can are more than their part" if more else "the request is met more nearly without"
+            yield f"no {_NOUNS[kind]} go: {why}"
+    achieved = sum(given.values()) / shape.parameters
+    if config.pruning_ratio is not None and abs(achieved - config.pruning_ratio) > NEAR:
+        nearest = ": the nearest that can be" if _is_nearest(shape, config) else ""
+        yield f"{achieved:.1%} of the parameters go instead of {config.pruning_ratio:.1%}{nearest}"
+    elif config.pruning_ratio and not given:
+        yield f"nothing goes instead of {config.pruning_ratio:.2%} of the parameters; ask for more"
+
+
+def _part(shape: ModelShape, config: MoreauPrunerConfig) -> float:
+    """The parameters that each way of removing them would give alike; of other sizes than a ratio, 0."""
+    ways = {"units" if kind in ("attention", "mlp") else kind for kind in config.targets}
+    return (config.pruning_ratio or 0.0) * shape.parameters / len(ways)
+
+
+def _fewest(kind: str, shape: ModelShape, config: MoreauPrunerConfig) -> int:
+    """The parameters that go with the fewest layers, or hidden channels, that can go."""
+    if kind == "layers":
+        return min((block.unit_parameters for block in shape.in_scope(config) if block.kind == kind), default=0)
+    assert shape.hidden is not None  # in scope
+    counts = LegalCounts.of(shape, config).removable(shape.hidden)
+    return min((count for count in counts if count), default=shape.hidden.total) * shape.hidden.unit_parameters
+
+
+def _is_nearest(shape: ModelShape, config: MoreauPrunerConfig) -> bool:
+    """Whether planning tried all there is: layers of one shape that give the same, protected or not."""
+    scope = [block for block in shape.in_scope(config) if block.kind != "hidden"]
+    alike = len({(block.kind, block.total, block.unit_parameters) for block in scope}) == len({b.kind for b in scope})
+    return config.budget == "uniform" and config.rounds == 1 and alike
+
+
+def _counts(plan: PruningPlan, blocks: Sequence[Block]) -> str:
+    """`8 of 11`, or over layers of different shape `6-8 of 11`."""
+    kept = {len(plan.kept(block).kept) for block in blocks}
+    total = {block.total for block in blocks}
+    words = [f"{min(numbers)}-{max(numbers)}" if len(numbers) > 1 else f"{min(numbers)}" for numbers in (kept, total)]
+    return " of ".join(words)

@@ -1,0 +1,132 @@
+"""Files beside a base model's weights that go along with what is made of it: its tokenizer's own files, its licence.
+
+Nothing else does: no code, no weights, nothing that a link brings in from elsewhere, nothing that is large.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+
+from ..errors import CheckpointError, quiet
+from ..files import read_json
+from ..files.records import LARGEST_OF_TRANSFORMERS
+
+logger = logging.getLogger(__name__)
+
+# sentencepiece, tiktoken and byte-pair files that runtimes read and transformers does not write again
+_TOKENIZER = re.compile(
+    r"tokenizer\.model(\.v\d+)?|spiece\.model|sentencepiece\.bpe\.model|[\w.-]+\.tiktoken|tekken\.json"
+    r"|vocab\.(json|txt)|merges\.txt"
+)
+_LICENCE = re.compile(
+    r"(licen[cs]es?|notices?|copying|copyright|use[_-]policy|acceptable[_-]use([_-]policy)?)([ ._-][\w .-]*)?",
+    re.IGNORECASE,
+)
+_LICENCE_ENDINGS = ("", ".txt", ".md", ".rst", ".pdf")
+_MOST_BYTES = {_TOKENIZER: 64 * 2**20, _LICENCE: 2**20}
+_MOST_FILES = 32
+_SECONDS = 5.0  # that a Hub may take to answer
+
+
+def carry_over(folder: Path, base: str | None, *, tokenizer: str | None = None, revision: str | None = None) -> None:
+    """In place: copies what belongs to tokenizer and licence into a saved folder; what is there already stays.
+
+    Args:
+        folder: that was saved.
+        base: folder or Hub id of the model that it was made of; of a Hub id what is in the cache, and, where the Hub
+            answers, the licence.
+        tokenizer: folder or Hub id of the tokenizer; its files go along if its vocabulary is still the same.
+        revision: of the base on the Hub.
+    """
+    for file in _beside(base, revision, _LICENCE):
+        _copy(file, folder)
+    if not (folder / "tokenizer_config.json").is_file():
+        return
+    for file in _beside(tokenizer, revision if tokenizer == base else None, _TOKENIZER):
+        if _same_vocabulary(file.parent / "tokenizer.json", folder / "tokenizer.json"):
+            _copy(file, folder)
+
+
+def _beside(name: str | None, revision: str | None, pattern: re.Pattern[str]) -> Iterator[Path]:
+    """The files of a folder or of a Hub id that match, in order."""
+    if not name:
+        return
+    source = Path(name).expanduser()
+    if not source.is_dir():
+        cached = _in_cache(name, revision)
+        if cached is None:  # it was not loaded from the Hub
+            return
+        source = cached
+        if pattern is _LICENCE:
+            _fetch_licence(name, source.name)
+    names = sorted(path.name for path in source.iterdir() if _belongs(path.name, pattern))
+    for name in names[:_MOST_FILES]:
+        if _may_go_along(source / name, source, _MOST_BYTES[pattern]):
+            yield source / name
+
+
+def _in_cache(name: str, revision: str | None) -> Path | None:
+    """The folder of a Hub id's commit."""
+    try:
+        found = try_to_load_from_cache(name, "config.json", revision=revision)
+    except ValueError:  # no id
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def goes_along(name: str) -> bool:
+    """Whether a file of this name is carried over from a base: a licence, or one of the tokenizer's."""
+    return _belongs(name, _LICENCE) or _belongs(name, _TOKENIZER)
+
+
+def _belongs(name: str, pattern: re.Pattern[str]) -> bool:
+    return bool(pattern.fullmatch(name)) and (pattern is _TOKENIZER or Path(name).suffix.lower() in _LICENCE_ENDINGS)
+
+
+def _may_go_along(file: Path, source: Path, most: int) -> bool:
+    """A plain file of the folder; in the Hub's cache the folder holds links into that of its repository."""
+    home = source.resolve()
+    home = home.parent.parent if home.parent.name == "snapshots" else home
+    return file.is_file() and file.resolve().is_relative_to(home) and file.stat().st_size <= most
+
+
+def _copy(file: Path, folder: Path) -> None:
+    if not (folder / file.name).exists():
+        shutil.copyfile(file, folder / file.name)
+
+
+def _fetch_licence(name: str, revision: str | None) -> None:
+    """Brings the licence of a Hub model into the cache: transformers loads weights without it."""
+    try:
+        with quiet("huggingface_hub"):
+            info = HfApi().model_info(name, revision=revision, timeout=_SECONDS, files_metadata=True)
+            for one in info.siblings or ():
+                small = one.size is not None and one.size <= _MOST_BYTES[_LICENCE]
+                if small and _belongs(one.rfilename, _LICENCE):
+                    hf_hub_download(name, one.rfilename, revision=revision, etag_timeout=_SECONDS)
+    except (OSError, ValueError, httpx2.HTTPError) as error:  # no network, or not there any more
+        logger.info("%s: its licence files are not fetched (%s)", name, type(error).__name__)
+
+
+def _same_vocabulary(first: Path, second: Path) -> bool:
+    """Whether two tokenizers, as far as both are written down, have the same tokens."""
+    if not first.is_file() or not second.is_file():
+        return True
+    try:
+        read = (read_json(path, "a tokenizer", largest=LARGEST_OF_TRANSFORMERS) for path in (first, second))
+        one, two = map(_tokens, read)
+    except (CheckpointError, KeyError, TypeError, AttributeError):
+        return False
+    return one == two
+
+
+def _tokens(values: dict[str, Any]) -> tuple[Any, Any]:
+    return values["model"]["vocab"], [(one["id"], one["content"]) for one in values["added_tokens"]]

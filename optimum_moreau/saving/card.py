@@ -1,0 +1,340 @@
+"""The model card of a pruned model, from MODEL_CARD_TEMPLATE.md.
+
+A template is given plain values (texts, numbers, lists, dictionaries). Every text that comes from a file (plan,
+summary, measurements, the base's card) is escaped: nothing of it is Markdown. What this package wrote itself is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData, hf_hub_download
+from jinja2 import TemplateError
+
+from ..budgets import BUDGETS
+from ..config import MoreauPrunerConfig
+from ..config.quantities import words_for_bytes
+from ..criteria import block_influence
+from ..criteria.papers import BIBTEX
+from ..errors import CheckpointError, first_line, quiet
+from ..evaluation.records import STAGES, Measurement, by_stage
+from ..evaluation.speed import Speed
+from ..files import read_text, write_text
+from ..masks import REFINEMENTS, SparsitySummary
+from ..models.families import CUSTOM_PREFIX
+from ..planning import PruningPlan
+from ..recovery import RecoverySummary
+from ..registry import COMPENSATIONS, CRITERIA, suggestion
+from ..templates import LITERAL, names_of_foreign, parse_card, render, render_foreign
+from ..templates.foreign import ForeignTemplateError
+from ..templates.markdown import one_line
+from ..templates.sandbox import OF_DICTIONARIES
+from .summary import PruningSummary
+
+_NOUNS = {
+    "layers": "whole layers",
+    "hidden": "channels of the residual stream",
+    "attention": "attention heads (whole KV groups under grouped-query attention)",
+    "mlp": "MLP channels",
+}
+_UNITS = {"layers": "layers", "hidden": "hidden channels", "attention": "KV groups", "mlp": "MLP channels"}
+_OF_MASKS = ("pattern", "update", "permute", "feed_forward")
+_OF_UNITS = (
+    "whole_layers",
+    "layer_criterion",
+    "fold_norms",
+    "aggregation",
+    "multiple_of",
+    "uniform",
+    "tensor_parallel",
+)
+TAGS = ["optimum-moreau", "pruned", "structured-pruning"]
+_TEMPLATE = "MODEL_CARD_TEMPLATE.md"
+_LONGEST_TEMPLATE = 2**18  # bytes
+_OF_BASE_CARD = ("license", "license_name", "license_link", "language")
+_METADATA = (*_OF_BASE_CARD, "base_model", "base_model_relation", "datasets", "library_name", "pipeline_tag", "tags")
+_OF_SPEED = ("verdict", "device", "how", "shape_notes")
+_OF_SPARSITY = ("achieved", "of_model", "holds", "gains")  # computed
+_LONGEST_TEXT, _MOST_TEXTS = 200, 200
+# What a template is given where nothing is known yet.
+_SAMPLE: dict[str, Any] = {
+    "card_data": LITERAL("license: mit"),
+    "title": "a model, pruned",
+    "summary": {},
+    "settings": {},
+    **dict.fromkeys(("criteria", "budgets", "layers", "citations", "evaluation", "stages", "unused"), ()),
+}
+
+
+def template_path() -> Path:
+    """Returns the template that ships."""
+    return Path(__file__).parent / _TEMPLATE
+
+
+def write_card(
+    folder: str | Path,
+    summary: PruningSummary,
+    plan: PruningPlan,
+    *,
+    recovery: RecoverySummary | None = None,
+    measurements: Sequence[Measurement] = (),
+    speed: Speed | None = None,
+    sparsity: SparsitySummary | None = None,
+    template: str | Path | None = None,
+) -> Path:
+    """Writes README.md into a pruned model's folder; returns the file.
+
+    Args:
+        folder: the model's folder.
+        summary: of the run.
+        plan: of the run.
+        recovery: what was tuned afterwards, if anything.
+        measurements: before pruning and after.
+        speed: of the model beside its base.
+        sparsity: what was masked, if single weights were.
+        template: instead of the one that ships (jinja2).
+
+    Raises:
+        CheckpointError: the template is missing, or is not one.
+    """
+    config = MoreauPrunerConfig.from_dict(plan.config)
+    is_hub_id = plan.base_model is not None and "/" in plan.base_model
+    title = one_line(f"{plan.base_model or summary.export}, pruned")
+    base_card = of_base_card(summary.base_card)
+    sources = [summary.calibration.get("source"), *([recovery.data["source"]] if recovery else [])]
+    hub_sources = [source.split(":")[1] for source in sources if source and source.startswith("hub:")]
+    results = _results(measurements)
+    decided = [*_criteria(config), *_budgets(config)]
+    papers = [*(paper for _, _, paper in decided), summary.compensation.get("paper", "")]
+    data = ModelCardData(
+        **base_card,
+        datasets=list(dict.fromkeys(hub_sources)) or None,
+        model_name=title if results else None,
+        eval_results=results or None,
+        base_model=plan.base_model if is_hub_id else None,
+        base_model_relation="finetune" if is_hub_id else None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=[tag for tag in TAGS if sparsity is None or not tag.startswith("structured")],
+    )
+    values = dict(
+        summary=_summary(summary, base_card),
+        recovery=None if recovery is None else recovery.to_dict(),
+        unused=_unused(recovery),
+        criteria=_literal(_criteria(config)),
+        budgets=_literal(_budgets(config)),
+        settings={key: _words(key, value) for key, value in _settings(config).items()},
+        layers=list(zip(summary.layers_before, summary.layers_after, strict=True)),
+        unit_names=_UNITS,
+        removed_words=_removed_words(summary),
+        own_type=summary.export.startswith(CUSTOM_PREFIX),
+        title=title,
+        citations=[LITERAL(BIBTEX[paper]) for paper in dict.fromkeys(papers) if paper in BIBTEX],
+        evaluation=[
+            (what, {stage: {**asdict(one), "words": one.words} for stage, one in values.items()})
+            for what, values in by_stage(measurements).items()
+        ],
+        speed=_speed(speed),
+        sparsity=_sparsity(sparsity),
+        stages=[stage for stage in STAGES if any(one.stage == stage for one in measurements)],
+    )
+    path = Path(folder) / "README.md"
+    write_text(path, _render(data, template, values))
+    return path
+
+
+def read_base_card(name: str | None, revision: str | None = None) -> dict[str, Any]:
+    """Licence and language from the card of a base model; nothing where there is none, or it names none.
+
+    Args:
+        name: folder or Hub id.
+        revision: of the Hub repository.
+    """
+    if not name:
+        return {}
+    folder = Path(name).expanduser()
+    try:
+        with quiet("huggingface_hub"):
+            card = folder / "README.md" if folder.is_dir() else hf_hub_download(name, "README.md", revision=revision)
+            found = parse_card(read_text(card, "a model card")).data.to_dict()
+    except (OSError, ValueError):  # no card, no network, not a card
+        return {}
+    return of_base_card(found)
+
+
+def of_base_card(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What is taken over of a base model's card: licence and language, one short text or a few of them."""
+    taken = {}
+    for key in _OF_BASE_CARD:
+        value = found.get(key)
+        texts = value if isinstance(value, list) else [value]
+        if texts and len(texts) <= _MOST_TEXTS and all(isinstance(text, str) and text.strip() for text in texts):
+            short = [one_line(text).strip()[:_LONGEST_TEXT] for text in texts]
+            taken[key] = short if isinstance(value, list) else short[0]
+    return taken
+
+
+def check_template(path: str | Path | None) -> None:
+    """Refuses, before any work is done, a card template that cannot be used; `None` is the one that ships.
+
+    Raises:
+        CheckpointError: it is missing, is not one, or uses what no card holds.
+    """
+    file = template_path() if path is None else Path(path).expanduser()
+    if not file.is_file():
+        raise CheckpointError(f"{file.name}: no such card template")
+    if path is None:
+        return
+    source = _source(file)
+    try:
+        if stranger := _stranger(names_of_foreign(source)):
+            raise ForeignTemplateError(stranger)
+        render_foreign(source, _SAMPLE)
+    except ForeignTemplateError as error:
+        if not error.incomplete:  # what a sample lacks, the values of a run may hold
+            raise _unusable(file, error) from error
+
+
+def _known() -> dict[str, set[str]]:
+    """What a template may be given, and the keys of what has the same keys wherever it is given."""
+    given = (*_METADATA, *_SAMPLE, "removed_words", "own_type")
+    return {name: set[str]() for name in given} | {
+        "summary": _fields(PruningSummary),
+        "recovery": _fields(RecoverySummary),
+        "settings": _fields(MoreauPrunerConfig),
+        "speed": {"baseline", "rows", *_OF_SPEED},
+        "sparsity": {"by_layer", *_OF_SPARSITY} | _fields(SparsitySummary),
+        "unit_names": {*_UNITS},
+    }
+
+
+def _fields(kind: Any) -> set[str]:
+    return {field.name for field in fields(kind)}
+
+
+def _stranger(used: Sequence[Sequence[str]]) -> str:
+    """What is wrong with the first of some names that no card holds; empty if there is none."""
+    known = _known()
+    for name, *keys in used:
+        if name in known and not (keys and known[name] and keys[0] not in {*known[name], *OF_DICTIONARIES}):
+            continue
+        words = f"{name}.{keys[0]}" if name in known else name
+        every = [*known, *(f"{one}.{key}" for one in known for key in known[one])]
+        return f"no card holds '{words}'.{suggestion(words, every)}".rstrip(".")
+    return ""
+
+
+def _render(data: ModelCardData, template: str | Path | None, values: dict[str, Any]) -> str:
+    path = template_path() if template is None else Path(template).expanduser()
+    if not path.is_file():
+        raise CheckpointError(f"{path.name}: no such card template")
+    values = {**data.to_dict(), **values, "card_data": LITERAL(data.to_yaml())}
+    try:
+        text = (render if template is None else render_foreign)(_source(path), values)
+        card = parse_card(text)
+    except (TemplateError, ForeignTemplateError, ValueError) as error:
+        raise _unusable(path, error) from error
+    card.text = card.text.rstrip() + "\n"
+    return str(card)
+
+
+def _source(file: Path) -> str:
+    return read_text(file, "a card template", most=_LONGEST_TEMPLATE)
+
+
+def _unusable(file: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{file.name}: cannot be used as a card template ({first_line(error)})")
+
+
+def _literal(rows: Sequence[tuple[str, ...]]) -> list[list[str]]:
+    """Words that this package holds, which are Markdown as they stand."""
+    return [[LITERAL(text) for text in row] for row in rows]
+
+
+def _summary(summary: PruningSummary, base_card: dict[str, Any]) -> dict[str, Any]:
+    found = summary.to_dict() | {"base_card": base_card}
+    step, words = (str(summary.compensation.get(key)) for key in ("step", "summary"))
+    if step in COMPENSATIONS and words == COMPENSATIONS.get(step).summary:
+        found["compensation"]["summary"] = LITERAL(words)
+    return found
+
+
+def _speed(speed: Speed | None) -> dict[str, Any] | None:
+    if speed is None or speed.baseline is None:
+        return None
+    found = {"baseline": {"name": speed.baseline.name}, "rows": [{"cells": row.cells} for row in speed.rows]}
+    return found | {name: getattr(speed, name) for name in _OF_SPEED}
+
+
+def _sparsity(sparsity: SparsitySummary | None) -> dict[str, Any] | None:
+    if sparsity is None:
+        return None
+    found = asdict(sparsity) | {name: getattr(sparsity, name) for name in _OF_SPARSITY}
+    return found | {"by_layer": dict(sparsity.by_layer())}
+
+
+def _results(measurements: Sequence[Measurement]) -> list[EvalResult]:
+    """What the card's metadata says was measured of this model: the last stage of each figure."""
+    found = []
+    for (dataset, metric, protocol), values in by_stage(measurements).items():
+        stage = next((stage for stage in ("recovered", "pruned") if stage in values), None)
+        if stage is not None:
+            found.append(
+                EvalResult(
+                    task_type="text-generation" if metric == "perplexity" else "multiple-choice",
+                    dataset_type="text" if metric == "perplexity" else dataset,
+                    dataset_name=dataset,
+                    metric_type="accuracy" if metric in ("acc", "acc_norm") else metric,
+                    metric_name=f"{metric}, {protocol}",
+                    metric_value=round(values[stage].value, 4),
+                )
+            )
+    return found
+
+
+def _unused(recovery: RecoverySummary | None) -> set[str]:
+    """Settings of a recovery that had no part in it."""
+    if recovery is None:
+        return set()
+    without_teacher = set() if recovery.teacher else {"temperature", "distillation"}
+    return without_teacher | ({"epochs"} if recovery.settings.get("max_steps") else set())
+
+
+def _criteria(config: MoreauPrunerConfig) -> list[tuple[str, str, str]]:
+    """Name, summary and source of what decided."""
+    found = []
+    if not config.by_influence_alone:
+        criterion = CRITERIA.get(config.criterion)
+        found.append((criterion.name, criterion.summary, criterion.paper))
+    if config.layer_criterion == "block-influence":
+        found.append(("block influence, of whole layers", block_influence.SUMMARY, block_influence.PAPER))
+    if config.refine:
+        found.append((f"{config.refine}, a refinement of the mask", *REFINEMENTS[config.refine]))
+    return found
+
+
+def _budgets(config: MoreauPrunerConfig) -> list[tuple[str, str, str]]:
+    """The same of what spread the units or zeros over layers; none where all gave alike."""
+    return [(config.budget, *BUDGETS[config.budget])] if config.budget in BUDGETS else []
+
+
+def _settings(config: MoreauPrunerConfig) -> dict[str, Any]:
+    """The fields that had a part in it."""
+    unused = _OF_UNITS if config.masks else _OF_MASKS
+    return {key: value for key, value in config.to_dict().items() if value is not None and key not in unused}
+
+
+def _words(key: str, value: Any) -> str:
+    if key.endswith("_layers"):
+        return f"{value[0]}:{value[1]} (end excluded)"
+    if key == "target_bytes":
+        return words_for_bytes(value)
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _removed_words(summary: PruningSummary) -> str:
+    nouns = [_NOUNS[kind] for kind in summary.contributions] or ["no units"]
+    return nouns[0] if len(nouns) == 1 else f"{', '.join(nouns[:-1])} and {nouns[-1]}"

@@ -1,0 +1,348 @@
+"""Publishes a saved folder on the Hub: one commit, the card there merged with ours, checked by loading it back."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx2
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    ModelCard,
+    ModelCardData,
+    constants,
+    get_token,
+    snapshot_download,
+)
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.utils import OfflineModeIsEnabled, validate_repo_id
+
+from ..errors import CheckpointError, HubError, MoreauError, first_line, quiet
+from ..files import read_text
+from ..files.temporary import reason as why
+from ..files.temporary import temporary_folder
+from ..templates import parse_card
+
+logger = logging.getLogger(__name__)
+
+PLACEHOLDER = "path/or/repo"  # in a card that is not published yet
+_MARK = "<!-- optimum-moreau:"
+_BEGIN, _END = f"{_MARK} begin -->", f"{_MARK} end -->"
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+_RECORDS = (
+    "modeling_moreau.py",
+    "pruning_plan.json",
+    "pruning/pruning_scores.safetensors",
+    "pruning_scores.safetensors",  # where older versions put them
+    "pruning_summary.json",
+    "moreau_pruner_config.json",
+    "evaluation.json",
+    "benchmark.json",
+    "sparsity_summary.json",
+    "recovery_summary.json",
+)
+_ADAPTER = ("adapter/adapter_model.safetensors", "adapter/adapter_config.json")
+_TRIES = 4
+_LONGEST_WAIT = 60.0  # seconds
+_STATUS = {
+    400: "the Hub refuses the files",
+    401: "no token, or one that is not valid: log in (hf auth login), or set HF_TOKEN",
+    403: "the token may not write there: it is read-only, or of another account",
+    404: "no such repository or namespace, or the token cannot see it",
+    409: "it changed meanwhile",
+    429: "the Hub asks for fewer requests",
+}
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Published:
+    """What `push_folder` did.
+
+    Attributes:
+        repo_id: of the model.
+        url: of the commit, or of the pull request.
+        commit: its hash.
+        files: path in the repository → bytes.
+        changed: whether anything was different there, so that a commit was made.
+    """
+
+    repo_id: str
+    url: str
+    commit: str
+    files: dict[str, int]
+    changed: bool
+
+
+def files_to_push(folder: str | Path) -> dict[str, int]:
+    """Returns what a push sends: path in the repository → bytes.
+
+    Raises:
+        HubError: no model there, or pickled files.
+    """
+    path = Path(folder).expanduser()
+    if not (path / "config.json").is_file():
+        raise HubError(f"{folder}: holds no model (config.json); give a folder that prune, apply or recover wrote")
+    files = {
+        str(file.relative_to(path).as_posix()): file.stat().st_size
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
+    }
+    pickles = [name for name in files if name.endswith(_PICKLES)]
+    if pickles:
+        raise HubError(f"{folder}: {pickles[0]} may be a pickle; only safetensors are pushed: remove it")
+    return files
+
+
+def check_access(repo_id: str, token: str | None = None) -> None:
+    """Refuses, before any work is done, a name that is not legal, and a token that is missing or may only read.
+
+    Raises:
+        HubError: says which.
+    """
+    check_name(repo_id)
+    _check_token(repo_id, token)
+    found = _patiently(lambda: HfApi(token=token).whoami(), repo_id)
+    if found.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise HubError(f"{repo_id}: {_STATUS[403]}")
+
+
+def _check_token(repo_id: str, token: str | None) -> None:
+    if token is None and get_token() is None:
+        raise HubError(f"{repo_id}: {_STATUS[401]}")
+
+
+def check_name(repo_id: str) -> None:
+    """Refuses a name that is none for a repository.
+
+    Raises:
+        HubError: says why.
+    """
+    if repo_id.count("/") != 1:
+        raise HubError(f"{repo_id}: is no name for a repository; give namespace/name")
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise HubError(f"{repo_id}: is no name for a repository ({first_line(error)})") from error
+
+
+def push_folder(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str | None = None,
+    token: str | None = None,
+    overwrite_card: bool = False,
+) -> Published:
+    """Publishes a saved folder in one commit; creates the repository where there is none.
+
+    A push that broke off is done again: what was uploaded is recognised by its hash and not sent twice. What an earlier
+    push left there (weights, adapter, records) and the folder does not hold is removed in the same commit.
+
+    Args:
+        folder: of a saved model.
+        repo_id: `namespace/name`.
+        private: for a repository that is created; default: the account's.
+        revision: branch, made where it is missing.
+        create_pr: as a pull request.
+        commit_message: default: what was pruned is named.
+        token: of the Hub; default: the one that is logged in.
+        overwrite_card: replace the card there, instead of merging with it.
+
+    Raises:
+        HubError: says what the Hub refused, and what to do; the token is never named.
+    """
+    files = files_to_push(folder)
+    check_name(repo_id)
+    _check_token(repo_id, token)
+    path, api = Path(folder).expanduser(), HfApi(token=token)
+    ours = _local_card(path / "README.md")
+
+    def commit() -> tuple[str | None, Any]:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        if revision is not None and not create_pr:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        operations: list[Any] = [CommitOperationAdd(name, str(path / name)) for name in files if name != "README.md"]
+        stale = [name for name in api.list_repo_files(repo_id, revision=revision) if _is_ours(name)]
+        operations += [CommitOperationDelete(name) for name in stale if name not in files]
+        if ours is not None:
+            theirs = None if overwrite_card else _remote_card(api, repo_id, revision)
+            ours.text = ours.text.replace(PLACEHOLDER, repo_id)
+            operations.append(CommitOperationAdd("README.md", merged_card(theirs, ours).encode()))
+        with quiet("huggingface_hub.hf_api"):  # it warns where nothing has changed
+            return api.model_info(repo_id, revision=None if create_pr else revision).sha, api.create_commit(
+                repo_id,
+                operations,
+                commit_message=commit_message or "Upload a pruned model with optimum-moreau",
+                revision=revision,
+                create_pr=create_pr,
+            )
+
+    before, found = _patiently(commit, repo_id)
+    return Published(repo_id, found.pr_url or found.commit_url, found.oid, files, changed=found.oid != before)
+
+
+def merged_card(theirs: ModelCard | None, ours: ModelCard) -> str:
+    """Our card within theirs: what they wrote stays, what an earlier push wrote is replaced.
+
+    Args:
+        theirs: the card on the Hub, if any.
+        ours: the card of the folder.
+    """
+    within = ours.text.strip().replace(_MARK, _MARK.replace("!--", "! --"))  # what data holds ends nothing
+    part = f"{_BEGIN}\n\n{within}\n\n{_END}"
+    data, text = ours.data.to_dict(), part
+    if theirs is not None:
+        data = _merged(theirs.data.to_dict(), data)
+        before, begun, rest = theirs.text.partition(_BEGIN)
+        after = rest.partition(_END)[2] if begun else ""
+        text = "\n\n".join(piece.strip() for piece in (before, part, after) if piece.strip())
+    return f"---\n{ModelCardData(ignore_metadata_errors=True, **data)}\n---\n\n{text}\n"
+
+
+def _merged(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
+    """Ours over theirs; of lists, all that is in either."""
+    found = dict(theirs)
+    for key, value in ours.items():
+        old = theirs.get(key)
+        if isinstance(old, list) and isinstance(value, list) and key != "model-index":
+            value = [*old, *(one for one in value if one not in old)]
+        found[key] = value
+    return found
+
+
+def _local_card(file: Path) -> ModelCard | None:
+    if not file.is_file():
+        return None
+    try:
+        return parse_card(read_text(file, "a model card"))
+    except ValueError as error:
+        raise CheckpointError(f"{file}: cannot be read as a model card ({first_line(error)}); repair it") from error
+
+
+def _remote_card(api: HfApi, repo_id: str, revision: str | None) -> ModelCard | None:
+    with temporary_folder("hub") as work:
+        try:
+            file = api.hf_hub_download(repo_id, "README.md", revision=revision, local_dir=work)
+            return parse_card(read_text(file, "a model card"), ignore_metadata_errors=True)
+        except EntryNotFoundError:
+            return None
+        except (ValueError, CheckpointError) as error:
+            reason = f"the card there cannot be read ({first_line(error)}); repair it, or replace it (--overwrite-card)"
+            raise HubError(f"{repo_id}: {reason}") from error
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a push sends such a file: weights, adapter, modeling file, records."""
+    weights = (
+        "/" not in name and name.startswith("model") and name.endswith((".safetensors", ".safetensors.index.json"))
+    )
+    return name in _RECORDS or name in _ADAPTER or weights
+
+
+def verify_published(
+    published: Published, folder: str | Path, *, token: str | None = None, trust_remote_code: bool = False
+) -> None:
+    """Downloads what was published into an empty cache, compares every file but the card, and loads it from there.
+
+    It is loaded by its name on the Hub, in a fresh process, and must compute the folder's logits; the modeling file of
+    an own type runs only after it was seen to be this package's, and no other code lies beside it.
+
+    Args:
+        published: what `push_folder` returned.
+        folder: that was pushed.
+        token: of the Hub.
+        trust_remote_code: the user's word on code that is not this package's.
+
+    Raises:
+        HubError: it cannot be read back, differs, or does not load.
+    """
+    import torch
+
+    from ..loading import code_may_run
+    from .verification import reload_logits
+
+    with temporary_folder("hub") as cache, temporary_folder("verify") as work:
+
+        def download() -> str:
+            return snapshot_download(published.repo_id, revision=published.commit, cache_dir=cache, token=token)
+
+        there = Path(_patiently(download, published.repo_id))
+        for name in published.files:
+            if name != "README.md" and _hash(there / name) != _hash(Path(folder).expanduser() / name):
+                raise HubError(f"{published.repo_id}: {name} on the Hub is not what was sent; push again")
+        tokens = torch.arange(2, 10, dtype=torch.int64, device="cpu")[None]
+        local = str(Path(folder).expanduser().resolve())
+        try:
+            runs = [code_may_run(place, trust_remote_code) for place in (local, there)]
+            expected = reload_logits(local, tokens, work, remote_code=runs[0])
+            remote: dict[str, Any] = {"revision": published.commit, "cache": str(cache)}
+            found = reload_logits(published.repo_id, tokens, work, remote_code=runs[1], **remote)
+        except CheckpointError as error:
+            raise HubError(f"{published.repo_id}: what is on the Hub {error}") from error
+        if not torch.equal(found, expected):
+            raise HubError(f"{published.repo_id}: what is on the Hub computes other logits than {folder}; push again")
+
+
+def _hash(file: Path) -> str:
+    if not file.is_file():
+        return ""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _seconds(retry_after: str | None, otherwise: float) -> float:
+    """What a Retry-After header asks for: seconds, or a date."""
+    if retry_after is None:
+        return otherwise
+    try:
+        return max(0.0, float(retry_after))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):
+        return otherwise
+
+
+def _patiently(action: Callable[[], T], repo_id: str) -> T:
+    """Tries again, a few times, what may go better later: a busy or failing Hub, a broken connection, a conflict."""
+    for attempt in range(_TRIES):
+        try:
+            return action()
+        except HfHubHTTPError as error:
+            status = error.response.status_code if error.response is not None else 0
+            again = status in (409, 429) or status >= 500
+            wait = _seconds(error.response.headers.get("Retry-After"), 2.0**attempt) if again else 0.0
+            reason = _STATUS.get(status, f"the Hub failed ({status})")
+        except OfflineModeIsEnabled:
+            again, wait, reason = False, 0.0, "HF_HUB_OFFLINE is set; unset it to reach the Hub"
+        except (httpx2.TransportError, ConnectionError, TimeoutError) as error:
+            again, wait = True, float(2**attempt)
+            reached = not isinstance(error, httpx2.ConnectError)
+            reason = "the connection broke" if reached else f"{constants.ENDPOINT} cannot be reached"
+            reason += f" ({type(error).__name__})"
+        except LocalTokenNotFoundError:
+            again, wait, reason = False, 0.0, _STATUS[401]
+        except MoreauError:
+            raise
+        except OSError as error:
+            again, wait, reason = False, 0.0, f"a file cannot be read or written here ({why(error)})"
+        if not again or attempt == _TRIES - 1:
+            later = "; run the same again later: what was uploaded is not sent twice" if again else ""
+            raise HubError(f"{repo_id}: {reason}{later}") from None  # a traceback could hold the token
+        logger.warning("%s: %s; trying again in %.0f s", repo_id, reason, min(wait, _LONGEST_WAIT))
+        time.sleep(min(wait, _LONGEST_WAIT))
+    raise AssertionError("unreachable")

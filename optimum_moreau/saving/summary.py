@@ -1,0 +1,153 @@
+"""What a pruning run did, as a frozen value that is saved beside the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ..compensation import CompensationRecord
+from ..config import TARGETS
+from ..data.windows import CalibrationRecord
+from ..errors import CheckpointError
+from ..files import filled, read_json, write_json
+from ..planning import Kept, PruningPlan
+
+SUMMARY_NAME = "pruning_summary.json"
+_COUNTS = ("heads", "kv_heads", "head_dim", "channels")  # of a layer
+_PACKAGES = ("optimum-moreau", "torch", "transformers", "optimum", "peft", "huggingface_hub", "safetensors")
+
+
+@dataclass(frozen=True)
+class PruningSummary:
+    """Counts, shares and times of one run; shares in [0, 1], sizes in parameters or bytes.
+
+    Attributes:
+        base_model: Hub id or folder name.
+        criterion: its name.
+        parameters_before: of the base model, tied ones counted once.
+        parameters_after: of the pruned model.
+        bytes_before: of the base model's weights, in its dtype.
+        bytes_after: of the pruned model's.
+        dtype: of the weights.
+        ratio_requested: share of the parameters asked for, if that was asked for.
+        ratio_achieved: share of the parameters removed.
+        unit_ratio_requested: share of the units in scope asked for, if that was asked for.
+        unit_ratio_achieved: share of the units in scope removed, by kind.
+        export: model type of the result.
+        layers_before: per layer heads, KV heads, head width and channels.
+        layers_after: the same, pruned; `None` for a layer that is gone.
+        hidden_before: channels of the residual stream.
+        hidden_after: the same, pruned.
+        contributions: target → parameters that it gave.
+        adjustments: what legal shapes made of the request.
+        calibration: source, seed, counts and hash of the tokens; empty if the criterion needs none.
+        seconds: scoring, planning and cutting.
+        peak_memory_bytes: highest resident memory of the process, or allocated on the GPU.
+        base_card: licence and language of the base model, as its card names them; empty where it cannot be read.
+        versions: of the packages involved.
+        verified_max_abs_difference: largest logit difference after the reload from disk; `None` before saving.
+        compensation: how what stays was adjusted: step, settings, its calibration, and the error of every matrix before
+            and after; empty where it was not.
+        inputs: sha256 of what a chain made it from; empty outside a chain.
+    """
+
+    base_model: str | None
+    criterion: str
+    parameters_before: int
+    parameters_after: int
+    bytes_before: int
+    bytes_after: int
+    dtype: str
+    ratio_requested: float | None
+    ratio_achieved: float
+    unit_ratio_requested: float | tuple[float, ...] | None
+    unit_ratio_achieved: Mapping[str, float]
+    export: str
+    layers_before: list[dict[str, int]]
+    layers_after: list[dict[str, int] | None]
+    hidden_before: int
+    hidden_after: int
+    contributions: Mapping[str, int]
+    adjustments: Sequence[str]
+    calibration: Mapping[str, Any]
+    seconds: float
+    peak_memory_bytes: int
+    base_card: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    verified_max_abs_difference: float | None = None
+    compensation: Mapping[str, Any] = field(default_factory=dict)
+    inputs: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the summary as a dictionary that JSON can hold."""
+        return asdict(self)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the summary as JSON; raises CheckpointError where that cannot be."""
+        write_json(path, self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | Path) -> PruningSummary:
+        """Reads a summary.
+
+        Raises:
+            CheckpointError: the file is missing or damaged.
+        """
+        what = "a pruning summary"
+        found = filled(cls, read_json(path, what), path, what)
+        if found.compensation:
+            filled(CompensationRecord, dict(found.compensation), f"{path}: compensation", "the record of one")
+        if found.calibration:
+            filled(CalibrationRecord, dict(found.calibration), f"{path}: calibration", "the record of one")
+        if problem := found._problem():
+            raise CheckpointError(f"{path}: cannot be read as {what}: {problem}")
+        return found
+
+    def _problem(self) -> str:
+        """What makes these counts none that a pruning can have; empty if nothing does."""
+        sizes = ("parameters_before", "parameters_after", "bytes_before", "bytes_after")
+        if odd := next((name for name in (*sizes, "hidden_before", "hidden_after") if getattr(self, name) < 1), None):
+            return f"{odd}: {getattr(self, odd)} is no count"
+        if len(self.layers_before) != len(self.layers_after):
+            return f"layers_after: {len(self.layers_after)} layers, layers_before has {len(self.layers_before)}"
+        if strangers := {*self.contributions, *self.unit_ratio_achieved} - {*TARGETS}:
+            return f"contributions: '{min(strangers)}' is no target"
+        for name in ("layers_before", "layers_after"):
+            for i, layer in enumerate(getattr(self, name)):
+                if layer is not None and (layer.keys() != {*_COUNTS} or min(layer.values()) < 1):
+                    return f"{name}.{i}: does not hold one count for each of {', '.join(_COUNTS)}"
+        return ""
+
+
+def layer_shapes(model_config: Any, plan: PruningPlan) -> tuple[list[dict[str, int]], list[dict[str, int] | None]]:
+    """Returns heads, KV heads, head width and MLP channels of each layer before and after; `None` for one that goes.
+
+    Args:
+        model_config: of the base model.
+        plan: what stays of it.
+    """
+    before = [
+        {
+            "heads": layer.num_attention_heads,
+            "kv_heads": layer.num_key_value_heads,
+            "head_dim": getattr(layer, "head_dim", None) or model_config.hidden_size // layer.num_attention_heads,
+            "channels": layer.intermediate_size,
+        }
+        for layer in model_config.per_layer_config
+    ]
+    after = [None if i in plan.removed_layers else _after(layer, plan.layers[i]) for i, layer in enumerate(before)]
+    return before, after
+
+
+def _after(layer: dict[str, int], kept: Mapping[str, Kept]) -> dict[str, int]:
+    groups = len(kept["attention"].kept)
+    heads = groups * layer["heads"] // layer["kv_heads"]
+    return layer | {"heads": heads, "kv_heads": groups, "channels": len(kept["mlp"].kept)}
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of the packages a checkpoint depends on."""
+    return {name: version(name) for name in _PACKAGES}

@@ -1,0 +1,1 @@
+"""Element scores become scores of units; what budgets measure of the layers beside them."""

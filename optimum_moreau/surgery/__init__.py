@@ -1,0 +1,1 @@
+"""Applies a plan in place, and says which class holds the result."""

@@ -1,0 +1,303 @@
+"""Decides which class holds a pruned model's shapes, and writes its config.
+
+`stock` is the base model's own class, or the stock alternative where only the head count stands in its way; `custom` is
+the own type with per-layer shapes; `auto` takes the first that holds the shapes, in this order.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+
+from ..config import MoreauPrunerConfig
+from ..errors import ExportError, PlanError, first_line, quiet
+from ..modeling import auto_map, register_auto_classes
+from ..models.buffers import UNBUILDABLE, built_from
+from ..models.families import Family
+from ..models.units import ModelShape, has_biases
+from ..planning import PruningPlan, expected_plan, whole_plan
+
+logger = logging.getLogger(__name__)
+
+# Saved in config.json but decided anew for each export.
+_EXPORT_KEYS = ("model_type", "architectures", "auto_map", "per_layer_config", "transformers_version")
+_PER_LAYER_LISTS = ("layer_types", "no_rope_layers")
+_PREDICTION = re.compile(r"(^|_)(nextn|mtp)(_|$)")
+# Fields of LlamaConfig that MistralConfig does not have; no bias may be set.
+_NOT_IN_ALTERNATIVE = ("attention_bias", "mlp_bias", "pretraining_tp")
+# In config.json of an own type: modules of each layer with a bias that the stock class has not.
+ADDED_BIASES = "added_biases"
+
+
+@dataclass(frozen=True)
+class Export:
+    """Which class holds the pruned shapes.
+
+    Attributes:
+        model_type: of the result.
+        problem: why the base model's own class does not hold them; empty if it does.
+        advice: the nearest plan that it would hold.
+    """
+
+    model_type: str
+    problem: str = ""
+    advice: str = ""
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What is to be said of it: nothing where the model stays of its own class."""
+        if not self.problem:
+            return ()
+        if self.advice:
+            return (f"exported as {self.model_type}: {self.problem}; for a stock checkpoint: {self.advice}",)
+        return (f"exported as {self.model_type}, the same network: {self.problem}",)
+
+
+def decide_export(model_config: Any, shape: ModelShape, plan: PruningPlan, export: str) -> Export:
+    """Decides which class holds the pruned shapes.
+
+    Raises:
+        ExportError: `export="stock"` on shapes that no stock class holds.
+    """
+    fits = plan.removes and MoreauPrunerConfig.from_dict(plan.config).fits_biases
+    return _decide(model_config, shape, plan, export, coming=fits and bool(shape.without_bias))
+
+
+def biases_of_own_type(shape: ModelShape) -> tuple[str, ...]:
+    """The modules of each layer that would get a bias for an intercept which no flag of the stock config stands for."""
+    return () if shape.family.bias_flags else tuple(sorted(shape.without_bias.values()))
+
+
+def _added_biases(model_config: Any) -> tuple[str, ...]:
+    return tuple(getattr(model_config, ADDED_BIASES, ()))
+
+
+def _decide(model_config: Any, shape: ModelShape, plan: PruningPlan, export: str, *, coming: bool) -> Export:
+    """`coming`: the model is to get the biases of an intercept, which it has not yet."""
+    family = shape.family
+    dims = _dims(model_config, plan)
+    hidden_size = _hidden_size(model_config, plan)
+    added = _added_biases(model_config) or (biases_of_own_type(shape) if coming else ())
+    shapes = _stock_problem(hidden_size, dims, family)
+    problem = "; ".join(one for one in (_bias_problem(added, family), shapes) if one)
+    if export != "custom" and not problem:
+        return Export(family.base_type)
+    alternative = None if coming else family.stock_alternative  # it has no biases
+    if export != "custom" and _fits_alternative(model_config, dims, alternative):
+        return Export(str(alternative), problem)
+    changes = []
+    if added and MoreauPrunerConfig.from_dict(plan.config).fits_biases:
+        changes.append("leave the intercept out")
+    if shapes:
+        changes.append(_nearest_uniform(model_config, hidden_size, dims, plan, family, alternative))
+    advice = "" if added and len(changes) < 1 + bool(shapes) else ", ".join(changes)  # the biases are the base's own
+    if export == "stock":
+        raise ExportError(f"export='stock': {problem}" + (f"; {advice}" if advice else ""))
+    return Export(family.custom_type, problem, advice)
+
+
+def pruned_config(model_config: Any, shape: ModelShape, plan: PruningPlan, export: str) -> Any:
+    """Returns the config of the pruned model: stock, the stock alternative, or the own type with per-layer shapes.
+
+    Raises:
+        ExportError: `export="stock"` on shapes that no stock class holds; or the config cannot be read again.
+        PlanError: `fold_norms` on a family whose q and k norms share the config's ε.
+    """
+    from transformers import AutoConfig
+
+    register_auto_classes()
+    decided = _decide(model_config, shape, plan, export, coming=False)
+    dims = _dims(model_config, plan)
+    values = {key: value for key, value in model_config.to_dict().items() if key not in _EXPORT_KEYS}
+    values |= {"head_dim": _head_dim(model_config), "hidden_size": _hidden_size(model_config, plan)}
+    values |= _remaining_layers(values, plan)
+    values |= {key: 0 for key, value in values.items() if _counts_dropped_layers(key, value)}
+    if plan.hidden is not None and plan.config.get("fold_norms"):
+        check_folding(shape)
+        values["rms_norm_eps"] *= plan.hidden.total / len(plan.hidden.kept)  # ε·D/D′
+    if all(layer == dims[0] for layer in dims):
+        values |= dims[0]
+    if decided.model_type == shape.family.custom_type:
+        if decided.problem and export == "auto":
+            logger.warning(
+                "%s, so the model is of type %s: it loads in transformers with `import optimum_moreau` or"
+                " trust_remote_code=True, not in vLLM or llama.cpp%s",
+                decided.problem,
+                decided.model_type,
+                f"; for a stock checkpoint: {decided.advice}" if decided.advice else "",
+            )
+        values |= {"auto_map": auto_map(decided.model_type), "per_layer_config": dict(enumerate(dims))}
+    elif decided.model_type != shape.family.base_type:
+        values = {key: value for key, value in values.items() if key not in _NOT_IN_ALTERNATIVE}
+        values["sliding_window"] = None
+    config = AutoConfig.for_model(decided.model_type, **values, attn_implementation=model_config._attn_implementation)
+    config.name_or_path = model_config.name_or_path
+    _check_read_back(config)
+    return config
+
+
+def _check_read_back(config: Any) -> None:
+    try:
+        with quiet("transformers"):  # it has said of the config what there is to say
+            type(config).from_dict(json.loads(config.to_json_string()))
+    except (StrictDataclassError, *UNBUILDABLE) as error:
+        raise ExportError(
+            f"the config of a '{config.model_type}' cannot be read again once it is written ({first_line(error)})"
+        ) from error
+
+
+def with_export(plan: PruningPlan, model_config: Any, shape: ModelShape) -> PruningPlan:
+    """Returns a plan that says, among its adjustments, why its model will be of another class, where it will.
+
+    Raises:
+        ExportError: `export="stock"` on shapes that no stock class holds.
+    """
+    decided = decide_export(model_config, shape, plan, plan.config["export"])
+    return replace(plan, adjustments=(*plan.adjustments, *decided.words))
+
+
+def check_reachable(model_config: Any, shape: ModelShape, counted: ModelShape, config: MoreauPrunerConfig) -> None:
+    """Refuses, before anything is scored, what could not be planned or exported in the end.
+
+    Args:
+        model_config: of the base model.
+        shape: its shape.
+        counted: the shape that a size is counted on.
+        config: resolved.
+
+    Raises:
+        PlanError, ExportError, UnsupportedModelError: as planning and exporting would.
+    """
+    plan = expected_plan(counted, config)
+    if config.export == "stock" and (added := _added_biases(model_config)):
+        raise ExportError(f"export='stock': the model has biases in {', '.join(added)}, as no stock class has them")
+    if config.fold_norms:
+        check_folding(shape)
+    every_layer = (0, shape.depth)
+    alike = config.attention_layers == config.mlp_layers == every_layer
+    if config.budget == "uniform" and (alike or "layers" not in config.targets):  # else it follows what is measured
+        decide_export(model_config, shape, plan, config.export)
+    check_loadable(model_config, shape, plan, config.export)
+    if config.budget != "uniform" and config.export != "stock":  # layers may come to differ
+        first = min(plan.kept_layers or plan.layers)
+        layers = {**plan.layers, first: whole_plan(shape).layers[first]}
+        check_loadable(model_config, shape, replace(plan, layers=layers), "custom")
+
+
+def check_loadable(model_config: Any, shape: ModelShape, plan: PruningPlan, export: str) -> None:
+    """Refuses, before any work is done, what could be saved in the end and not be loaded.
+
+    Raises:
+        ExportError, PlanError: as for `pruned_config`; or transformers cannot build a model from the config.
+    """
+    custom = _decide(model_config, shape, plan, export, coming=False).model_type == shape.family.custom_type
+    with quiet("transformers"):
+        built_from(pruned_config(model_config, shape, plan, "custom" if custom else export))
+
+
+def check_folding(shape: ModelShape) -> None:
+    """Raises PlanError where the norms' ε cannot be changed without changing other norms."""
+    if shape.family.qk_norms:
+        raise PlanError(
+            f"fold_norms: the q and k norms of '{shape.family.base_type}' share rms_norm_eps, so ε cannot be folded;"
+            " leave it out"
+        )
+
+
+def _dims(model_config: Any, plan: PruningPlan) -> list[dict[str, int]]:
+    """Heads, KV heads and channels of each layer that stays."""
+    return [_layer_dims(model_config, plan, index) for index in plan.kept_layers or sorted(plan.layers)]
+
+
+def _hidden_size(model_config: Any, plan: PruningPlan) -> int:
+    return len(plan.hidden.kept) if plan.hidden is not None else model_config.hidden_size
+
+
+def _remaining_layers(values: Mapping[str, Any], plan: PruningPlan) -> dict[str, Any]:
+    """The config's number of layers, and its lists with one entry per layer."""
+    if plan.kept_layers is None:
+        return {}
+    found = {key: [values[key][i] for i in plan.kept_layers] for key in _PER_LAYER_LISTS if values.get(key)}
+    if (first := values.get("max_window_layers")) is not None:  # the layers below it have full attention
+        found["max_window_layers"] = sum(i < first for i in plan.kept_layers)
+    return {"num_hidden_layers": len(plan.kept_layers), **found}
+
+
+def _counts_dropped_layers(key: str, value: Any) -> bool:
+    """Layers for multi-token prediction (`num_nextn_predict_layers` and its kin), which are not loaded."""
+    return _PREDICTION.search(key) is not None and isinstance(value, int) and value > 0
+
+
+def _layer_dims(model_config: Any, plan: PruningPlan, index: int) -> dict[str, int]:
+    layer = model_config.per_layer_config[index]
+    groups = len(plan.layers[index]["attention"].kept)
+    return {
+        "num_attention_heads": groups * (layer.num_attention_heads // layer.num_key_value_heads),
+        "num_key_value_heads": groups,
+        "intermediate_size": len(plan.layers[index]["mlp"].kept),
+    }
+
+
+def _head_dim(model_config: Any) -> int:
+    head_dim = getattr(model_config, "head_dim", None)
+    return head_dim or model_config.hidden_size // model_config.per_layer_config[0].num_attention_heads
+
+
+def _bias_problem(added: tuple[str, ...], family: Family) -> str:
+    return f"{family.base_type} has no bias in {', '.join(added)}" if added else ""
+
+
+def _stock_problem(hidden_size: int, dims: list[dict[str, int]], family: Family) -> str:
+    for index, layer in enumerate(dims):
+        if layer != dims[0]:
+            words = f"layer {index} has {_shape_words(layer)}, layer 0 {_shape_words(dims[0])}"
+            return f"{words}; stock classes have one shape"
+    if family.heads_divide_hidden and hidden_size % dims[0]["num_attention_heads"]:
+        return f"{dims[0]['num_attention_heads']} heads do not divide the hidden size {hidden_size}"
+    return ""
+
+
+def _fits_alternative(model_config: Any, dims: list[dict[str, int]], alternative: str | None) -> bool:
+    return alternative is not None and not has_biases(model_config) and all(layer == dims[0] for layer in dims)
+
+
+def _shape_words(layer: Mapping[str, int]) -> str:
+    return (
+        f"{layer['num_attention_heads']} heads, {layer['num_key_value_heads']} KV heads,"
+        f" {layer['intermediate_size']} channels"
+    )
+
+
+def _nearest_uniform(
+    model_config: Any,
+    hidden_size: int,
+    dims: list[dict[str, int]],
+    plan: PruningPlan,
+    family: Family,
+    alternative: str | None,
+) -> str:
+    mean = {key: round(sum(layer[key] for layer in dims) / len(dims)) for key in dims[0]}
+    n_rep = dims[0]["num_attention_heads"] // dims[0]["num_key_value_heads"]
+    legal = list(range(1, 1 + min(layer["attention"].total for layer in plan.layers.values())))
+    if family.heads_divide_hidden and not _fits_alternative(model_config, dims[:1], alternative):
+        legal = [groups for groups in legal if not hidden_size % (n_rep * groups)]
+    if not legal:
+        return "no uniform plan is legal: export 'auto' makes an own type"
+    groups = min(legal, key=lambda count: (abs(count - mean["num_key_value_heads"]), -count))
+    channels = min(layer["mlp"].total for layer in plan.layers.values())
+    mean |= {
+        "num_attention_heads": n_rep * groups,
+        "num_key_value_heads": groups,
+        "intermediate_size": min(mean["intermediate_size"], channels),
+    }
+    even = all(len({layer[kind].total for layer in plan.layers.values()}) == 1 for kind in ("attention", "mlp"))
+    depth = len(plan.layers)
+    flags = f" (--attention-layers 0:{depth} --mlp-layers 0:{depth} --uniform)" if even else ""
+    free = plan.config.get("multiple_of", 1) == plan.config.get("tensor_parallel", 1) == 1
+    return f"nearest legal plan: {_shape_words(mean) if free else 'one shape'} in every layer{flags}"

@@ -1,0 +1,438 @@
+"""The command line: one JSON object on standard output, everything else on standard error, help at once."""
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, models
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from optimum_moreau import MoreauPruner, MoreauPrunerConfig, PruningPlan, perplexity
+from optimum_moreau import cli as commands
+from optimum_moreau.cli import VERBS, prepare
+from optimum_moreau.cli.options import config_from
+from optimum_moreau.evaluation.records import load_measurements
+from optimum_moreau.loading import load_model, load_tokenizer
+from optimum_moreau.models.families import FAMILIES
+from optimum_moreau.registry import CRITERIA
+from tests.tiny import contents, tiny_model, weights_in
+
+BIN = Path(sys.executable).parent
+PROGRAMS = (("optimum-moreau",), ("optimum-cli", "moreau"))
+PLAIN = ("--preset", "plain", "--criterion", "random")  # reads no text
+SETTINGS = ("--ratio", "0.15", "--samples", "2", "--seq-len", "16", "--seed", "3", "--budget", "uniform")
+PRUNE_KEYS = {
+    "parameters_before",
+    "parameters_after",
+    "ratio_requested",
+    "ratio_achieved",
+    "contributions",
+    "adjustments",
+    "export",
+    "verified_max_abs_difference",
+    "seconds",
+    "peak_memory_bytes",
+    "output",
+}
+# field of MoreauPrunerConfig → (its flag's value, what it becomes)
+FLAGS = {
+    "criterion": ("taylor", "taylor"),
+    "pruning_ratio": ("0.3", 0.3),
+    "unit_ratio": ("0.25,0.5", (0.25, 0.5)),
+    "attention_layers": ("4:30", (4, 30)),
+    "mlp_layers": ("0:2", (0, 2)),
+    "targets": ("mlp", ("mlp",)),
+    "budget": ("global", "global"),
+    "protect": ("0.01", 0.01),
+    "protect_outliers": ("5", 5.0),
+    "aggregation": ("max", "max"),
+    "rho": ("0.1", 0.1),
+    "step_size": ("1e-4", 1e-4),
+    "relative_rho": ("0.1", 0.1),
+    "step_ratio": ("0.5", 0.5),
+    "eta": ("1e-6", 1e-6),
+    "eta_quantile": ("0.2", 0.2),
+    "sigma": ("0.01", 0.01),
+    "noise": ("absolute", "absolute"),
+    "steps": ("5", 5),
+    "noise_samples": ("2", 2),
+    "passes": ("7", 7),
+    "average_last": ("3", 3),
+    "channel_group": ("unit", "unit"),
+    "reduction": ("importance", "importance"),
+    "released": (None, True),
+    "calibration_samples": ("20", 20),
+    "sequence_length": ("64", 64),
+    "batch_size": ("4", 4),
+    "multiple_of": ("8", 8),
+    "state_dtype": ("bfloat16", "bfloat16"),
+    "offload": ("disk", "disk"),
+    "target_parameters": ("5.5B", 5_500_000_000),
+    "target_bytes": ("12GiB", 12 * 2**30),
+    "whole_layers": ("2:6", (2, 6)),
+    "layer_criterion": ("block-influence", "block-influence"),
+    "fold_norms": (None, True),
+    "uniform": (None, True),
+    "engine": ("vllm", "vllm"),
+    "tensor_parallel": ("2", 2),
+    "seed": ("1", 1),
+    "alpha": ("10", 10.0),
+    "exponent": ("1", 1.0),
+    "norm_order": ("1", 1.0),
+    "input_weight": ("0.5", 0.5),
+    "output_weight": ("0.5", 0.5),
+    "sample_share": ("0.2", 0.2),
+    "lora_rank": ("4", 4),
+    "learning_rate": ("1e-3", 1e-3),
+    "decay": ("0.5", 0.5),
+    "damping": ("0.1", 0.1),
+    "pattern": ("2:4", "2:4"),
+    "sparsity": ("0.6", 0.6),
+    "mask_group": ("layer", "layer"),
+    "refine": ("dsnot", "dsnot"),
+    "update": (None, True),
+    "permute": (None, True),
+    "feed_forward": ("no", False),
+    "compensation": ("refit", "refit"),
+    "compensation_samples": ("64", 64),
+    "ridge": ("0.1", 0.1),
+    "intercept": (None, True),
+    "rounds": ("3", 3),
+    "schedule": ("linear", "linear"),
+    "export": ("custom", "custom"),
+}
+ALIASES = {"pruning_ratio": "--ratio", "calibration_samples": "--samples", "sequence_length": "--seq-len"}
+
+
+def run(*arguments, code=0):
+    """Runs a program of this environment in a process of its own."""
+    process = subprocess.run([str(a) for a in arguments], capture_output=True, text=True)
+    assert process.returncode == code, process.stderr
+    return process
+
+
+@pytest.fixture(scope="module")
+def text_file(tmp_path_factory, text):
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory, tiny_folder, text_file):
+    """`optimum-moreau prune … --json`: its process and its folder."""
+    folder = tmp_path_factory.mktemp("pruned") / "pruned"
+    arguments = (BIN / "optimum-moreau", "prune", tiny_folder, "-o", folder, "--calibration", text_file)
+    return run(*arguments, *SETTINGS, "--json"), folder
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("program", PROGRAMS, ids=" ".join)
+def test_help_of_every_verb_answers_at_once_with_an_example(program, verb):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    process = run(sys.executable, "-X", "importtime", BIN / program[0], *program[1:], verb, "--help")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    imported = {line.rpartition("|")[2].strip() for line in process.stderr.splitlines()}
+    assert "optimum_moreau.cli" in imported and not imported & {"torch", "transformers", "datasets"}
+    # processor time: wall time depends on what else the machine does
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
+    assert f"example:\n  {' '.join(program)} {verb} " in process.stdout
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_example_of_every_verb_parses(verb):
+    parser = argparse.ArgumentParser(verb)
+    prepare(verb, parser)
+    parser.parse_args(parser.epilog.split(verb, 1)[1].split())
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(MoreauPrunerConfig)])
+@pytest.mark.parametrize("verb", ["prune", "plan"])
+def test_every_field_of_the_config_has_its_flag(verb, field):
+    parser = argparse.ArgumentParser()
+    prepare(verb, parser)
+    _, expected = FLAGS[field]
+    others = {
+        "fold_norms": {"targets": ("hidden",)},
+        "layer_criterion": {"targets": ("layers",)},
+        "intercept": {"compensation": "refit"},
+        "permute": {"pattern": "2:4"},
+        **{name: {"pattern": "unstructured"} for name in ("sparsity", "refine", "update", "mask_group")},
+    }.get(field, {})
+    for flag in filter(None, (f"--{field.replace('_', '-')}", ALIASES.get(field))):
+        assert flag in parser.format_help()
+        words = {name: [value] if isinstance(value, str) else value for name, value in others.items()}
+        given = [word for name, values in words.items() for word in (f"--{name}", *values)]
+        args = parser.parse_args(["model", "-o", "out", flag, *filter(None, [FLAGS[field][0]]), *given])
+        assert config_from(args) == MoreauPrunerConfig.best(**{field: expected}, **others)
+
+
+def test_flags_are_over_the_preset():
+    parser = argparse.ArgumentParser()
+    prepare("prune", parser)
+    args = parser.parse_args(["model", "-o", "out", "--preset", "best", "--budget", "global", "--ratio", "0.3"])
+    assert config_from(args) == MoreauPrunerConfig.best(budget="global", pruning_ratio=0.3)
+    args = parser.parse_args(["model", "-o", "out", "--preset", "paper"])
+    assert config_from(args) == MoreauPrunerConfig.paper()
+    args = parser.parse_args(["model", "-o", "out", "--preset", "plain", "--ratio", "0.3"])
+    assert config_from(args) == MoreauPrunerConfig(pruning_ratio=0.3)
+
+
+def test_no_flags_mean_what_is_best():
+    parser = argparse.ArgumentParser()
+    prepare("prune", parser)
+    assert config_from(parser.parse_args(["model", "-o", "out"])) == MoreauPrunerConfig.best() == MoreauPruner().config
+
+
+def test_prune_prints_one_json_object_and_nothing_else(pruned):
+    process, folder = pruned
+    (line,) = process.stdout.splitlines()
+    result = json.loads(line)
+    assert result.keys() >= PRUNE_KEYS
+    assert result["ratio_requested"] == 0.15
+    assert result["ratio_achieved"] == pytest.approx(1 - result["parameters_after"] / result["parameters_before"])
+    assert result["verified_max_abs_difference"] == 0
+    assert result["seconds"] > 0 and result["peak_memory_bytes"] > 0
+    assert result["output"] == str(folder)
+
+
+def test_standard_error_foretells_memory_and_time_and_shows_no_progress_bars_where_it_is_no_terminal(pruned):
+    scoring, refit, peak = pruned[0].stderr.splitlines()
+    assert re.fullmatch(r"INFO: scored; peak memory [\d.]+ [MG]iB, Python and its libraries included", peak)
+    size = r"[\d.]+ (?:[KM]i)?B"
+    parts = f"about {size} at the peak: model {size}, criterion {size}, one pass {size}"
+    assert re.fullmatch(rf"INFO: wanda: scoring 1 forward pass, roughly \d+ s; memory {parts}", scoring)
+    passes = r"\d+ passes of 128 windows through a layer's attention, \d+ through its MLP, roughly \d+ s"
+    assert re.match(rf"INFO: refit {passes}; its memory about {size} at the peak", refit)
+
+
+def test_the_pruned_folder_loads(pruned):
+    result, folder = json.loads(pruned[0].stdout), pruned[1]
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert model.num_parameters() == result["parameters_after"]
+    assert model.config.model_type == result["export"]
+    ids = tokenizer("The quick", return_tensors="pt").input_ids
+    assert model.generate(ids, max_new_tokens=3, min_new_tokens=3).shape[1] == ids.shape[1] + 3
+
+
+def test_the_library_prunes_as_the_command_does(pruned, tiny_folder, text_file):
+    model = load_model(str(tiny_folder))
+    config = MoreauPrunerConfig.best(
+        pruning_ratio=0.15, calibration_samples=2, sequence_length=16, seed=3, budget="uniform"
+    )
+    result = MoreauPruner(config, tokenizer=load_tokenizer(str(tiny_folder))).prune(model, text_file)
+    assert result.plan == PruningPlan.load(pruned[1])
+
+
+def test_plan_then_apply_is_prune(command, pruned, tiny_folder, text_file, tmp_path):
+    before, plan, folder = contents(tiny_folder), tmp_path / "plan.json", tmp_path / "applied"
+    code, out, err = command("plan", tiny_folder, "-o", plan, "--calibration", text_file, *SETTINGS, "--json")
+    assert (code, err) == (0, "") and list(tmp_path.iterdir()) == [plan]
+    planned, whole = json.loads(out), json.loads(pruned[0].stdout)
+    assert planned.pop("compensates_by") == whole["compensation"]["step"] == "refit"
+    assert 0 < whole["compensation"]["mean_error_after"] <= whole["compensation"]["mean_error_before"]
+    assert planned.keys() <= PRUNE_KEYS
+    assert all(planned[key] == whole[key] for key in planned if key != "output")
+
+    code, out, err = command("apply", plan, tiny_folder, "-o", folder, "--calibration", text_file, "--json")
+    assert (code, err) == (0, "") and json.loads(out).keys() >= PRUNE_KEYS
+    weights, expected = weights_in(folder), weights_in(pruned[1])
+    assert weights.keys() == expected.keys() and all(weights[name].equal(expected[name]) for name in expected)
+    assert contents(tiny_folder) == before
+
+
+def test_optimum_cli_prunes_to_an_own_type_which_evaluate_loads(command, tiny_folder, text_file, tmp_path):
+    scope = ("--attention-layers", "1:2", "--mlp-layers", "1:2", "--unit-ratio", "0.5", "--criterion", "magnitude")
+    process = run(BIN / "optimum-cli", "moreau", "prune", tiny_folder, "-o", tmp_path / "own", *scope)
+    assert "moreau_llama" in process.stdout
+    *_, notice = process.stderr.splitlines()  # says where an own type loads, and how to get a stock one
+    assert notice.startswith("WARNING: ") and "--attention-layers 0:3" in notice
+    code, out, err = command("evaluate", tmp_path / "own", "--text", text_file, "--json")
+    assert (code, err) == (0, "") and json.loads(out)["perplexity"] > 1
+
+
+def test_python_m_is_the_same_program():
+    assert (
+        json.loads(run(sys.executable, "-m", "optimum_moreau", "families", "--json").stdout).keys() == FAMILIES.keys()
+    )
+
+
+@pytest.fixture(scope="module")
+def with_base(tmp_path_factory, folders, tiny_folder, text_file):
+    """A copy of a pruned folder, and what `evaluate --baseline BASE --save` found of it."""
+    folder = tmp_path_factory.mktemp("evaluated") / "pruned"
+    shutil.copytree(folders["stock"], folder)
+    arguments = (folder, "--baseline", tiny_folder, "--text", text_file, "--seq-len", 32, "--max-segments", 2, "--save")
+    process = run(BIN / "optimum-moreau", "evaluate", *arguments, "--json")
+    return folder, json.loads(process.stdout)
+
+
+def test_evaluate_saves_both_models_figures_and_writes_the_card_anew(with_base, tiny_folder):
+    folder, found = with_base
+    pruned, base = found["perplexity"], found["baseline"]["perplexity"]
+    assert found["baseline"]["model"] == tiny_folder.name
+    assert found["differences"][0]["value"] == pytest.approx(pruned - base)
+    measured = load_measurements(folder / "evaluation.json")
+    protocol = "32-token segments, the first 2"
+    assert [(one.stage, one.protocol, one.value) for one in measured] == [
+        ("before", protocol, base),
+        ("pruned", protocol, pruned),
+    ]
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert f"| perplexity, {protocol} of `text.txt` | {base:.4f} | {pruned:.4f} |" in card
+
+
+def test_evaluate_replaces_a_figure_and_keeps_none_of_another_text(command, with_base, text_file, tmp_path):
+    folder = shutil.copytree(with_base[0], tmp_path / "pruned")
+    arguments = ("evaluate", folder, "--seq-len", 32, "--max-segments", 2, "--save", "--text")
+    assert command(*arguments, text_file)[0] == 0
+    assert load_measurements(folder / "evaluation.json") == load_measurements(with_base[0] / "evaluation.json")
+    (tmp_path / "text.txt").write_text("Another text of this name. " * 50)
+    assert command(*arguments, tmp_path / "text.txt")[0] == 0
+    (one,) = load_measurements(folder / "evaluation.json")
+    assert one.stage == "pruned"
+
+
+def test_evaluate_refuses_to_save_or_compare_what_it_cannot(command, tiny_folder, folders, text_file, tmp_path):
+    before = contents(tiny_folder)
+    code, out, err = command("evaluate", tiny_folder, "--text", text_file, "--save")
+    assert (code, out) == (2, "") and "holds no pruning_plan.json; --save needs a folder that prune or apply" in err
+    assert contents(tiny_folder) == before
+    other = shutil.copytree(tiny_folder, tmp_path / "other")
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(300)}, "w0"))
+    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(other)
+    before = contents(folders["stock"])
+    code, out, err = command("evaluate", tiny_folder, "--text", text_file, "--limit", "5")
+    assert (code, out) == (2, "") and "--limit: is of zero-shot tasks" in err
+    stranger = tmp_path / "stranger"
+    tiny_model("llama", vocab_size=load_model(str(tiny_folder)).config.vocab_size, seed=1).save_pretrained(stranger)
+    load_tokenizer(str(tiny_folder)).save_pretrained(stranger)
+    mine = shutil.copytree(folders["stock"], tmp_path / "mine")
+    untouched = contents(mine)
+    code, out, err = command("evaluate", mine, "--text", text_file, "--seq-len", 32, "--baseline", stranger, "--save")
+    assert (code, out) == (2, "") and "stranger: is not the model this was pruned from (tiny-llama)" in err
+    assert contents(mine) == untouched
+    code, out, err = command("evaluate", folders["stock"], "--text", text_file, "--baseline", other, "--save")
+    assert (code, out) == (2, "") and "different tokenizers" in err and len(err.splitlines()) == 1, err
+    assert contents(folders["stock"]) == before
+
+
+def test_evaluate_measures_what_the_library_measures(command, tiny_folder, text_file):
+    code, out, err = command("evaluate", tiny_folder, "--text", text_file, "--seq-len", 32, "--json")
+    model, tokenizer = load_model(str(tiny_folder)), load_tokenizer(str(tiny_folder))
+    assert (code, err) == (0, "")
+    result = json.loads(out)
+    found = vars(perplexity(model, tokenizer, text_file, sequence_length=32))
+    assert result == {"text": "text.txt", "protocol": "32-token segments", **found}
+    assert result.keys() == {"text", "protocol", "perplexity", "tokens", "segments"} and math.isfinite(
+        result["perplexity"]
+    )
+
+
+BESIDE = ("block-influence", "dsnot", "r2-dsnot", "cosine", "owl", "zscore", "search")
+
+
+@pytest.mark.parametrize(("verb", "names"), [("criteria", (*CRITERIA, *BESIDE)), ("families", tuple(FAMILIES))])
+def test_the_lists_are_the_tables(command, verb, names):
+    _, text, _ = command(verb)
+    code, out, err = command(verb, "--json")
+    assert (code, err) == (0, "") and tuple(json.loads(out)) == names
+    assert all(re.search(rf"(^|`| ){name}[` ]", text, re.MULTILINE) for name in names)
+
+
+def test_without_json_the_result_is_for_a_reader(command, tiny_folder, text_file):
+    code, out, _ = command("evaluate", tiny_folder, "--text", text_file, "--max-segments", 2)
+    assert code == 0 and out.startswith("perplexity ") and "2 segments" in out
+
+
+def test_an_interruption_saves_nothing(command, tiny_folder, tmp_path, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("optimum_moreau.pruner.verify", interrupt)  # the weights are written beside the target
+    code, out, err = command("prune", tiny_folder, "-o", tmp_path / "out", *PLAIN)
+    assert (code, out, err) == (130, "", "optimum-moreau prune: interrupted; nothing was saved\n")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_plan_is_not_overwritten_unasked(command, tiny_folder, tmp_path):
+    arguments = ["plan", tiny_folder, "-o", tmp_path / "plan.json", "--criterion", "random"]
+    assert command(*arguments)[0] == 0
+    first = (tmp_path / "plan.json").read_text()
+    code, _, err = command(*arguments, "--seed", "1")
+    assert code == 2
+    assert "exists; choose another file, or overwrite (--overwrite)" in err
+    assert (tmp_path / "plan.json").read_text() == first
+    assert command(*arguments, "--seed", "1", "--overwrite")[0] == 0
+    assert (tmp_path / "plan.json").read_text() != first
+
+
+def test_the_version_is_printed(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        commands.main(["--version"])
+    assert capsys.readouterr().out.startswith("optimum-moreau 0.")
+
+
+def test_planning_again_from_scores_is_planning_at_that_ratio(command, tiny_folder, text_file, tmp_path):
+    """… without loading a weight: only config.json is left of the model."""
+    common = ["--calibration", text_file, "--samples", 2, "--seq-len", 16, "--criterion", "taylor"]
+    assert command("prune", tiny_folder, "-o", tmp_path / "pruned", "--ratio", 0.1, *common)[0] == 0
+    assert command("plan", tiny_folder, "-o", tmp_path / "scored.json", "--unit-ratio", 0.5, *common)[0] == 0
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(tiny_folder / "config.json", bare)
+    scores = tmp_path / "pruned" / "pruning" / "pruning_scores.safetensors"
+    again = ["plan", bare, "--from-scores", scores, "-o", tmp_path / "again.json"]
+    assert command(*again, "--unit-ratio", 0.5)[0] == 0
+    assert PruningPlan.load(tmp_path / "again.json") == PruningPlan.load(tmp_path / "scored.json")
+    code, _, err = command(*again, "--overwrite", "--criterion", "random")
+    assert code == 2 and "criterion decided the scores" in err
+
+
+def test_scores_of_a_search_serve_an_engine_of_uniform_layers(command, tiny_folder, text_file, tmp_path):
+    """… whose layers are of one shape: nobody asked for the budget that the scores were made with."""
+    flags = ("--calibration", text_file, "--samples", 2, "--seq-len", 16, "--attention-layers", "0:3")
+    whole = ("--mlp-layers", "0:3", "--ratio", 0.15)
+    assert command("prune", tiny_folder, "-o", tmp_path / "pruned", *flags, *whole)[0] == 0
+    scores = tmp_path / "pruned"  # the folder that holds them
+    for number, one_shape in enumerate((("--uniform",), ("--engine", "vllm"))):
+        plan = tmp_path / f"{number}.json"
+        code, _, err = command("plan", tiny_folder, "-o", plan, "--from-scores", scores, *one_shape)
+        assert (code, err) == (0, "") and PruningPlan.load(plan).config["budget"] == "uniform"
+
+
+def test_steps_are_kept_where_gradients_are_averaged(command, tiny_folder, text_file, tmp_path):
+    flags = ("--criterion", "moreau", "--calibration", text_file, "--samples", 2, "--seq-len", 16)
+    keeping = (*flags, "--checkpoint-dir", tmp_path / "steps")
+    code, _, err = command("plan", tiny_folder, "-o", tmp_path / "plan.json", *keeping)
+    assert code == 2 and "or take moreau or moreau-gs with reduction 'gradient' (--reduction gradient)" in err
+    assert command("plan", tiny_folder, "-o", tmp_path / "plan.json", *keeping, "--reduction", "gradient")[0] == 0
+
+
+def test_scores_of_another_model_are_refused(command, tiny_folder, tmp_path):
+    assert command("prune", tiny_folder, "-o", tmp_path / "pruned", "--criterion", "random")[0] == 0
+    tiny_model("llama", intermediate_size=32).save_pretrained(tmp_path / "other")
+    scores = tmp_path / "pruned" / "pruning" / "pruning_scores.safetensors"
+    code, _, err = command("plan", tmp_path / "other", "--from-scores", scores, "-o", tmp_path / "plan.json")
+    assert code == 2 and re.search(r"layers\.0\.mlp: 24 scores for 32 units", err)
+    assert not (tmp_path / "plan.json").exists()
+
+
+def test_plan_diff_prints_the_overlap(command, tiny_folder, tmp_path):
+    for seed in (0, 1):
+        settings = ["--criterion", "random", "--unit-ratio", 0.5, "--seed", seed]
+        assert command("plan", tiny_folder, "-o", tmp_path / f"{seed}.json", *settings)[0] == 0
+    code, out, _ = command("plan-diff", tmp_path / "0.json", tmp_path / "1.json", "--json")
+    assert code == 0 and 0 < json.loads(out)["all"]["kept"] < 1
+    code, out, _ = command("plan-diff", tmp_path / "0.json", tmp_path / "0.json")
+    assert code == 0 and out.splitlines()[-1].split() == ["all", "1.000", "1.000"]

@@ -1,0 +1,190 @@
+"""What a dry run says of compensation and rounds is what runs; its memory is near the measured."""
+
+import json
+import logging
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from optimum_moreau import MoreauPruner, MoreauPrunerConfig
+from optimum_moreau.compensation import compensated
+from optimum_moreau.estimate import estimate_compensation, estimate_scoring, skeleton_of
+from optimum_moreau.estimate.forwards import forward_operations
+from optimum_moreau.models.units import decoder_layers, model_shape
+from optimum_moreau.planning import expected_plan
+from tests.conftest import ROOT
+from tests.tiny import tiny_model
+
+ALL = {"attention_layers": (0, 3), "mlp_layers": (0, 3)}
+
+
+def foreseen(model, **settings):
+    values = {"criterion": "magnitude", "compensation": "refit", "compensation_samples": 12, "sequence_length": 16}
+    config = MoreauPrunerConfig(**{**values, "unit_ratio": 0.5, **ALL, **settings}).resolve(model.config)
+    shape = model_shape(model)
+    plan = expected_plan(shape, config)
+    return shape, plan, config, estimate_compensation(skeleton_of(model), shape, plan, config, "cpu")
+
+
+def windows_through(model, name):
+    """Counts the windows that pass through a module of every layer, in a list."""
+    counted = []
+    for layer in decoder_layers(model):
+        layer.get_submodule(name).register_forward_hook(lambda module, args, out: counted.append(len(args[0])))
+    return counted
+
+
+@pytest.mark.parametrize(
+    ("settings", "passes"),
+    [
+        ({}, (18, 12)),
+        ({"batch_size": 5}, (18, 12)),
+        ({"compensation": "bias"}, (18, 12)),
+        ({"attention_layers": (1, 3), "mlp_layers": (1, 3)}, (13, 9)),  # one stream up to the first that loses
+        ({"targets": ("mlp",), "mlp_layers": (2, 3)}, (6, 6)),  # nor is o_proj adjusted before what loses
+        ({"targets": ("mlp", "layers"), "unit_ratio": (0.5, 0.4), "whole_layers": (0, 2)}, (13, 9)),
+        ({"unit_ratio": 0.0}, (3, 3)),
+        ({"targets": ("hidden",)}, (18, 12)),  # narrow from the embedding on
+    ],
+    ids=str,
+)
+def test_passes_are_counted_as_they_run(settings, passes):
+    model = tiny_model("llama")
+    shape, plan, config, estimate = foreseen(model, **settings)
+    assert (estimate.attention_passes, estimate.mlp_passes) == passes
+    counted = {name: windows_through(model, name) for name in ("self_attn.o_proj", "mlp.down_proj")}
+    with compensated(model, shape, plan, torch.randint(64, (12, 16)), config):
+        pass
+    arguments = 2 * shape.depth  # one window of each stream shows what layers are given besides
+    assert [sum(ran) - arguments for ran in counted.values()] == [12 * count for count in passes]
+
+
+@pytest.mark.parametrize("compensation", ["refit", "scale"])
+def test_operations_are_those_counted(compensation):
+    """Of matrix products; beside them the errors, in float64, and one window of each stream for layers' arguments."""
+    model = tiny_model("llama")
+    shape, plan, config, estimate = foreseen(model, compensation=compensation)
+    with FlopCounterMode(display=False) as counter, compensated(model, shape, plan, torch.ones(12, 16).long(), config):
+        pass
+    products = sum(n for op, n in counter.get_flop_counts()["Global"].items() if str(op) in ("aten.mm", "aten.addmm"))
+    entries = sum(w.numel() for name, w in model.named_parameters() if "_proj.weight" in name)
+    kept = [(len(plan.kept(b).kept) * (16 if b.kind == "attention" else 1), 32) for b in shape.blocks]
+    errors = (4 if compensation == "refit" else 6) * sum(k * k * rows for k, rows in kept)  # scale has its regression
+    assert products == estimate.operations + 2 * 2 * 16 * entries + errors
+    expected = sum(k**3 / 3 + 6 * k * k * rows for k, rows in kept)
+    assert estimate.fit_operations == pytest.approx(expected)
+
+
+def test_a_search_takes_the_operations_of_the_windows_that_it_reads(monkeypatch):
+    monkeypatch.setattr("optimum_moreau.scoring.profiles.SEARCH_WINDOWS", (2, 6))
+    monkeypatch.setattr("optimum_moreau.scoring.profiles.WINDOW_PASSES", 40)
+    model, found = tiny_model("llama"), {}
+    for samples in (1, 3, 4, 12):
+        settings = {"budget": "search", "calibration_samples": samples}
+        shape, _, config, _ = foreseen(model, **settings)
+        found[samples] = forward_operations(skeleton_of(model), shape, config)
+    assert found[3] == pytest.approx(3 * found[1]) and found[12] == found[4] == pytest.approx(4 * found[1])
+    lines = estimate_scoring(skeleton_of(model), shape, config, "cpu").lines
+    assert "10 forward passes, 10 of them over 4 windows" in lines[0]
+
+
+def test_rounds_score_and_compensate_as_often_as_foreseen(monkeypatch):
+    model = tiny_model("llama")
+    settings = {"rounds": 3, "criterion": "wanda", "calibration_samples": 4}
+    shape, _, config, estimate = foreseen(model, **settings)
+    scoring = estimate_scoring(skeleton_of(model), shape, config, "cpu")
+    assert (scoring.times, estimate.times, scoring.forwards) == (3, 3, 1)
+    assert "in each of 3 rounds" in scoring.lines[0] and "in each of 3 rounds" in estimate.lines[0]
+    counted = windows_through(model, "mlp.down_proj")
+    text = torch.randint(64, (40, 16))
+    MoreauPruner(config).prune(model, text)
+    whole = 3 * (12 * estimate.mlp_passes + 2 * shape.depth) + 3 * (4 * scoring.forwards + 1) * shape.depth
+    assert sum(counted) == whole
+    once = estimate_scoring(skeleton_of(tiny_model()), shape, foreseen(tiny_model(), criterion="wanda")[2], "cpu")
+    assert once.times == 1 and "rounds" not in once.lines[0]
+
+
+def test_streams_are_the_hidden_states_of_all_windows_twice(monkeypatch):
+    monkeypatch.setattr("optimum_moreau.estimate.compensation.product_rate", lambda *_: 1e9)
+    model = tiny_model("llama", dtype=torch.bfloat16)
+    *_, estimate = foreseen(model)
+    assert estimate.stream_bytes == 2 * 12 * 16 * 32 * 2
+    shape, plan, config, _ = foreseen(model, intercept=True)
+    on_gpu = estimate_compensation(skeleton_of(model), shape, plan, config, "cuda")
+    assert on_gpu.peak_memory_bytes == on_gpu.model_bytes + on_gpu.work_bytes
+    assert "; on the CPU hidden states 24.0 KiB" in on_gpu.lines[1]
+    assert foreseen(model, compensation="none")[3] is None
+
+
+MEASURE = """
+import gc, json, sys
+import torch
+from optimum_moreau import MoreauPrunerConfig
+from optimum_moreau.compensation import compensated
+from optimum_moreau.estimate import estimate_compensation, skeleton_of
+from optimum_moreau.planning import expected_plan
+from optimum_moreau.models.memory import reset_peak_memory, resident_bytes
+from optimum_moreau.models.units import model_shape
+from tests.tiny import tiny_model
+
+torch.set_num_threads(1)
+model = tiny_model(hidden_size=512, intermediate_size=1376, num_hidden_layers=2, head_dim=128, vocab_size=512,
+                   max_position_embeddings=256)
+tokens = torch.randint(512, (16, 256))
+config = MoreauPrunerConfig(compensation="refit", compensation_samples=16, sequence_length=256, batch_size=4,
+                            attention_layers=(0, 2), mlp_layers=(0, 2), **json.loads(sys.argv[1])).resolve(model.config)
+shape = model_shape(model)
+plan = expected_plan(shape, config)
+estimate = estimate_compensation(skeleton_of(model), shape, plan, config, "cpu")
+with torch.no_grad():
+    model.model(input_ids=tokens[:1], use_cache=False)  # what a first pass allocates once
+    torch.linalg.cholesky_ex(torch.eye(64))
+gc.collect()
+reset_peak_memory()
+before = resident_bytes()
+with compensated(model, shape, plan, tokens, config, undone=True):
+    pass
+print(json.dumps([resident_bytes(peak=True) - before, estimate.peak_memory_bytes - estimate.model_bytes]))
+"""
+
+
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="the peak of resident memory starts anew on Linux only"
+)
+@pytest.mark.parametrize("settings", [{}, {"intercept": True}], ids=str)
+def test_the_memory_is_near_what_is_measured(settings):
+    """In a process of its own; within a factor of two."""
+    command = [sys.executable, "-c", MEASURE, json.dumps(settings)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    measured, estimated = json.loads(done.stdout)
+    assert 0.5 < estimated / measured < 2, (estimated / 2**20, measured / 2**20)
+
+
+@pytest.mark.parametrize("verb", ["plan", "prune"])
+def test_a_dry_run_says_it(verb, command, tmp_path):
+    tiny_model("llama").config.save_pretrained(tmp_path)
+    flags = (verb, tmp_path, "--dry-run", "--compensation", "refit", "--rounds", "2", "--ratio", "0.2")
+    code, out, err = command(*flags, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["scoring"]["times"] == found["compensation"]["times"] == 2
+    assert found["compensation"]["step"] == "refit" and found["compensation"]["stream_bytes"] == 2 * 128 * 128 * 32 * 4
+    code, out, err = command(*flags)
+    assert out.startswith("settings    criterion wanda on 400 windows, budget uniform, compensation refit\n")
+    assert code == 0 and "\nrefit       16 passes of 128 windows through a layer's attention, 12 " in out
+    assert "in each of 2 rounds, roughly" in out and "\nits memory  about " in out
+    code, out, err = command(verb, tmp_path, "--preset", "plain", "--dry-run", "--json")
+    assert code == 0 and json.loads(out)["compensation"] == {}
+
+
+def test_the_log_says_it_before_scoring(caplog):
+    model = tiny_model("llama")
+    *_, config, _ = foreseen(model)
+    with caplog.at_level(logging.INFO, "optimum_moreau.pruner"):
+        MoreauPruner(config).prune(model, torch.randint(64, (40, 16)))
+    words = caplog.text
+    assert "refit 18 passes of 12 windows through a layer's attention, 12 through its MLP" in words
+    assert words.index("refit 18 passes") < words.index("scored; peak memory")
