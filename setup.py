@@ -10,6 +10,7 @@ VERSION = re.search(r'^__version__ = "(.+)"', (HERE / "optimum_moreau" / "__init
 
 EVAL = ["lm_eval>=0.4.13"]
 REPORT = ["matplotlib>=3.10"]
+DOCS = ["mkdocs-material>=9.7"]
 TEST = ["markdown-it-py>=4", "pytest>=8", "hypothesis>=6.130", "pytest-xdist>=3.6", "setuptools>=77"]
 
 
@@ -76,12 +77,12 @@ setup(
         "pydantic>=2.12",
         "tqdm>=4.67",
         "pyyaml>=6",
-        "pandas>=2.2",
         "scipy>=1.14",
     ],
     extras_require={
         "eval": EVAL,
         "report": REPORT,
+        "docs": DOCS,
         "test": [*TEST, *EVAL, *REPORT],
         "dev": [*TEST, *EVAL, *REPORT, "ruff>=0.14", "mypy>=1.18"],
     },

@@ -26,11 +26,13 @@ from optimum_moreau.evaluation.perplexity import measure_segments
 from optimum_moreau.evaluation.silencing import silenced
 from optimum_moreau.models.units import model_shape
 from optimum_moreau.planning import make_plan
-from optimum_moreau.scoring.profiles import MEASURED, is_outlier
+from optimum_moreau.registry import BUDGETS as REGISTRY
+from optimum_moreau.scoring.profiles import is_outlier
 from optimum_moreau.scoring.scores import UnitScores, score_units
 from results import SUBJECTS, Subject, cell
 
-BUDGETS = ("uniform", "global", "cosine", "owl", "zscore", "search")
+BUDGETS = tuple(REGISTRY)
+MEASURED = tuple(name for name in BUDGETS if REGISTRY.get(name).measured)
 RATIOS, PROTECTED = (0.2, 0.5), ({}, {"protect": 0.01})
 
 

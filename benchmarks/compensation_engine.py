@@ -53,7 +53,7 @@ def score(model, shape, tokens):
 
 def refit(model, shape, plan, config, tokens):
     """Refits every layer; afterwards the model is as it was."""
-    from optimum_moreau.compensation import compensated
+    from optimum_moreau.compensation.compensate import compensated
 
     with compensated(model, shape, plan, tokens, config, undone=True):
         pass

@@ -53,12 +53,13 @@ def build(size, dtype, device):
 def settings(case, steps, model, samples, length):
     """The resolved config of a case, every layer in scope."""
     from optimum_moreau import MoreauPrunerConfig
+    from optimum_moreau.config.settings import settings_of
     from optimum_moreau.registry import CRITERIA as REGISTRY
 
     depth = model.config.num_hidden_layers
     values = {"attention_layers": (0, depth), "mlp_layers": (0, depth), **CASES[case]}
-    defaults = REGISTRY.get(values["criterion"]).defaults
-    few = {name: steps for name in ("steps", "passes") if name in defaults}
+    own = {one.name for one in settings_of(REGISTRY.get(values["criterion"]))}
+    few = {name: steps for name in ("steps", "passes") if name in own}
     batch = {"batch_size": samples, "calibration_samples": samples, "sequence_length": length}
     return MoreauPrunerConfig(**values, **few, **batch).resolve(model.config)
 
@@ -108,14 +109,19 @@ def measure_time(size, case, dtype, steps, samples, length, device, repetitions)
         with scoring_mode(model), torch.no_grad():
             weights = {name: model.get_parameter(name) for name in names}
             gradient = LossGradient(model, [tokens])
-            noise = Noise(config.sigma)
+            noise = Noise(config.criterion.sigma)
             found = moreau_gradient(
-                gradient, weights, rho=config.rho, step_size=config.step_size, steps=steps, noise=noise
+                gradient,
+                weights,
+                rho=config.criterion.rho,
+                step_size=config.criterion.step_size,
+                steps=steps,
+                noise=noise,
             )
             sums = UnitSums(shape.scored(config))
             for name, g in found.items():
                 sums.add(name, (g * weights[name].float()).abs_())
-            sums.combined(config.aggregation)
+            sums.combined(config.criterion.aggregation)
 
     found: dict[str, list[float]] = {"bare": [], "engine": [], "oracle": []}
     actions = {"bare": bare, "engine": engine} | ({"oracle": oracle} if case == "moreau" and device == "cpu" else {})

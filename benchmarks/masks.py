@@ -54,7 +54,7 @@ def measure(subject, shared, arguments, known):
     scored = {}
     for key in tqdm([key for key in keys if key not in known], desc=subject.model):
         _, row, refinement, pattern, seed = key
-        if CRITERIA.get(row).elements is None and scored.get("of") != (row, seed):
+        if not CRITERIA.get(row).by_layer and scored.get("of") != (row, seed):
             scored = {"of": (row, seed)}
         settings = {**PATTERNS[pattern], **REFINEMENTS[refinement]}
         config = MoreauPrunerConfig(criterion=row, calibration_samples=arguments.samples, seed=seed, **settings)
@@ -71,22 +71,22 @@ def measure(subject, shared, arguments, known):
 def remembered(row, scored):
     """Scores of the dense model are computed once for all patterns and refinements of a draw."""
     criterion = CRITERIA.get(row)
+    own = criterion.score
 
-    def score(run):
+    def score(self, run):
         if len(scored) == 1:
-            criterion.score(
-                replace(run, emit=lambda name, elements: scored.setdefault(name, []).append(elements.cpu().clone()))
-            )
+            keep = lambda name, elements: scored.setdefault(name, []).append(elements.cpu().clone())  # noqa: E731
+            own(self, replace(run, emit=keep))
         for name, parts in scored.items():
             for elements in parts if name != "of" else ():
                 run.emit(name, elements.clone())
 
-    if criterion.elements is None:
-        CRITERIA._entries[row] = replace(criterion, score=score)
+    if not criterion.by_layer:
+        criterion.score = score
     try:
         yield
     finally:
-        CRITERIA._entries[row] = criterion
+        criterion.score = own
 
 
 def table(model, runs, criteria, patterns):

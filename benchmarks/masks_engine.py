@@ -37,7 +37,7 @@ def prepare(size, samples, length):
 def mask(model, tokens, case):
     """Masks half of every matrix; the model is changed."""
     from optimum_moreau import MoreauPrunerConfig
-    from optimum_moreau.masks import sparsify
+    from optimum_moreau.masks.sparsify import sparsify
     from optimum_moreau.models.units import model_shape
 
     config = MoreauPrunerConfig(pattern="unstructured", batch_size=BATCH, **CASES[case]).resolve(model.config)

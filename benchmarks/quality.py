@@ -26,11 +26,11 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig, RecoveryConfig, perplexity
-from optimum_moreau.compensation import make_counted_plan
+from optimum_moreau.compensation.biases import make_counted_plan
 from optimum_moreau.config import BEST
+from optimum_moreau.config.settings import deciding
 from optimum_moreau.loading import load_model, load_tokenizer
 from optimum_moreau.models.units import model_shape
-from optimum_moreau.scoring.profiles import MEASURED
 from optimum_moreau.surgery.export import with_export
 from results import SUBJECTS
 
@@ -38,8 +38,6 @@ REFIT = {"compensation": "refit"}
 MANY = {"reduction": "importance", "calibration_samples": 400}
 SEARCH = {**REFIT, **MANY, "budget": "search"}
 WANDA = {"criterion": "wanda", "calibration_samples": 128, **REFIT}
-# What does not decide the scores of a single round.
-AFTER_SCORING = ("pruning_ratio", "protect", "compensation", "compensation_samples", "intercept")
 # The first rows change one thing at a time, from LLM-Pruner's Taylor to the preset; the others try what else there is.
 ROWS = {
     "taylor": {},
@@ -114,8 +112,12 @@ def scope(share, depth):
 def prune(pruner, model, calibration, scored):
     """Prunes in place, from scores that are there already if they are; returns the seconds of all of it."""
     config = pruner.config.resolve(model.config)
-    left_out = () if config.rounds > 1 else (*AFTER_SCORING, *(() if config.budget in MEASURED else ("budget",)))
-    key = json.dumps({name: value for name, value in config.to_dict().items() if name not in left_out})
+    decides = deciding(config, "elements", "scores", "scope")
+    if config.rounds > 1:
+        decides = config.to_dict()
+    elif config.budget.measured:
+        decides["budget"] = config.budget.name
+    key = json.dumps(decides, default=str)
     start = time.perf_counter()
     if key not in scored:
         _, scores = pruner.plan(model, calibration)

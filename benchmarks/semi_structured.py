@@ -13,8 +13,8 @@ import torch
 from engine import SIZES, build
 
 from optimum_moreau import MoreauPrunerConfig
-from optimum_moreau.masks import sparsify
 from optimum_moreau.masks.semi_structured import check_semi_structured
+from optimum_moreau.masks.sparsify import sparsify
 from optimum_moreau.models.units import model_shape
 
 

@@ -6,15 +6,17 @@ from typing import TYPE_CHECKING, Any
 from .modeling import register_when_transformers_is_imported
 
 if TYPE_CHECKING:
-    from .config import MoreauPrunerConfig
+    from .config import Mask, MoreauPrunerConfig
     from .config.recovery import RecoveryConfig
     from .data.windows import CalibrationSet, load_calibration
     from .errors import MoreauError
     from .evaluation import Perplexity, perplexity
+    from .pipeline.recipe import Recipe
     from .planning import PruningPlan
     from .pruner import MoreauPruner, PruningResult
     from .recovery import MoreauRecovery, RecoverySummary, recover
-    from .saving.hub import Published, push_folder
+    from .run.again import plan_again
+    from .saving.hub import Published, push_folder, push_to_hub
     from .surgery.apply import apply_plan
 
 __version__ = "0.1.0"
@@ -24,10 +26,14 @@ _PUBLIC = {
     "MoreauPruner": ".pruner",
     "PruningResult": ".pruner",
     "MoreauPrunerConfig": ".config",
+    "Mask": ".config",
+    "Recipe": ".pipeline.recipe",
     "PruningPlan": ".planning",
     "Published": ".saving.hub",
     "push_folder": ".saving.hub",
+    "push_to_hub": ".saving.hub",
     "apply_plan": ".surgery.apply",
+    "plan_again": ".run.again",
     "MoreauRecovery": ".recovery",
     "RecoveryConfig": ".recovery",
     "RecoverySummary": ".recovery",

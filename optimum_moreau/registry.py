@@ -62,37 +62,50 @@ _CRITERIA = "optimum_moreau.criteria"
 CRITERIA = Registry(
     "criterion",
     {
-        "moreau-gs": f"{_CRITERIA}.moreau:MOREAU_GS",
-        "moreau": f"{_CRITERIA}.moreau:MOREAU",
-        "smoothgrad": f"{_CRITERIA}.smoothgrad:SMOOTHGRAD",
-        "taylor": f"{_CRITERIA}.taylor:TAYLOR",
-        "taylor-second": f"{_CRITERIA}.taylor:TAYLOR_SECOND",
-        "taylor-mixed": f"{_CRITERIA}.taylor:TAYLOR_MIXED",
-        "taylor-vector": f"{_CRITERIA}.taylor:TAYLOR_VECTOR",
-        "lora": f"{_CRITERIA}.lora:LORA",
-        "magnitude": f"{_CRITERIA}.magnitude:MAGNITUDE",
-        "magnitude-l2": f"{_CRITERIA}.magnitude:MAGNITUDE_L2",
-        "wanda": f"{_CRITERIA}.wanda:WANDA",
-        "symwanda": f"{_CRITERIA}.wanda:SYMWANDA",
-        "symwanda-relative": f"{_CRITERIA}.wanda:SYMWANDA_RELATIVE",
+        "moreau-gs": f"{_CRITERIA}.moreau:MoreauGS",
+        "moreau": f"{_CRITERIA}.moreau:Moreau",
+        "smoothgrad": f"{_CRITERIA}.smoothgrad:SmoothGrad",
+        "taylor": f"{_CRITERIA}.taylor:Taylor",
+        "taylor-second": f"{_CRITERIA}.taylor:TaylorSecond",
+        "taylor-mixed": f"{_CRITERIA}.taylor:TaylorMixed",
+        "taylor-vector": f"{_CRITERIA}.taylor:TaylorVector",
+        "lora": f"{_CRITERIA}.lora:LoRA",
+        "magnitude": f"{_CRITERIA}.magnitude:Magnitude",
+        "magnitude-l2": f"{_CRITERIA}.magnitude:MagnitudeL2",
+        "wanda": f"{_CRITERIA}.wanda:Wanda",
+        "symwanda": f"{_CRITERIA}.wanda:SymWanda",
+        "symwanda-relative": f"{_CRITERIA}.wanda:SymWandaRelative",
         "ria": f"{_CRITERIA}.relative:RIA",
-        "stochria": f"{_CRITERIA}.relative:STOCHRIA",
-        "sparsegpt": f"{_CRITERIA}.sparsegpt:SPARSEGPT",
+        "stochria": f"{_CRITERIA}.relative:StochRIA",
+        "sparsegpt": f"{_CRITERIA}.sparsegpt:SparseGPT",
         "gblm": f"{_CRITERIA}.gblm:GBLM",
-        "gblm-l1": f"{_CRITERIA}.gblm:GBLM_L1",
-        "gblm-gradient": f"{_CRITERIA}.gblm:GBLM_GRADIENT",
-        "gblm-gradient-l1": f"{_CRITERIA}.gblm:GBLM_GRADIENT_L1",
-        "random": f"{_CRITERIA}.random:RANDOM",
+        "gblm-l1": f"{_CRITERIA}.gblm:GBLML1",
+        "gblm-gradient": f"{_CRITERIA}.gblm:GBLMGradient",
+        "gblm-gradient-l1": f"{_CRITERIA}.gblm:GBLMGradientL1",
+        "random": f"{_CRITERIA}.random:Random",
     },
 )
 
-_COMPENSATION = "optimum_moreau.compensation.steps"
+_BUDGETS = "optimum_moreau.budgets"
+BUDGETS = Registry(
+    "budget",
+    {
+        "uniform": f"{_BUDGETS}.uniform:Uniform",
+        "global": f"{_BUDGETS}.overall:Global",
+        "cosine": f"{_BUDGETS}.cosine:Cosine",
+        "owl": f"{_BUDGETS}.owl:OWL",
+        "zscore": f"{_BUDGETS}.zscore:ZScore",
+        "search": f"{_BUDGETS}.search:Search",
+    },
+)
+
+_COMPENSATIONS = "optimum_moreau.compensation"
 COMPENSATIONS = Registry(
     "compensation",
     {
-        "none": f"{_COMPENSATION}:NONE",
-        "refit": f"{_COMPENSATION}:REFIT",
-        "scale": f"{_COMPENSATION}:SCALE",
-        "bias": f"{_COMPENSATION}:BIAS",
+        "none": f"{_COMPENSATIONS}.none:NoCompensation",
+        "refit": f"{_COMPENSATIONS}.refit:Refit",
+        "scale": f"{_COMPENSATIONS}.scale:Scale",
+        "bias": f"{_COMPENSATIONS}.bias:Bias",
     },
 )

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "optimum_moreau"
 # Top to bottom; a module imports only from rooms above its own (and inside its own room, if that is a folder).
 ROOMS = [
-    ["errors", "registry"],
+    ["errors", "registry", "distributed"],
     ["files"],
     ["templates", "config"],
     ["models"],

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from optimum_moreau import MoreauPrunerConfig
-from optimum_moreau.config.pruner_config import PAPER_ETA
+from optimum_moreau.criteria.moreau import MoreauGS
 from optimum_moreau.errors import ConfigError
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "paper"
@@ -75,7 +75,7 @@ def test_group_sparse_rows_stand_for_the_paper_and_for_its_code(table):
         return
     ratio = next(iter(table.ratios))
     written, code = (table.config(row, ratio, 10, 0) for row in (AS_WRITTEN, PUBLISHED_CODE))
-    assert written.eta == PAPER_ETA and not written.released
+    assert written.criterion.eta == MoreauGS.paper_eta and not written.criterion.released
     assert code.released
     assert not any(place.row == AS_WRITTEN for place in table.published)  # no figure of the paper comes from it
     assert any("released=True" in note for note in table.notes)

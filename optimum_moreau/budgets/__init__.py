@@ -1,7 +1,5 @@
-"""Budgets: how a size is spread over layers."""
+"""Budgets: one file each, with its own settings: how a size is spread over layers."""
 
-from .spread import BUDGETS
+from .budget import Budget, protects
 
-__all__ = [
-    "BUDGETS",
-]
+__all__ = ["Budget", "protects"]

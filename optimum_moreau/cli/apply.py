@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..config import CHOICES
-from . import options, outputs, processes, prune
+from ..pipeline import outputs, processes
+from . import options, prune
 
 EXAMPLE = "pruning_plan.json org/model -o pruned --calibration calibration.txt"
 show = prune.show
@@ -20,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_model_arguments(parser)
     options.add_output_arguments(parser)
     options.add_calibration_arguments(parser, scores=False)
-    parser.add_argument("--export", choices=CHOICES["export"], help="class of the result (default: the plan's)")
+    parser.add_argument(
+        "--export", choices=("auto", "stock", "custom"), help="class of the result (default: the plan's)"
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -50,4 +52,6 @@ def _apply(args: argparse.Namespace) -> dict[str, Any]:
         pruner.evaluate(args.evaluate)
     verification = pruner.save_pretrained(args.output, overwrite=args.overwrite, card_template=args.card_template)
     summary = replace(result.summary, verified_max_abs_difference=verification.max_abs_difference)
-    return prune.report(summary) | {"output": args.output} | options.perplexities(pruner.measurements)
+    from ..evaluation.records import perplexities
+
+    return prune.report(summary) | {"output": args.output} | perplexities(pruner.measurements)

@@ -14,7 +14,8 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from . import options, outputs
+from ..pipeline import outputs
+from . import options
 
 EXAMPLE = "pruned --baseline org/model --batch-sizes 1,4,16"
 

@@ -22,8 +22,9 @@ from typing import Any, NoReturn
 from .. import __version__
 from ..errors import MoreauError, first_line
 from ..files.temporary import is_full
+from ..pipeline import processes
 from ..registry import suggestion
-from . import processes
+from .help import shorten
 
 # verb → one line for the list of verbs; each is a module of this folder with add_arguments, run, show and EXAMPLE.
 VERBS = {
@@ -38,10 +39,13 @@ VERBS = {
     "benchmark": "speed, memory and load time of a model beside its base",
     "insight": "the paper's figures for a model: channel ranks, perplexity over layers, ratios and settings",
     "report": "one HTML page about a pruned model, or several",
-    "criteria": "list the criteria",
+    "criteria": "list the criteria; of one, its settings",
+    "budgets": "list the budgets; of one, its settings",
+    "compensations": "list the compensations; of one, its settings",
     "families": "list the model families",
 }
 
+_LISTS = ("criteria", "budgets", "compensations", "families", "plan-diff")  # which load nothing
 _READER_GONE = 128 + signal.SIGPIPE
 _OF_A_PROGRAM = (errno.EBADF, errno.EFAULT, errno.EINVAL, errno.ENOTTY, errno.ECHILD)  # where no file is named
 _OF_A_NETWORK = (errno.ENOTCONN, errno.ENETUNREACH, errno.ENETDOWN, errno.ENETRESET, errno.EHOSTUNREACH)
@@ -52,9 +56,9 @@ def prepare(verb: str, parser: argparse.ArgumentParser) -> None:
     module = _module(verb)
     parser.description = module.__doc__
     parser.epilog = f"example:\n  {parser.prog} {module.EXAMPLE}"
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     module.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else to standard output")
+    shorten(parser)
     _one_line_errors(parser)
 
 
@@ -68,7 +72,7 @@ def execute(verb: str, args: argparse.Namespace) -> int:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop cleans up as Ctrl-C does
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            if verb not in ("criteria", "families", "plan-diff") and not sys.stderr.isatty():
+            if verb not in _LISTS and not sys.stderr.isatty():
                 _no_progress_bars()
             result = module.run(args)
     except MoreauError as error:

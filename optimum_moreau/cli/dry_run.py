@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..config import MoreauPrunerConfig
-from . import sizes
+from ..pipeline import sizes
 
 if TYPE_CHECKING:
     from ..models.units import ModelShape
@@ -16,28 +16,36 @@ if TYPE_CHECKING:
 
 def foresee(args: argparse.Namespace, given: MoreauPrunerConfig) -> dict[str, Any]:
     """Works from config.json alone."""
-    from ..compensation import shape_to_count
     from ..data.sources import check_there
     from ..data.windows import check_positions, reading_bytes
     from ..loading import check_device, load_skeleton
     from ..models.units import model_shape
-    from ..planning import contributions, expected_plan, removed_parameters
-    from ..saving.summary import layer_shapes
     from ..scoring.scores import needs_text
-    from ..surgery.export import check_reachable, decide_export
 
     skeleton = load_skeleton(
         args.model, dtype=args.dtype, revision=args.revision, trust_remote_code=args.trust_remote_code
     )
     shape = model_shape(skeleton)
     config = given.resolve(skeleton.config)
-    if needs_text(config) or config.compensation != "none":
+    if needs_text(config) or config.compensation.fits:
         check_positions(skeleton.config, config.sequence_length)
         check_there(args.calibration)
     device = check_device(None if args.device == "auto" else args.device).type
-    text = reading_bytes(args.calibration) if needs_text(config) or config.compensation != "none" else 0
-    if config.masks:
-        return _foresee_zeros(skeleton, shape, config, device, text)
+    text = reading_bytes(args.calibration) if needs_text(config) or config.compensation.fits else 0
+    of_kind = _foresee_zeros if config.masks else _foresee_cut
+    return of_kind(skeleton, shape, config, device, text)
+
+
+def _foresee_cut(
+    skeleton: Any, shape: ModelShape, config: MoreauPrunerConfig, device: str, text: int
+) -> dict[str, Any]:
+    """Of units that go: sizes before and after."""
+    from ..compensation.biases import shape_to_count
+    from ..planning import contributions, expected_plan, removed_parameters
+    from ..saving.summary import layer_shapes
+    from ..scoring.scores import needs_text
+    from ..surgery.export import check_reachable, decide_export
+
     counted = shape_to_count(skeleton, shape, config)
     check_reachable(skeleton.config, shape, counted, config)
     sizes.check_shape(counted, config)
@@ -66,7 +74,7 @@ def foresee(args: argparse.Namespace, given: MoreauPrunerConfig) -> dict[str, An
         "contributions": dict(plan.contributions),
         "adjustments": [*plan.adjustments, *export.words],
         "export": export.model_type,
-        "budget": config.budget,
+        "budget": config.budget.name,
         "calibration_windows": config.calibration_samples if needs_text(config) else 0,
         "scoring": _scoring(skeleton, shape, config, device, text),
         "compensation": _compensation(skeleton, shape, plan, config, device),
@@ -77,7 +85,7 @@ def _foresee_zeros(
     skeleton: Any, shape: ModelShape, config: MoreauPrunerConfig, device: str, text: int
 ) -> dict[str, Any]:
     """Of a mask: shapes and bytes stay."""
-    from ..masks import foresee_zeros
+    from ..masks.scope import foresee_zeros
     from ..planning import whole_plan
     from ..surgery.export import check_loadable, decide_export
 

@@ -8,7 +8,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import options, outputs, processes
+from ..pipeline import outputs, processes
+from . import options
 
 if TYPE_CHECKING:
     from ..evaluation.records import Measurement

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import options, outputs
+from ..pipeline import outputs
+from . import options, settings
 
 if TYPE_CHECKING:
     from ..config import MoreauPrunerConfig
@@ -43,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier result in that folder")
     group = parser.add_argument_group("calibration")
     group.add_argument("--calibration", metavar="TEXT", help="text file, records (.jsonl …), or hub:id[…]")
-    options.add_fields(parser.add_argument_group("what and how to prune"), options.COMPARED)
+    settings.add_compared_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def _draw(args: argparse.Namespace) -> dict[str, Any]:
 
     check_installed()
     wanted = _wanted(args)
-    config = MoreauPrunerConfig(**options.given(args, options.COMPARED))
+    config = MoreauPrunerConfig.from_dict(settings.settings_from(args))
     check_addable(args.output, INSIGHT_NAME, overwrite=args.overwrite)
     found = _look(args, wanted, config)
     with add_files(args.output, INSIGHT_NAME, overwrite=args.overwrite) as folder:

@@ -11,7 +11,8 @@ from typing import Any
 
 from ..config import MoreauPrunerConfig
 from ..errors import ConfigError
-from . import dry_run, options, outputs, processes, sizes
+from ..pipeline import outputs, processes, sizes
+from . import dry_run, options, settings
 
 EXAMPLE = "org/model -o pruning_plan.json --ratio 0.2 --calibration calibration.txt"
 
@@ -34,14 +35,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " is scored, no weights are loaded",
     )
     options.add_calibration_arguments(parser)
-    options.add_config_arguments(parser)
+    settings.add_config_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Scores, or reads scores, and writes the plan; returns its counts."""
-    given = options.config_from(args)
+    given = settings.config_from(args)
     if given.masks:
-        raise ConfigError(f"--pattern {given.pattern}: a mask has no plan of units; use prune")
+        raise ConfigError(f"--pattern {given.mask.pattern}: a mask has no plan of units; use prune")
     if not args.from_scores:
         sizes.check_removes(given)
     if args.dry_run:
@@ -61,22 +62,21 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _plan(args: argparse.Namespace, given: MoreauPrunerConfig) -> dict[str, Any]:
-    from ..compensation import make_counted_plan, shape_to_count
+    from ..compensation.biases import shape_to_count
     from ..loading import base_revision, load_skeleton
     from ..models.units import model_shape
     from ..planning import removed_parameters
     from ..pruner import MoreauPruner
-    from ..scoring.scores import UnitScores
-    from ..surgery.export import decide_export, with_export
+    from ..run.again import plan_again
+    from ..surgery.export import decide_export
 
     if args.from_scores:
-        scores = UnitScores.load(args.from_scores)
+        if args.preset:
+            raise ConfigError("--preset: decides how to score, and these scores are made; leave it out")
         where = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
         model = load_skeleton(args.model, dtype=args.dtype, **where)
-        config = options.replanned(scores.origin, args).resolve(model.config)
-        shape = model_shape(model)
-        sizes.check_removes(config)
-        plan = with_export(make_counted_plan(model, shape, scores, config), model.config, shape)
+        plan = plan_again(model, args.from_scores, **settings.settings_from(args))
+        sizes.check_removes(MoreauPrunerConfig.from_dict(plan.config))
     else:
         model, tokenizer = options.load(args)
         sizes.check_model(model, given)
@@ -98,7 +98,7 @@ def _plan(args: argparse.Namespace, given: MoreauPrunerConfig) -> dict[str, Any]
         "contributions": dict(plan.contributions),
         "adjustments": list(plan.adjustments),
         "export": export.model_type,
-        "compensates_by": plan.config["compensation"],
+        "compensates_by": MoreauPrunerConfig.from_dict(plan.config).compensation.name,
         "output": str(args.output),
     }
 

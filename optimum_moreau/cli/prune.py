@@ -1,7 +1,4 @@
-"""Score a model's units on a text, cut the least important, save and verify the smaller model.
-
-With --dry-run nothing is scored or written, and no weights are read: sizes or zeros, and what scoring would take.
-"""
+"""Score a model's units on a text, cut the least important, save and verify the smaller model."""
 
 from __future__ import annotations
 
@@ -13,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import MoreauPrunerConfig
 from ..errors import ConfigError
-from . import dry_run, options, processes, push, recover, sizes
+from ..pipeline import processes, sizes
+from . import dry_run, options, push, recover, settings
 
 if TYPE_CHECKING:
     from ..saving.summary import PruningSummary
@@ -28,16 +26,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_model_arguments(parser, required=False)
     options.add_output_arguments(parser, required=False)
     options.add_calibration_arguments(parser)
-    options.add_config_arguments(parser)
-    group = parser.add_argument_group("the chain: recovery and publishing afterwards (recover --help, push --help)")
-    options.add_fields(group, _RECOVER, "recover_")
+    settings.add_config_arguments(parser)
+    group = parser.add_argument_group("the chain: recovery and publishing afterwards")
+    options.add_fields(group, _RECOVER, "recover_", shown=("data", "output"))
     group.add_argument("--push", metavar="REPO", help="publish the last model as namespace/name on the Hub")
-    options.add_fields(group, push.STEP, "push_")
+    options.add_fields(group, push.STEP, "push_", shown=())
     parser.add_argument("--config", metavar="RECIPE", help="file of the whole chain (YAML); flags are over it")
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="from config.json alone: sizes, or the zeros of a mask, memory and time of scoring; nothing is written",
+        help="from config.json alone: sizes, or zeros, memory and time; nothing is written",
     )
     parser.add_argument("--print-config", action="store_true", help="print that file for these flags, and do nothing")
 
@@ -59,16 +57,20 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         return dry_run.foresee(argparse.Namespace(**{**vars(args), **loading}), recipe.prune)
     if args.print_config:
         return recipe.to_dict()
-    from . import chain
+    from ..pipeline.chain import Means
+    from ..pipeline.chain import run as run_chain
 
     if processes.is_first():
-        logging.getLogger("optimum_moreau.pruner").setLevel(logging.INFO)  # it says what scoring will take
-    done = chain.run(recipe, args)
+        logging.getLogger("optimum_moreau.run.scoring").setLevel(logging.INFO)  # it says what scoring will take
+    means = Means(args.device, args.trust_remote_code, args.overwrite, args.checkpoint_dir, args.config)
+    done = run_chain(recipe, means)
     if not processes.is_first():
         return {}
     steps = {step: done[step] for step in ("recovery", "push") if step in done}
     counts = report(done["summary"]) | {"output": done["output"], "steps": done["steps"]} | _zeros(done["output"])
-    return counts | options.perplexities(done["measurements"]) | steps
+    from ..evaluation.records import perplexities
+
+    return counts | perplexities(done["measurements"]) | steps
 
 
 def _recipe_from(args: argparse.Namespace) -> dict[str, Any]:
@@ -76,7 +78,7 @@ def _recipe_from(args: argparse.Namespace) -> dict[str, Any]:
     plain = ("model", "revision", "dtype", "calibration", "calibration_column", "evaluate", "card_template", "output")
     found = {name: value for name in plain if (value := getattr(args, name)) is not None}
     sections = {
-        "prune": options.settings_from(args),
+        "prune": settings.settings_from(args),
         "recover": options.given(args, _RECOVER, "recover_"),
         "push": ({"repo": args.push} if args.push else {}) | options.given(args, push.STEP, "push_"),
     }
@@ -105,7 +107,7 @@ def report(summary: PruningSummary) -> dict[str, Any]:
 
 def _zeros(folder: str) -> dict[str, Any]:
     """What was masked, of a saved folder whose single weights were."""
-    from ..masks import SPARSITY_NAME, SparsitySummary
+    from ..masks.summary import SPARSITY_NAME, SparsitySummary
 
     file = Path(folder).expanduser() / SPARSITY_NAME
     if not file.is_file():

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import options, outputs
+from ..pipeline import outputs
+from . import options
 
 if TYPE_CHECKING:
     from ..planning import PruningPlan

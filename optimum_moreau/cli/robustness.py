@@ -7,10 +7,13 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import options, outputs
+from ..pipeline import outputs
+from . import options, settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from ..evaluation.agreement import Agreement
 
 EXAMPLE = "org/model --criteria moreau,taylor --perturbations bf16,fp16,seeds:5 --ratio 0.2 --calibration text.txt"
 
@@ -32,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier result in that folder")
     group = parser.add_argument_group("calibration")
     group.add_argument("--calibration", metavar="TEXT", help="text file, records (.jsonl …), or hub:id[…]")
-    options.add_fields(parser.add_argument_group("what and how to prune"), options.COMPARED)
+    settings.add_compared_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -44,13 +47,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def _compare(args: argparse.Namespace) -> dict[str, Any]:
     from ..config import MoreauPrunerConfig
     from ..data.sources import model_reference
-    from ..evaluation.robustness import robustness, verdicts
-    from ..files import write_json, write_text
+    from ..evaluation.agreement import verdicts
+    from ..evaluation.robustness import robustness
     from ..loading import load_model, load_tokenizer
     from ..planning import fingerprint
-    from ..report import check_installed, draw_agreements, save_figure
+    from ..report import check_installed
     from ..report.evidence import ROBUSTNESS_NAME
-    from ..saving import add_files, check_addable
+    from ..saving import check_addable
 
     ratios = options.shares("--ratio", args.ratio)
     for ratio in ratios:
@@ -77,7 +80,7 @@ def _compare(args: argparse.Namespace) -> dict[str, Any]:
         criteria=[name.strip() for name in args.criteria.split(",")],
         perturbations=args.perturbations,
         ratios=ratios,
-        config=MoreauPrunerConfig(**options.given(args, options.COMPARED)),
+        config=MoreauPrunerConfig.from_dict(settings.settings_from(args)),
         evaluate=args.evaluate,
         max_segments=args.max_segments,
     )
@@ -88,17 +91,27 @@ def _compare(args: argparse.Namespace) -> dict[str, Any]:
         "verdicts": verdicts(found),
     }
     if args.output:
-        with add_files(args.output, ROBUSTNESS_NAME, overwrite=args.overwrite) as folder:
-            write_json(folder / ROBUSTNESS_NAME, result, indent=1)
-            write_text(folder / "robustness.md", show(result) + "\n")
-            save_figure(draw_agreements(found, str(result["model"])), folder, "robustness")
+        _write(result, found, args.output, overwrite=args.overwrite)
         result["files"] = [str(args.output / f"robustness.{kind}") for kind in ("json", "md", "png", "svg")]
     return result
 
 
+def _write(result: dict[str, Any], found: list[Agreement], output: Path, *, overwrite: bool) -> None:
+    """Writes the agreements as JSON, as a table and as a figure."""
+    from ..files import write_json, write_text
+    from ..report import draw_agreements, save_figure
+    from ..report.evidence import ROBUSTNESS_NAME
+    from ..saving import add_files
+
+    with add_files(output, ROBUSTNESS_NAME, overwrite=overwrite) as folder:
+        write_json(folder / ROBUSTNESS_NAME, result, indent=1)
+        write_text(folder / "robustness.md", show(result) + "\n")
+        save_figure(draw_agreements(found, str(result["model"])), folder, "robustness")
+
+
 def show(result: dict[str, Any]) -> str:
     """The same for a reader, as a markdown table."""
-    from ..evaluation.robustness import Agreement
+    from ..evaluation.agreement import Agreement
 
     agreements = [Agreement.from_dict(one) for one in result["agreements"]]
     measured = any(one.perplexity for one in agreements)

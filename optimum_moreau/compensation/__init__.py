@@ -1,17 +1,5 @@
-"""What survives a cut is adjusted, without training, to give what the whole gave; and cuts made in rounds."""
+"""Compensations: one file each, with its own settings: what survives a cut gives what the whole gave, untrained."""
 
-from .biases import make_counted_plan, shape_to_count
-from .compensate import Adjusted, CompensationRecord, check_compensation, compensated, described
-from .rounds import rounds, without_removed
+from .step import Compensation
 
-__all__ = [
-    "Adjusted",
-    "CompensationRecord",
-    "check_compensation",
-    "compensated",
-    "described",
-    "make_counted_plan",
-    "rounds",
-    "shape_to_count",
-    "without_removed",
-]
+__all__ = ["Compensation"]

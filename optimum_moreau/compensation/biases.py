@@ -68,7 +68,7 @@ def shape_to_count(model: PreTrainedModel, shape: ModelShape, config: MoreauPrun
         config: resolved.
     """
     limited = config.target_parameters is not None or config.target_bytes is not None
-    settings = _settings(shape) if limited and config.fits_biases else {}
+    settings = _settings(shape) if limited and config.compensation.fits_biases else {}
     return model_shape(_twin(model, settings)) if settings else shape
 
 
@@ -89,7 +89,7 @@ def check_biases(model: PreTrainedModel, shape: ModelShape, config: MoreauPruner
     """
     names = biases_of_own_type(shape)
     if names and config.export == "stock":
-        asked = "export='stock'" if config.engine == "transformers" else f"engine='{config.engine}'"
+        asked = "export='stock'" if config.runtime == "transformers" else f"runtime='{config.runtime}'"
         raise ExportError(
             f"{asked}: a {shape.family.base_type} has no bias in {', '.join(names)}; leave the intercept out,"
             " take compensation 'refit', or export 'auto'"

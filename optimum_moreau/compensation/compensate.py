@@ -18,13 +18,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from ..config import MoreauPrunerConfig
 from ..data.windows import CalibrationRecord, CalibrationSet
+from ..distributed import is_distributed, processes, share
 from ..envelope import scoring_mode
 from ..errors import DataError, NonFiniteError
 from ..models.placement import loaded
@@ -32,7 +32,6 @@ from ..models.stream import LayerStream, StreamedLayer
 from ..models.undo import Keep, parameter_names, put, restored
 from ..models.units import Block, ModelShape, decoder_layers
 from ..planning import PruningPlan
-from ..registry import COMPENSATIONS
 from .biases import check_biases, with_biases
 from .moments import Moments
 from .narrow import Narrow, narrowed
@@ -87,11 +86,11 @@ class CompensationRecord:
 
 def described(config: MoreauPrunerConfig, text: CalibrationSet, adjusted: tuple[Adjusted, ...]) -> dict[str, Any]:
     """What was done, for the summary."""
-    compensation = COMPENSATIONS.get(config.compensation)
+    compensation = config.compensation
     return {
-        "step": config.compensation,
-        "ridge": config.ridge if compensation.ridged else None,
-        "intercept": config.fits_biases,
+        "step": compensation.name,
+        "ridge": compensation.damping,
+        "intercept": compensation.fits_biases,
         "summary": compensation.summary,
         "paper": compensation.paper,
         "calibration": text.to_dict(),
@@ -128,7 +127,7 @@ def compensated(
         NonFiniteError: what flows through a matrix is not finite, or the adjusted weights overflow its dtype.
     """
     with ExitStack() as stack:
-        if config.fits_biases and plan.removes:
+        if config.compensation.fits_biases and plan.removes:
             stack.enter_context(with_biases(model, shape, undone=undone))
         keep = stack.enter_context(restored(decoder_layers(model), always=undone))
         narrow = stack.enter_context(narrowed(model, shape, plan))
@@ -143,7 +142,7 @@ def check_compensation(model: PreTrainedModel, shape: ModelShape, config: Moreau
     Raises:
         UnsupportedModelError, ExportError: says why.
     """
-    if config.fits_biases:
+    if config.compensation.fits_biases:
         check_biases(model, shape, config)
 
 
@@ -157,11 +156,11 @@ def _adjust(
     narrow: Narrow,
     distinct: int | None,
 ) -> Iterator[Adjusted]:
-    if config.compensation == "none":
+    if not config.compensation.fits:
         silence(model, shape, plan, keep)
         return
     if tokens is None:
-        raise DataError(f"compensation: '{config.compensation}' reads calibration text; give some")
+        raise DataError(f"compensation: '{config.compensation.name}' reads calibration text; give some")
     compensator = _Compensator(model, shape, plan, config, narrow)
     compensator.warn_of_few(tokens, distinct)
     yield from compensator.run(tokens.clone(), keep)
@@ -172,7 +171,7 @@ class _Compensator:
         self, model: PreTrainedModel, shape: ModelShape, plan: PruningPlan, config: MoreauPrunerConfig, narrow: Narrow
     ):
         self.model, self.plan, self.config, self.narrow = model, plan, config, narrow
-        self.compensation = COMPENSATIONS.get(config.compensation)
+        self.compensation = config.compensation
         self.reached = reached(shape, plan)
 
     def warn_of_few(self, tokens: Tensor, distinct: int | None) -> None:
@@ -190,7 +189,7 @@ class _Compensator:
                 "compensation: %d tokens for %d columns; λ is raised to %.3g. Give compensation_samples ≥ %d",
                 tokens.numel(),
                 widest,
-                self.config.ridge * widest / tokens.numel(),
+                (self.compensation.damping or 0.0) * widest / tokens.numel(),
                 math.ceil(widest / tokens.shape[1]),
             )
         elif distinct is not None and distinct < widest:
@@ -236,10 +235,10 @@ class _Compensator:
             kept = stays(block, self.plan, w)
             where = f"layers.{dense.index}.{name}"
             pairs = self._pairs(dense.flows(name), pruned.flows(name), module, whole)
-            dtype = torch.float64 if self.config.fits_biases else torch.float32
+            dtype = torch.float64 if self.compensation.fits_biases else torch.float32
             moments = Moments.gather(pairs, columns(block, self.plan, w), rows(self.plan, w), where, dtype=dtype)
             before = w[kept].double()
-            after, intercept = self.compensation.step(before, moments, self.config.ridge, self.config.fits_biases)
+            after, intercept = self.compensation.fit(before, moments)
             whole[module] = {one: loaded(module, one).clone() for one in parameter_names(module)}
             new = {"weight": only(w, kept, after)}
             if (bias := whole[module].get("bias")) is not None:
@@ -296,8 +295,6 @@ def _own(tokens: Tensor) -> Tensor:
     Raises:
         DataError: there are fewer windows than processes.
     """
-    if dist.is_available() and dist.is_initialized():
-        if len(tokens) < dist.get_world_size():
-            raise DataError(f"{dist.get_world_size()} processes for fewer windows; raise compensation_samples")
-        return tokens[dist.get_rank() :: dist.get_world_size()]
-    return tokens
+    if is_distributed() and len(tokens) < processes():
+        raise DataError(f"{processes()} processes for fewer windows; raise compensation_samples")
+    return share(tokens)

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from ..distributed import add_up
 from ..errors import NonFiniteError
 
 
@@ -73,9 +73,7 @@ class Moments:
                 total += part
             tokens += len(x)
             del whole_x, whole_y, x, y  # not beside the next batch's
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            for total in sums:
-                dist.all_reduce(total)
+        add_up(*sums)
         for total in sums:
             if not torch.isfinite(total).all():
                 raise NonFiniteError(

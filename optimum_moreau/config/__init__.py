@@ -1,7 +1,9 @@
 """`MoreauPrunerConfig`: what to prune and how, as one frozen value that round-trips through JSON and the Hub."""
 
+from .file import CONFIG_NAME
+from .mask import Mask
 from .presets import BEST, PRESETS
-from .pruner_config import CONFIG_NAME, SIZES, MoreauPrunerConfig
-from .validation import CHOICES, TARGETS
+from .pruner_config import MoreauPrunerConfig, ResolvedConfig
+from .validation import SIZES, TARGETS
 
-__all__ = ["BEST", "CHOICES", "CONFIG_NAME", "PRESETS", "SIZES", "TARGETS", "MoreauPrunerConfig"]
+__all__ = ["BEST", "CONFIG_NAME", "PRESETS", "SIZES", "TARGETS", "Mask", "MoreauPrunerConfig", "ResolvedConfig"]

@@ -6,14 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..registry import CRITERIA
-from .validation import ENGINES_OF_UNIFORM_LAYERS, UNITS
+from .flat import unflattened
+from .methods import made
+from .validation import RUNTIMES_OF_UNIFORM_LAYERS, UNITS
 
 PRESETS = ("best", "paper", "plain")
-PAPER_ETA = 5e-6
-PAPER_STEPS: Mapping[str, Mapping[str, float]] = {
-    "moreau": {"rho": 0.05, "step_size": 1e-3, "sigma": 0.05},
-    "moreau-gs": {"rho": 0.2, "step_size": 2e-4, "sigma": 0.05},
-}
 # What docs/results.md, "Quality", found to keep most without tuning; as good as with `taylor`, without its gradients.
 BEST: Mapping[str, Any] = {
     "criterion": "wanda",
@@ -26,7 +23,7 @@ _FEWEST = 10  # windows of a criterion that takes many passes over each
 
 
 def best_settings(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The preset `best`, without what the given fields rule out.
+    """The preset `best` with the given fields, without what these rule out.
 
     Hidden channels are scored by `taylor`, which, as any other criterion of gradients, averages the importances of
     single samples. One shape for all layers (a stock class too), and cuts in rounds, have no search. Masks, which have
@@ -35,47 +32,60 @@ def best_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     criterion is left for validation.
 
     Args:
-        given: fields of `MoreauPrunerConfig`.
+        given: fields of `MoreauPrunerConfig`, and settings of its methods beside them.
     """
-    if given.get("pattern", "units") != "units" or given.get("released"):
-        return {}
-    found = {**BEST, "calibration_samples": max(BEST["calibration_samples"] // _passes(given), _FEWEST)}
     targets = given.get("targets") or UNITS
-    if isinstance(targets, (list, tuple)) and "hidden" in targets:
-        found["criterion"] = _HIDDEN
-    if _reads_gradients(given.get("criterion", found["criterion"])):
-        found["reduction"] = "importance"
-    searched = not isinstance(targets, (list, tuple)) or "attention" in targets or "mlp" in targets
-    engine, export = given.get("engine"), given.get("export")
-    one_shape = given.get("uniform") or engine in ENGINES_OF_UNIFORM_LAYERS or export == "stock"
-    if one_shape or not searched or given.get("rounds", 1) != 1:
-        del found["budget"]
-    return found
+    known = isinstance(targets, (list, tuple))
+    searched = not known or "attention" in targets or "mlp" in targets
+    one_shape = given.get("uniform") or given.get("runtime", given.get("engine")) in RUNTIMES_OF_UNIFORM_LAYERS
+    best = dict(BEST) | ({"criterion": _HIDDEN} if known and "hidden" in targets else {})
+    if one_shape or given.get("export") == "stock" or not searched or given.get("rounds", 1) != 1:
+        del best["budget"]
+    if given.get("mask") is not None or given.get("pattern", "units") not in ("units", None):
+        return dict(given)
+    given = unflattened(given, best)
+    asked = given.get("criterion", best["criterion"])
+    criterion = _criterion(asked)
+    if getattr(criterion, "released", False):
+        return dict(given)
+    if criterion is not None:
+        best["calibration_samples"] = max(BEST["calibration_samples"] // criterion.passes_each, _FEWEST)
+        if hasattr(criterion, "reduction") and not _says(asked, "reduction"):
+            asked = {**_as_mapping(asked), "reduction": "importance"}
+    return {**best, **given, "criterion": asked}
 
 
-def _reads_gradients(criterion: Any) -> bool:
-    known = isinstance(criterion, str) and criterion != BEST["criterion"] and criterion in CRITERIA
-    return known and "gradients" in CRITERIA.get(criterion).needs
+def paper_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The paper's protocol: 25 % of the units, its ρ, γ, σ and, for the groups, η.
+
+    Args:
+        given: fields of `MoreauPrunerConfig`, the criterion among them.
+    """
+    asked = given["criterion"]
+    criterion = _criterion(asked)
+    steps = dict(getattr(criterion, "paper_steps", {}))
+    if not steps or not isinstance(asked, (str, Mapping)):
+        return {"unit_ratio": 0.25, "criterion": asked}
+    values = _as_mapping(asked)
+    if values.get("relative_rho") is None and values.get("step_ratio") is None:
+        eta = getattr(criterion, "paper_eta", None)
+        steps |= {} if eta is None or values.get("eta_quantile") is not None else {"eta": eta}
+        values = {**steps, **values}
+    return {"unit_ratio": 0.25, "criterion": values}
 
 
-def _passes(given: Mapping[str, Any]) -> int:
-    """Forward and backward passes over each window, of criteria that read gradients."""
-    name = given.get("criterion", BEST["criterion"])
-    if not isinstance(name, str) or name in (BEST["criterion"], _HIDDEN, "lora") or name not in CRITERIA:
-        return 1  # the steps of lora are of training
-    settings = {**CRITERIA.get(name).defaults, **{field: value for field, value in given.items() if value is not None}}
-    passes = 1
-    for field in ("steps", "noise_samples", "passes"):
-        value = settings.get(field)
-        passes *= value if type(value) is int and value > 0 else 1
-    return passes
+def _criterion(asked: Any) -> Any:
+    """The criterion that is meant, or None where validation will say that there is none."""
+    name = asked.get("name") if isinstance(asked, Mapping) else asked
+    if isinstance(name, str) and name not in CRITERIA:
+        return None
+    return made(CRITERIA, "criterion", asked)
 
 
-def paper_settings(criterion: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The paper's protocol: 25 % of the units, its ρ, γ, σ and, for the groups, η."""
-    settings: dict[str, Any] = {"criterion": criterion, "unit_ratio": 0.25}
-    if given.get("relative_rho") is None and given.get("step_ratio") is None:
-        settings |= PAPER_STEPS.get(criterion, {})
-        if criterion == "moreau-gs" and given.get("eta_quantile") is None:
-            settings["eta"] = PAPER_ETA
-    return settings
+def _as_mapping(asked: Any) -> dict[str, Any]:
+    return dict(asked) if isinstance(asked, Mapping) else {"name": asked}
+
+
+def _says(asked: Any, setting: str) -> bool:
+    """Whether a setting was decided: it is given, or the criterion is an object."""
+    return not isinstance(asked, str) and (not isinstance(asked, Mapping) or setting in asked)

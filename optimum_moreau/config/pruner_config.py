@@ -3,209 +3,170 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
-from ..errors import CheckpointError, ConfigError
-from ..files import read_json, write_text
-from ..files.temporary import reason
-from ..registry import COMPENSATIONS, CRITERIA, suggestion
-from .presets import PAPER_ETA, PAPER_STEPS, PRESETS, best_settings, paper_settings
+from pydantic import Field
+
+from ..errors import ConfigError
+from ..registry import BUDGETS, COMPENSATIONS, CRITERIA, suggestion
+from .file import push_config, read_config, write_config
+from .flat import METHODS, unflattened
+from .methods import described, made, mask_of
+from .presets import PRESETS, best_settings, paper_settings
 from .quantities import parse_bytes, parse_parameters
-from .validation import ENGINES_OF_UNIFORM_LAYERS, UNITS, validate
+from .settings import Share, setting, settings, settings_of
+from .validation import RUNTIMES_OF_UNIFORM_LAYERS, SIZES, UNITS, resolved_layers, validate
 
 logger = logging.getLogger(__name__)
 
-CONFIG_NAME = "moreau_pruner_config.json"
-# Settings that only some criteria read; `None` until `resolve` takes the criterion's default.
-CRITERION_FIELDS = (
-    "rho", "step_size", "relative_rho", "step_ratio", "eta", "eta_quantile", "sigma", "steps", "noise_samples",
-    "passes", "average_last",
-    "alpha", "exponent", "norm_order", "input_weight", "output_weight", "sample_share", "lora_rank", "learning_rate",
-    "decay", "damping",
-)  # fmt: skip
-_LAYER_RANGES = ("attention_layers", "mlp_layers", "whole_layers")
-# How much is removed, in one of these.
-SIZES = ("pruning_ratio", "unit_ratio", "target_parameters", "target_bytes")
-RELEASED_AVERAGE_LAST = 5
+Layers = Annotated[tuple[int, int], Field(strict=False)]
 
 
-@dataclass(frozen=True)
+@settings
 class MoreauPrunerConfig:
-    """How a model is pruned. Fields that depend on the model or the criterion stay `None` until `resolve`.
+    """How a model is pruned. Fields that depend on the model stay `None` until `resolve`.
 
-    Attributes:
-        criterion: how weights are scored, a name of the registry (`optimum-moreau criteria` lists them).
-        pruning_ratio: share of the model's parameters to remove, in [0, 1). 0.2 if no other target size is given.
-        unit_ratio: instead, the share of the units in scope to remove; one number, or one for each of `targets`.
-        target_parameters: instead, the most parameters that may be left: `5.5B`, `800M`, or a whole number.
-        target_bytes: instead, the most bytes that the saved weights may take in the model's dtype: `12GiB`, `12GB`.
-        attention_layers: (start, end) of the layers whose attention is in scope, end excluded.
-        mlp_layers: the same for the MLP.
-        whole_layers: the same for layers removed whole. Default for all three: the paper's 4..29 of 32, scaled to the
-            model's depth; where the engine reads uniform layers only, and for masks, attention and MLP of all layers.
-        targets: what may be cut: `attention` (heads or KV groups), `mlp` (channels), `hidden` (channels of the residual
-            stream), `layers` (whole ones).
-        layer_criterion: what a layer is worth: `sum` of its units' scores, or `block-influence`, 1 − mean cosine
-            similarity between its input and output.
-        fold_norms: hidden channels only: keep the norms' averages over the original width, by factors folded into their
-            weights and ε; otherwise they average over the channels kept.
-        budget: how heads, channels or zeros are spread over layers. `uniform`: each layer gives the same share;
-            `global`: one ranking over all layers; `owl`: by each layer's share of outliers. Of units alone: `cosine`,
-            by how like a layer's output is to its input; `zscore`: one ranking of scores standardised in each block;
-            `search`: by the calibration loss without some units of each block (budgets/spread.py has the formulas).
-        protect: share of each MLP's channels, the lowest-scored, that stay; the next-lowest go instead.
-        protect_outliers: M: an MLP channel or head never goes, in a layer that stays, if what it hands to down_proj or
-            o_proj is in the root mean square more than M times the mean of its block; 5 is OWL's. Default: off.
-        aggregation: how the coupled matrices of a unit combine (paper, Eq. 5): `sum`, `mean`, `max`, `prod`.
-        rho: ρ of the Moreau envelope (paper, Eq. 6), absolute. Where ρ, γ or, for groups, η is given, the others and σ
-            are the paper's by default.
-        step_size: γ of Algorithm 1, absolute.
-        relative_rho: instead of `rho`: ρ of each matrix is this times ‖W‖/‖g‖, g its gradient at the first step, so
-            that δ, where small, comes to about this share of W whatever the scale of the loss (envelope/moreau.py).
-        step_ratio: γ/ρ, with `relative_rho`, in (0, 1].
-        eta: η, absolute group-sparsity threshold of Algorithm 1; the group threshold is γη.
-        eta_quantile: instead of `eta`: the threshold is this quantile of the group norms of the step.
-        sigma: σ of the Gaussian smoothing.
-        noise: `relative`: noise of σ·|w| per element (paper, appendix E.2); `absolute`: σ (Theorem 1).
-        steps: T of Algorithm 1, and of `lora`.
-        noise_samples: m, noise draws per step.
-        passes: noisy passes of `smoothgrad`.
-        average_last: how many of the last iterates the score is the mean of.
-        alpha: α of `gblm`: how much the gradient weighs beside the activations.
-        exponent: a of `ria`, `stochria` and `symwanda-relative`: the power of the inputs' norm.
-        norm_order: p of `symwanda-relative`.
-        input_weight: how much the inputs weigh in `symwanda`.
-        output_weight: how much the outputs weigh in it.
-        sample_share: β of `stochria`: the share of the smaller side that row and column sums are over.
-        lora_rank: r of `lora`'s adapters.
-        learning_rate: of their training.
-        decay: λ of `lora`: how much of the score before stays at each step.
-        damping: of `sparsegpt`: share of the Hessian's mean diagonal that is added to its diagonal.
-        pattern: what goes: whole `units`, or single weights: anywhere (`unstructured`), or all but n of every m
-            consecutive inputs (`2:4`, `4:8`, …). The model's shapes stay then, and its zeros are counted, not removed.
-        sparsity: share of the weights in scope that become zero, in an unstructured mask; default 0.5.
-        mask_group: weights that are compared in an unstructured mask: each output `row`, or the whole matrix (`layer`);
-            default: the criterion's, which is the literature's.
-        refine: step that improves a mask without training: `dsnot` or `r2-dsnot` (masks/refine.py).
-        update: adjust the weights that stay to make up for those that go (masks/obs.py); `sparsegpt` always does.
-        permute: put channels of the MLP, and of the values inside each head, in an order for which an n:m mask keeps
-            more score (masks/permute.py); the network's function is the same in every order.
-        feed_forward: what is masked reaches the layers behind before these are scored, where scoring is by layer.
-        channel_group: groups of the group threshold: `row` (output row of a matrix) or `unit` (the coupled unit).
-        reduction: of gradients, what is averaged over the samples: the `gradient` (the paper: importances of the
-            gradient of the mean loss), or the `importance` that each sample gives alone. It concerns `moreau`,
-            `moreau-gs`, `smoothgrad`, `taylor`, `taylor-mixed` and `taylor-vector`; `taylor-second` and `gblm` average
-            over samples anyway, and nothing changes for them, for `lora`, and for criteria without gradients.
-        released: reproduce the published code's update instead of Algorithm 1 (criteria/released.py says how).
-        calibration_samples: windows of calibration text.
-        sequence_length: tokens per window.
-        batch_size: windows per forward pass; does not change the scores. Default: all, at most 10.
-        multiple_of: the channels kept, of an MLP or of the residual stream, are a multiple of this.
-        uniform: every layer in scope keeps the same number of heads and of channels.
-        engine: what must load the result: `transformers`, `vllm` or `llama.cpp` (planning/runtimes.py has their rules).
-        tensor_parallel: number of devices over which that engine splits every layer.
-        state_dtype: in which δ is kept: `float32` or `bfloat16`.
-        offload: where δ is kept: `cpu`, `disk`, or by default the device that scores.
-        compensation: how what stays of o_proj and down_proj is adjusted after the cut, whatever the targets: `none`,
-            `refit`, `scale`, `bias` (compensation/steps.py).
-        compensation_samples: windows of calibration text that this reads.
-        ridge: λ of `refit`, as a share of the mean of diag XᵀX.
-        intercept: fit a bias too, in o_proj and down_proj; an own type holds it where the model's class cannot.
-        rounds: the size is reached in so many rounds; each scores the model as the one before left it, compensated.
-        schedule: how much of the way round k of N is: `linear` k/N, `cubic` 1 − (1 − k/N)³.
-        seed: of the windows, of the noise and of `random`.
-        export: `stock` (a class of transformers), `custom` (own type, per-layer shapes) or `auto`.
+    A criterion, a budget and a compensation are given by name, where their defaults will do, or as an object with
+    settings of its own: `criterion=MoreauGS(sigma=0.2)`. Such a setting may also stand beside the name, as in
+    `criterion="moreau-gs", sigma=0.2`. `optimum-moreau criteria NAME` lists them.
 
     Raises:
         ConfigError: a value is out of its range or contradicts another.
     """
 
-    criterion: str = "moreau-gs"
-    pruning_ratio: float | None = None
-    unit_ratio: float | tuple[float, ...] | None = None
-    target_parameters: int | None = None
-    target_bytes: int | None = None
-    attention_layers: tuple[int, int] | None = None
-    mlp_layers: tuple[int, int] | None = None
-    whole_layers: tuple[int, int] | None = None
-    targets: tuple[str, ...] = UNITS
-    layer_criterion: str = "sum"
-    fold_norms: bool = False
-    budget: str = "uniform"
-    protect: float = 0.0
-    protect_outliers: float | None = None
-    aggregation: str = "sum"
-    rho: float | None = None
-    step_size: float | None = None
-    relative_rho: float | None = None
-    step_ratio: float | None = None
-    eta: float | None = None
-    eta_quantile: float | None = None
-    sigma: float | None = None
-    noise: str = "relative"
-    steps: int | None = None
-    noise_samples: int | None = None
-    passes: int | None = None
-    average_last: int | None = None
-    alpha: float | None = None
-    exponent: float | None = None
-    norm_order: float | None = None
-    input_weight: float | None = None
-    output_weight: float | None = None
-    sample_share: float | None = None
-    lora_rank: int | None = None
-    learning_rate: float | None = None
-    decay: float | None = None
-    damping: float | None = None
-    pattern: str = "units"
-    sparsity: float | None = None
-    mask_group: str | None = None
-    refine: str | None = None
-    update: bool = False
-    permute: bool = False
-    feed_forward: bool = True
-    channel_group: str = "row"
-    reduction: str = "gradient"
-    released: bool = False
-    calibration_samples: int = 10
-    sequence_length: int = 128
-    batch_size: int | None = None
-    multiple_of: int = 1
-    uniform: bool = False
-    engine: str = "transformers"
-    tensor_parallel: int = 1
-    state_dtype: str = "float32"
-    offload: str | None = None
-    compensation: str = "none"
-    compensation_samples: int = 128
-    ridge: float = 1e-2
-    intercept: bool = False
-    rounds: int = 1
-    schedule: str = "cubic"
-    seed: int = 0
-    export: str = "auto"
+    criterion: Any = setting("how weights are scored", default="moreau-gs", metavar="NAME", compared=False)
+    pruning_ratio: Share | None = setting(
+        "share of the model's parameters to remove (0.2)",
+        default=None,
+        affects="plan",
+        flag="ratio",
+        metavar="SHARE",
+        compared=False,
+    )
+    unit_ratio: float | Annotated[tuple[float, ...], Field(strict=False)] | None = setting(
+        "instead: share of the units in scope; one, or one per target",
+        default=None,
+        affects="plan",
+        metavar="SHARE[,SHARE]",
+        compared=False,
+    )
+    target_parameters: Any = setting(
+        "instead: the most parameters left, e.g. 5.5B, 800M",
+        default=None,
+        affects="plan",
+        metavar="SIZE",
+        compared=False,
+    )
+    target_bytes: Any = setting(
+        "instead: the most bytes left in the model's dtype, e.g. 12GiB, 12GB",
+        default=None,
+        affects="plan",
+        metavar="SIZE",
+        compared=False,
+    )
+    targets: Annotated[tuple[str, ...], Field(strict=False)] = setting(
+        "what may be cut: attention, mlp, hidden, layers", default=UNITS, affects="scope", metavar="NAMES"
+    )
+    attention_layers: Layers | None = setting(
+        "layers whose attention is in scope, end excluded", default=None, affects="scope", metavar="START:END"
+    )
+    mlp_layers: Layers | None = setting(
+        "layers whose MLP is in scope", default=None, affects="scope", metavar="START:END"
+    )
+    whole_layers: Layers | None = setting(
+        "layers that may go whole (default of all three: 4:30 of 32, scaled)",
+        default=None,
+        affects="scope",
+        metavar="START:END",
+    )
+    budget: Any = setting("how the size is spread over layers", default="uniform", affects="plan", metavar="NAME")
+    compensation: Any = setting(
+        "how what stays is adjusted", default="none", affects="apply", metavar="NAME", compared=False
+    )
+    mask: Any = setting(
+        "single weights become zero instead: unstructured, 2:4, 4:8, …", default=None, metavar="PATTERN", compared=False
+    )
+    rounds: int = setting(
+        "prune in N rounds, each scored as the one before left the model",
+        default=1,
+        metavar="N",
+        ge=1,
+        le=1000,
+        compared=False,
+    )
+    schedule: Literal["cubic", "linear"] = setting(
+        "how fast the rounds reach the size", default="cubic", compared=False, rare=True
+    )
+    calibration_samples: int = setting(
+        "windows of calibration text", default=10, flag="samples", metavar="N", ge=1, le=10**8
+    )
+    sequence_length: int = setting("tokens per window", default=128, flag="seq-len", metavar="N", ge=2, le=2**24)
+    batch_size: int | None = setting(
+        "windows per forward pass (all, at most 10)",
+        default=None,
+        affects="work",
+        metavar="N",
+        ge=1,
+        le=10**6,
+        rare=True,
+    )
+    seed: int = setting(
+        "of windows, noise and random scores", default=0, metavar="N", ge=0, le=2**63 - 1, compared=False
+    )
+    runtime: Literal["transformers", "vllm", "llama.cpp"] = setting(
+        "what must load the result", default="transformers", affects="plan", was="engine", compared=False
+    )
+    tensor_parallel: int = setting(
+        "devices over which that runtime splits every layer",
+        default=1,
+        affects="plan",
+        metavar="N",
+        ge=1,
+        le=2**16,
+        compared=False,
+    )
+    multiple_of: int = setting(
+        "keep channels as a multiple of N", default=1, affects="plan", metavar="N", ge=1, le=2**20, rare=True
+    )
+    uniform: bool = setting(
+        "every layer in scope keeps the same number of heads and channels", default=False, affects="plan"
+    )
+    fold_norms: bool = setting(
+        "hidden channels: keep the norms' averages over the original width", default=False, affects="plan", rare=True
+    )
+    export: Literal["auto", "stock", "custom"] = setting(
+        "class of the result", default="auto", affects="plan", compared=False
+    )
+    offload: Literal["cpu", "disk"] | None = setting(
+        "where δ of the Moreau envelope is kept (the device that scores)", default=None, affects="work", rare=True
+    )
 
     def __post_init__(self) -> None:
-        for name in (*_LAYER_RANGES, "unit_ratio", "targets"):
-            if isinstance(value := getattr(self, name), list):
-                object.__setattr__(self, name, tuple(value))
+        put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
         for name, parse in (("target_parameters", parse_parameters), ("target_bytes", parse_bytes)):
             if (value := getattr(self, name)) is not None:
-                object.__setattr__(self, name, parse(value))
+                put(name, parse(value))
+        for name, registry in (("criterion", CRITERIA), ("budget", BUDGETS), ("compensation", COMPENSATIONS)):
+            put(name, made(registry, name, getattr(self, name)))
+        put("mask", mask_of(self.mask))
         validate(self)
 
+    @staticmethod
+    def prepared(values: dict[str, Any]) -> dict[str, Any]:
+        """Lets a method's setting be given beside its name: `criterion="moreau", steps=5`."""
+        return unflattened(values)
+
     @classmethod
-    def paper(cls, criterion: str = "moreau-gs", **changes: Any) -> MoreauPrunerConfig:
+    def paper(cls, criterion: Any = "moreau-gs", **changes: Any) -> MoreauPrunerConfig:
         """The paper's protocol: 25 % of the units of layers 4..29 of 32, 10 × 128 tokens, its ρ, γ, σ, T and η.
 
         With η = 5e-6 the group threshold of `moreau-gs` is inert: γη lies far below any channel's norm.
         """
-        return cls(**{**paper_settings(criterion, changes), **changes})
+        changes = unflattened({"criterion": criterion, **changes})
+        return cls(**{**paper_settings(changes), **changes, "criterion": paper_settings(changes)["criterion"]})
 
     @classmethod
     def best(cls, **changes: Any) -> MoreauPrunerConfig:
@@ -215,7 +176,7 @@ class MoreauPrunerConfig:
         as many windows or, where they take several passes over each, passes; what the changes rule out is left out
         (config/presets.py).
         """
-        return cls.from_dict({**best_settings(changes), **changes})
+        return cls(**best_settings(changes))
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> MoreauPrunerConfig:
@@ -231,7 +192,7 @@ class MoreauPrunerConfig:
         sized = {"unit_ratio": None} if any(size in changes for size in SIZES) else {}
         return cls.paper(**{**sized, **changes})
 
-    def resolve(self, model_config: Any) -> MoreauPrunerConfig:
+    def resolve(self, model_config: Any) -> ResolvedConfig:
         """Fills in what depends on the criterion and on the model.
 
         Args:
@@ -243,102 +204,107 @@ class MoreauPrunerConfig:
         Raises:
             ConfigError: a layer range lies outside the model, or the criterion cannot score a target.
         """
-        criterion = CRITERIA.get(self.criterion)
+        criterion, depth = self.criterion, model_config.num_hidden_layers
         if "activations" in criterion.needs and "hidden" in self.targets and not self.by_influence_alone:
             raise ConfigError(
-                f"targets: {self.criterion} scores what flows into heads and MLP channels, not hidden channels; leave"
+                f"targets: {criterion.name} scores what flows into heads and MLP channels, not hidden channels; leave"
                 " hidden out, or take a criterion of weights or gradients"
             )
-        defaults = dict(criterion.defaults)
-        if self.criterion in PAPER_STEPS and self.absolute:
-            defaults |= {"relative_rho": None, "step_ratio": None, **PAPER_STEPS[self.criterion]}
-        if self.eta is not None:
-            defaults["eta_quantile"] = None
-        elif self.released and "eta" in defaults:  # the published code has an absolute η only
-            defaults |= {"eta": PAPER_ETA, "eta_quantile": None}
-        if self.released:
-            defaults["average_last"] = RELEASED_AVERAGE_LAST
-
-        if self.update:
-            defaults.setdefault("damping", 0.01)
-        if self.by_influence_alone:
-            defaults = {}
-        values: dict[str, Any] = {}
-        if self.per_sample and "gradients" not in criterion.needs:
-            logger.warning("%s does not use reduction: ignored", self.criterion)
-            values["reduction"] = "gradient"
-        for name in CRITERION_FIELDS:
-            given = getattr(self, name)
-            if name not in defaults and given is not None:
-                logger.warning("%s does not use %s: ignored", self.criterion, name)
-            values[name] = defaults.get(name) if given is None or name not in defaults else given
-        if self.budget != "uniform" and not self.masks and not {*UNITS} & {*self.targets}:
-            logger.warning("budget '%s' spreads heads and channels, which are no targets: ignored", self.budget)
-        if self.ridge != type(self).ridge and not COMPENSATIONS.get(self.compensation).ridged:
-            logger.warning("compensation '%s' does not use ridge: ignored", self.compensation)
-        if self.masks:
-            compared = self.pattern == "unstructured" and self.budget != "global"
-            values["mask_group"] = (self.mask_group or criterion.mask_group) if compared else None
-            values["sparsity"] = 0.5 if self.pattern == "unstructured" and self.sparsity is None else self.sparsity
-        elif all(getattr(self, name) is None for name in SIZES):
+        if self.budget.name != "uniform" and not self.masks and not {*UNITS} & {*self.targets}:
+            logger.warning("budget '%s' spreads heads and channels, which are no targets: ignored", self.budget.name)
+        values: dict[str, Any] = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
+        values["criterion"] = criterion if self.by_influence_alone else criterion.resolved()
+        if self.mask is not None:
+            compared = not self.mask.structured and self.budget.name != "global"
+            group = (self.mask.group or criterion.mask_group) if compared else None
+            share = 0.5 if not self.mask.structured and self.mask.sparsity is None else self.mask.sparsity
+            values["mask"] = dataclasses.replace(self.mask, group=group, sparsity=share)
+        elif all(values[name] is None for name in SIZES):
             values["pruning_ratio"] = 0.2
         values["batch_size"] = self.batch_size or min(self.calibration_samples, 10)
-        depth = model_config.num_hidden_layers
-        everywhere = (0, depth) if self.masks else None
-        values |= {name: _resolve_layers(name, getattr(self, name) or everywhere, depth) for name in _LAYER_RANGES}
-        if self.engine in ENGINES_OF_UNIFORM_LAYERS:
-            values |= _for_uniform_engine(self, depth)
-        return dataclasses.replace(self, **values)
+        return ResolvedConfig(**{**values, **resolved_layers(self, depth)})
 
     @property
     def masks(self) -> bool:
         """Whether single weights become zero, instead of whole units going."""
-        return self.pattern != "units"
-
-    @property
-    def fits_biases(self) -> bool:
-        """Whether the compensation fits biases."""
-        return self.intercept or COMPENSATIONS.get(self.compensation).needs_bias
-
-    @property
-    def per_sample(self) -> bool:
-        """Whether each sample's importance is averaged, and not its gradient."""
-        return self.reduction == "importance"
-
-    @property
-    def absolute(self) -> bool:
-        """Whether a setting is given, ρ, γ or η, that has a meaning at one scale of the loss only."""
-        eta = self.eta if self.criterion == "moreau-gs" else None
-        return self.released or any(value is not None for value in (self.rho, self.step_size, eta))
+        return self.mask is not None
 
     @property
     def by_influence_alone(self) -> bool:
         """Whether whole layers go, by their block influence, and nothing else, so that the criterion scores nothing."""
-        return self.targets == ("layers",) and self.layer_criterion == "block-influence"
+        return self.targets == ("layers",) and self.criterion.layers == "block-influence"
+
+    @property
+    def one_shape(self) -> bool:
+        """Whether every layer keeps the same shape."""
+        return self.uniform or self.runtime in RUNTIMES_OF_UNIFORM_LAYERS
 
     @property
     def decided_by(self) -> str:
         """The criterion's name, or that of the layer criterion where it decides alone."""
-        return self.layer_criterion if self.by_influence_alone else self.criterion
+        return str(self.criterion.layers if self.by_influence_alone else self.criterion.name)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as a dictionary that JSON can hold."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        """Returns the fields as a dictionary that JSON can hold; a method's settings lie in a dictionary of its own."""
+        return {one.name: described(getattr(self, one.name)) for one in dataclasses.fields(self)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> MoreauPrunerConfig:
-        """Makes a config from a dictionary; refuses keys it does not know.
+        """Makes a config from a dictionary, also a flat one of the first edition; refuses keys it does not know.
 
         Raises:
             ConfigError: an unknown key (with "did you mean"), or a value that is not valid.
         """
         if not isinstance(values, Mapping):
             raise ConfigError(f"{cls.__name__}: {values!r:.40} is no dictionary of fields")
-        known = [field.name for field in dataclasses.fields(cls)]
-        for key in values:
-            if key not in known:
-                raise ConfigError(f"{cls.__name__}: unknown field '{key}'.{suggestion(key, known)}")
-        return cls(**values)
+        return cls(**{str(name): value for name, value in values.items()})
+
+    def changed(self, **changes: Any) -> Self:
+        """Returns the config with other settings, flat or where they belong; a size stands for the one there was.
+
+        Another criterion, given by its name, keeps those settings of the one before that are its own too.
+        """
+        values: dict[str, Any] = {one.name: getattr(self, one.name) for one in settings_of(self)}
+        if any(size in changes for size in SIZES):
+            values |= dict.fromkeys(SIZES)
+        criterion = changes.get("criterion")
+        if isinstance(criterion, str) and criterion in CRITERIA and criterion != self.criterion.name:
+            kind = CRITERIA.get(criterion)
+            known = {one.name for one in settings_of(kind)}
+            kept = {
+                one.name: getattr(self.criterion, one.name)
+                for one in settings_of(self.criterion)
+                if one.name in known and getattr(self.criterion, one.name) != one.default
+            }
+            changes = {**changes, "criterion": {"name": criterion, **kept}}
+        return type(self)(**{**values, **changes})
+
+    def replanned(self, changes: Mapping[str, Any], scores: str = "these scores") -> MoreauPrunerConfig:
+        """The config of a new plan from the same scores.
+
+        Args:
+            changes: settings of the new plan, flat or where they belong.
+            scores: their name, for messages.
+
+        Raises:
+            ConfigError: a change would have changed the scores, or these come from rounds.
+        """
+        if self.rounds > 1:
+            raise ConfigError(f"{scores}: come from rounds that led to one size; score again for another")
+        known = {name: described(getattr(self, name)) for name in (*METHODS, "mask")}
+        own, merged = {one.name: one for one in settings_of(self)}, unflattened({**known, **changes})
+        changes = {name: value for name, value in merged.items() if name not in known or value != known[name]}
+        for name, value in changes.items():
+            if own[name].affects not in ("scope", "plan", "apply") and value != described(getattr(self, name)):
+                raise ConfigError(f"{name} decided the scores; leave it out, or score again without --from-scores")
+        values = self.to_dict()
+        if any(size in changes for size in SIZES):
+            values |= dict.fromkeys(SIZES)
+        if "runtime" in changes:  # what the last one made of the scope does not hold for another
+            values |= {"attention_layers": None, "mlp_layers": None, "uniform": False, "export": "auto"}
+        one_shape = changes.get("uniform") or changes.get("runtime", "transformers") != "transformers"
+        values |= {"budget": "uniform"} if one_shape else {}  # nobody asked for the scores' budget
+        return type(self).from_dict({**values, **changes})
 
     def save_pretrained(self, save_directory: str | Path) -> Path:
         """Writes `moreau_pruner_config.json` into a folder (made if missing); returns the file.
@@ -346,13 +312,7 @@ class MoreauPrunerConfig:
         Raises:
             CheckpointError: it cannot be written.
         """
-        folder = Path(save_directory)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CheckpointError(f"{folder}: cannot be made ({reason(error)})") from error
-        write_text(folder / CONFIG_NAME, self._to_json())
-        return folder / CONFIG_NAME
+        return write_config(self.to_dict(), save_directory)
 
     @classmethod
     def from_pretrained(
@@ -363,18 +323,7 @@ class MoreauPrunerConfig:
         Raises:
             ConfigError: the file is missing, is not JSON, or holds an unknown key.
         """
-        path = Path(name_or_path) / CONFIG_NAME
-        if not Path(name_or_path).is_dir():
-            from huggingface_hub import hf_hub_download
-            from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
-
-            try:
-                path = Path(hf_hub_download(str(name_or_path), CONFIG_NAME, revision=revision, token=token))
-            except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-                raise ConfigError(f"{name_or_path}: no folder here, and no {CONFIG_NAME} on the Hub") from error
-        if not path.is_file():
-            raise ConfigError(f"{name_or_path}: holds no {CONFIG_NAME}")
-        return cls.from_dict(read_json(path, "a pruning config", ConfigError))
+        return cls.from_dict(read_config(name_or_path, revision=revision, token=token))
 
     def push_to_hub(
         self,
@@ -387,40 +336,15 @@ class MoreauPrunerConfig:
         create_pr: bool = False,
     ) -> str:
         """Uploads the config to a Hub repository (made if missing); returns the commit's address."""
-        from huggingface_hub import HfApi
-
-        api = HfApi(token=token)
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        commit = api.upload_file(
-            path_or_fileobj=self._to_json().encode(),
-            path_in_repo=CONFIG_NAME,
-            repo_id=repo_id,
-            revision=revision,
-            commit_message=commit_message,
-            create_pr=create_pr,
-        )
-        return commit.commit_url
-
-    def _to_json(self) -> str:
-        return json.dumps(self.to_dict(), indent=2) + "\n"
+        options = {"revision": revision, "commit_message": commit_message, "create_pr": create_pr}
+        return push_config(self.to_dict(), repo_id, private=private, token=token, **options)
 
 
-def _resolve_layers(name: str, layers: tuple[int, int] | None, depth: int) -> tuple[int, int]:
-    if layers is None:  # the paper's 4..29 of 32, scaled; at least one layer
-        start = min(round(4 * depth / 32), depth - 1)
-        return start, max(round(30 * depth / 32), start + 1)
-    if layers[1] > depth:
-        raise ConfigError(f"{name}: {layers[0]}:{layers[1]} lies outside the model's layers 0:{depth}")
-    return layers
+@settings
+class ResolvedConfig(MoreauPrunerConfig):
+    """What exactly runs on one model: every layer range is given, and every setting of the criterion and the mask."""
 
-
-def _for_uniform_engine(config: MoreauPrunerConfig, depth: int) -> dict[str, Any]:
-    """All layers are in scope, of one shape, in a stock class."""
-    for name in ("attention_layers", "mlp_layers"):
-        layers = getattr(config, name)
-        if layers not in (None, (0, depth)) and name.removesuffix("_layers") in config.targets:
-            raise ConfigError(
-                f"{name}: {config.engine} reads layers of one shape only; leave {layers[0]}:{layers[1]} out, or use"
-                f" 0:{depth}"
-            )
-    return {"attention_layers": (0, depth), "mlp_layers": (0, depth), "uniform": True, "export": "stock"}
+    batch_size: int = setting("windows per forward pass", default=10, affects="work", ge=1, le=10**6)
+    attention_layers: Layers = setting("layers whose attention is in scope", default=(0, 1), affects="scope")
+    mlp_layers: Layers = setting("layers whose MLP is in scope", default=(0, 1), affects="scope")
+    whole_layers: Layers = setting("layers that may go whole", default=(0, 1), affects="scope")

@@ -1,5 +1,5 @@
 """Criteria: one file each, model + calibration batches → element scores, emitted weight by weight."""
 
-from .criterion import Cost, Criterion, Emit, Scoring
+from .criterion import Cost, Criterion, OfGradients
 
-__all__ = ["Cost", "Criterion", "Emit", "Scoring"]
+__all__ = ["Cost", "Criterion", "OfGradients"]

@@ -8,16 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
-from ..models.placement import input_device
 from .papers import SHORT_GPT
 
 SUMMARY = "1 − mean cosine similarity of a layer's input and output"
 PAPER = SHORT_GPT
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
 
@@ -32,6 +29,10 @@ def block_influence(model: PreTrainedModel, layers: nn.ModuleList, batches: Iter
     Returns:
         float64 tensor `(layers,)` on CPU: 0 for a layer that leaves the direction of the residual stream as it is.
     """
+    import torch
+
+    from ..models.placement import input_device
+
     similarity = torch.zeros(len(layers), dtype=torch.float64, device="cpu")
     tokens = 0
 

@@ -12,63 +12,93 @@ weigh G alike at n = 128.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar
 
-from torch import Tensor
-
-from ..config import MoreauPrunerConfig
-from ..models.stream import Inputs
-from .criterion import Cost, Criterion, Scoring
+from ..config.settings import setting, settings
+from .criterion import Cost, OfGradients
 from .papers import GBLM_PAPER
 from .taylor import sample_gradients
-from .wanda import norms
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..config import MoreauPrunerConfig
+    from ..models.stream import Inputs
+    from .run import Scoring
 
 _PUBLISHED_SAMPLES = 128
 
 
-def _score(*, squared: bool, activations: bool) -> Callable[[Scoring], None]:
-    """Emits the score; one float32 number is held for every weight in scope meanwhile."""
+@settings
+class GBLMGradient(OfGradients):
+    """|W|·G alone, G the ℓ2 norm over samples; one float32 number is held for every weight in scope meanwhile."""
 
-    def score(run: Scoring) -> None:
+    name = "gblm-gradient"
+    summary = "|W|·G, ℓ2, without activations"
+    paper = GBLM_PAPER
+    squared: ClassVar[bool] = True
+
+    def score(self, run: Scoring) -> None:
+        """Emits |W|·G."""
+        g_of = self._gathered(run)
+        run.by_weight(lambda name, w: w.abs() * g_of(name))
+
+    def partial(self) -> bool:
+        """G is of all processes."""
+        return False
+
+    def cost(self, config: MoreauPrunerConfig) -> Cost:
+        """One window at a time."""
+        return Cost(passes=1, floats=1, batch=1)
+
+    def _gathered(self, run: Scoring) -> Callable[[str], Tensor]:
         gathered: dict[str, Tensor] = {}  # Σ_n g_n² / N, or Σ_n |g_n| / N
 
         def gather(name: str, g: Tensor) -> None:
-            part = (g.square_() if squared else g.abs_()).div_(run.windows)
+            part = (g.square_() if self.squared else g.abs_()).div_(run.windows)
             gathered[name] = gathered[name].add_(part) if name in gathered else part
 
         sample_gradients(run, gather)
         for total in gathered.values():
             run.engine.sum_over_processes(total)
+        return lambda name: gathered[name].sqrt() if self.squared else gathered[name]
 
-        def g_of(name: str) -> Tensor:
-            return gathered[name].sqrt() if squared else gathered[name]
 
-        if not activations:
-            run.by_weight(lambda name, w: w.abs() * g_of(name))
-            return
-        assert run.config.alpha is not None  # resolved
-        alpha = run.config.alpha * (_PUBLISHED_SAMPLES**0.5 if squared else _PUBLISHED_SAMPLES)
+@settings
+class GBLMGradientL1(GBLMGradient):
+    """|W|·G alone, G the ℓ1 norm."""
 
-        def elements(name: str, w: Tensor, inputs: Inputs, config: MoreauPrunerConfig) -> Tensor:
-            return w.abs() * (norms(inputs.squares) + alpha * g_of(name))
+    name = "gblm-gradient-l1"
+    summary = "|W|·G, ℓ1, without activations"
+    squared = False
+
+
+@settings
+class GBLM(GBLMGradient):
+    """|W|·√A + α|W|·G, G the ℓ2 norm."""
+
+    name = "gblm"
+    summary = "|W|·√A + α|W|·G, G the ℓ2 norm over samples"
+    needs = ("gradients", "activations")
+
+    alpha: float = setting("α: how much the gradient weighs beside the activations", default=100.0, ge=0)
+
+    def score(self, run: Scoring) -> None:
+        """Emits |W|·(√A + α'·G)."""
+        g_of = self._gathered(run)
+        alpha = self.alpha * (_PUBLISHED_SAMPLES**0.5 if self.squared else _PUBLISHED_SAMPLES)
+
+        def elements(name: str, w: Tensor, inputs: Inputs) -> Tensor:
+            assert inputs.squares is not None  # asked for
+            return w.abs() * (inputs.squares.sqrt() + alpha * g_of(name))
 
         run.by_inputs(("squares",), elements)
 
-    return score
 
+@settings
+class GBLML1(GBLM):
+    """|W|·√A + α|W|·G, G the ℓ1 norm."""
 
-def _criterion(name: str, summary: str, *, squared: bool, activations: bool) -> Criterion:
-    return Criterion(
-        name=name,
-        summary=summary,
-        paper=GBLM_PAPER,
-        score=_score(squared=squared, activations=activations),
-        needs=("gradients", "activations") if activations else ("gradients",),
-        defaults={"alpha": 100.0} if activations else {},
-        cost=lambda config: Cost(passes=1, floats=1, batch=1),
-    )
-
-
-GBLM = _criterion("gblm", "|W|·√A + α|W|·G, G the ℓ2 norm over samples", squared=True, activations=True)
-GBLM_L1 = _criterion("gblm-l1", "the same, G the ℓ1 norm", squared=False, activations=True)
-GBLM_GRADIENT = _criterion("gblm-gradient", "|W|·G, ℓ2, without activations", squared=True, activations=False)
-GBLM_GRADIENT_L1 = _criterion("gblm-gradient-l1", "|W|·G, ℓ1, without activations", squared=False, activations=False)
+    name = "gblm-l1"
+    summary = "the same, G the ℓ1 norm"
+    squared = False

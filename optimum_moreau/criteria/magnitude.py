@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
-from .criterion import Criterion, Scoring
+from typing import TYPE_CHECKING, ClassVar
+
+from ..config.settings import settings
+from .criterion import Criterion
 from .papers import FILTER_PRUNING
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def score_l1(run: Scoring) -> None:
-    """Emits |W|."""
-    run.by_weight(lambda name, w: w.abs())
-
-
-def score_l2(run: Scoring) -> None:
-    """Emits |W|²."""
-    run.by_weight(lambda name, w: w.square())
+    from ..models.stream import Inputs
+    from .run import Scoring
 
 
-MAGNITUDE = Criterion(
-    name="magnitude",
-    summary="Σ|W|, p = 1",
-    paper=FILTER_PRUNING,
-    score=score_l1,
-    mask_group="layer",
-    elements=lambda name, w, inputs, config: w.abs(),
-)
-MAGNITUDE_L2 = Criterion(
-    name="magnitude-l2",
-    summary="Σ|W|², p = 2",
-    paper=FILTER_PRUNING,
-    score=score_l2,
-    mask_group="layer",
-    elements=lambda name, w, inputs, config: w.square(),
-)
+@settings
+class Magnitude(Criterion):
+    """|W|, p = 1."""
+
+    name = "magnitude"
+    summary = "Σ|W|, p = 1"
+    paper = FILTER_PRUNING
+    mask_group = "layer"
+    by_layer = True
+    power: ClassVar[int] = 1
+
+    def score(self, run: Scoring) -> None:
+        """Emits |W|^p."""
+        run.by_weight(lambda name, w: w.abs() ** self.power)
+
+    def elements(self, name: str, w: Tensor, inputs: Inputs, seed: int) -> Tensor:
+        """|W|^p."""
+        return w.abs() ** self.power
+
+
+@settings
+class MagnitudeL2(Magnitude):
+    """|W|², p = 2."""
+
+    name = "magnitude-l2"
+    summary = "Σ|W|², p = 2"
+    power = 2

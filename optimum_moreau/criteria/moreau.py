@@ -20,175 +20,165 @@ relative ρ_W that of its own gradient.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
-from torch import Tensor
-
-from ..config import MoreauPrunerConfig
-from ..envelope import MoreauRun, State, shrink
-from ..files.temporary import temporary_folder
-from ..models.units import Block
-from .criterion import Cost, Criterion, Part, Scoring, batches_per_pass
+from ..config.settings import Share, setting, settings
+from ..errors import ConfigError
+from .criterion import Cost, OfGradients, batches_per_pass
 from .papers import MOREAU_PRUNER
-from .released import released_gradient
 
-Threshold = Callable[[Tensor], Tensor | float]
+if TYPE_CHECKING:
+    from torch import Tensor
 
+    from ..config import MoreauPrunerConfig
+    from .run import Scoring
 
-def score(run: Scoring) -> None:
-    """Emits |δ/ρ_W ⊙ w| after T steps of Algorithm 1, or |δ_n/ρ_W ⊙ w| / N of every sample n."""
-    if run.config.released:
-        for name, gradient in released_gradient(run).items():
-            if name in run.names:
-                run.emit_saliency(name, gradient)
-        return
-    with _state(run) as delta:
-        for part in run.parts():
-            if run.config.per_sample:
-                delta.reset()
-            _score_part(run, delta, part)
+    Threshold = Callable[[Tensor], Tensor | float]
 
 
-def _score_part(run: Scoring, delta: State, part: Part) -> None:
-    """Runs the steps that are left of T on a part of the text, and emits its importance."""
-    c = run.config
-    relative = c.relative_rho is not None
-    rho = c.relative_rho or c.rho
-    step_size = rho * c.step_ratio if rho and c.step_ratio else c.step_size
-    assert rho is not None and step_size is not None and c.steps is not None  # resolved
-    threshold = _threshold(c)
-    by_row = threshold if c.channel_group == "row" else None
-    moreau = MoreauRun(
-        run.engine,
-        part.batches,
-        run.noise(),
-        rho,
-        step_size,
-        c.steps,
-        c.noise_samples or 1,
-        by_row,
-        part.everywhere,
-        relative,
+@settings
+class Moreau(OfGradients):
+    """The gradient of the Moreau envelope (paper, Eq. 9). Where ρ or γ is given, the rest is the paper's."""
+
+    name = "moreau"
+    summary = "gradient of the Moreau envelope, Σ|∇g^ρ(w)⊙w|"
+    paper = MOREAU_PRUNER
+    paper_steps: ClassVar[Mapping[str, float]] = {"rho": 0.05, "step_size": 1e-3, "sigma": 0.05}
+    by_row: ClassVar[bool] = True
+
+    rho: float | None = setting("ρ of the envelope (paper, Eq. 6), absolute", default=None, gt=0, symbol="ρ")
+    step_size: float | None = setting("γ of Algorithm 1, absolute", default=None, gt=0)
+    relative_rho: float | None = setting(
+        "instead of ρ: δ, where small, comes to about this share of each matrix (0.03)",
+        default=None,
+        gt=0,
+        symbol="ρ, relative",
     )
-    last = min(c.average_last or 1, c.steps)
-    total: dict[str, Tensor] = {}
-    for t in moreau.iterate(delta):
-        if threshold is not None and by_row is None:
-            _shrink_units(delta, run, threshold)
-        if last > 1 and t > c.steps - last:
-            _add(total, delta, run)
-    for name in run.names:
-        d = total[name] / last if last > 1 else _at(delta, name, run)
-        run.emit_saliency(name, d, part.weight / (rho * delta.scales.get(name, 1.0)))
+    step_ratio: float | None = setting("γ/ρ, with the relative ρ (0.2)", default=None, gt=0, le=1)
+    sigma: float | None = setting(
+        "σ of the Gaussian smoothing (0.2; with absolute steps 0.05)", default=None, ge=0, symbol="σ"
+    )
+    noise: Literal["relative", "absolute"] = setting(
+        "noise of σ·|w| per element, or of σ (Theorem 1)", default="relative"
+    )
+    steps: int = setting("T of Algorithm 1", default=10, ge=1, le=10**6, symbol="T")
+    noise_samples: int = setting("noise draws per step", default=1, ge=1, le=10**6)
+    average_last: int | None = setting(
+        "how many of the last iterates the score is the mean of (1)", default=None, ge=1, le=10**6
+    )
+    state_dtype: Literal["float32", "bfloat16"] = setting("in which δ is kept", default="float32")
+    released: bool = setting("the published code's update instead of Algorithm 1 (criteria/released.py)", default=False)
 
+    def __post_init__(self) -> None:
+        relative = [name for name in ("relative_rho", "step_ratio") if getattr(self, name) is not None]
+        absolute = [name for name in ("rho", "step_size", "eta") if getattr(self, name, None) is not None]
+        if absolute and relative:
+            raise ConfigError(
+                f"{relative[0]}: is relative, and {absolute[0]} absolute; give relative_rho, step_ratio and"
+                " eta_quantile, or rho, step_size and eta"
+            )
+        if not self.released:
+            return
+        if relative:
+            raise ConfigError(f"released=True has absolute steps only; give rho, step_size instead of {relative[0]}")
+        if self.noise_samples != 1 or not self.by_row:
+            raise ConfigError(
+                "released=True draws once per step and thresholds rows; leave noise_samples, channel_group"
+            )
+        if self.per_sample:
+            raise ConfigError("released=True takes the gradient of the mean loss; leave reduction out")
 
-@contextmanager
-def _state(run: Scoring) -> Iterator[State]:
-    """δ, where and in which dtype the config says."""
-    c = run.config
-    shapes = {name: run.model.get_parameter(name).shape for name in run.names}
-    with ExitStack() as stack:
-        folder = run.checkpoint
-        if folder is None and c.offload == "disk":
-            folder = stack.enter_context(temporary_folder("delta")) / "delta"
-        dtype, devices = getattr(torch, c.state_dtype), {name: run.engine.device(name) for name in run.names}
-        yield State(
-            shapes,
-            devices=devices,
-            dtype=dtype,
-            offload=c.offload,
-            folder=folder,
-            run=run.run if run.checkpoint else "",
-        )
+    def score(self, run: Scoring) -> None:
+        """Emits |δ/ρ_W ⊙ w| after T steps of Algorithm 1, or |δ_n/ρ_W ⊙ w| / N of every sample n."""
+        from .algorithm import score
 
+        score(run)
 
-def _at(delta: State, name: str, run: Scoring) -> Tensor:
-    device = run.engine.device(name)
-    found = delta.get(name, device)
-    return torch.zeros(delta.shapes[name], dtype=torch.float32, device=device) if found is None else found
+    @property
+    def absolute(self) -> bool:
+        """Whether a setting is given that has a meaning at one scale of the loss only."""
+        return self.released or self.rho is not None or self.step_size is not None
 
+    def resolved(self) -> Any:
+        """Steps are relative, as measured to be good, or where one of them is absolute, the paper's."""
+        steps = self.paper_steps if self.absolute else {"relative_rho": 0.03, "step_ratio": 0.2, "sigma": 0.2}
+        found: dict[str, Any] = {"average_last": 5 if self.released else 1, **steps}
+        return replace(self, **{name: value for name, value in found.items() if getattr(self, name) is None})
 
-def _add(total: dict[str, Tensor], delta: State, run: Scoring) -> None:
-    for name in run.names:
-        d = _at(delta, name, run).float()
-        total[name] = total[name].add_(d) if name in total else d.clone()
-
-
-def _threshold(c: MoreauPrunerConfig) -> Threshold | None:
-    """α of the group soft threshold, from the norms of the groups; or none."""
-    if c.eta is None and c.eta_quantile is None:
+    def threshold(self) -> Threshold | None:
+        """α of the group soft threshold, from the norms of the groups; or none."""
         return None
 
-    def threshold(norms: Tensor) -> Tensor | float:
-        if c.eta is not None and c.step_size is not None:
-            return c.step_size * c.eta  # α = γη
-        return torch.quantile(norms, c.eta_quantile or 0.0)
+    @property
+    def passes_each(self) -> int:
+        """T times the draws."""
+        return self.steps * self.noise_samples
 
-    return threshold
+    def cost(self, config: MoreauPrunerConfig) -> Cost:
+        """T steps, each of all draws; a sum over passes, a sum of the last iterates, δ."""
+        batches = 1 if self.per_sample else batches_per_pass(config)
+        floats = (self.noise_samples * batches > 1) + ((self.average_last or 1) > 1)
+        batch = 1 if self.per_sample else None
+        return Cost(passes=self.passes_each, floats=floats, states=1, noisy=True, batch=batch)
 
-
-def _shrink_units(delta: State, run: Scoring, threshold: Threshold) -> None:
-    """Soft-thresholds whole units: the group is a unit's part of all the matrices it spans."""
-    norms = {block.where: _unit_norms(delta, run, block) for block in run.blocks}  # (units,) each
-    layers: dict[int | None, list[Block]] = {}
-    for block in run.blocks:
-        layers.setdefault(block.layer, []).append(block)
-    for blocks in layers.values():
-        alpha = threshold(torch.cat([norms[block.where] for block in blocks]))
-        for block in blocks:
-            factor = shrink(norms[block.where], alpha).float()
-            for cut, name in block.weight_names().items():
-                d = _at(delta, name, run)
-                delta.put(name, d * block.spread(cut, factor, d))
+    def resumable(self) -> bool:
+        """Whether δ and the scales beside it are all that a step hands on to the next."""
+        return not self.released and (self.average_last or 1) == 1 and not self.per_sample
 
 
-def _unit_norms(delta: State, run: Scoring, block: Block) -> Tensor:
-    """‖δ_S‖₂ per unit over all matrices it spans, float64 `(units,)` on CPU."""
-    names = block.weight_names().items()
-    squares = [block.sum_per_unit(cut, _at(delta, name, run).float().square()).cpu() for cut, name in names]
-    return torch.stack(squares).sum(dim=0).sqrt()
+@settings
+class MoreauGS(Moreau):
+    """MoreauPruner-GS: δ is soft-thresholded by groups (paper, Eq. 11)."""
 
+    name = "moreau-gs"
+    summary = "gradient of the Moreau envelope, group-sparse per channel"
+    paper_steps: ClassVar[Mapping[str, float]] = {"rho": 0.2, "step_size": 2e-4, "sigma": 0.05}
+    paper_eta: ClassVar[float] = 5e-6
 
-def _cost(config: MoreauPrunerConfig) -> Cost:
-    draws = config.noise_samples or 1
-    batches = 1 if config.per_sample else batches_per_pass(config)
-    floats = (draws * batches > 1) + ((config.average_last or 1) > 1)  # a sum over passes, a sum of the last iterates
-    batch = 1 if config.per_sample else None
-    return Cost(passes=(config.steps or 0) * draws, floats=floats, states=1, noisy=True, batch=batch)
+    eta: float | None = setting(
+        "η, absolute threshold of Algorithm 1; the groups' is γη", default=None, ge=0, symbol="η"
+    )
+    eta_quantile: Share | None = setting(
+        "instead: the threshold is this quantile of the group norms (0.1)", default=None, symbol="η, as a quantile"
+    )
+    channel_group: Literal["row", "unit"] = setting(
+        "groups of the threshold: an output row of a matrix, or the coupled unit", default="row"
+    )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.eta_quantile is not None and self.eta is not None:
+            raise ConfigError("eta and eta_quantile are both given; give one of them")
+        if self.eta_quantile is not None and self.released:
+            raise ConfigError("released=True has an absolute threshold only; give eta instead of eta_quantile")
 
-def _resumable(config: MoreauPrunerConfig) -> bool:
-    """Whether δ and the scales beside it are all that a step hands on to the next."""
-    return not config.released and (config.average_last or 1) == 1 and not config.per_sample
+    @property
+    def by_row(self) -> bool:  # type: ignore[override]
+        """Whether groups lie within a matrix."""
+        return self.channel_group == "row"
 
+    @property
+    def absolute(self) -> bool:
+        """As for the envelope alone; η is absolute too."""
+        return super().absolute or self.eta is not None
 
-# As measured (docs/results.md, "Moreau's own scale"); the paper's are in `PAPER_STEPS`.
-_DEFAULTS: dict[str, Any] = {
-    "relative_rho": 0.03, "step_ratio": 0.2, "sigma": 0.2, "steps": 10, "noise_samples": 1, "average_last": 1,
-}  # fmt: skip
+    def resolved(self) -> Any:
+        """As for the envelope alone; the published code has an absolute η only."""
+        found = super().resolved()
+        if found.eta is None and found.released:
+            return replace(found, eta=self.paper_eta)
+        return replace(found, eta_quantile=0.1) if found.eta is found.eta_quantile is None else found
 
-MOREAU = Criterion(
-    name="moreau",
-    summary="gradient of the Moreau envelope, Σ|∇g^ρ(w)⊙w|",
-    paper=MOREAU_PRUNER,
-    score=score,
-    needs=("gradients",),
-    defaults=_DEFAULTS,
-    cost=_cost,
-    partial=lambda config: config.per_sample,
-    resumable=_resumable,
-)
-MOREAU_GS = Criterion(
-    name="moreau-gs",
-    summary="gradient of the Moreau envelope, group-sparse per channel",
-    paper=MOREAU_PRUNER,
-    score=score,
-    needs=("gradients",),
-    defaults={**_DEFAULTS, "eta": None, "eta_quantile": 0.1},
-    cost=_cost,
-    partial=lambda config: config.per_sample,
-    resumable=_resumable,
-)
+    def threshold(self) -> Threshold | None:
+        """γη, or the quantile of the norms."""
+        if self.eta is None and self.eta_quantile is None:
+            return None
+
+        def threshold(norms: Tensor) -> Tensor | float:
+            if self.eta is not None and self.step_size is not None:
+                return self.step_size * self.eta  # α = γη
+            return norms.quantile(self.eta_quantile or 0.0)
+
+        return threshold

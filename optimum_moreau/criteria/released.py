@@ -18,13 +18,12 @@ import torch
 from torch import Tensor
 
 from ..envelope import LossGradient, Tensors, smoothed_gradient
-from .criterion import Scoring
+from .run import Scoring
 
 
 def released_gradient(run: Scoring) -> Tensors:
     """Returns −δ/ρ by parameter name in float32, δ the mean of the last iterates of the published update."""
-    c = run.config
-    assert c.rho and c.step_size and c.steps and c.average_last  # resolved
+    c = run.config.criterion
     weights = {name: parameter.detach() for name, parameter in run.model.named_parameters()}
     gradient = LossGradient(run.model, run.batches)
     delta = {name: torch.zeros_like(w, dtype=torch.float32) for name, w in weights.items()}
@@ -34,8 +33,8 @@ def released_gradient(run: Scoring) -> Tensors:
         g = smoothed_gradient(gradient, weights, run.noise(), step=t, delta=delta)
         for name, d in delta.items():
             d.sub_(g.pop(name), alpha=c.step_size)  # δ ← δ − γ·g
-            if c.eta is not None:
-                d.mul_(released_shrink(d, c.eta, c.step_size))
+            if (eta := getattr(c, "eta", None)) is not None:
+                d.mul_(released_shrink(d, eta, c.step_size))
             if t >= c.steps - last:
                 mean[name].add_(d, alpha=1 / last)
     return {name: m.div_(-c.rho) for name, m in mean.items()}

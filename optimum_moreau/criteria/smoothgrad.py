@@ -6,52 +6,57 @@ importance    mean_i mean_n |∇f_n(w + z_i) ⊙ w|      f_n the loss on sample 
 
 from __future__ import annotations
 
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Literal
 
-from ..config import MoreauPrunerConfig
-from ..envelope import MovedWeight, Noise
-from .criterion import Cost, Criterion, Scoring, batches_per_pass
+from ..config.settings import setting, settings
+from .criterion import Cost, OfGradients, batches_per_pass
 from .papers import MOREAU_PRUNER
 
+if TYPE_CHECKING:
+    from ..config import MoreauPrunerConfig
+    from ..envelope import MovedWeight, Noise
+    from .run import Scoring
 
-def score(run: Scoring) -> None:
-    """Emits |∇f(w + z) ⊙ w| / passes of every pass: importances, not gradients, are averaged over the passes.
 
-    With `reduction="importance"`, |∇f_n(w + z) ⊙ w| / (passes · N) of every pass and sample.
-    """
-    c = run.config
-    assert c.passes is not None  # resolved
-    weight = 1 / c.passes
-    bar = tqdm(range(c.passes), desc="noisy passes", leave=False, disable=run.engine.hides_progress)
-    for i in bar:
-        for part in run.parts():
-            loss = run.gradient(
-                part,
-                lambda name, g, scale: run.emit_saliency(name, g, scale * weight),
-                moved=_moved(run.noise(), i),
-                label=f"pass {i + 1}",
-            )
-            bar.set_postfix(loss=f"{loss:.4f}")
+@settings
+class SmoothGrad(OfGradients):
+    """Importances, not gradients, are averaged over the passes."""
+
+    name = "smoothgrad"
+    summary = "|g(w+z)⊙w| averaged over noisy passes"
+    paper = MOREAU_PRUNER
+
+    sigma: float = setting("σ of the noise", default=0.05, ge=0, symbol="σ")
+    noise: Literal["relative", "absolute"] = setting("noise of σ·|w| per element, or of σ", default="relative")
+    passes: int = setting("noisy passes", default=100, ge=1, le=10**6)
+
+    def score(self, run: Scoring) -> None:
+        """Emits |∇f(w + z) ⊙ w| / passes of every pass, or |∇f_n(w + z) ⊙ w| / (passes · N), of every sample too."""
+        from tqdm import tqdm
+
+        weight = 1 / self.passes
+        bar = tqdm(range(self.passes), desc="noisy passes", leave=False, disable=run.engine.hides_progress)
+        for i in bar:
+            for part in run.parts():
+                loss = run.gradient(
+                    part,
+                    lambda name, g, scale: run.emit_saliency(name, g, scale * weight),
+                    moved=_moved(run.noise(), i),
+                    label=f"pass {i + 1}",
+                )
+                bar.set_postfix(loss=f"{loss:.4f}")
+
+    @property
+    def passes_each(self) -> int:
+        """The noisy passes."""
+        return self.passes
+
+    def cost(self, config: MoreauPrunerConfig) -> Cost:
+        """Several batches are summed up."""
+        if self.per_sample:
+            return Cost(passes=self.passes, noisy=True, batch=1)
+        return Cost(passes=self.passes, floats=1 if batches_per_pass(config) > 1 else 0, noisy=True)
 
 
 def _moved(noise: Noise, i: int) -> MovedWeight:
     return lambda name, w, out: noise.moved(w, None, name, 0, i, out=out)
-
-
-def _cost(config: MoreauPrunerConfig) -> Cost:
-    if config.per_sample:
-        return Cost(passes=config.passes or 0, noisy=True, batch=1)
-    batches = batches_per_pass(config)
-    return Cost(passes=config.passes or 0, floats=1 if batches > 1 else 0, noisy=True)
-
-
-SMOOTHGRAD = Criterion(
-    name="smoothgrad",
-    summary="|g(w+z)⊙w| averaged over noisy passes",
-    paper=MOREAU_PRUNER,
-    score=score,
-    needs=("gradients",),
-    defaults={"sigma": 0.05, "passes": 100},
-    cost=_cost,
-    partial=lambda config: config.per_sample,
-)

@@ -7,14 +7,39 @@ Without its update of the other weights, as here, the score is static: U is that
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-from ..config import MoreauPrunerConfig
+from ..config.settings import setting, settings
 from ..errors import NonFiniteError
-from ..models.stream import Inputs
-from .criterion import scored_by_inputs
+from .criterion import Criterion
 from .papers import SPARSE_GPT
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..models.stream import Inputs
+
+
+@settings
+class SparseGPT(Criterion):
+    """W²/U_jj²; masks with its update, units static."""
+
+    name = "sparsegpt"
+    summary = "W²/U_jj², from the inputs' Hessian; masks with its update, units static"
+    paper = SPARSE_GPT
+    needs = ("activations",)
+    statistics = ("products",)
+    by_layer = True
+    mask_group = "layer"  # in blocks of 128 columns, where the update chooses
+
+    damping: float = setting("share of the Hessian's mean diagonal that is added to its diagonal", default=0.01, gt=0)
+
+    def elements(self, name: str, w: Tensor, inputs: Inputs, seed: int) -> Tensor:
+        """W²/U_jj²."""
+        upper, dead = inverse_factor(inputs, self.damping, name)
+        found = w.square() / upper.diagonal().square()
+        found[:, dead] = 0
+        return found
 
 
 def inverse_factor(inputs: Inputs, damping: float, where: str) -> tuple[Tensor, Tensor]:
@@ -30,6 +55,8 @@ def inverse_factor(inputs: Inputs, damping: float, where: str) -> tuple[Tensor, 
     Raises:
         NonFiniteError: H is not positive definite.
     """
+    import torch
+
     assert inputs.products is not None  # asked for
     h = inputs.products * (2 / inputs.samples)
     dead = h.diagonal() == 0
@@ -44,23 +71,3 @@ def inverse_factor(inputs: Inputs, damping: float, where: str) -> tuple[Tensor, 
             f" on more text (calibration_samples, sequence_length), or raise damping ({damping:g})"
         )
     return upper, dead
-
-
-def static(name: str, w: Tensor, inputs: Inputs, config: MoreauPrunerConfig) -> Tensor:
-    """W²/U_jj²."""
-    assert config.damping is not None  # resolved
-    upper, dead = inverse_factor(inputs, config.damping, name)
-    found = w.square() / upper.diagonal().square()
-    found[:, dead] = 0
-    return found
-
-
-SPARSEGPT = scored_by_inputs(
-    static,
-    ("products",),
-    name="sparsegpt",
-    summary="W²/U_jj², from the inputs' Hessian; masks with its update, units static",
-    paper=SPARSE_GPT,
-    mask_group="layer",  # in blocks of 128 columns, where the update chooses
-    defaults={"damping": 0.01},
-)

@@ -17,65 +17,117 @@ vector   mean_n |Σ W ⊙ g_n|       the absolute value of every sample's sum (o
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from ..config import MoreauPrunerConfig
-from .criterion import Cost, Criterion, Part, Scoring, batches_per_pass
+from ..config.settings import settings
+from .criterion import Cost, OfGradients, batches_per_pass
 from .papers import LLM_PRUNER
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def score_first(run: Scoring) -> None:
-    """Emits |W ⊙ g|, or |W ⊙ g_n| / N of every sample n."""
-    for part in run.parts():
-        run.gradient(part, run.emit_saliency)
-
-
-def score_vector(run: Scoring) -> None:
-    """Emits W ⊙ g with its sign, or W ⊙ g_n / N of every sample n."""
-
-    def signed(name: str, g: Tensor, scale: float) -> None:
-        run.emit(name, (g.float() * run.engine.weight(name)).mul_(scale))
-
-    for part in run.parts():
-        run.gradient(part, signed)
+    from ..config import MoreauPrunerConfig
+    from .run import Scoring
 
 
-def score_second(run: Scoring) -> None:
-    """Emits |W² ⊙ g_n²| / N of every sample n: their sum is |W² ⊙ h|."""
+@settings
+class Taylor(OfGradients):
+    """First order."""
 
-    def squared(name: str, g_n: Tensor) -> None:
-        run.emit(name, g_n.mul_(run.engine.weight(name)).square_().div_(run.windows))
+    name = "taylor"
+    summary = "first-order Taylor, Σ|W⊙g| (LLM-Pruner)"
+    paper = LLM_PRUNER
 
-    sample_gradients(run, squared)
+    def score(self, run: Scoring) -> None:
+        """Emits |W ⊙ g|, or |W ⊙ g_n| / N of every sample n."""
+        for part in run.parts():
+            run.gradient(part, run.emit_saliency)
+
+    def cost(self, config: MoreauPrunerConfig) -> Cost:
+        """One pass; several batches are summed up."""
+        if self.per_sample:
+            return Cost(passes=1, batch=1)
+        return Cost(passes=1, floats=1 if batches_per_pass(config) > 1 else 0)
 
 
-def score_mixed(run: Scoring) -> None:
-    """Emits |W ⊙ g − ½ W² ⊙ h|, which needs g and h of all samples at once: two float32 numbers per weight.
+@settings
+class TaylorVector(Taylor):
+    """First order, with the sign kept inside each matrix of a unit."""
 
-    With `reduction="importance"` it emits |W ⊙ g_n − ½ W² ⊙ g_n²| / N of every sample n, and keeps nothing.
-    """
+    name = "taylor-vector"
+    summary = "first order with signs, |ΣW⊙g|"
+    signed = True
 
-    def mixed(name: str, g_n: Tensor) -> None:
-        first = g_n.mul_(run.engine.weight(name))  # W ⊙ g_n
-        run.emit(name, (first - 0.5 * first.square()).abs_().div_(run.windows))
+    def score(self, run: Scoring) -> None:
+        """Emits W ⊙ g with its sign, or W ⊙ g_n / N of every sample n."""
 
-    if run.config.per_sample:
-        sample_gradients(run, mixed)
-        return
-    g: dict[str, Tensor] = {}
-    h: dict[str, Tensor] = {}
+        def signed(name: str, g: Tensor, scale: float) -> None:
+            run.emit(name, (g.float() * run.engine.weight(name)).mul_(scale))
 
-    def gather(name: str, g_n: Tensor) -> None:
-        g[name] = g[name].add_(g_n, alpha=1 / run.windows) if name in g else g_n / run.windows
-        squares = g_n.square_().div_(run.windows)
-        h[name] = h[name].add_(squares) if name in h else squares
+        for part in run.parts():
+            run.gradient(part, signed)
 
-    sample_gradients(run, gather)
-    for name in run.names:
-        run.engine.sum_over_processes(g[name])
-        run.engine.sum_over_processes(h[name])
-    run.by_weight(lambda name, w: (w * g.pop(name) - 0.5 * w.square() * h.pop(name)).abs_())
+
+@settings
+class TaylorSecond(OfGradients):
+    """Second order, by the diagonal Fisher estimate; a mean over samples in either reduction."""
+
+    name = "taylor-second"
+    summary = "second-order Taylor, Σ|W²⊙h|"
+    paper = LLM_PRUNER
+
+    def score(self, run: Scoring) -> None:
+        """Emits |W² ⊙ g_n²| / N of every sample n: their sum is |W² ⊙ h|."""
+
+        def squared(name: str, g_n: Tensor) -> None:
+            run.emit(name, g_n.mul_(run.engine.weight(name)).square_().div_(run.windows))
+
+        sample_gradients(run, squared)
+
+    def partial(self) -> bool:
+        """Each process has its own samples."""
+        return True
+
+    def cost(self, config: MoreauPrunerConfig) -> Cost:
+        """One window at a time."""
+        return Cost(passes=1, batch=1)
+
+
+@settings
+class TaylorMixed(OfGradients):
+    """Both orders, which need g and h of all samples at once: two float32 numbers per weight."""
+
+    name = "taylor-mixed"
+    summary = "both orders, Σ|W⊙g − ½W²⊙h|"
+    paper = LLM_PRUNER
+
+    def score(self, run: Scoring) -> None:
+        """Emits |W ⊙ g − ½ W² ⊙ h|, or |W ⊙ g_n − ½ W² ⊙ g_n²| / N of every sample n, which keeps nothing."""
+
+        def mixed(name: str, g_n: Tensor) -> None:
+            first = g_n.mul_(run.engine.weight(name))  # W ⊙ g_n
+            run.emit(name, (first - 0.5 * first.square()).abs_().div_(run.windows))
+
+        if self.per_sample:
+            sample_gradients(run, mixed)
+            return
+        g: dict[str, Tensor] = {}
+        h: dict[str, Tensor] = {}
+
+        def gather(name: str, g_n: Tensor) -> None:
+            g[name] = g[name].add_(g_n, alpha=1 / run.windows) if name in g else g_n / run.windows
+            squares = g_n.square_().div_(run.windows)
+            h[name] = h[name].add_(squares) if name in h else squares
+
+        sample_gradients(run, gather)
+        for name in run.names:
+            run.engine.sum_over_processes(g[name])
+            run.engine.sum_over_processes(h[name])
+        run.by_weight(lambda name, w: (w * g.pop(name) - 0.5 * w.square() * h.pop(name)).abs_())
+
+    def cost(self, config: MoreauPrunerConfig) -> Cost:
+        """One window at a time."""
+        return Cost(passes=1, floats=0 if self.per_sample else 2, batch=1)
 
 
 def sample_gradients(run: Scoring, gather: Callable[[str, Tensor], None]) -> None:
@@ -83,63 +135,10 @@ def sample_gradients(run: Scoring, gather: Callable[[str, Tensor], None]) -> Non
 
     With several processes each has its own samples.
     """
+    from .run import Part
 
     def scaled(name: str, g_n: Tensor, scale: float) -> None:
         gather(name, g_n.float() * scale)  # fp32: squared gradients underflow in fp16
 
     for one in run.samples():
         run.gradient(Part([(one, 1.0)], 1.0, everywhere=False), scaled)
-
-
-def _one_pass(config: MoreauPrunerConfig) -> Cost:
-    if config.per_sample:
-        return Cost(passes=1, batch=1)
-    batches = batches_per_pass(config)
-    return Cost(passes=1, floats=1 if batches > 1 else 0)  # several batches are summed up
-
-
-def _second_cost(config: MoreauPrunerConfig) -> Cost:
-    return Cost(passes=1, batch=1)
-
-
-def _mixed_cost(config: MoreauPrunerConfig) -> Cost:
-    return Cost(passes=1, floats=0 if config.per_sample else 2, batch=1)
-
-
-TAYLOR = Criterion(
-    name="taylor",
-    summary="first-order Taylor, Σ|W⊙g| (LLM-Pruner)",
-    paper=LLM_PRUNER,
-    score=score_first,
-    needs=("gradients",),
-    cost=_one_pass,
-    partial=lambda config: config.per_sample,
-)
-TAYLOR_SECOND = Criterion(
-    name="taylor-second",
-    summary="second-order Taylor, Σ|W²⊙h|",
-    paper=LLM_PRUNER,
-    score=score_second,
-    needs=("gradients",),
-    cost=_second_cost,
-    partial=lambda config: True,
-)
-TAYLOR_MIXED = Criterion(
-    name="taylor-mixed",
-    summary="both orders, Σ|W⊙g − ½W²⊙h|",
-    paper=LLM_PRUNER,
-    score=score_mixed,
-    needs=("gradients",),
-    cost=_mixed_cost,
-    partial=lambda config: config.per_sample,
-)
-TAYLOR_VECTOR = Criterion(
-    name="taylor-vector",
-    summary="first order with signs, |ΣW⊙g|",
-    paper=LLM_PRUNER,
-    score=score_vector,
-    needs=("gradients",),
-    cost=_one_pass,
-    partial=lambda config: config.per_sample,
-    signed=True,
-)

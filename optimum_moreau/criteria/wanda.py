@@ -10,62 +10,78 @@ Their sum stands for the literature's mean over rows, the same order, as all of 
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-from ..config import MoreauPrunerConfig
-from ..models.stream import Inputs
-from .criterion import scored_by_inputs
+from ..config.settings import setting, settings
+from .criterion import Criterion
 from .papers import SYMMETRIC, WANDA_PAPER
 from .relative import relative_to
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def wanda(name: str, w: Tensor, inputs: Inputs, config: MoreauPrunerConfig) -> Tensor:
-    """|W|·√A."""
-    return w.abs() * norms(inputs.squares)
-
-
-def symmetric(name: str, w: Tensor, inputs: Inputs, config: MoreauPrunerConfig) -> Tensor:
-    """|W|·(u·‖X‖ + v·‖Y‖)."""
-    assert config.input_weight is not None and config.output_weight is not None  # resolved
-    x, y = norms(inputs.squares), norms(inputs.outputs)
-    return w.abs() * (config.input_weight * x[None, :] + config.output_weight * y[:, None])
+    from ..models.stream import Inputs
 
 
-def symmetric_relative(name: str, w: Tensor, inputs: Inputs, config: MoreauPrunerConfig) -> Tensor:
+@settings
+class Wanda(Criterion):
+    """|W|·√A, of the matrices that read the units."""
+
+    name = "wanda"
+    summary = "|W|·√A, A the squared inputs"
+    paper = WANDA_PAPER
+    needs = ("activations",)
+    statistics = ("squares",)
+    by_layer = True
+    sides = ("in",)
+
+    def elements(self, name: str, w: Tensor, inputs: Inputs, seed: int) -> Tensor:
+        """|W|·√A."""
+        return w.abs() * norms(inputs.squares)
+
+
+@settings
+class SymWanda(Criterion):
+    """|W|·(u·‖X‖ + v·‖Y‖), inputs and outputs."""
+
+    name = "symwanda"
+    summary = "|W|·(‖X‖ + ‖Y‖), inputs and outputs"
+    paper = SYMMETRIC
+    needs = ("activations",)
+    statistics = ("squares", "outputs")
+    by_layer = True
+
+    input_weight: float = setting("u: how much the inputs weigh", default=1.0, ge=0)
+    output_weight: float = setting("v: how much the outputs weigh", default=1.0, ge=0)
+
+    def elements(self, name: str, w: Tensor, inputs: Inputs, seed: int) -> Tensor:
+        """|W|·(u·‖X‖ + v·‖Y‖)."""
+        x, y = norms(inputs.squares), norms(inputs.outputs)
+        return w.abs() * (self.input_weight * x[None, :] + self.output_weight * y[:, None])
+
+
+@settings
+class SymWandaRelative(Criterion):
     """|W|·(1/‖W_:j‖_p + 1/‖W_k:‖_p)·‖X‖^a."""
-    assert config.norm_order is not None and config.exponent is not None  # resolved
-    columns = w.norm(p=config.norm_order, dim=0, keepdim=True)  # (1, in)
-    rows = w.norm(p=config.norm_order, dim=1, keepdim=True)  # (out, 1)
-    return relative_to(w, columns, rows) * norms(inputs.squares) ** config.exponent
+
+    name = "symwanda-relative"
+    summary = "|W|·(1/‖W_:j‖_p + 1/‖W_k:‖_p)·‖X‖^a"
+    paper = SYMMETRIC
+    needs = ("activations",)
+    statistics = ("squares",)
+    by_layer = True
+
+    norm_order: float = setting("p of the norms of rows and columns", default=2.0, gt=0)
+    exponent: float = setting("a: the power of the inputs' norm", default=0.5, ge=0)
+
+    def elements(self, name: str, w: Tensor, inputs: Inputs, seed: int) -> Tensor:
+        """|W|·(1/‖W_:j‖_p + 1/‖W_k:‖_p)·‖X‖^a."""
+        columns = w.norm(p=self.norm_order, dim=0, keepdim=True)  # (1, in)
+        rows = w.norm(p=self.norm_order, dim=1, keepdim=True)  # (out, 1)
+        return relative_to(w, columns, rows) * norms(inputs.squares) ** self.exponent
 
 
 def norms(squares: Tensor | None) -> Tensor:
     """‖X_j‖₂ of the statistic A or B."""
     assert squares is not None  # asked for
     return squares.sqrt()
-
-
-WANDA = scored_by_inputs(
-    wanda,
-    ("squares",),
-    name="wanda",
-    summary="|W|·√A, A the squared inputs",
-    paper=WANDA_PAPER,
-    sides=("in",),
-)
-SYMWANDA = scored_by_inputs(
-    symmetric,
-    ("squares", "outputs"),
-    name="symwanda",
-    summary="|W|·(‖X‖ + ‖Y‖), inputs and outputs",
-    paper=SYMMETRIC,
-    defaults={"input_weight": 1.0, "output_weight": 1.0},
-)
-SYMWANDA_RELATIVE = scored_by_inputs(
-    symmetric_relative,
-    ("squares",),
-    name="symwanda-relative",
-    summary="|W|·(1/‖W_:j‖_p + 1/‖W_k:‖_p)·‖X‖^a",
-    paper=SYMMETRIC,
-    defaults={"norm_order": 2.0, "exponent": 0.5},
-)

@@ -96,8 +96,6 @@ def load_examples(
     Raises:
         DataError: fields are missing, or nothing is left to learn from.
     """
-    import torch
-
     name = source_name(source)
     records, column = read_records(source, seed=seed)
     groups: list[list[Example]] = []  # of each record: a text may make several sequences
@@ -117,25 +115,36 @@ def load_examples(
             " raise the sequence length, or learn from all tokens (loss_on='all')"
         )
     if skipped:
-        logger.warning(
-            "%s: %d of %d records are skipped: the answer begins behind the first %d tokens, or is empty (raise the"
-            " sequence length, or learn from all tokens)",
-            name,
-            skipped,
-            len(records),
-            sequence_length,
-        )
+        _warn_of_skipped(name, skipped, len(records), sequence_length)
+    parts = _parts(groups, validation, seed)
+    if packing:
+        parts = [list(_packed(part, sequence_length)) for part in parts]
+    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return TrainingData(parts[0], parts[1], name, len(records), skipped, digest)
+
+
+def _warn_of_skipped(name: str, skipped: int, total: int, length: int) -> None:
+    logger.warning(
+        "%s: %d of %d records are skipped: the answer begins behind the first %d tokens, or is empty (raise the"
+        " sequence length, or learn from all tokens)",
+        name,
+        skipped,
+        total,
+        length,
+    )
+
+
+def _parts(groups: list[list[Example]], validation: float, seed: int) -> list[list[Example]]:
+    """The examples to learn from, shuffled, and those that are held out; a record's stay together."""
+    import torch
+
     if len(groups) == 1:  # one long text: its pieces are what can be held out
         groups = [[example] for example in groups[0]]
     order = torch.randperm(
         len(groups), generator=torch.Generator("cpu").manual_seed(seed), dtype=torch.int64, device="cpu"
     ).tolist()
     held_out = min(int(validation * len(groups)), 2000)
-    parts = [[example for i in part for example in groups[i]] for part in (order[held_out:], order[:held_out])]
-    if packing:
-        parts = [list(_packed(part, sequence_length)) for part in parts]
-    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-    return TrainingData(parts[0], parts[1], name, len(records), skipped, digest)
+    return [[example for i in part for example in groups[i]] for part in (order[held_out:], order[:held_out])]
 
 
 def _reader(

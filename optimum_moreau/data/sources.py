@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from itertools import islice
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DataError, first_line, quiet
+from ..errors import DataError, quiet
 from ..files import parse_json
 from ..registry import suggestion
 from ..templates import ChatTemplate
+from .hub import HUB_PREFIX, read_hub
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-logger = logging.getLogger(__name__)
-
 DEFAULT_TEXT = Path(__file__).parent / "calibration.txt"
 _RECORD_LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-_HUB_PREFIX = "hub:"
 _KINDS = {str: "text", int: "a whole number", float: "a number", list: "a list", dict: "a dictionary"}
 _LONGEST_PATH, _LONGEST_NAME, _NO_NAME = 4096, 255, {"\n", "\r", "\0"}
 # A Hub dataset is streamed: so many documents, shuffled, for calibration, and so many of its first for evaluation.
 HUB_DOCUMENTS = 2000
 HUB_EVALUATION_DOCUMENTS = 10_000
-_PATIENCE = 10  # seconds that the Hub may take to answer
 
 Record = Mapping[str, Any]
 
@@ -79,8 +73,8 @@ def read_records(source: Any, *, seed: int | None = 0, limit: int | None = None)
         DataError: nothing there, of an unknown type, or empty.
     """
     column = None
-    if isinstance(source, str) and source.startswith(_HUB_PREFIX):
-        records, column = _read_hub(source, seed, limit)
+    if isinstance(source, str) and source.startswith(HUB_PREFIX):
+        records, column = read_hub(source, seed, limit)
     elif isinstance(source, (str, Path)):
         records = _read_file(path_of(source))
     elif isinstance(source, Mapping):
@@ -124,25 +118,13 @@ def _no_mapping(source: Mapping[str, Any]) -> str:
 
 def source_name(source: Any) -> str:
     """A name for records and messages that gives away no folder of this machine."""
-    if isinstance(source, str) and source.startswith(_HUB_PREFIX):
+    if isinstance(source, str) and source.startswith(HUB_PREFIX):
         return source
     if isinstance(source, (str, Path)):
         return "optimum_moreau's own text" if source == DEFAULT_TEXT else path_of(source).name
     if hasattr(source, "column_names"):
         return str(getattr(getattr(source, "info", None), "dataset_name", None) or "dataset")
     return "list of strings"
-
-
-def dataset_commit(source: str) -> str | None:
-    """The commit of `hub:id[…]` that would be read; `None` where the Hub cannot be asked."""
-    import httpx2
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return HfApi().dataset_info(source.removeprefix(_HUB_PREFIX).split(":")[0], timeout=_PATIENCE).sha
-    except (HFValidationError, httpx2.TransportError, OSError):  # HfHubHTTPError is an OSError
-        return None
 
 
 def content_hash(source: str | Path) -> str:
@@ -229,7 +211,7 @@ def check_there(source: Any) -> None:
     Raises:
         DataError: there is none.
     """
-    if isinstance(source, (str, Path)) and not str(source).startswith(_HUB_PREFIX) and not path_of(source).is_file():
+    if isinstance(source, (str, Path)) and not str(source).startswith(HUB_PREFIX) and not path_of(source).is_file():
         path = path_of(source)
         raise DataError(f"{path}: no such file; a path, or hub:id[:config[:split[:column]]] for a dataset of the Hub")
 
@@ -304,65 +286,3 @@ def _damage(path: Path) -> str:
                 before = _KINDS.get(kind, "of another kind")
                 return f"record {number}: '{field}' is {value!r:.40}; in the records before it is {before}"
     return otherwise
-
-
-def _read_hub(source: str, seed: int | None, limit: int | None) -> tuple[Sequence[Record], str | None]:
-    from datasets import load_dataset
-
-    parts = source.removeprefix(_HUB_PREFIX).split(":")
-    dataset_id, config, split, column = (parts + [""] * 4)[:4]
-    try:
-        with _asked_once(dataset_id), quiet("datasets"), quiet("huggingface_hub"):
-            if limit is None:
-                return load_dataset(dataset_id, config or None, split=split or "train"), column or None
-            rows = load_dataset(dataset_id, config or None, split=split or "train", streaming=True)
-            rows = rows if seed is None else rows.shuffle(seed=seed, buffer_size=limit)
-            found = list(islice(rows, limit))
-    except Exception as error:  # datasets raises many types; each is "this dataset cannot be had"
-        raise DataError(f"{source}: cannot be loaded ({_reason(error)})") from error
-    if seed is None and len(found) == limit:
-        logger.warning("%s: only its first %s documents are read", source, f"{limit:,}")
-    return found, column or None
-
-
-def _reason(error: Exception) -> str:
-    words = " ".join(str(error).split())
-    if "OfflineModeIsEnabled" in words:
-        return "it is not in the cache, and the Hub cannot be reached"
-    if words.startswith("Config name is missing"):
-        known = words.partition("available configs:")[2].partition(" Example")[0]
-        return f"give one of its configs, hub:id:config:{known}"
-    return f"{type(error).__name__}: {first_line(error)}"
-
-
-@contextmanager
-def _asked_once(dataset_id: str) -> Iterator[None]:
-    """Where the Hub cannot be reached, datasets does not ask it again and again within the block."""
-    import datasets
-    from huggingface_hub import constants
-
-    if Path(dataset_id).exists() or _hub_answers(dataset_id):
-        yield
-        return
-    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
-
-
-def _hub_answers(dataset_id: str) -> bool:
-    """Whether the Hub says anything at all of a dataset, be it that there is none."""
-    import httpx2
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        with quiet("huggingface_hub"):
-            HfApi().dataset_info(dataset_id, timeout=_PATIENCE)
-    except (HfHubHTTPError, HFValidationError):
-        return True
-    except (httpx2.TransportError, OSError):
-        return False
-    return True

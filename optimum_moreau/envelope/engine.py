@@ -16,19 +16,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..distributed import add_up, processes, rank
 from ..errors import NonFiniteError, UnsupportedModelError
 from ..models.finite import first_non_finite
-from ..models.placement import device_of, input_device, loaded
+from ..models.placement import device_of, input_device
+from .layers import MovedEmbedding, MovedLinear, Use, UsedWeight, reload_forward
 
 # ∇f in pieces: name, g of the weight's shape in any dtype, and the factor that makes it the gradient.
 OnGradient = Callable[[str, Tensor, float], None]
@@ -73,19 +73,6 @@ class Sum:
     done: Callable[[Tensor], None]
 
 
-@dataclass
-class _Weight:
-    """A weight in scope, and the modules that use it (two where the embedding is tied to the head)."""
-
-    name: str
-    modules: list[nn.Module] = field(default_factory=list)
-    waiting: int = 0  # uses whose gradients have not come yet in this pass
-
-    def now(self) -> Tensor:
-        """w, on the device where it computes: loaded for a while if accelerate keeps it elsewhere."""
-        return loaded(self.modules[0], "weight")
-
-
 @dataclass(frozen=True)
 class _Running:
     """The pass that runs: whether it is the last of its gradient, the only one, and one of several processes'."""
@@ -108,7 +95,7 @@ class Engine:
 
     def __init__(self, model: PreTrainedModel, names: Sequence[str]):
         self.model = model
-        self.weights = {name: _Weight(name) for name in names}
+        self.weights = {name: UsedWeight(name) for name in names}
         by_identity = {id(model.get_parameter(name)): self.weights[name] for name in names}
         for module in model.modules():
             owner = by_identity.get(id(getattr(module, "weight", None)))
@@ -121,9 +108,9 @@ class Engine:
         self._reloaded = [
             m for m in model.modules() if isinstance(m, nn.Linear) and m.weight.is_meta and m not in scored
         ]
-        self.processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        self.processes = processes()
         self._loss_scale: float | None = None if model.dtype == torch.float16 else 1.0
-        self._anchor = torch.zeros(
+        self.anchor = torch.zeros(
             (), dtype=torch.float32, device="cpu", requires_grad=True
         )  # so that outputs need gradients where inputs do not
         self._buffers: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
@@ -134,7 +121,7 @@ class Engine:
     @property
     def hides_progress(self) -> bool | None:
         """For tqdm's `disable`: one process of several shows a bar, and none does where there is no terminal."""
-        return True if self.processes > 1 and dist.get_rank() else None
+        return True if self.processes > 1 and rank() else None
 
     def device(self, name: str) -> torch.device:
         """Where a weight computes."""
@@ -229,8 +216,7 @@ class Engine:
 
     def sum_over_processes(self, tensor: Tensor) -> Tensor:
         """In place: adds up what every process has."""
-        if self.processes > 1:
-            dist.all_reduce(tensor)
+        add_up(tensor)
         return tensor
 
     def _sum_of(self, number: float) -> float:
@@ -241,14 +227,14 @@ class Engine:
 
     # what the patched layers call
 
-    def moved_weight(self, weight: _Weight) -> Tensor:
+    def moved_weight(self, weight: UsedWeight) -> Tensor:
         """v of the pass that runs."""
         assert self._now is not None  # within `run`
         w = weight.now()
         moved = self._now.micro.moved
         return w if moved is None else moved(weight.name, w, self.buffer("v", tuple(w.shape), w.dtype, w.device))
 
-    def add(self, weight: _Weight, rows: Tensor, columns: Tensor) -> None:
+    def add(self, weight: UsedWeight, rows: Tensor, columns: Tensor) -> None:
         """Makes g = rowsᵀ·columns, one use's part of a weight's gradient, and takes it."""
         assert self._now is not None  # within `run`
         if self._now.into is not None and self._now.alone and len(weight.modules) == 1:
@@ -262,7 +248,7 @@ class Engine:
         g = self.buffer("g", (rows.shape[1], columns.shape[1]), rows.dtype, rows.device)
         self.receive(weight, torch.mm(rows.T, columns, out=g))
 
-    def receive(self, weight: _Weight, g: Tensor) -> None:
+    def receive(self, weight: UsedWeight, g: Tensor) -> None:
         """Takes one use's part of a weight's gradient, and passes the gradient on when it is complete."""
         assert self._now is not None  # within `run`
         weight.waiting -= 1
@@ -297,12 +283,12 @@ class Engine:
         try:
             for linear in self._reloaded:
                 before.append((linear, linear.__dict__.get("forward")))
-                linear.__dict__["forward"] = partial(_reload_forward, linear)
+                linear.__dict__["forward"] = partial(reload_forward, linear)
             for weight in self.weights.values():
                 for module in weight.modules:
                     before.append((module, module.__dict__.get("forward")))
-                    function = _Linear if isinstance(module, nn.Linear) else _Embedding
-                    module.__dict__["forward"] = _Use(self, weight, module, function)
+                    function = MovedLinear if isinstance(module, nn.Linear) else MovedEmbedding
+                    module.__dict__["forward"] = Use(self, weight, module, function)
             yield
         finally:
             for module, forward in before:
@@ -332,72 +318,3 @@ def next_token_loss(model: PreTrainedModel, ids: Tensor, label: str) -> Tensor:
             " runs under torch.no_grad); take that out, or a criterion without gradients (magnitude, random)"
         )
     return loss
-
-
-@dataclass(frozen=True)
-class _Use:
-    """The forward of one module while the engine is on."""
-
-    engine: Engine
-    weight: _Weight
-    module: Any
-    function: Any
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.function.apply(x.to(device_of(self.module)), self.engine._anchor, self)
-
-
-class _Linear(torch.autograd.Function):
-    """y = x·vᵀ + b."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, anchor: Tensor, use: _Use) -> Tensor:
-        ctx.use = use
-        ctx.save_for_backward(x)
-        bias = None if use.module.bias is None else loaded(use.module, "bias")
-        return F.linear(x, use.engine.moved_weight(use.weight), bias)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None]:
-        (x,), use, dy = ctx.saved_tensors, ctx.use, gradients[0]
-        dx = dy @ use.engine.moved_weight(use.weight) if ctx.needs_input_grad[0] else None
-        rows, columns = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
-        use.engine.add(use.weight, rows, columns)  # g = ∂yᵀ·x  (out, in)
-        return dx, None, None
-
-
-def _reload_forward(module: nn.Linear, x: Tensor) -> Tensor:
-    return _Reloaded.apply(x.to(device_of(module)), module)
-
-
-class _Reloaded(torch.autograd.Function):
-    """y = x·wᵀ + b of an offloaded layer out of scope, whose w is loaded anew for the backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, module: nn.Linear) -> Tensor:
-        ctx.module = module
-        return F.linear(x, loaded(module, "weight"), None if module.bias is None else loaded(module, "bias"))
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0] @ loaded(ctx.module, "weight"), None
-
-
-class _Embedding(torch.autograd.Function):
-    """y = v[ids]; the ids get no gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, ids: Tensor, anchor: Tensor, use: _Use) -> Tensor:
-        ctx.use = use
-        ctx.save_for_backward(ids)
-        return F.embedding(ids, use.engine.moved_weight(use.weight))
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None]:
-        (ids,), use, dy = ctx.saved_tensors, ctx.use, gradients[0]
-        g = torch.zeros(use.module.weight.shape, dtype=torch.float32, device=dy.device)
-        rows = dy.reshape(-1, dy.shape[-1]).float()
-        if use.module.padding_idx is not None:  # as torch's embedding: the padding's row gets none
-            rows = rows * (ids.reshape(-1, 1) != use.module.padding_idx)
-        use.engine.receive(use.weight, g.index_add_(0, ids.reshape(-1), rows))
-        return None, None, None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -10,6 +9,8 @@ from functools import cache
 import numpy as np
 import torch
 from torch import Tensor
+
+from ..distributed import seed_of
 
 # On a CPU a weight is worked on in pieces that stay in the cache, each with its own seed; elsewhere it is one piece.
 _PIECE = 131072
@@ -84,8 +85,7 @@ class Noise:
         }
 
     def _seed(self, name: str, step: int, draw: int) -> int:
-        digest = hashlib.sha256(f"{self.seed}/{step}/{draw}/{name}".encode()).digest()
-        return int.from_bytes(digest[:7], "big")
+        return seed_of(self.seed, step, draw, name)
 
     def _with_noise(self, start: Tensor, weight: Tensor, seed: int) -> Tensor:
         """Returns start + z. σ·|w|·N and σ·w·N are the same in law, and the latter is one product."""

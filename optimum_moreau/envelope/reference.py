@@ -74,8 +74,7 @@ def moreau_gradient(
         g = smoothed_gradient(gradient, weights, noise, draws=noise_samples, step=t, delta=delta)
         if not t and relative:
             scales = {name: float(step_scale(weights[name], g[name])) for name in delta}
-        for name, d in delta.items():
-            proximal_step(d, g.pop(name), rho=rho * scales[name], step_size=step_size * scales[name])
+        _step(delta, g, scales, rho=rho, step_size=step_size)
         if prox is not None:
             # δ ← GST_γη(δ)                                           (Algorithm 1, line 7)
             delta = prox(delta)
@@ -85,6 +84,12 @@ def moreau_gradient(
     if total is not None:
         delta = {name: d / min(average_last, steps) for name, d in total.items()}
     return {name: d.div_(-rho * scales[name]) for name, d in delta.items()}
+
+
+def _step(delta: Tensors, g: Tensors, scales: Mapping[str, float], *, rho: float, step_size: float) -> None:
+    """In place: one proximal step of δ, matrix by matrix, each by its scale; g is used up."""
+    for name, d in delta.items():
+        proximal_step(d, g.pop(name), rho=rho * scales[name], step_size=step_size * scales[name])
 
 
 def smoothed_gradient(

@@ -19,6 +19,7 @@ Of N tokens in batches of t, hidden size d, s bytes per number, and a matrix of 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,26 +97,23 @@ def estimate_compensation(
         config: resolved.
         device: type of the device that would compute, `cpu` or `cuda`.
     """
-    if config.compensation == "none":
+    if not config.compensation.fits:
         return None
-    tokens = config.compensation_samples * config.sequence_length
+    tokens = config.compensation.windows * config.sequence_length
     passes = {"attention": 0, "mlp": 0}
     operations = fits = 0.0
     work = 0
-    windows = min(config.batch_size or config.compensation_samples, config.compensation_samples)
+    windows = min(config.batch_size or config.compensation.windows, config.compensation.windows)
     batch = bytes_per_batch(skeleton, set(), windows, config.sequence_length)
     layers = decoder_layers(skeleton)
     for index, adjusted in reached(shape, plan).items():
         layer: Any = layers[index]
         for block in (block for block in shape.blocks if block.layer == index):
-            behind = len(adjusted) if block.kind == "attention" else min(len(adjusted), 1)  # matrices it runs up to
-            runs = 2 * behind + 2 if adjusted else 1
+            runs = _runs(block, adjusted)
             passes[block.kind] += runs
             operations += 2 * tokens * runs * _entries(block, layer)
             if block in adjusted:
-                rows, width = layer.get_submodule(block.reader.module).weight.shape
-                rows = len(plan.hidden.kept) if plan.hidden is not None else rows
-                kept = width // block.total * len(plan.kept(block).kept)
+                rows, width, kept = _matrix(block, layer, plan)
                 operations += 2 * tokens * kept * (kept + rows)
                 fits += kept**3 / 3 + 6 * kept**2 * rows  # to solve, and two errors
                 at_once = windows * config.sequence_length
@@ -124,9 +122,9 @@ def estimate_compensation(
     work = round(HEAP.get(device, 1.0) * work)
     rate = product_rate(min(windows * config.sequence_length, 1024), skeleton.dtype, device)
     return CompensationEstimate(
-        step=config.compensation,
+        step=config.compensation.name,
         times=config.rounds,
-        windows=config.compensation_samples,
+        windows=config.compensation.windows,
         attention_passes=passes["attention"],
         mlp_passes=passes["mlp"],
         operations=operations,
@@ -139,6 +137,19 @@ def estimate_compensation(
     )
 
 
+def _runs(block: Block, adjusted: Collection[Block]) -> int:
+    """How often a block of a layer runs, whose `adjusted` blocks are."""
+    behind = len(adjusted) if block.kind == "attention" else min(len(adjusted), 1)  # matrices it runs up to
+    return 2 * behind + 2 if adjusted else 1
+
+
+def _matrix(block: Block, layer: Any, plan: PruningPlan) -> tuple[int, int, int]:
+    """Rows and columns of the matrix that is adjusted, and how many of these stay."""
+    rows, width = layer.get_submodule(block.reader.module).weight.shape
+    rows = len(plan.hidden.kept) if plan.hidden is not None else rows
+    return rows, width, width // block.total * len(plan.kept(block).kept)
+
+
 def _entries(block: Block, layer: Any) -> int:
     """Entries of the matrices of a block, a fused one counted once."""
     return sum(layer.get_submodule(name).weight.numel() for name in {cut.module for cut in block.cuts})
@@ -148,5 +159,5 @@ def _work(config: MoreauPrunerConfig, batch: int, tokens: int, rows: int, width:
     """Bytes of the module's formulas, of one matrix."""
     flow, sums = tokens * (width + rows) * itemsize, 8 * kept * (kept + rows)
     products = flow + 4 * tokens * (kept + rows) + sums + 4 * kept * max(kept, rows)
-    squares = 4 if config.fits_biases else 2
+    squares = 4 if config.compensation.fits_biases else 2
     return max(batch + flow + sums, products, 8 * (squares * kept**2 + 5 * kept * rows))

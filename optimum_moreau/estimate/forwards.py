@@ -20,11 +20,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
+from ..budgets.losses import search_passes, search_windows
 from ..config import MoreauPrunerConfig
 from ..models.undisturbed import plain_outputs, undisturbed
 from ..models.units import Block, ModelShape
-from ..registry import CRITERIA
-from ..scoring.profiles import measures, measures_outliers, probes, search_passes, search_windows
+from ..scoring.profiles import measures, measures_outliers, probes
 
 _LENGTH = 31  # tokens of the run on the meta device
 _HESSIANS = 4  # of the widest inputs: Σ x xᵀ, H, its factor, its inverse
@@ -36,24 +36,24 @@ _RANKING = 21  # per weight in scope, of one ranking of all: scores twice, and w
 
 def forward_passes(shape: ModelShape, config: MoreauPrunerConfig) -> int:
     """Forward passes over the calibration text, the most through any layer; a search's as whole ones, no gradients'."""
-    criterion = CRITERIA.get(config.criterion)
+    criterion = config.criterion
     reads = "activations" in criterion.needs
     if not config.masks:
-        influence = "layers" in config.targets and config.layer_criterion == "block-influence"
+        influence = "layers" in config.targets and config.criterion.layers == "block-influence"
         profile = search_extent(shape, config)[0] or int(measures(config))
         profile += int(measures_outliers(config))
         return int(influence) + int(reads and bool(shape.scored(config))) + profile
-    dense = int(config.budget == "owl") + int(reads and (config.budget == "global" or not criterion.elements))
+    dense = int(config.budget.name == "owl") + int(reads and (config.budget.name == "global" or not criterion.by_layer))
     what = _read(config)
     if not what:
         return dense
     groups = max(len(own) for own in _groups(shape, config).values()) if "products" in what else 1
-    return dense + groups + int(groups > 1 or config.feed_forward)
+    return dense + groups + int(groups > 1 or config.mask.feed_forward)
 
 
 def search_extent(shape: ModelShape, config: MoreauPrunerConfig) -> tuple[int, int]:
     """Whole passes of a search, and the windows that each reads; zeros where there is none."""
-    if not (measures(config) and config.budget == "search"):
+    if not (measures(config) and config.budget.name == "search"):
         return 0, 0
     passes = search_passes(_searched(shape, config), shape.depth)
     return passes, min(config.calibration_samples, search_windows(passes))
@@ -126,7 +126,7 @@ def forward_bytes(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPr
         choosing = 4 * (_HESSIANS * widest**2 + together)
     if config.masks:
         choosing += _WAITING * max(sum(rows * columns for rows, columns in layer) for layer in layers.values())
-        choosing += (_CHOOSING + (_REFINING if config.refine else 0)) * max(sizes)
+        choosing += (_CHOOSING + (_REFINING if config.mask.refine else 0)) * max(sizes)
     return held, max(within, choosing)
 
 
@@ -139,9 +139,9 @@ def score_bytes(config: MoreauPrunerConfig, weights: int) -> int:
     """Bytes of the scores of all weights in scope, in main memory, where a mask needs them before it begins."""
     if not config.masks:
         return 0
-    if config.budget == "global":
+    if config.budget.name == "global":
         return _RANKING * weights
-    return 4 * weights * (int(config.budget == "owl") + int(CRITERIA.get(config.criterion).elements is None))
+    return 4 * weights * (int(config.budget.name == "owl") + int(not config.criterion.by_layer))
 
 
 def bytes_per_batch(skeleton: Any, modules: set[str], windows: int, length: int) -> int:
@@ -205,11 +205,11 @@ class Alive(TorchDispatchMode):
 
 def _read(config: MoreauPrunerConfig) -> set[str]:
     """What is read off the inputs of layers, one layer after the other."""
-    criterion = CRITERIA.get(config.criterion)
+    criterion = config.criterion
     found = set(criterion.statistics)
     if config.masks:
-        found |= {"squares", "sums"} if config.refine else set()
-        found |= {"products"} if config.update or config.criterion == "sparsegpt" else set()
+        found |= {"squares", "sums"} if config.mask.refine else set()
+        found |= {"products"} if config.mask.update or config.criterion.name == "sparsegpt" else set()
     elif "activations" in criterion.needs:
         found |= {"squares"} if not found else set()
     return found

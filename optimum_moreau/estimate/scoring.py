@@ -32,7 +32,6 @@ from ..criteria import Cost
 from ..envelope.noise import standard_normal
 from ..models.undisturbed import plain_outputs, undisturbed
 from ..models.units import Block, ModelShape
-from ..registry import CRITERIA
 from .forwards import forward_bytes, forward_operations, forward_passes, score_bytes, search_extent
 
 _LENGTH = 31  # tokens of the run on the meta device; no model has a size of 31, so that attention's squares stand out
@@ -162,7 +161,7 @@ def _cheaper(
 def _cost_and_sizes(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig) -> tuple[Cost, list[int]]:
     blocks = shape.scored(config)
     names = {name for block in blocks for name in block.weight_names().values()}
-    cost = CRITERIA.get(config.criterion).cost(config) if blocks else Cost()
+    cost = config.criterion.cost(config) if blocks else Cost()
     return cost, [skeleton.get_parameter(name).numel() for name in names]
 
 
@@ -173,12 +172,14 @@ def _memory(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPrunerCo
     itemsize = skeleton.dtype.itemsize
     batch = _windows_at_once(cost, config)
     elsewhere = config.offload == "disk" or (config.offload == "cpu" and device != "cpu")
-    state_item = 0 if elsewhere else getattr(torch, config.state_dtype).itemsize
+    state_item = 0 if elsewhere else getattr(torch, getattr(config.criterion, "state_dtype", "float32")).itemsize
     state = scope * (4 * cost.floats + state_item * cost.states)
     if cost.passes:
         blocks = shape.scored(config)
         within_pass = activation_bytes(skeleton, blocks, batch, config.sequence_length) + _MATRICES * matrix
-        if config.released:  # the reference path: δ, its mean, the moved weights and the gradients of every parameter
+        if getattr(
+            config.criterion, "released", False
+        ):  # the reference path: δ, its mean, the moved weights and the gradients of every parameter
             state = shape.parameters * (8 + itemsize)
             within_pass = max(within_pass, 4 * shape.parameters)
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import CheckpointError
 from ..files import filled, read_json, write_json
@@ -85,3 +86,9 @@ def load_measurements(path: str | Path) -> list[Measurement]:
     if not isinstance(values, list):
         raise CheckpointError(f"{path}: cannot be read as {what}; remove it, and measure again")
     return [filled(Measurement, value, f"{path}: entry {i}", "a measurement") for i, value in enumerate(values)]
+
+
+def perplexities(measurements: Sequence[Measurement]) -> dict[str, Any]:
+    """The perplexity of each stage, if any was measured."""
+    found = {one.stage: one.value for one in measurements}
+    return {"perplexity": found} if found else {}

@@ -9,96 +9,41 @@ from __future__ import annotations
 import logging
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from itertools import combinations
+from dataclasses import dataclass, field, replace
+from itertools import combinations, product
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..config import SIZES, MoreauPrunerConfig
+from ..config import MoreauPrunerConfig
 from ..data.windows import load_calibration
 from ..errors import ConfigError
-from ..files import filled
 from ..models.units import ModelShape, model_shape
 from ..planning import PruningPlan, make_plan, plan_overlap
 from ..scoring.profiles import PROFILES
 from ..scoring.scores import UnitScores, needs_text, score_units
 from ..surgery.apply import apply_plan, check_prunable
+from .agreement import Agreement
 from .perplexity import perplexity
 from .perturbation import BASE, DTYPES, Perturbation, parse_perturbations
 from .ranks import rank_correlation
 
 logger = logging.getLogger(__name__)
 
+# A run of one criterion: the name of its perturbation, and the seed of its calibration.
+Run = tuple[str, int]
+Pair = tuple[Run, Run]
+
 
 @dataclass(frozen=True)
-class Agreement:
-    """How much two runs agree, a mean over the calibration seeds (or over pairs of them).
+class _Given:
+    """What `robustness` was given of the model and of texts; its arguments say what each is."""
 
-    Attributes:
-        criterion: what scored.
-        ratio: what was asked to be removed.
-        between: the two, e.g. `("bf16", "fp16")`, or `("draw", "draw")` of one model.
-        of: what the draws are of: the model as loaded, or `samples:N`; empty otherwise.
-        kept: Jaccard overlap of the units that stay.
-        kept_deviation: its standard deviation over the pairs.
-        removed: of the units that go.
-        removed_deviation: its standard deviation.
-        rank: Spearman correlation of the scores, a mean over blocks, each weighted by its units.
-        pairs: number of pairs.
-        layers: block → `kept`, `removed`, `rank`.
-        perplexity: of each of the two, a mean over seeds; empty if no text was given.
-        difference: Diff of the paper's tables: the absolute difference of those.
-    """
-
-    criterion: str
-    ratio: float
-    between: tuple[str, str]
-    of: str
-    kept: float
-    kept_deviation: float
-    removed: float
-    removed_deviation: float
-    rank: float
-    pairs: int
-    layers: Mapping[str, Mapping[str, float]]
-    perplexity: tuple[float, float] | None = None
-    difference: float | None = None
-
-    @property
-    def is_draw(self) -> bool:
-        """Whether two calibration draws are compared."""
-        return self.between == ("draw", "draw")
-
-    @property
-    def words(self) -> str:
-        """What is compared."""
-        return f"two calibration draws ({self.of})" if self.is_draw else " – ".join(self.between)
-
-    @property
-    def cells(self) -> tuple[str, str, str]:
-        """Overlaps of kept and removed units and rank correlation, for a reader; a deviation needs two pairs."""
-        sides = ((self.kept, self.kept_deviation), (self.removed, self.removed_deviation))
-        kept, removed = (f"{mean:.3f}" + (f" ± {spread:.3f}" if self.pairs > 1 else "") for mean, spread in sides)
-        return kept, removed, f"{self.rank:.3f}"
-
-    @property
-    def is_of_dtypes(self) -> bool:
-        """Whether two dtypes are compared."""
-        return set(self.between) <= set(DTYPES)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the agreement as a dictionary that JSON can hold."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Agreement:
-        """Makes one from what `to_dict` gave.
-
-        Raises:
-            ConfigError: it is not that.
-        """
-        return filled(cls, values, "agreement", "what `robustness` wrote", ConfigError)
+    load: Callable[[], PreTrainedModel]
+    tokenizer: PreTrainedTokenizerBase | None
+    calibration: Any
+    evaluate: Any
+    max_segments: int | None
 
 
 @dataclass
@@ -112,8 +57,7 @@ class _Runs:
 
     def plan(self, criterion: str, name: str, seed: int, ratio: float) -> PruningPlan:
         """The plan of a run at a ratio."""
-        size: dict[str, Any] = {**dict.fromkeys(SIZES), "pruning_ratio": ratio}
-        config = replace(self.configs[criterion, name], seed=seed, **size)
+        config = self.configs[criterion, name].changed(seed=seed, pruning_ratio=ratio)
         return make_plan(self.scores[criterion, name, seed], self.shape, config)
 
 
@@ -148,55 +92,70 @@ def robustness(
     Raises:
         MoreauError: of the kind that names the mistake (errors.py).
     """
-    changes, seeds = parse_perturbations(perturbations)
-    if not changes and seeds == 1:
-        raise ConfigError("perturbations: nothing to compare; give some, or seeds:2")
-    configs = {criterion: replace(config or MoreauPrunerConfig(), criterion=criterion) for criterion in criteria}
+    changes, seeds = _parsed(perturbations)
+    configs = {criterion: (config or MoreauPrunerConfig()).changed(criterion=criterion) for criterion in criteria}
+    given = _Given(load, tokenizer, calibration, evaluate, max_segments)
     model = load()
     check_prunable(model)
     own = next((name for name, dtype in DTYPES.items() if dtype == model.dtype), None)
-    changes = [Perturbation(BASE, "base"), *(change for change in changes if change.name != own)]
-    if len(changes) == 1 and seeds == 1:
-        raise ConfigError(f"perturbations: nothing to compare, the model is in {own} already; give others, or seeds:2")
+    changes = _with_loaded(changes, seeds, own)
     runs = _Runs(model_shape(model))
     for change in changes:
         model = change.change(model if change.kind == "base" else load())
         for criterion in criteria:
-            _score(runs, model, tokenizer, calibration, configs[criterion], change, range(seeds))
+            _score(runs, given, model, configs[criterion], change, range(seeds))
         del model
     if evaluate is not None:
-        for change in changes:
-            for criterion, seed, ratio in ((c, s, r) for c in criteria for s in range(seeds) for r in ratios):
-                plan = runs.plan(criterion, change.name, seed, ratio)
-                found = _pruned_perplexity(change, load, plan, tokenizer, evaluate, max_segments)
-                runs.perplexity[criterion, change.name, seed, ratio] = found
-    return [
-        one
-        for criterion in criteria
-        for ratio in ratios
-        for one in _compare(runs, changes, seeds, criterion, ratio, own)
-    ]
+        _measure(runs, given, changes, ratios)
+    asked = product(criteria, ratios)
+    return [one for criterion, ratio in asked for one in _compare(runs, changes, seeds, criterion, ratio, own)]
 
 
-def _pruned_perplexity(
-    change: Perturbation,
-    load: Callable[[], PreTrainedModel],
-    plan: PruningPlan,
-    tokenizer: Any,
-    evaluate: Any,
-    max_segments: int | None,
-) -> float:
+def _parsed(perturbations: str) -> tuple[list[Perturbation], int]:
+    """What changes, and how many calibration draws there are.
+
+    Raises:
+        ConfigError: there is nothing to compare.
+    """
+    changes, seeds = parse_perturbations(perturbations)
+    if not changes and seeds == 1:
+        raise ConfigError("perturbations: nothing to compare; give some, or seeds:2")
+    return changes, seeds
+
+
+def _with_loaded(changes: Sequence[Perturbation], seeds: int, own: str | None) -> list[Perturbation]:
+    """The model as loaded, and the changes that change it.
+
+    Raises:
+        ConfigError: there is nothing to compare.
+    """
+    found = [Perturbation(BASE, "base"), *(change for change in changes if change.name != own)]
+    if len(found) == 1 and seeds == 1:
+        raise ConfigError(f"perturbations: nothing to compare, the model is in {own} already; give others, or seeds:2")
+    return found
+
+
+def _measure(runs: _Runs, given: _Given, changes: Sequence[Perturbation], ratios: Sequence[float]) -> None:
+    """Measures the perplexity of every pruned model."""
+    by_name = {change.name: change for change in changes}
+    for criterion, name, seed in runs.scores:
+        for ratio in ratios:
+            plan = runs.plan(criterion, name, seed, ratio)
+            runs.perplexity[criterion, name, seed, ratio] = _pruned_perplexity(given, by_name[name], plan)
+
+
+def _pruned_perplexity(given: _Given, change: Perturbation, plan: PruningPlan) -> float:
     """Of a model that is freed on return: one is in memory at a time."""
-    pruned = change.change(load())
+    pruned = change.change(given.load())
     apply_plan(pruned, plan)
-    return perplexity(pruned, tokenizer, evaluate, max_segments=max_segments).perplexity
+    tokenizer: Any = given.tokenizer
+    return perplexity(pruned, tokenizer, given.evaluate, max_segments=given.max_segments).perplexity
 
 
 def _score(
     runs: _Runs,
+    given: _Given,
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | None,
-    calibration: Any,
     config: MoreauPrunerConfig,
     change: Perturbation,
     seeds: range,
@@ -204,21 +163,21 @@ def _score(
     if change.kind == "samples":
         config = replace(config, calibration_samples=int(change.value))
     resolved = config.resolve(model.config)
-    runs.configs[config.criterion, change.name] = resolved
+    runs.configs[config.criterion.name, change.name] = resolved
     for seed in seeds:
         tokens = None
         if needs_text(config):
             tokens = load_calibration(
-                calibration,
-                tokenizer,
+                given.calibration,
+                given.tokenizer,
                 samples=config.calibration_samples,
                 sequence_length=config.sequence_length,
                 seed=seed,
                 vocab_size=model.config.vocab_size,
             ).tokens
-        logger.info("%s: %s, seed %d", change.name, config.criterion, seed)
+        logger.info("%s: %s, seed %d", change.name, config.criterion.name, seed)
         scores = score_units(model, runs.shape, tokens, replace(resolved, seed=seed))
-        runs.scores[config.criterion, change.name, seed] = scores
+        runs.scores[config.criterion.name, change.name, seed] = scores
 
 
 def _compare(
@@ -231,39 +190,8 @@ def _compare(
         for seed in range(seeds)
     }
 
-    def agreement(pairs: list[tuple[tuple[str, int], tuple[str, int]]], between: tuple[str, str], of: str) -> Agreement:
-        overlaps = [plan_overlap(plans[one], plans[two]) for one, two in pairs]
-        ranks = [_ranks(*(runs.scores[criterion, *key] for key in pair)) for pair in pairs]
-        blocks = sorted(set.intersection(*(set(rank) & set(o) for rank, o in zip(ranks, overlaps, strict=True))))
-        units = {block: len(runs.scores[criterion, *pairs[0][0]].values[block]) for block in ranks[0]}
-        mean = statistics.mean
-        kept, removed = ([getattr(o["all"], side) for o in overlaps] for side in ("kept", "removed"))
-        measured: tuple[float, float] | None = None
-        if runs.perplexity and of == "":
-            sides = [[runs.perplexity[criterion, *pair[side], ratio] for pair in pairs] for side in (0, 1)]
-            measured = mean(sides[0]), mean(sides[1])
-        return Agreement(
-            criterion,
-            ratio,
-            between,
-            of,
-            mean(kept),
-            statistics.stdev(kept) if len(kept) > 1 else 0.0,
-            mean(removed),
-            statistics.stdev(removed) if len(removed) > 1 else 0.0,
-            mean(sum(rank[b] * units[b] for b in rank) / sum(units[b] for b in rank) for rank in ranks),
-            len(pairs),
-            {
-                block: {
-                    "kept": mean(o[block].kept for o in overlaps),
-                    "removed": mean(o[block].removed for o in overlaps),
-                    "rank": mean(rank[block] for rank in ranks),
-                }
-                for block in blocks
-            },
-            measured,
-            None if measured is None else abs(measured[0] - measured[1]),
-        )
+    def agreement(pairs: list[Pair], between: tuple[str, str], of: str) -> Agreement:
+        return _agreement(runs, plans, (criterion, ratio), pairs, between, of)
 
     label = {BASE: own or BASE}
     kinds = {change.name: change.kind for change in changes}
@@ -277,6 +205,65 @@ def _compare(
             yield agreement(draws, ("draw", "draw"), label.get(change.name, change.name))
 
 
+def _agreement(
+    runs: _Runs,
+    plans: Mapping[Run, PruningPlan],
+    asked: tuple[str, float],
+    pairs: Sequence[Pair],
+    between: tuple[str, str],
+    of: str,
+) -> Agreement:
+    """How much the plans and scores of some pairs of runs agree.
+
+    Args:
+        runs: what was scored.
+        plans: of the runs.
+        asked: the criterion and the ratio of the plans.
+        pairs: of runs.
+        between: the two that are compared, for the record.
+        of: what the draws are of; empty where no draws are compared.
+    """
+    criterion, ratio = asked
+    overlaps = [plan_overlap(plans[one], plans[two]) for one, two in pairs]
+    ranks = [_ranks(*(runs.scores[criterion, *key] for key in pair)) for pair in pairs]
+    blocks = sorted(set.intersection(*(set(rank) & set(o) for rank, o in zip(ranks, overlaps, strict=True))))
+    units = {block: len(runs.scores[criterion, *pairs[0][0]].values[block]) for block in ranks[0]}
+    mean = statistics.mean
+    kept, removed = ([getattr(o["all"], side) for o in overlaps] for side in ("kept", "removed"))
+    measured: tuple[float, float] | None = None
+    if runs.perplexity and of == "":
+        sides = [[runs.perplexity[criterion, *pair[side], ratio] for pair in pairs] for side in (0, 1)]
+        measured = mean(sides[0]), mean(sides[1])
+    return Agreement(
+        criterion,
+        ratio,
+        between,
+        of,
+        mean(kept),
+        _deviation(kept),
+        mean(removed),
+        _deviation(removed),
+        mean(sum(rank[b] * units[b] for b in rank) / sum(units[b] for b in rank) for rank in ranks),
+        len(pairs),
+        {block: _layer(block, overlaps, ranks) for block in blocks},
+        measured,
+        None if measured is None else abs(measured[0] - measured[1]),
+    )
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def _layer(block: str, overlaps: Sequence[Mapping[str, Any]], ranks: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Means over the pairs, of one block."""
+    return {
+        "kept": statistics.mean(o[block].kept for o in overlaps),
+        "removed": statistics.mean(o[block].removed for o in overlaps),
+        "rank": statistics.mean(rank[block] for rank in ranks),
+    }
+
+
 def _ranks(first: UnitScores, second: UnitScores) -> dict[str, float]:
     """Rank correlation of two runs' scores in each block of several units."""
     return {
@@ -284,30 +271,3 @@ def _ranks(first: UnitScores, second: UnitScores) -> dict[str, float]:
         for block, values in first.values.items()
         if len(values) > 1 and not block.startswith(PROFILES)
     }
-
-
-def verdicts(agreements: Sequence[Agreement]) -> list[str]:
-    """Says of each criterion and ratio whether another dtype or another calibration draw changes more of the choice.
-
-    The draws are those of the model as it was loaded. Two overlaps within the sum of their deviations are called alike.
-    """
-    found = []
-    for criterion, ratio in dict.fromkeys((one.criterion, one.ratio) for one in agreements):
-        own = [one for one in agreements if (one.criterion, one.ratio) == (criterion, ratio)]
-        dtypes = min((one for one in own if one.is_of_dtypes), key=lambda one: one.removed, default=None)
-        draws = next((one for one in own if one.is_draw and not one.of.startswith("samples:")), None)
-        if dtypes is None or draws is None:
-            continue
-        if dtypes.removed == draws.removed == 1:
-            says = "neither changes the choice"
-        elif abs(dtypes.removed - draws.removed) <= dtypes.removed_deviation + draws.removed_deviation:
-            says = "neither threatens the choice clearly more"
-        else:
-            few = " (one pair of draws only)" if draws.pairs == 1 else ""
-            what = "calibration draw" if draws.removed < dtypes.removed else "dtype"
-            says = f"the {what} threatens the choice more{few}"
-        found.append(
-            f"{criterion}, {100 * ratio:g} %: of the units removed, {' and '.join(dtypes.between)} share"
-            f" {dtypes.removed:.2f}, two calibration draws {draws.removed:.2f}: {says}"
-        )
-    return found

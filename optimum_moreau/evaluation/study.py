@@ -8,14 +8,14 @@ from __future__ import annotations
 import logging
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..config import SIZES, MoreauPrunerConfig
+from ..config import MoreauPrunerConfig
+from ..config.settings import settings_of
 from ..data.sources import read_documents
 from ..data.windows import load_calibration
 from ..errors import ConfigError, PlanError, UnsupportedModelError
@@ -34,15 +34,7 @@ logger = logging.getLogger(__name__)
 
 RATIOS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 LAYER_SHARE = 0.25  # of a layer's units, the paper's protocol
-# Settings of the criteria and the factors of their defaults that are tried.
-_SYMBOLS = {
-    "eta_quantile": "η, as a quantile",
-    "eta": "η",
-    "rho": "ρ",
-    "relative_rho": "ρ, relative",
-    "sigma": "σ",
-    "steps": "T",
-}
+# The factors of their defaults that are tried, of settings that have a symbol.
 _FACTORS = {"eta_quantile": (0, 0.5, 1, 2, 4), "eta": (1, 1e2, 1e4, 1e6), "steps": (0.1, 0.5, 1, 2)}
 _OTHER_FACTORS = (0.25, 0.5, 1, 2, 4)
 
@@ -98,7 +90,7 @@ class Study:
             ConfigError: a layer.
         """
         for ratio in ratios:
-            expected_plan(self.shape, self._config(self.config.criterion, pruning_ratio=ratio))
+            expected_plan(self.shape, self._config(self.config.criterion.name, pruning_ratio=ratio))
         for layer in layers:
             if not 0 <= layer < self.shape.depth:
                 raise ConfigError(f"layers: {layer} lies outside the model's layers 0 to {self.shape.depth - 1}")
@@ -169,7 +161,7 @@ class Study:
                 scores, config = self._scores(name, seed)
                 found = []
                 for ratio in ratios:
-                    found.append(self._cost(scores, _sized(config, pruning_ratio=ratio)))
+                    found.append(self._cost(scores, config.changed(pruning_ratio=ratio)))
                     bar.update()
                 runs.append(found)
             curves.append(_curve(name, [0, *(100 * ratio for ratio in ratios)], [[self.dense, *run] for run in runs]))
@@ -179,7 +171,8 @@ class Study:
     def sensitivity(self, criterion: str, ratio: float = 0.2) -> tuple[Panel, ...]:
         """Perplexity over each of the criterion's settings η, ρ, σ and T, the others at their defaults."""
         resolved = self._config(criterion)
-        defaults = {name: getattr(resolved, name) for name in _SYMBOLS}
+        symbols = _symbols(resolved.criterion)
+        defaults: dict[str, Any] = {name: getattr(resolved.criterion, name) for name in symbols}
         fields = [name for name, value in defaults.items() if value is not None]
         if not fields:
             raise ConfigError(f"sensitivity: {criterion} has none of the settings η, ρ, σ, T; take moreau or moreau-gs")
@@ -189,17 +182,17 @@ class Study:
             runs = []
             for seed in range(self.seeds):
                 found = []
-                for value in tqdm(values, desc=_SYMBOLS[name], leave=False, disable=None):
+                for value in tqdm(values, desc=symbols[name], leave=False, disable=None):
                     key = (seed, "" if value == defaults[name] else name, value if value != defaults[name] else 0)
                     if key not in known:
                         scores, config = self._scores(criterion, seed, **{name: value})
-                        known[key] = self._cost(scores, _sized(config, pruning_ratio=ratio))
+                        known[key] = self._cost(scores, config.changed(pruning_ratio=ratio))
                     found.append(known[key])
                 runs.append(found)
             panels.append(
                 Panel(
-                    f"{_SYMBOLS[name]} ({criterion}, {100 * ratio:g} % removed)",
-                    _SYMBOLS[name],
+                    f"{symbols[name]} ({criterion}, {100 * ratio:g} % removed)",
+                    symbols[name],
                     (_curve(criterion, values, runs),),
                     self.dense,
                     defaults[name],
@@ -211,7 +204,7 @@ class Study:
     def plan(self, criterion: str, ratio: float = 0.2) -> PruningPlan:
         """The plan of a criterion, with the first seed."""
         scores, config = self._scores(criterion, 0)
-        return make_plan(scores, self.shape, _sized(config, pruning_ratio=ratio))
+        return make_plan(scores, self.shape, config.changed(pruning_ratio=ratio))
 
     @property
     def dense(self) -> float:
@@ -237,7 +230,7 @@ class Study:
         return sorted({round(last * part / 3) for part in range(4)})
 
     def _config(self, criterion: str, **changes: Any) -> MoreauPrunerConfig:
-        return _sized(replace(self.config, criterion=criterion), **changes).resolve(self.model.config)
+        return self.config.changed(criterion=criterion, **changes).resolve(self.model.config)
 
     def _calibration(self, config: MoreauPrunerConfig, seed: int) -> Tensor | None:
         if not needs_text(config):
@@ -271,13 +264,14 @@ class Study:
 
 def has_settings(criterion: str) -> bool:
     """Whether a criterion has one of the settings whose sensitivity is shown."""
-    return any(CRITERIA.get(criterion).defaults.get(name) is not None for name in _SYMBOLS)
+    resolved = CRITERIA.get(criterion)().resolved()
+    return any(getattr(resolved, name) is not None for name in _symbols(resolved))
 
 
-def _sized(config: MoreauPrunerConfig, **changes: Any) -> MoreauPrunerConfig:
-    """The config with other settings; a size that is given stands for the one there was."""
-    sizes = dict.fromkeys(SIZES) if any(size in changes for size in SIZES) else {}
-    return replace(config, **{**sizes, **changes})
+def _symbols(criterion: Any) -> dict[str, str]:
+    """Setting → its symbol, in the order of the paper: η, ρ, σ, T."""
+    found = {one.name: one.symbol for one in settings_of(criterion) if one.symbol}
+    return dict(sorted(found.items(), key=lambda one: "ηρσT".index(one[1][0])))
 
 
 def _scaled(name: str, default: float, factor: float) -> float:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import io
 import math
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack, redirect_stderr
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,9 +116,7 @@ def zero_shot(
     unusable = (OSError, ValueError, LookupError, ImportError, DatasetsError, TypeError, AttributeError)
     training = model.training
     try:
-        with plain_outputs(model), quiet("lm_eval"), quiet("datasets"), quiet("huggingface_hub"), ExitStack() as stack:
-            if not sys.stderr.isatty():  # lm-eval's bars ask no terminal
-                stack.enter_context(redirect_stderr(io.StringIO()))
+        with plain_outputs(model), _less_said():
             found = lm_eval.simple_evaluate(
                 model=HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size),
                 tasks=wanted,
@@ -134,6 +132,15 @@ def zero_shot(
     finally:
         model.train(training)
     return ZeroShot(tuple(_result(task, found) for task in tasks))
+
+
+@contextmanager
+def _less_said() -> Iterator[None]:
+    """Without what lm-eval and the libraries under it log, and without its bars where there is no terminal."""
+    with quiet("lm_eval"), quiet("datasets"), quiet("huggingface_hub"), ExitStack() as stack:
+        if not sys.stderr.isatty():  # lm-eval's bars ask no terminal
+            stack.enter_context(redirect_stderr(io.StringIO()))
+        yield
 
 
 def find_tasks(

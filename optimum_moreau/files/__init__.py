@@ -1,15 +1,11 @@
 """Files: one reader and one writer of JSON, YAML and safetensors; temporary files that outlive no process."""
 
-from .records import (
-    LARGEST,
-    LARGEST_OF_TRANSFORMERS,
-    MAX_DEPTH,
+from .filling import T, filled
+from .reading import (
     MAX_JSON_BYTES,
     MAX_TEXT_BYTES,
     MAX_YAML_BYTES,
     MAX_YAML_VALUES,
-    T,
-    filled,
     parse_json,
     read_json,
     read_lines,
@@ -17,11 +13,9 @@ from .records import (
     read_tensors,
     read_text,
     read_yaml,
-    write_bytes,
-    write_json,
-    write_tensors,
-    write_text,
 )
+from .values import LARGEST, LARGEST_OF_TRANSFORMERS, MAX_DEPTH
+from .writing import write_bytes, write_json, write_tensors, write_text
 
 __all__ = [
     "LARGEST",

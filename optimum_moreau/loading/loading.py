@@ -20,8 +20,7 @@ from transformers import (
 from transformers.utils import find_adapter_config_file
 
 from ..errors import CheckpointError, ConfigError, UnsupportedModelError, first_line, quiet
-from ..files import read_json, read_shapes
-from ..files.records import LARGEST_OF_TRANSFORMERS
+from ..files import LARGEST_OF_TRANSFORMERS, read_json, read_shapes
 from ..modeling import register_auto_classes
 from ..models.families import family_of
 from ..models.undisturbed import undisturbed
@@ -118,14 +117,12 @@ def load_model(
         ConfigError: unknown dtype or device.
         UnsupportedModelError: of another family.
     """
-    if dtype not in _DTYPES:
-        raise ConfigError(f"dtype: unknown value '{dtype}'. Known: {', '.join(_DTYPES)}")
+    _check_dtype(dtype)
     config = load_config(name, revision=revision, token=token, trust_remote_code=trust_remote_code)
     _check_supported(name, config)
     _refuse_pickle(name)
     _refuse_adapter(name, revision, token)
-    where = {"device_map": "auto"} if device == "auto" else {}
-    target = check_device(device) if device != "auto" else None
+    target = None if device == "auto" else check_device(device)
     _check_embeddings(name, config)
     try:
         with quiet("transformers"):  # its report of the weights that do not fit is a table
@@ -138,12 +135,11 @@ def load_model(
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,  # `_check_complete` refuses them, by name
                 output_loading_info=True,
-                **where,
+                **({"device_map": "auto"} if target is None else {}),
             )
     except (*_UNREADABLE, RuntimeError) as error:
         folder = local_folder(name, pinned(name, revision, token))
-        reason = (folder and damage_of(file for file in weight_files(folder) if file.is_file())) or first_line(error)
-        raise CheckpointError(f"{name}: the weights cannot be loaded ({reason})") from error
+        raise CheckpointError(_no_weights(name, folder, error)) from error
     model, found = loaded
     _check_complete(name, found)
     return model if target is None else model.to(target)
@@ -164,8 +160,7 @@ def load_skeleton(
         ConfigError: unknown dtype.
         UnsupportedModelError: of another family.
     """
-    if dtype not in _DTYPES:
-        raise ConfigError(f"dtype: unknown value '{dtype}'. Known: {', '.join(_DTYPES)}")
+    _check_dtype(dtype)
     config = load_config(name, revision=revision, token=token, trust_remote_code=trust_remote_code)
     _check_supported(name, config)
     chosen = (config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)
@@ -266,6 +261,17 @@ def _check_supported(name: str, config: PretrainedConfig) -> None:
             raise CheckpointError(f"{name}: {CONFIG}: {words}")
     if getattr(config, "quantization_config", None):
         raise UnsupportedModelError(f"{name}: is quantised; prune the unquantised model, and quantise the result")
+
+
+def _check_dtype(dtype: str) -> None:
+    if dtype not in _DTYPES:
+        raise ConfigError(f"dtype: unknown value '{dtype}'. Known: {', '.join(_DTYPES)}")
+
+
+def _no_weights(name: str, folder: Path | None, error: Exception) -> str:
+    """What to say of weights that could not be loaded."""
+    reason = (folder and damage_of(file for file in weight_files(folder) if file.is_file())) or first_line(error)
+    return f"{name}: the weights cannot be loaded ({reason})"
 
 
 def _refuse_pickle(name: str) -> None:

@@ -10,8 +10,7 @@ from huggingface_hub.errors import HFValidationError
 from transformers.utils.hub import resolve_revision
 
 from ..errors import CheckpointError, quiet
-from ..files import read_json, read_shapes, read_text
-from ..files.records import LARGEST_OF_TRANSFORMERS, MAX_JSON_BYTES
+from ..files import LARGEST_OF_TRANSFORMERS, MAX_JSON_BYTES, read_json, read_shapes, read_text
 
 WEIGHTS_INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"

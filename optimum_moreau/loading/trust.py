@@ -14,8 +14,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from ..errors import CheckpointError
-from ..files import read_json, write_text
-from ..files.records import LARGEST_OF_TRANSFORMERS
+from ..files import LARGEST_OF_TRANSFORMERS, read_json, write_text
 from ..modeling import auto_map, modeling_moreau
 
 logger = logging.getLogger(__name__)

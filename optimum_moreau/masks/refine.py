@@ -23,17 +23,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..criteria.papers import DSNOT_PAPER, SYMMETRIC
 from ..criteria.relative import relative_to
 from ..models.stream import Inputs
 from .patterns import Pattern
 
 THRESHOLD, CYCLES = 0.1, 50  # as published
-# Name → what it does, and its source.
-REFINEMENTS = {
-    "dsnot": ("weights change places, so that a row keeps its mean output", DSNOT_PAPER),
-    "r2-dsnot": ("the same, what goes chosen by relative importance", SYMMETRIC),
-}
 STATISTICS = ("squares", "sums")
 
 

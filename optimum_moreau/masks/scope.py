@@ -51,15 +51,15 @@ def foresee_zeros(model: Any, shape: ModelShape, config: MoreauPrunerConfig) -> 
     Raises:
         PlanError: the pattern does not fit a matrix; named.
     """
-    pattern, layers = Pattern.parse(config.pattern), decoder_layers(model)
+    pattern, layers = Pattern.parse(config.mask.pattern), decoder_layers(model)
     scope = masked_blocks(model, shape, config)
     sizes = [tuple(_shape(layers, block, module)) for block in scope for module in modules_of(block)]
     weights = sum(rows * columns for rows, columns in sizes)
     zeros = sum(_zeros(rows, columns, pattern, config) for rows, columns in sizes)
-    if config.budget == "global":
-        zeros = nearest_fewer((config.sparsity or 0.0) * weights)
-    by_scores = config.budget in ("global", "owl")
-    return Foreseen(config.pattern, len(sizes), weights, zeros, zeros / shape.parameters, by_scores)
+    if config.budget.name == "global":
+        zeros = nearest_fewer((config.mask.sparsity or 0.0) * weights)
+    by_scores = config.budget.name != "uniform"
+    return Foreseen(config.mask.pattern, len(sizes), weights, zeros, zeros / shape.parameters, by_scores)
 
 
 def masked_blocks(model: Any, shape: ModelShape, config: MoreauPrunerConfig) -> list[Block]:
@@ -68,7 +68,7 @@ def masked_blocks(model: Any, shape: ModelShape, config: MoreauPrunerConfig) -> 
     Raises:
         PlanError: the pattern does not fit one of them; named.
     """
-    pattern, layers = Pattern.parse(config.pattern), decoder_layers(model)
+    pattern, layers = Pattern.parse(config.mask.pattern), decoder_layers(model)
     scope = [block for block in shape.in_scope(config) if block.kind in ("attention", "mlp")]
     for block in scope:
         for module in modules_of(block):
@@ -90,10 +90,10 @@ def _zeros(rows: int, columns: int, pattern: Pattern, config: MoreauPrunerConfig
     """Of one matrix."""
     if pattern.structured:
         return rows * columns // pattern.of * (pattern.of - pattern.kept)
-    sparsity = config.sparsity or 0.0
-    if config.criterion == "sparsegpt" and not config.refine:
+    sparsity = config.mask.sparsity or 0.0
+    if config.criterion.name == "sparsegpt" and not config.mask.refine:
         blocks = [min(BLOCK, columns - start) for start in range(0, columns, BLOCK)]
         return sum(nearest_fewer(sparsity * rows * width) for width in blocks)
-    if config.mask_group == "layer":
+    if config.mask.group == "layer":
         return nearest_fewer(sparsity * rows * columns)
     return rows * nearest_fewer(sparsity * columns)

@@ -15,23 +15,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from ..config import MoreauPrunerConfig
-from ..criteria import Criterion, Scoring
+from ..criteria import Criterion
+from ..criteria.run import Scoring
 from ..criteria.sparsegpt import inverse_factor
+from ..criteria.wanda import Wanda
+from ..distributed import is_distributed
 from ..envelope import scoring_mode
 from ..errors import ConfigError, DataError, NonFiniteError
 from ..models.placement import loaded
 from ..models.stream import Inputs, LayerStream, StreamedLayer
 from ..models.undo import Keep, parameter_names, put, restored
 from ..models.units import LAYERS, Block, ModelShape, decoder_layers
-from ..registry import CRITERIA
 from ..scoring.scores import check_gradients
-from .budget import global_masks, owl_sparsity
+from .budget import global_masks
 from .obs import surgeon
 from .patterns import Pattern, keep_mask, zeros_first
 from .permute import Order, order_channels
@@ -72,17 +73,17 @@ def sparsify(
         DataError: tokens are missing.
         NonFiniteError: an input, a gradient or a score is not finite, or a Hessian not positive definite.
     """
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if is_distributed():
         raise ConfigError("masks are made in one process; run without torchrun or accelerate launch")
     check_gradients(model, config)
-    pattern, layers = Pattern.parse(config.pattern), decoder_layers(model)
+    pattern, layers = Pattern.parse(config.mask.pattern), decoder_layers(model)
     scope = masked_blocks(model, shape, config)
-    masker = _Masker(model, config, pattern, CRITERIA.get(config.criterion), tokens)
+    masker = _Masker(model, config, pattern, config.criterion, tokens)
     with torch.inference_mode(False), scoring_mode(model), torch.no_grad(), restored(layers) as keep:
         found = [matrix for layer in masker.run(scope, keep) for matrix in layer]
-    asked = pattern.sparsity if pattern.structured else config.sparsity
+    asked = pattern.sparsity if pattern.structured else config.mask.sparsity
     assert asked is not None  # resolved
-    return SparsitySummary(config.pattern, asked, tuple(found), shape.parameters)
+    return SparsitySummary(config.mask.pattern, asked, tuple(found), shape.parameters)
 
 
 class _Masker:
@@ -95,11 +96,12 @@ class _Masker:
         tokens: Tensor | None,
     ) -> None:
         self.model, self.config, self.pattern, self.criterion = model, config, pattern, criterion
-        self.updates = config.update or config.criterion == "sparsegpt"
-        self.needs_text = bool(criterion.needs) or config.budget == "owl"
+        self.mask = config.mask
+        self.updates = self.mask.update or criterion.name == "sparsegpt"
+        self.needs_text = bool(criterion.needs) or config.budget.measured
         wanted = {
             *criterion.statistics,
-            *(STATISTICS if config.refine else ()),
+            *(STATISTICS if self.mask.refine else ()),
             *(["products"] if self.updates else []),
         }
         self.what = tuple(sorted(wanted))
@@ -110,7 +112,7 @@ class _Masker:
 
     def run(self, scope: Sequence[Block], keep: Keep) -> Iterator[list[MatrixSparsity]]:
         """Masks every layer in scope; yields what was done to each."""
-        scores = {} if self.criterion.elements else self._scores(scope)
+        scores = {} if self.criterion.by_layer else self._scores(scope)
         self._spread(scope, scores)
         by_layer: dict[int, list[Block]] = {}
         for block in scope:
@@ -143,10 +145,10 @@ class _Masker:
         found: list[MatrixSparsity] = []
         waiting: list[_Cut] = []
         for group in groups:
-            once = len(groups) == 1 and not self.config.feed_forward
+            once = len(groups) == 1 and not self.mask.feed_forward
             inputs = streamed.gather(group, self.what, pass_on=once, alike="products" in self.what)
             cuts = [self._cut(layers, owner[module], module, inputs[module], scores) for module in group]
-            if self.config.feed_forward:
+            if self.mask.feed_forward:
                 found += self._write(streamed.layer, cuts)
             else:
                 waiting += cuts
@@ -166,17 +168,19 @@ class _Masker:
         where, name = f"layers.{block.layer}.{module}", f"{LAYERS}{block.layer}.{module}.weight"
         w = _weight(layers, block, module).float()
         assert block.layer is not None  # heads and channels lie in a layer
-        sparsity = self.shares.get(block.layer, self.config.sparsity or 0.0)
+        sparsity = self.shares.get(block.layer, self.mask.sparsity or 0.0)
         score = order = mask = refined = None
         if inputs.products is not None:
             w = torch.where(inputs.products.diagonal() == 0, 0, w)  # an input that never fires
-        on_the_way = self.config.criterion == "sparsegpt" and not self.config.refine
-        permuted = self.config.permute and module == block.reader.module
+        on_the_way = self.criterion.name == "sparsegpt" and not self.mask.refine
+        permuted = self.mask.permute and module == block.reader.module
         if name in self.masks:
             mask = self.masks.pop(name).to(w.device)
         elif permuted or not on_the_way:
-            elements = self.criterion.elements
-            score = elements(name, w, inputs, self.config) if elements else scores.pop(name).to(w.device)
+            if self.criterion.by_layer:
+                score = self.criterion.elements(name, w, inputs, self.config.seed)
+            else:
+                score = scores.pop(name).to(w.device)
             self._check(score, where)
             score = score.masked_fill(w == 0, 0)
         if permuted and score is not None:  # n:m has no global budget, so a score
@@ -184,12 +188,12 @@ class _Masker:
             order = order_channels(score, self.pattern, heads, readers)
             w, score, inputs = w[:, order.columns], score[:, order.columns], inputs.reordered(order.columns)
         if score is not None and not on_the_way:
-            mask = keep_mask(zeros_first(score, w), self.pattern, sparsity, self.config.mask_group or "row")
-        if mask is not None and self.config.refine:
-            refined = refine(w, mask, inputs, self.pattern, self.config.refine)
+            mask = keep_mask(zeros_first(score, w), self.pattern, sparsity, self.mask.group or "row")
+        if mask is not None and self.mask.refine:
+            refined = refine(w, mask, inputs, self.pattern, self.mask.refine)
             mask = refined.mask
         if self.updates:
-            upper, _ = inverse_factor(inputs, self.config.damping or 0.0, where)
+            upper, _ = inverse_factor(inputs, getattr(self.criterion, "damping", self.mask.damping), where)
             return _Cut(block, module, *surgeon(w, upper, self.pattern, sparsity, mask), refined, order)
         assert mask is not None  # only sparsegpt, which updates, chooses on the way
         return _Cut(block, module, torch.where(mask, w, 0), mask, refined, order)
@@ -221,14 +225,14 @@ class _Masker:
         """Decides each layer's share of zeros, or all masks, from scores of the dense model, where the budget says."""
         self.shares: dict[int, float] = {}
         self.masks: dict[str, Tensor] = {}
-        sparsity = self.config.sparsity or 0.0
-        if self.config.budget == "owl":
+        sparsity = self.mask.sparsity or 0.0
+        if self.config.budget.name == "owl":
             by_layer: dict[int, list[Tensor]] = {}
-            for name, score in self._dense(scope, CRITERIA.get("wanda")):
+            for name, score in self._dense(scope, Wanda()):
                 by_layer.setdefault(int(name.split(".")[2]), []).append(score)
-            self.shares = owl_sparsity(by_layer, sparsity)
-        elif self.config.budget == "global":
-            found = dict(self._dense(scope, self.criterion)) if self.criterion.elements else dict(scores)
+            self.shares = self.config.budget.sparsity(by_layer, sparsity)
+        elif self.config.budget.name == "global":
+            found = dict(self._dense(scope, self.criterion)) if self.criterion.by_layer else dict(scores)
             for name, score in found.items():
                 self._check(score, name.removeprefix("model.").removesuffix(".weight"))
                 w = loaded(self.model.get_submodule(name.removesuffix(".weight")), "weight")
@@ -237,8 +241,7 @@ class _Masker:
 
     def _dense(self, scope: Sequence[Block], criterion: Criterion) -> Iterator[tuple[str, Tensor]]:
         """Scores every matrix of the dense model; on the CPU, in float32."""
-        config, elements = self.config, criterion.elements
-        assert elements is not None  # asked only of criteria that have it
+        seed, elements = self.config.seed, criterion.elements
         modules: dict[int | None, list[str]] = {block.layer: [] for block in scope}
         for block in scope:
             modules[block.layer] += modules_of(block)
@@ -247,7 +250,7 @@ class _Masker:
             for block in scope:
                 for module in modules_of(block):
                     name = f"{LAYERS}{block.layer}.{module}.weight"
-                    yield name, elements(name, _weight(layers, block, module).float(), _EMPTY, config).cpu()
+                    yield name, elements(name, _weight(layers, block, module).float(), _EMPTY, seed).cpu()
             return
         for streamed in LayerStream(self.model, self.batches, self.windows):
             own = modules.get(streamed.index, [])
@@ -255,12 +258,12 @@ class _Masker:
             for module in own:
                 name = f"{LAYERS}{streamed.index}.{module}.weight"
                 w = loaded(streamed.layer.get_submodule(module), "weight").float()
-                yield name, elements(name, w, inputs[module], config).cpu()
+                yield name, elements(name, w, inputs[module], seed).cpu()
 
     def _scores(self, scope: Sequence[Block]) -> dict[str, Tensor]:
         """Element scores of the dense model, kept on the CPU."""
         found: dict[str, Tensor] = {}
-        absolute_each = self.criterion.absolute_each(self.config)
+        absolute_each = self.criterion.absolute_each()
 
         def add(name: str, elements: Tensor) -> None:
             part = elements.abs().float().cpu() if absolute_each else elements.float().cpu()

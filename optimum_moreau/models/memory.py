@@ -1,11 +1,14 @@
-"""Memory of this process, resident or on its GPU."""
+"""Memory of this process, resident or on its GPU, and what to say where it does not suffice."""
 
 from __future__ import annotations
 
 import resource
 import sys
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from ..errors import OutOfMemoryError
 
 
 def peak_memory_bytes() -> int:
@@ -32,3 +35,20 @@ def reset_peak_memory() -> None:
     """Lets the peak of resident memory start anew from what is resident now, where the system can (Linux)."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
+
+
+@contextmanager
+def out_of_memory(words: Callable[[], str]) -> Iterator[None]:
+    """Says what to do where memory does not suffice: torch says so by a type on GPUs, and by words on a CPU.
+
+    Raises:
+        OutOfMemoryError: with these words.
+    """
+    import torch
+
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is one
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
+            raise OutOfMemoryError(words()) from error
+        raise

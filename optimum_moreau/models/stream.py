@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..distributed import add_up, is_distributed
 from ..errors import NonFiniteError
 from .finite import first_non_finite
 from .placement import input_device
@@ -325,10 +325,9 @@ class _Gather:
     def inputs(self, samples: int) -> Inputs:
         """The statistics, of all processes."""
         tokens = self._tokens
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if is_distributed():
             counted = torch.tensor(tokens, dtype=torch.int64, device=next(iter(self._sums.values())).device)
-            for tensor in (counted, *self._sums.values()):
-                dist.all_reduce(tensor)
+            add_up(counted, *self._sums.values())
             tokens = int(counted)
         means = {kind: total if kind == "products" else total / samples for kind, total in self._sums.items()}
         return Inputs(samples, tokens, **means)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import MoreauPrunerConfig
+from ..config.validation import UNITS
 from ..errors import UnsupportedModelError
 from .families import Cut, Family, Kind, family_of
 
@@ -201,10 +202,14 @@ class ModelShape:
             found.append(self.hidden)
         return tuple(found)
 
+    def of_heads_and_channels(self, config: MoreauPrunerConfig) -> list[Block]:
+        """Those of the blocks in scope that are heads or MLP channels."""
+        return [block for block in self.in_scope(config) if block.kind in UNITS]
+
     def scored(self, config: MoreauPrunerConfig) -> tuple[Block, ...]:
         """Returns the blocks whose units a criterion scores: those in scope, and what a layer's score is the sum of."""
         scope = [block for block in self.in_scope(config) if block.kind != "layers"]
-        if "layers" in config.targets and config.layer_criterion == "sum":
+        if "layers" in config.targets and config.criterion.layers == "sum":
             scope += [b for b in self.blocks if _inside(b.layer, config.whole_layers) and b not in scope]
         return tuple(sorted(scope, key=lambda b: (b.layer is None, b.layer, b.kind)))
 

@@ -128,10 +128,28 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Returns the recipe as a dictionary that YAML and JSON can hold; what is not set is left out."""
         found = {one.name: getattr(self, one.name) for one in fields(self)}
-        found["prune"] = _without_none(self.prune.to_dict())
+        found["prune"] = _without_none(self.prune.to_dict(), deep=True)
         found["recover"] = None if self.recover is None else self.recover.to_dict()
         found["push"] = None if self.push is None else _without_none(vars(self.push))
         return _without_none(found)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Recipe:
+        """Reads a recipe's file; raises ConfigError where it cannot be one."""
+        return cls.from_dict(read_recipe(path))
+
+    def run(
+        self,
+        *,
+        device: str | None = None,
+        trust_remote_code: bool = False,
+        overwrite: bool = False,
+        checkpoint_dir: str | None = None,
+    ) -> dict[str, Any]:
+        """Runs what is not done yet, as `prune --config` does; arguments and result as in pipeline/chain.py."""
+        from .chain import Means, run
+
+        return run(self, Means(device, trust_remote_code, overwrite, checkpoint_dir))
 
     def to_yaml(self) -> str:
         """Returns the recipe as the file that `read_recipe` reads."""
@@ -211,5 +229,8 @@ def section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return found
 
 
-def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}
+def _without_none(values: Mapping[str, Any], *, deep: bool = False) -> dict[str, Any]:
+    found = {key: value for key, value in values.items() if value is not None}
+    if not deep:
+        return found
+    return {key: _without_none(value) if isinstance(value, Mapping) else value for key, value in found.items()}

@@ -15,13 +15,14 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from ..budgets.spread import Ranking
+from ..budgets import protects
+from ..budgets.uniform import Uniform
 from ..config import SIZES, MoreauPrunerConfig
 from ..config.quantities import nearest_fewer
 from ..errors import PlanError
 from ..models.units import Block, ModelShape
-from ..scoring.scores import UnitScores, check_covers, with_layer_sums
-from .counts import Counts, UnitCounts, cost_of, nearest_of, protects, removal_order
+from ..scoring.scores import Ranking, UnitScores, check_covers, with_layer_sums
+from .counts import Counts, UnitCounts, cost_of, nearest_of, removal_order
 from .derived import check_derived, check_foreseen
 from .explain import NEAR, adjustments
 from .gains import contributions, remaining
@@ -112,8 +113,8 @@ def expected_plan(shape: ModelShape, config: MoreauPrunerConfig) -> PruningPlan:
         PlanError: the requested size cannot be reached, or an engine might read otherwise what stays in the end.
         UnsupportedModelError: the family's hidden channels cannot be cut.
     """
-    protect = config.protect if config.budget == "uniform" else 0.0
-    config = replace(config, budget="uniform", protect=protect, protect_outliers=None)
+    protect = config.budget.protect if config.budget.name == "uniform" else 0.0
+    config = replace(config, budget=Uniform(protect=protect))
     blank = UnitScores(
         {block.where: torch.zeros(block.total, dtype=torch.float32, device="cpu") for block in shape.in_scope(config)}
     )
@@ -145,13 +146,14 @@ def _unprotected(block: Block, ranking: Ranking, removed: int, config: MoreauPru
     """The same of heads or channels, of which some may be protected."""
     if not removed:
         return _whole(block)
-    if not protects(config):
+    if not protects(config.budget):
         return _kept(ranking[block.where], removed)
     order, stay = removal_order(block, ranking, config)
     if removed > len(order):
-        lowest, least = f"protect {config.protect:g}", f"keeps the lowest {len(stay)} of {block.total} channels"
-        if config.protect_outliers is not None:
-            lowest = f"protect_outliers {config.protect_outliers:g}" + (f" with {lowest}" if config.protect else "")
+        budget = config.budget
+        lowest, least = f"protect {budget.protect:g}", f"keeps the lowest {len(stay)} of {block.total} channels"
+        if budget.protect_outliers is not None:
+            lowest = f"protect_outliers {budget.protect_outliers:g}" + (f" with {lowest}" if budget.protect else "")
             least = f"keeps {len(stay)} of {block.total} units"
         raise PlanError(
             f"{block.where}: {lowest} {least}, so that {len(order)} can go at most, but {removed} must go; protect"

@@ -14,10 +14,13 @@ from dataclasses import replace
 
 import torch
 
-from ..budgets.spread import RANKINGS, Ranking, allocate, predicted_loss, shares, standardised
+from ..budgets import protects
+from ..budgets.allocation import allocate, predicted_loss
+from ..budgets.uniform import Uniform
 from ..config import MoreauPrunerConfig
 from ..models.units import Block
 from ..scoring.profiles import is_outlier
+from ..scoring.scores import Ranking
 from .runtimes import LegalCounts
 
 Counts = dict[Block, int]
@@ -30,11 +33,6 @@ def nearest_of(numbers: Sequence[int], x: float) -> int:
     return min(numbers[max(place - 1, 0) : place + 1], key=lambda n: (abs(n - x), n))
 
 
-def protects(config: MoreauPrunerConfig) -> bool:
-    """Whether some units never go."""
-    return bool(config.protect) or config.protect_outliers is not None
-
-
 def removal_order(block: Block, ranking: Ranking, config: MoreauPrunerConfig) -> tuple[list[int], list[int]]:
     """The units of a block that may go, the first to go first, and those that never go.
 
@@ -44,12 +42,18 @@ def removal_order(block: Block, ranking: Ranking, config: MoreauPrunerConfig) ->
     score = ranking[block.where]
     order = torch.argsort(score, stable=True)  # equal scores: the lower index goes first
     stays = torch.zeros(block.total, dtype=torch.bool, device="cpu")
-    if config.protect_outliers is not None:
-        stays = is_outlier(ranking, block, config.protect_outliers)
-    if config.protect and block.kind == "mlp":
+    if config.budget.protect_outliers is not None:
+        stays = is_outlier(ranking, block, config.budget.protect_outliers)
+    if config.budget.protect and block.kind == "mlp":
         others = order[~(stays | score.isneginf())[order]]
-        stays = stays.index_fill(0, others[: math.floor(round(block.total * config.protect, 9))], True)
+        stays = stays.index_fill(0, others[: math.floor(round(block.total * config.budget.protect, 9))], True)
     return order[~stays[order]].tolist(), order[stays[order]].tolist()
+
+
+def _evenly(config: MoreauPrunerConfig) -> MoreauPrunerConfig:
+    """The same with a uniform budget, which protects the same units."""
+    budget = config.budget
+    return replace(config, budget=Uniform(protect=budget.protect, protect_outliers=budget.protect_outliers))
 
 
 class UnitCounts:
@@ -67,7 +71,7 @@ class UnitCounts:
         self.mlp = [block for block in blocks if block.kind == "mlp"]
         self.ranking, self.config, self.legal = ranking, config, legal
         # with uniform every layer is asked alike: too much is refused, not given by others
-        limited = (*self.attention, *self.mlp) if protects(config) and config.budget != "uniform" else ()
+        limited = (*self.attention, *self.mlp) if protects(config.budget) and config.budget.name != "uniform" else ()
         self.limits = {block: len(removal_order(block, ranking, config)[0]) for block in limited}
 
     def by_share(self, attention: float, mlp: float) -> Counts:
@@ -128,12 +132,12 @@ class UnitCounts:
 
     def _share(self, blocks: Sequence[Block], share: float) -> Counts:
         """Removes a share of the units: of each block as the budget says, or of all off the bottom of one ranking."""
-        if self.config.budget in RANKINGS:
+        if self.config.budget.ranks:
             return self._ranked(blocks, share * sum(block.total for block in blocks), per_unit=True)
         if self.config.uniform:
             return self._one_shape(blocks, share)
         most = [self._removable(block)[-1] / block.total for block in blocks]
-        parts = shares(self.config.budget, blocks, share, self.ranking, most)
+        parts = self.config.budget.shares(blocks, share, self.ranking, most)
         return {block: self._nearest(block, block.total * part) for block, part in parts.items()}
 
     def _attention_part(self, goal: float, share: float) -> float:
@@ -148,11 +152,11 @@ class UnitCounts:
 
     @property
     def _searches(self) -> bool:
-        return self.config.budget == "search"
+        return self.config.budget.name == "search"
 
     @property
     def _even(self) -> UnitCounts:
-        blocks, config = (*self.attention, *self.mlp), replace(self.config, budget="uniform")
+        blocks, config = (*self.attention, *self.mlp), _evenly(self.config)
         return UnitCounts(blocks, self.ranking, config, self.legal)
 
     def _no_worse(self, counts: Counts, even: Counts) -> Counts:
@@ -163,12 +167,12 @@ class UnitCounts:
 
     def _parameters(self, blocks: Sequence[Block], rest: float) -> Counts:
         """Removes as many units as come nearest to `rest` parameters."""
-        if self.config.budget in RANKINGS:
+        if self.config.budget.ranks:
             return self._ranked(blocks, rest, per_unit=False)
         return self._share(blocks, rest / max(sum(block.total * block.unit_parameters for block in blocks), 1))
 
     def _unprotected(self, counts: Counts) -> bool:
-        if not protects(self.config):
+        if not protects(self.config.budget):
             return True
         return all(n <= len(removal_order(block, self.ranking, self.config)[0]) for block, n in counts.items())
 
@@ -229,7 +233,7 @@ class UnitCounts:
     def _chunks(self, block: Block) -> Iterator[tuple[int, float]]:
         """Yields size and mean rank of the chunks a block can give, least important first."""
         score = self.ranking[block.where]
-        ranks = standardised(score) if self.config.budget == "zscore" else score / block.unit_parameters
+        ranks = self.config.budget.rank(score, block.unit_parameters)
         if block in self.limits:  # some never go
             ranks = ranks[removal_order(block, self.ranking, self.config)[0]]
         values = torch.sort(ranks).values

@@ -63,15 +63,15 @@ def check_derived(shape: ModelShape, plan: PruningPlan, config: MoreauPrunerConf
     Raises:
         PlanError: says what the engine derives, and what to leave out.
     """
-    _check_width(shape, plan, config.engine)
+    _check_width(shape, plan, config.runtime)
     stay = plan.kept_layers or tuple(sorted(plan.layers))
     kinds = tuple(shape.kinds[i] for i in stay) if shape.kinds else ()
-    if config.engine == "vllm" and shape.family.base_type == "exaone4" and set(kinds) == {"full without RoPE"}:
+    if config.runtime == "vllm" and shape.family.base_type == "exaone4" and set(kinds) == {"full without RoPE"}:
         raise PlanError(
             "layers: vllm rotates every layer of 'exaone4' where none has a sliding window, and only such ones would"
             " stay; leave 'layers' out of the targets"
         )
-    if config.engine != "llama.cpp":
+    if config.runtime != "llama.cpp":
         return
     family = shape.family.base_type
     expected = kinds_by_index(family, len(stay))
@@ -94,7 +94,7 @@ def check_foreseen(shape: ModelShape, plan: PruningPlan, config: MoreauPrunerCon
         PlanError: the layers' kinds follow their index, and which of them go is not known.
     """
     family, depth = shape.family.base_type, shape.depth - len(plan.removed_layers)
-    if config.engine != "llama.cpp" or not plan.removed_layers or not shape.kinds:
+    if config.runtime != "llama.cpp" or not plan.removed_layers or not shape.kinds:
         return
     alike = len({*shape.kinds, *(kinds_by_index(family, depth) or shape.kinds)}) == 1
     follows = kinds_by_index(family, depth) is not None and not alike
@@ -126,7 +126,7 @@ def _check_scale(shape: ModelShape, plan: PruningPlan, family: str, depth: int) 
         return
     leave = {"layers": bool(plan.removed_layers), "attention": bool(plan.kept(block).removed)}
     ways = [f"leave '{target}' out of the targets" for target, goes in leave.items() if goes]
-    ways.append("use engine 'transformers'")
+    ways.append("use runtime 'transformers'")
     raise PlanError(
         f"attention: llama.cpp scales the queries of '{family}' by 1/√(head width), and by 1/√(hidden size / heads) at"
         f" {_DEEPEST[family]} layers: by 1/√{derived} what would stay, which wants 1/√{shape.query_scale:g};"
@@ -146,7 +146,7 @@ def _pattern(family: str) -> str:
 
 def _feasible(shape: ModelShape, plan: PruningPlan) -> str:
     """What would be read, in words."""
-    family, instead = shape.family.base_type, "use engine 'transformers'"
+    family, instead = shape.family.base_type, "use runtime 'transformers'"
     if not plan.removed_layers or shape.kinds != kinds_by_index(family, shape.depth):
         return instead  # the whole model is misread
     ways = ["leave 'layers' out of the targets"]

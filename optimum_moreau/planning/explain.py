@@ -20,8 +20,8 @@ def adjustments(plan: PruningPlan, shape: ModelShape, config: MoreauPrunerConfig
 
 
 def _lines(plan: PruningPlan, shape: ModelShape, config: MoreauPrunerConfig) -> Iterator[str]:
-    if config.engine != "transformers":
-        yield f"every layer is in scope and keeps one shape, in a stock class: {config.engine} reads no other"
+    if config.runtime != "transformers":
+        yield f"every layer is in scope and keeps one shape, in a stock class: {config.runtime} reads no other"
     rest = remaining(plan, shape)
     for kind, shaped in (("hidden", shape), ("attention", rest), ("mlp", rest)):
         reason = LegalCounts.of(shaped, config).reason(kind)
@@ -63,7 +63,7 @@ def _is_nearest(shape: ModelShape, config: MoreauPrunerConfig) -> bool:
     """Whether planning tried all there is: layers of one shape that give the same, protected or not."""
     scope = [block for block in shape.in_scope(config) if block.kind != "hidden"]
     alike = len({(block.kind, block.total, block.unit_parameters) for block in scope}) == len({b.kind for b in scope})
-    return config.budget == "uniform" and config.rounds == 1 and alike
+    return config.budget.name == "uniform" and config.rounds == 1 and alike
 
 
 def _counts(plan: PruningPlan, blocks: Sequence[Block]) -> str:

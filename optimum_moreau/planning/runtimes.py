@@ -48,7 +48,7 @@ class LegalCounts:
         fixed = shape.family.heads_divide_hidden and len(heads) == 1 and stays
         return cls(
             config.multiple_of,
-            config.engine,
+            config.runtime,
             config.tensor_parallel,
             width if stock and width else None,
             heads.pop() if fixed else 1,
@@ -74,7 +74,7 @@ class LegalCounts:
         if step > block.total:
             raise PlanError(
                 f"{block.where}: no multiple of {step} can be kept of its {block.total} channels"
-                f" ({self.reason(block.kind)}); lower multiple_of or tensor_parallel, or choose another engine"
+                f" ({self.reason(block.kind)}); lower multiple_of or tensor_parallel, or choose another runtime"
             )
         return range(block.total % step, block.total - step + 1, step)
 

@@ -128,19 +128,8 @@ def train(
         NonFiniteError: a loss is NaN or infinite.
     """
     _claim(work, run)
-    collator = DataCollatorForSeq2Seq(_with_padding(tokenizer), label_pad_token_id=IGNORED)
-    trainer = RecoveryTrainer(
-        model=model,
-        args=_arguments(model, data, config, work, training_arguments or {}),
-        train_dataset=data.train,
-        eval_dataset=data.validation or None,
-        data_collator=collator,
-        callbacks=[EarlyStoppingCallback(config.patience)] if config.patience else [],
-        teacher=teacher,
-        temperature=config.temperature,
-        share=config.distillation,
-    )
-    trainer.remove_callback(PrinterCallback)  # it would print every loss to standard output
+    arguments = _arguments(model, data, config, work, training_arguments or {})
+    trainer = _trainer(model, tokenizer, data, config, arguments, teacher)
     state = last_state(work)
     before = read_state(state) if state else None
     if before is not None and before.global_step >= before.max_steps:  # it ended, and was not saved
@@ -148,14 +137,46 @@ def train(
         set_peft_model_state_dict(model, weights)
         trainer.state, seconds = before, 0.0
     else:
-        arguments = trainer.args
-        logger.info(
-            "training: %s of %d sequences, on %s",
-            f"{arguments.max_steps} steps" if arguments.max_steps > 0 else f"{arguments.num_train_epochs:g} epochs",
-            arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size,
-            data.source,
-        )
+        _say_begin(trainer.args, data.source)
         seconds = _train(trainer, state)
+    return _outcome(trainer, seconds, best=bool(config.patience))
+
+
+def _trainer(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    data: TrainingData,
+    config: RecoveryConfig,
+    arguments: TrainingArguments,
+    teacher: Any,
+) -> RecoveryTrainer:
+    """The trainer of a model on data; arguments as for `train`."""
+    trainer = RecoveryTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=data.train,
+        eval_dataset=data.validation or None,
+        data_collator=DataCollatorForSeq2Seq(_with_padding(tokenizer), label_pad_token_id=IGNORED),
+        callbacks=[EarlyStoppingCallback(config.patience)] if config.patience else [],
+        teacher=teacher,
+        temperature=config.temperature,
+        share=config.distillation,
+    )
+    trainer.remove_callback(PrinterCallback)  # it would print every loss to standard output
+    return trainer
+
+
+def _say_begin(arguments: TrainingArguments, source: str) -> None:
+    logger.info(
+        "training: %s of %d sequences, on %s",
+        f"{arguments.max_steps} steps" if arguments.max_steps > 0 else f"{arguments.num_train_epochs:g} epochs",
+        arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size,
+        source,
+    )
+
+
+def _outcome(trainer: Trainer, seconds: float, *, best: bool) -> dict[str, Any]:
+    """What `train` returns; of the losses held out the lowest or, where training did not go by them, the last."""
     validation = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return {
@@ -163,7 +184,7 @@ def train(
         "epochs": round(trainer.state.epoch or 0.0, 4),
         "first_loss": losses[0] if losses else None,
         "last_loss": losses[-1] if losses else None,
-        "validation_loss": None if not validation else min(validation) if config.patience else validation[-1],
+        "validation_loss": None if not validation else min(validation) if best else validation[-1],
         "seconds": seconds,
     }
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, MoreauError, first_line
+from ..evaluation.agreement import Agreement
 from ..evaluation.insight import Insight
-from ..evaluation.robustness import Agreement
 from ..files import read_json
 
 ROBUSTNESS_NAME = "robustness.json"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..evaluation.agreement import Agreement
 from ..evaluation.insight import ChannelRanks, Insight, Panel
-from ..evaluation.robustness import Agreement
 from ..planning import PruningPlan
 from .style import BLUE, INK, MARKERS, ORANGE, PALETTE, new_figure, style
 

@@ -11,11 +11,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from .. import __version__
+from ..config import MoreauPrunerConfig
+from ..config.methods import shown
 from ..config.quantities import words_for_bytes
+from ..evaluation.agreement import verdicts
 from ..evaluation.insight import FIGURES
 from ..evaluation.records import STAGES
-from ..evaluation.robustness import verdicts
 from ..files import write_text
+from ..planning import PruningPlan
 from ..saving.records import Records
 from .evidence import Evidence
 from .figures import draw_agreements, draw_insight, draw_map
@@ -104,11 +107,16 @@ def _subject(subject: Subject) -> dict[str, Any]:
         "summary": summary,
         "layers": layers,
         "map": Markup(figure),
-        "settings": {key: _words(value) for key, value in plan.config.items() if value is not None},
+        "settings": {key: _words(value) for key, value in _shown(plan).items()},
         "adjustments": plan.adjustments,
         "recovery": records.recovery.summary if records.recovery else None,
         "speed": records.speed,
     }
+
+
+def _shown(plan: PruningPlan) -> dict[str, Any]:
+    """The settings on record; none of a plan by hand."""
+    return shown(MoreauPrunerConfig.from_dict(plan.config)) if plan.config else {}
 
 
 def _facts(subjects: Sequence[Subject]) -> list[tuple[str, list[str]]]:

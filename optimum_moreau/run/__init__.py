@@ -1,1 +1,1 @@
-"""One pruning run: what is done to a model in place, and the record of it."""
+"""One pruning run: text read, a plan made, the model cut or masked in place, and what is saved of it."""

@@ -16,8 +16,7 @@ import httpx2
 from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
 from ..errors import CheckpointError, quiet
-from ..files import read_json
-from ..files.records import LARGEST_OF_TRANSFORMERS
+from ..files import LARGEST_OF_TRANSFORMERS, read_json
 
 logger = logging.getLogger(__name__)
 

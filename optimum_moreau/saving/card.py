@@ -7,57 +7,36 @@ summary, measurements, the base's card) is escaped: nothing of it is Markdown. W
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData, hf_hub_download
+from huggingface_hub import ModelCardData, hf_hub_download
 from jinja2 import TemplateError
 
-from ..budgets import BUDGETS
 from ..config import MoreauPrunerConfig
-from ..config.quantities import words_for_bytes
-from ..criteria import block_influence
-from ..criteria.papers import BIBTEX
+from ..config.methods import shown_names
 from ..errors import CheckpointError, first_line, quiet
-from ..evaluation.records import STAGES, Measurement, by_stage
+from ..evaluation.records import Measurement
 from ..evaluation.speed import Speed
 from ..files import read_text, write_text
-from ..masks import REFINEMENTS, SparsitySummary
-from ..models.families import CUSTOM_PREFIX
+from ..masks.summary import SparsitySummary
 from ..planning import PruningPlan
 from ..recovery import RecoverySummary
-from ..registry import COMPENSATIONS, CRITERIA, suggestion
+from ..registry import suggestion
 from ..templates import LITERAL, names_of_foreign, parse_card, render, render_foreign
 from ..templates.foreign import ForeignTemplateError
 from ..templates.markdown import one_line
 from ..templates.sandbox import OF_DICTIONARIES
+from .card_values import OF_SPARSITY, OF_SPEED, UNITS, card_values, origins, results_of, summary_values
 from .summary import PruningSummary
 
-_NOUNS = {
-    "layers": "whole layers",
-    "hidden": "channels of the residual stream",
-    "attention": "attention heads (whole KV groups under grouped-query attention)",
-    "mlp": "MLP channels",
-}
-_UNITS = {"layers": "layers", "hidden": "hidden channels", "attention": "KV groups", "mlp": "MLP channels"}
-_OF_MASKS = ("pattern", "update", "permute", "feed_forward")
-_OF_UNITS = (
-    "whole_layers",
-    "layer_criterion",
-    "fold_norms",
-    "aggregation",
-    "multiple_of",
-    "uniform",
-    "tensor_parallel",
-)
 TAGS = ["optimum-moreau", "pruned", "structured-pruning"]
+_OF_EVERY_CARD: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
 _TEMPLATE = "MODEL_CARD_TEMPLATE.md"
 _LONGEST_TEMPLATE = 2**18  # bytes
 _OF_BASE_CARD = ("license", "license_name", "license_link", "language")
 _METADATA = (*_OF_BASE_CARD, "base_model", "base_model_relation", "datasets", "library_name", "pipeline_tag", "tags")
-_OF_SPEED = ("verdict", "device", "how", "shape_notes")
-_OF_SPARSITY = ("achieved", "of_model", "holds", "gains")  # computed
 _LONGEST_TEXT, _MOST_TEXTS = 200, 200
 # What a template is given where nothing is known yet.
 _SAMPLE: dict[str, Any] = {
@@ -101,46 +80,20 @@ def write_card(
         CheckpointError: the template is missing, or is not one.
     """
     config = MoreauPrunerConfig.from_dict(plan.config)
-    is_hub_id = plan.base_model is not None and "/" in plan.base_model
     title = one_line(f"{plan.base_model or summary.export}, pruned")
     base_card = of_base_card(summary.base_card)
-    sources = [summary.calibration.get("source"), *([recovery.data["source"]] if recovery else [])]
-    hub_sources = [source.split(":")[1] for source in sources if source and source.startswith("hub:")]
-    results = _results(measurements)
-    decided = [*_criteria(config), *_budgets(config)]
-    papers = [*(paper for _, _, paper in decided), summary.compensation.get("paper", "")]
+    results = results_of(measurements)
+    source = None if recovery is None else recovery.data["source"]
     data = ModelCardData(
         **base_card,
-        datasets=list(dict.fromkeys(hub_sources)) or None,
+        **origins(plan.base_model, [summary.calibration.get("source"), source]),
+        **_OF_EVERY_CARD,
         model_name=title if results else None,
         eval_results=results or None,
-        base_model=plan.base_model if is_hub_id else None,
-        base_model_relation="finetune" if is_hub_id else None,
-        library_name="transformers",
-        pipeline_tag="text-generation",
         tags=[tag for tag in TAGS if sparsity is None or not tag.startswith("structured")],
     )
-    values = dict(
-        summary=_summary(summary, base_card),
-        recovery=None if recovery is None else recovery.to_dict(),
-        unused=_unused(recovery),
-        criteria=_literal(_criteria(config)),
-        budgets=_literal(_budgets(config)),
-        settings={key: _words(key, value) for key, value in _settings(config).items()},
-        layers=list(zip(summary.layers_before, summary.layers_after, strict=True)),
-        unit_names=_UNITS,
-        removed_words=_removed_words(summary),
-        own_type=summary.export.startswith(CUSTOM_PREFIX),
-        title=title,
-        citations=[LITERAL(BIBTEX[paper]) for paper in dict.fromkeys(papers) if paper in BIBTEX],
-        evaluation=[
-            (what, {stage: {**asdict(one), "words": one.words} for stage, one in values.items()})
-            for what, values in by_stage(measurements).items()
-        ],
-        speed=_speed(speed),
-        sparsity=_sparsity(sparsity),
-        stages=[stage for stage in STAGES if any(one.stage == stage for one in measurements)],
-    )
+    values = card_values(config, summary, recovery, measurements, speed, sparsity)
+    values |= {"title": title, "summary": summary_values(summary, base_card)}
     path = Path(folder) / "README.md"
     write_text(path, _render(data, template, values))
     return path
@@ -204,10 +157,10 @@ def _known() -> dict[str, set[str]]:
     return {name: set[str]() for name in given} | {
         "summary": _fields(PruningSummary),
         "recovery": _fields(RecoverySummary),
-        "settings": _fields(MoreauPrunerConfig),
-        "speed": {"baseline", "rows", *_OF_SPEED},
-        "sparsity": {"by_layer", *_OF_SPARSITY} | _fields(SparsitySummary),
-        "unit_names": {*_UNITS},
+        "settings": shown_names(),
+        "speed": {"baseline", "rows", *OF_SPEED},
+        "sparsity": {"by_layer", *OF_SPARSITY} | _fields(SparsitySummary),
+        "unit_names": {*UNITS},
     }
 
 
@@ -247,94 +200,3 @@ def _source(file: Path) -> str:
 
 def _unusable(file: Path, error: Exception) -> CheckpointError:
     return CheckpointError(f"{file.name}: cannot be used as a card template ({first_line(error)})")
-
-
-def _literal(rows: Sequence[tuple[str, ...]]) -> list[list[str]]:
-    """Words that this package holds, which are Markdown as they stand."""
-    return [[LITERAL(text) for text in row] for row in rows]
-
-
-def _summary(summary: PruningSummary, base_card: dict[str, Any]) -> dict[str, Any]:
-    found = summary.to_dict() | {"base_card": base_card}
-    step, words = (str(summary.compensation.get(key)) for key in ("step", "summary"))
-    if step in COMPENSATIONS and words == COMPENSATIONS.get(step).summary:
-        found["compensation"]["summary"] = LITERAL(words)
-    return found
-
-
-def _speed(speed: Speed | None) -> dict[str, Any] | None:
-    if speed is None or speed.baseline is None:
-        return None
-    found = {"baseline": {"name": speed.baseline.name}, "rows": [{"cells": row.cells} for row in speed.rows]}
-    return found | {name: getattr(speed, name) for name in _OF_SPEED}
-
-
-def _sparsity(sparsity: SparsitySummary | None) -> dict[str, Any] | None:
-    if sparsity is None:
-        return None
-    found = asdict(sparsity) | {name: getattr(sparsity, name) for name in _OF_SPARSITY}
-    return found | {"by_layer": dict(sparsity.by_layer())}
-
-
-def _results(measurements: Sequence[Measurement]) -> list[EvalResult]:
-    """What the card's metadata says was measured of this model: the last stage of each figure."""
-    found = []
-    for (dataset, metric, protocol), values in by_stage(measurements).items():
-        stage = next((stage for stage in ("recovered", "pruned") if stage in values), None)
-        if stage is not None:
-            found.append(
-                EvalResult(
-                    task_type="text-generation" if metric == "perplexity" else "multiple-choice",
-                    dataset_type="text" if metric == "perplexity" else dataset,
-                    dataset_name=dataset,
-                    metric_type="accuracy" if metric in ("acc", "acc_norm") else metric,
-                    metric_name=f"{metric}, {protocol}",
-                    metric_value=round(values[stage].value, 4),
-                )
-            )
-    return found
-
-
-def _unused(recovery: RecoverySummary | None) -> set[str]:
-    """Settings of a recovery that had no part in it."""
-    if recovery is None:
-        return set()
-    without_teacher = set() if recovery.teacher else {"temperature", "distillation"}
-    return without_teacher | ({"epochs"} if recovery.settings.get("max_steps") else set())
-
-
-def _criteria(config: MoreauPrunerConfig) -> list[tuple[str, str, str]]:
-    """Name, summary and source of what decided."""
-    found = []
-    if not config.by_influence_alone:
-        criterion = CRITERIA.get(config.criterion)
-        found.append((criterion.name, criterion.summary, criterion.paper))
-    if config.layer_criterion == "block-influence":
-        found.append(("block influence, of whole layers", block_influence.SUMMARY, block_influence.PAPER))
-    if config.refine:
-        found.append((f"{config.refine}, a refinement of the mask", *REFINEMENTS[config.refine]))
-    return found
-
-
-def _budgets(config: MoreauPrunerConfig) -> list[tuple[str, str, str]]:
-    """The same of what spread the units or zeros over layers; none where all gave alike."""
-    return [(config.budget, *BUDGETS[config.budget])] if config.budget in BUDGETS else []
-
-
-def _settings(config: MoreauPrunerConfig) -> dict[str, Any]:
-    """The fields that had a part in it."""
-    unused = _OF_UNITS if config.masks else _OF_MASKS
-    return {key: value for key, value in config.to_dict().items() if value is not None and key not in unused}
-
-
-def _words(key: str, value: Any) -> str:
-    if key.endswith("_layers"):
-        return f"{value[0]}:{value[1]} (end excluded)"
-    if key == "target_bytes":
-        return words_for_bytes(value)
-    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-
-
-def _removed_words(summary: PruningSummary) -> str:
-    nouns = [_NOUNS[kind] for kind in summary.contributions] or ["no units"]
-    return nouns[0] if len(nouns) == 1 else f"{', '.join(nouns[:-1])} and {nouns[-1]}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -18,7 +18,6 @@ from huggingface_hub import (
     CommitOperationDelete,
     HfApi,
     ModelCard,
-    ModelCardData,
     constants,
     get_token,
     snapshot_download,
@@ -31,12 +30,11 @@ from ..files import read_text
 from ..files.temporary import reason as why
 from ..files.temporary import temporary_folder
 from ..templates import parse_card
+from .merging import merged_card
 
 logger = logging.getLogger(__name__)
 
 PLACEHOLDER = "path/or/repo"  # in a card that is not published yet
-_MARK = "<!-- optimum-moreau:"
-_BEGIN, _END = f"{_MARK} begin -->", f"{_MARK} end -->"
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 _RECORDS = (
     "modeling_moreau.py",
@@ -51,6 +49,7 @@ _RECORDS = (
     "recovery_summary.json",
 )
 _ADAPTER = ("adapter/adapter_model.safetensors", "adapter/adapter_config.json")
+_MESSAGE = "Upload a pruned model with optimum-moreau"
 _TRIES = 4
 _LONGEST_WAIT = 60.0  # seconds
 _STATUS = {
@@ -174,53 +173,33 @@ def push_folder(
         api.create_repo(repo_id, private=private, exist_ok=True)
         if revision is not None and not create_pr:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        operations: list[Any] = [CommitOperationAdd(name, str(path / name)) for name in files if name != "README.md"]
-        stale = [name for name in api.list_repo_files(repo_id, revision=revision) if _is_ours(name)]
-        operations += [CommitOperationDelete(name) for name in stale if name not in files]
+        operations = _operations(path, files, api.list_repo_files(repo_id, revision=revision))
         if ours is not None:
             theirs = None if overwrite_card else _remote_card(api, repo_id, revision)
-            ours.text = ours.text.replace(PLACEHOLDER, repo_id)
-            operations.append(CommitOperationAdd("README.md", merged_card(theirs, ours).encode()))
+            operations.append(_card_operation(theirs, ours, repo_id))
         with quiet("huggingface_hub.hf_api"):  # it warns where nothing has changed
-            return api.model_info(repo_id, revision=None if create_pr else revision).sha, api.create_commit(
-                repo_id,
-                operations,
-                commit_message=commit_message or "Upload a pruned model with optimum-moreau",
-                revision=revision,
-                create_pr=create_pr,
-            )
+            before = api.model_info(repo_id, revision=None if create_pr else revision).sha
+            where: dict[str, Any] = {"revision": revision, "create_pr": create_pr}
+            return before, api.create_commit(repo_id, operations, commit_message=commit_message or _MESSAGE, **where)
 
     before, found = _patiently(commit, repo_id)
     return Published(repo_id, found.pr_url or found.commit_url, found.oid, files, changed=found.oid != before)
 
 
-def merged_card(theirs: ModelCard | None, ours: ModelCard) -> str:
-    """Our card within theirs: what they wrote stays, what an earlier push wrote is replaced.
-
-    Args:
-        theirs: the card on the Hub, if any.
-        ours: the card of the folder.
-    """
-    within = ours.text.strip().replace(_MARK, _MARK.replace("!--", "! --"))  # what data holds ends nothing
-    part = f"{_BEGIN}\n\n{within}\n\n{_END}"
-    data, text = ours.data.to_dict(), part
-    if theirs is not None:
-        data = _merged(theirs.data.to_dict(), data)
-        before, begun, rest = theirs.text.partition(_BEGIN)
-        after = rest.partition(_END)[2] if begun else ""
-        text = "\n\n".join(piece.strip() for piece in (before, part, after) if piece.strip())
-    return f"---\n{ModelCardData(ignore_metadata_errors=True, **data)}\n---\n\n{text}\n"
+push_to_hub = push_folder  # the name that is asked for first
 
 
-def _merged(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
-    """Ours over theirs; of lists, all that is in either."""
-    found = dict(theirs)
-    for key, value in ours.items():
-        old = theirs.get(key)
-        if isinstance(old, list) and isinstance(value, list) and key != "model-index":
-            value = [*old, *(one for one in value if one not in old)]
-        found[key] = value
-    return found
+def _operations(path: Path, files: Collection[str], there: Iterable[str]) -> list[Any]:
+    """Adds the files of a folder but the card, and removes what an earlier push left and the folder does not hold."""
+    operations: list[Any] = [CommitOperationAdd(name, str(path / name)) for name in files if name != "README.md"]
+    stale = [name for name in there if _is_ours(name)]
+    return operations + [CommitOperationDelete(name) for name in stale if name not in files]
+
+
+def _card_operation(theirs: ModelCard | None, ours: ModelCard, repo_id: str) -> CommitOperationAdd:
+    """Adds our card, its placeholder filled in, within theirs."""
+    ours.text = ours.text.replace(PLACEHOLDER, repo_id)
+    return CommitOperationAdd("README.md", merged_card(theirs, ours).encode())
 
 
 def _local_card(file: Path) -> ModelCard | None:

@@ -14,8 +14,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING
 
 from ..errors import CheckpointError, quiet
-from ..files import read_json, write_json
-from ..files.records import LARGEST_OF_TRANSFORMERS
+from ..files import LARGEST_OF_TRANSFORMERS, read_json, write_json
 
 _CONFIG, _TOKENIZER = "config.json", "tokenizer_config.json"
 _APART = ("rope_theta", "partial_rotary_factor")  # stand beside `rope_scaling` in 4.57

@@ -10,7 +10,7 @@ from ..config import MoreauPrunerConfig
 from ..errors import CheckpointError
 from ..evaluation.records import EVALUATION_NAME, Measurement, load_measurements, save_measurements
 from ..evaluation.speed import SPEED_NAME, Speed
-from ..masks import SPARSITY_NAME, SparsitySummary
+from ..masks.summary import SPARSITY_NAME, SparsitySummary
 from ..planning import PLAN_NAME, PruningPlan
 from ..recovery import MoreauRecovery
 from ..scoring.scores import SCORES_NAME, UnitScores, find_scores

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..compensation import CompensationRecord
+from ..compensation.compensate import CompensationRecord
 from ..config import TARGETS
 from ..data.windows import CalibrationRecord
 from ..errors import CheckpointError

@@ -11,10 +11,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -156,19 +157,24 @@ def reload_logits(
         "attention": attention,
         "remote_code": remote_code,
     }
-    places = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(work / "modules")}
+    places = {"HF_HUB_CACHE": cache} if cache else {}
+    _run_reload(request, work, {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(work / "modules"), **places})
+    return load_file(work / "logits.safetensors")["logits"]
+
+
+def _run_reload(request: Mapping[str, Any], work: Path, places: Mapping[str, str]) -> None:
+    """Runs the fresh process within the work folder, with some variables of its environment set."""
     process = subprocess.run(
         [sys.executable, "-P", str(RELOAD_SCRIPT)],
         input=json.dumps(request),
         capture_output=True,
         text=True,
         cwd=work,
-        env={**os.environ, **places, **({"HF_HUB_CACHE": cache} if cache else {})},
+        env={**os.environ, **places},
     )
     if process.returncode:
         reason = (process.stderr.strip().split("\n") or [""])[-1]
         raise CheckpointError(f"does not load in a fresh process ({reason})")
-    return load_file(work / "logits.safetensors")["logits"]
 
 
 @contextmanager

@@ -9,22 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..config import MoreauPrunerConfig
-from ..criteria import Scoring
-from ..criteria.block_influence import block_influence
+from ..criteria.run import Scoring
 from ..data.windows import CalibrationRecord
+from ..distributed import add_up, is_distributed, of_first, processes, share
 from ..envelope import scoring_mode
 from ..errors import ConfigError, DataError, NonFiniteError, PlanError, UnsupportedModelError
 from ..files import filled, parse_json, read_tensors, write_tensors
 from ..models.families import Cut
-from ..models.placement import is_offloaded, prepare_offloaded
-from ..models.units import Block, ModelShape, decoder_layers
-from ..registry import CRITERIA
-from .profiles import check_text, measures, measures_outliers, outliers, profile_name, search, unit_flows
+from ..models.placement import is_offloaded
+from ..models.units import Block, ModelShape
+from .profiles import check_text, layer_influence, measures, measures_outliers, unit_flows
 
 SCORES_NAME = "pruning/pruning_scores.safetensors"  # not at the top, where vLLM takes it for weights
 _OLD_SCORES_NAME = "pruning_scores.safetensors"  # where 0.1 wrote them at first
@@ -43,6 +41,10 @@ def find_scores(folder: str | Path) -> Path | None:
     """The file of the scores in a pruned folder, of this version or an older one; `None` where there is none."""
     places = [Path(folder).expanduser() / name for name in (SCORES_NAME, _OLD_SCORES_NAME)]
     return next((place for place in places if place.is_file()), None)
+
+
+# `layers.3.mlp` → scores of its units, and what a budget measured beside them.
+Ranking = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -141,69 +143,58 @@ def score_units(
         NonFiniteError: a loss, gradient or score is NaN or infinite.
         DataError: tokens are missing.
     """
-    criterion = CRITERIA.get(config.criterion)
+    criterion = config.criterion
     blocks = shape.scored(config)
     check_text(config, tokens)
-    if checkpoint is not None and not criterion.resumable(config):
-        raise ConfigError(
-            f"checkpoint_dir: {criterion.name} keeps no steps with these settings; leave it out, or take moreau or"
-            " moreau-gs with reduction 'gradient' (--reduction gradient), without released and average_last"
-        )
-    if _distributed() and (checkpoint is not None or config.released):
-        raise ConfigError("checkpoint_dir and released work in one process only; leave them out under torchrun")
+    _check_steps(config, checkpoint)
     check_gradients(model, config)
     values: dict[str, Tensor] = {}
     # a caller's inference mode would forbid the gradients; tokens made in it cannot be saved for the backward pass
     with torch.inference_mode(False), scoring_mode(model), torch.no_grad():
         batches = [] if tokens is None else _own_batches(tokens.clone(), config.batch_size or len(tokens))
-        if "layers" in config.targets and config.layer_criterion == "block-influence":
-            if tokens is None:
-                raise DataError("layer_criterion 'block-influence' reads calibration text; give some")
-            influence = _influence(model, tokens, config)
-            values |= {whole.where: influence[i : i + 1] for i, whole in enumerate(shape.wholes)}
+        if "layers" in config.targets and config.criterion.layers == "block-influence":
+            values |= _influence(model, shape, tokens, config)
         if blocks:
-            sums = UnitSums(blocks, absolute_each=criterion.absolute_each(config))
             windows = 0 if tokens is None else len(tokens)
-            criterion.score(
-                Scoring(model, blocks, batches, windows, config, sums.add, checkpoint, run, criterion.sides)
-            )
-            if criterion.partial(config):
-                sums.add_up_processes()
-            values |= sums.combined(config.aggregation, signed=criterion.signed)
+            sums = UnitSums(blocks, absolute_each=criterion.absolute_each())
+            scoring = Scoring(model, blocks, batches, windows, config, sums.add, checkpoint, run, criterion.sides)
+            values |= _summed(scoring, sums)
         _check_finite(values, criterion.name)
         if tokens is not None and measures(config):
-            values |= _profile(model, shape, tokens, batches, values, config)
+            values |= config.budget.measure(model, shape, tokens, batches, values, config)
         if tokens is not None and measures_outliers(config):
-            values |= unit_flows(model, _heads_and_channels(shape, config), batches, len(tokens))
-    return with_layer_sums(UnitScores(_as_on_the_first(values)), shape, config)
+            values |= unit_flows(model, shape.of_heads_and_channels(config), batches, len(tokens))
+    return with_layer_sums(UnitScores(of_first(values)), shape, config)
 
 
-def _profile(
-    model: PreTrainedModel,
-    shape: ModelShape,
-    tokens: Tensor,
-    batches: list[Tensor],
-    values: Mapping[str, Tensor],
-    config: MoreauPrunerConfig,
+def _check_steps(config: MoreauPrunerConfig, checkpoint: Path | None) -> None:
+    """Refuses a folder of steps where none are kept, and, to several processes, what one must do alone."""
+    if checkpoint is not None and not config.criterion.resumable():
+        raise ConfigError(
+            f"checkpoint_dir: {config.criterion.name} keeps no steps with these settings; leave it out, or take moreau"
+            " or moreau-gs with reduction 'gradient' (--reduction gradient), without released and average_last"
+        )
+    if is_distributed() and (checkpoint is not None or _released(config)):
+        raise ConfigError("checkpoint_dir and released work in one process only; leave them out under torchrun")
+
+
+def _summed(scoring: Scoring, sums: UnitSums) -> dict[str, Tensor]:
+    """Lets the criterion score, and combines its sums over the units, of all processes."""
+    criterion = scoring.config.criterion
+    criterion.score(scoring)
+    if criterion.partial():
+        sums.add_up_processes()
+    return sums.combined(criterion.aggregation, signed=criterion.signed)
+
+
+def _influence(
+    model: PreTrainedModel, shape: ModelShape, tokens: Tensor | None, config: MoreauPrunerConfig
 ) -> dict[str, Tensor]:
-    """What the budget measures of the layers."""
-    if config.budget == "cosine":
-        return {profile_name("cosine"): 1 - _influence(model, tokens, config)}
-    if config.budget == "owl":
-        return {profile_name("owl"): outliers(model, shape, batches, len(tokens))}
-    found = search(model, _heads_and_channels(shape, config), values, batches)
-    prepare_offloaded(model)  # accelerate's passes untie what is tied
-    return found
-
-
-def _heads_and_channels(shape: ModelShape, config: MoreauPrunerConfig) -> list[Block]:
-    return [block for block in shape.in_scope(config) if block.kind in ("attention", "mlp")]
-
-
-def _influence(model: PreTrainedModel, tokens: Tensor, config: MoreauPrunerConfig) -> Tensor:
-    found = block_influence(model, decoder_layers(model), tokens.split(config.batch_size or len(tokens)))
-    prepare_offloaded(model)  # accelerate's passes untie what is tied
-    return found
+    """Block influence of every whole layer, as its score."""
+    if tokens is None:
+        raise DataError("layer_criterion 'block-influence' reads calibration text; give some")
+    influence = layer_influence(model, tokens, config)
+    return {whole.where: influence[i : i + 1] for i, whole in enumerate(shape.wholes)}
 
 
 def score_channels(
@@ -225,8 +216,8 @@ def score_channels(
     """
     dims = {name: cut.dim for block in blocks for cut, name in block.weight_names().items()}
     found: dict[str, Tensor] = {}
-    criterion = CRITERIA.get(config.criterion)
-    absolute_each = criterion.absolute_each(config)
+    criterion = config.criterion
+    absolute_each = criterion.absolute_each()
 
     def add(name: str, elements: Tensor) -> None:
         line = elements.sum(dim=1 - dims[name], dtype=torch.float64).cpu()
@@ -242,15 +233,20 @@ def score_channels(
     return {name: line.abs() for name, line in found.items()}  # signed criteria: the absolute value of the sum
 
 
+def _released(config: MoreauPrunerConfig) -> bool:
+    """Whether the criterion is the published code's."""
+    return bool(getattr(config.criterion, "released", False))
+
+
 def check_gradients(model: PreTrainedModel, config: MoreauPrunerConfig) -> None:
     """Refuses a model that a criterion of gradients, or the published code's copies, cannot score.
 
     Raises:
         UnsupportedModelError: it was made under inference mode, or is offloaded.
     """
-    if config.released and is_offloaded(model):
+    if _released(config) and is_offloaded(model):
         raise UnsupportedModelError("released holds the whole model several times; load it without offload")
-    needs = CRITERIA.get(config.criterion).needs
+    needs = config.criterion.needs
     if "gradients" in needs and any(parameter.is_inference() for parameter in model.parameters()):
         raise UnsupportedModelError(
             f"{type(model).__name__}: was made under torch.inference_mode and can have no gradients; load it outside,"
@@ -266,29 +262,15 @@ def _check_finite(values: Mapping[str, Tensor], criterion: str) -> None:
 
 def _own_batches(tokens: Tensor, batch_size: int) -> list[Tensor]:
     """The batches of this process: every process takes every n-th window."""
-    if _distributed():
-        tokens = tokens[dist.get_rank() :: dist.get_world_size()]
-        if not len(tokens):
-            raise DataError(f"{dist.get_world_size()} processes for fewer windows; raise calibration_samples")
-    return list(tokens.split(batch_size))
-
-
-def _as_on_the_first(values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The scores of the first process, so that every process plans the same."""
-    if not _distributed():
-        return values
-    shared = [values]
-    dist.broadcast_object_list(shared, src=0)
-    return shared[0]
-
-
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    own = share(tokens)
+    if is_distributed() and not len(own):
+        raise DataError(f"{processes()} processes for fewer windows; raise calibration_samples")
+    return list(own.split(batch_size))
 
 
 def with_layer_sums(scores: UnitScores, shape: ModelShape, config: MoreauPrunerConfig) -> UnitScores:
     """Adds the scores of whole layers in scope, where they are the sums of their units' scores and these are there."""
-    if "layers" not in config.targets or config.layer_criterion != "sum":
+    if "layers" not in config.targets or config.criterion.layers != "sum":
         return scores
     values = dict(scores.values)
     for whole in shape.in_scope(config):
@@ -300,15 +282,10 @@ def with_layer_sums(scores: UnitScores, shape: ModelShape, config: MoreauPrunerC
 
 def needs_text(config: MoreauPrunerConfig) -> bool:
     """Whether scoring reads calibration text."""
-    influence = "layers" in config.targets and config.layer_criterion == "block-influence"
-    masks = bool(config.refine) or config.update or (config.masks and config.budget == "owl")
-    return (
-        influence
-        or bool(CRITERIA.get(config.criterion).needs)
-        or masks
-        or measures(config)
-        or measures_outliers(config)
-    )
+    influence = "layers" in config.targets and config.criterion.layers == "block-influence"
+    mask = config.mask
+    masks = mask is not None and (bool(mask.refine) or mask.update or config.budget.measured)
+    return influence or bool(config.criterion.needs) or masks or measures(config) or measures_outliers(config)
 
 
 class UnitSums:
@@ -337,9 +314,7 @@ class UnitSums:
 
     def add_up_processes(self) -> None:
         """Adds up what every process has, where there are several."""
-        if _distributed():
-            for part in self._parts.values():
-                dist.all_reduce(part)
+        add_up(*self._parts.values())
 
     def combined(self, aggregation: str, *, signed: bool = False) -> dict[str, Tensor]:
         """Combines the sums of the coupled matrices.

@@ -65,7 +65,7 @@ def decide_export(model_config: Any, shape: ModelShape, plan: PruningPlan, expor
     Raises:
         ExportError: `export="stock"` on shapes that no stock class holds.
     """
-    fits = plan.removes and MoreauPrunerConfig.from_dict(plan.config).fits_biases
+    fits = plan.removes and MoreauPrunerConfig.from_dict(plan.config).compensation.fits_biases
     return _decide(model_config, shape, plan, export, coming=fits and bool(shape.without_bias))
 
 
@@ -92,7 +92,7 @@ def _decide(model_config: Any, shape: ModelShape, plan: PruningPlan, export: str
     if export != "custom" and _fits_alternative(model_config, dims, alternative):
         return Export(str(alternative), problem)
     changes = []
-    if added and MoreauPrunerConfig.from_dict(plan.config).fits_biases:
+    if added and MoreauPrunerConfig.from_dict(plan.config).compensation.fits_biases:
         changes.append("leave the intercept out")
     if shapes:
         changes.append(_nearest_uniform(model_config, hidden_size, dims, plan, family, alternative))
@@ -181,10 +181,12 @@ def check_reachable(model_config: Any, shape: ModelShape, counted: ModelShape, c
         check_folding(shape)
     every_layer = (0, shape.depth)
     alike = config.attention_layers == config.mlp_layers == every_layer
-    if config.budget == "uniform" and (alike or "layers" not in config.targets):  # else it follows what is measured
+    if config.budget.name == "uniform" and (
+        alike or "layers" not in config.targets
+    ):  # else it follows what is measured
         decide_export(model_config, shape, plan, config.export)
     check_loadable(model_config, shape, plan, config.export)
-    if config.budget != "uniform" and config.export != "stock":  # layers may come to differ
+    if config.budget.name != "uniform" and config.export != "stock":  # layers may come to differ
         first = min(plan.kept_layers or plan.layers)
         layers = {**plan.layers, first: whole_plan(shape).layers[first]}
         check_loadable(model_config, shape, replace(plan, layers=layers), "custom")

@@ -10,7 +10,11 @@ import torch
 from accelerate import cpu_offload
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig
-from optimum_moreau.budgets.spread import allocate, predicted_loss, shares, standardised, unit_losses
+from optimum_moreau.budgets.allocation import allocate, predicted_loss, unit_losses
+from optimum_moreau.budgets.cosine import Cosine
+from optimum_moreau.budgets.losses import search_passes, search_windows
+from optimum_moreau.budgets.owl import OWL
+from optimum_moreau.budgets.zscore import ZScore
 from optimum_moreau.criteria.block_influence import block_influence
 from optimum_moreau.envelope import scoring_mode
 from optimum_moreau.errors import ConfigError, DataError, PlanError
@@ -20,13 +24,15 @@ from optimum_moreau.evaluation.silencing import silenced
 from optimum_moreau.models.stream import LayerStream
 from optimum_moreau.models.units import decoder_layers, model_shape
 from optimum_moreau.planning import make_plan, removed_parameters
-from optimum_moreau.scoring.profiles import MEASURED, probes, profile_name, search_passes, search_windows
+from optimum_moreau.registry import BUDGETS as REGISTRY
+from optimum_moreau.scoring.profiles import probes, profile_name
 from optimum_moreau.scoring.scores import UnitScores, needs_text, score_units
 from tests.models.test_stream import inputs_of
 from tests.planning.test_plan import plan_for, random_scores, removed, shape_of
 from tests.tiny import assert_same_state, snapshot, tiny_model
 
-BUDGETS = ("uniform", "global", "cosine", "owl", "zscore", "search")
+BUDGETS = tuple(REGISTRY)
+MEASURED = tuple(name for name in REGISTRY if REGISTRY.get(name).measured)
 SCOPE = {"attention_layers": (0, 3), "mlp_layers": (0, 3)}
 
 
@@ -48,6 +54,10 @@ def spoken(model, tokens):
 
 def of_kind(shape, kind):
     return [block for block in shape.blocks if block.kind == kind]
+
+
+def standardised(score):
+    return ZScore().rank(score, 1)
 
 
 def profiled(shape, budget, values):
@@ -86,7 +96,7 @@ def test_cosine_is_its_formula(tokens):
     c, p = c.numpy(), 0.1
     expected = p * 3 * np.exp(10 * c) / np.exp(10 * c).sum()
     assert expected.max() < 0.9
-    found = shares("cosine", of_kind(shape, "mlp"), p, scores.values, [23 / 24] * 3)
+    found = Cosine().shares(of_kind(shape, "mlp"), p, scores.values, [23 / 24] * 3)
     assert list(found.values()) == pytest.approx(list(expected))
 
 
@@ -98,7 +108,7 @@ def test_what_a_layer_cannot_give_the_others_give_in_proportion():
     while (expected > most + 1e-12).any():
         full |= expected > most
         expected = np.where(full, most, (p * 4 - full.sum() * most) * weights / weights[~full].sum())
-    found = shares("cosine", of_kind(shape, "mlp"), p, profiled(shape, "cosine", c).values, [most] * 4)
+    found = Cosine().shares(of_kind(shape, "mlp"), p, profiled(shape, "cosine", c).values, [most] * 4)
     assert list(found.values()) == pytest.approx(list(expected))
     assert full.sum() > 1
 
@@ -119,9 +129,9 @@ def test_owl_is_its_formula(tokens):
     assert scores.values["budget.owl"].tolist() == pytest.approx(outliers)
     d = (np.array(outliers) - min(outliers)) / (max(outliers) - min(outliers))
     expected = 0.4 - 2 * 0.08 * d + (2 * 0.08 * d).mean()
-    found = shares("owl", of_kind(shape, "attention"), 0.4, scores.values, [0.5] * 3)
+    found = OWL().shares(of_kind(shape, "attention"), 0.4, scores.values, [0.5] * 3)
     assert list(found.values()) == pytest.approx(list(expected))
-    few = list(shares("owl", of_kind(shape, "mlp"), 0.02, scores.values, [0.9] * 3).values())
+    few = list(OWL().shares(of_kind(shape, "mlp"), 0.02, scores.values, [0.9] * 3).values())
     assert min(few) == 0 and sum(few) == pytest.approx(0.06)
 
 
@@ -182,8 +192,8 @@ def test_search_measures_what_silencing_costs(tokens):
 
 def test_a_search_reads_fewer_windows_the_more_passes_it_takes(tokens, monkeypatch):
     assert [search_windows(passes) for passes in (2, 20, 21, 29, 40, 41, 500)] == [128, 128, 121, 88, 64, 64, 64]
-    monkeypatch.setattr("optimum_moreau.scoring.profiles.SEARCH_WINDOWS", (1, 4))
-    monkeypatch.setattr("optimum_moreau.scoring.profiles.WINDOW_PASSES", 30)
+    monkeypatch.setattr("optimum_moreau.budgets.losses.SEARCH_WINDOWS", (1, 4))
+    monkeypatch.setattr("optimum_moreau.budgets.losses.WINDOW_PASSES", 30)
     model = tiny_model()
     shape = model_shape(model)
     passes = search_passes(shape.blocks, 3)  # 10, so that 3 windows are read
@@ -277,7 +287,7 @@ def test_plan_and_card_record_the_budget_and_what_it_gave(llama, tokens, tmp_pat
     pruner.save_pretrained(tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     assert re.search(r"^Criterion: \*\*magnitude\*\*: .*\nBudget over layers: \*\*cosine\*\*: ", card, re.M)
-    assert result.plan.config["budget"] == "cosine" and result.plan.calibration["samples"]
+    assert result.plan.config["budget"]["name"] == "cosine" and result.plan.calibration["samples"]
     assert len(set(removed(result.plan, "mlp"))) > 1
     assert sum(result.plan.contributions.values()) == removed_parameters(result.plan, model_shape(tiny_model()))
 

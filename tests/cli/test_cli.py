@@ -1,7 +1,6 @@
 """The command line: one JSON object on standard output, everything else on standard error, help at once."""
 
 import argparse
-import dataclasses
 import json
 import math
 import os
@@ -19,7 +18,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig, PruningPlan, perplexity
 from optimum_moreau import cli as commands
 from optimum_moreau.cli import VERBS, prepare
-from optimum_moreau.cli.options import config_from
+from optimum_moreau.cli.settings import config_from
+from optimum_moreau.config import Mask
+from optimum_moreau.config.flat import METHODS, known_names
+from optimum_moreau.config.settings import settings_of
+from optimum_moreau.errors import ConfigError
 from optimum_moreau.evaluation.records import load_measurements
 from optimum_moreau.loading import load_model, load_tokenizer
 from optimum_moreau.models.families import FAMILIES
@@ -109,6 +112,9 @@ FLAGS = {
     "rounds": ("3", 3),
     "schedule": ("linear", "linear"),
     "export": ("custom", "custom"),
+    "temperature": ("5", 5.0),
+    "strength": ("0.1", 0.1),
+    "outlier": ("3", 3.0),
 }
 ALIASES = {"pruning_ratio": "--ratio", "calibration_samples": "--samples", "sequence_length": "--seq-len"}
 
@@ -155,25 +161,94 @@ def test_the_example_of_every_verb_parses(verb):
     parser.parse_args(parser.epilog.split(verb, 1)[1].split())
 
 
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(MoreauPrunerConfig)])
+def owner_of(field):
+    """A method, as flags and as settings, that has a setting of this flat name; nothing for the config's own."""
+    for kind, registry in METHODS.items():
+        for name in registry:
+            if field in {one.was for one in settings_of(registry.get(name))}:
+                return {kind: name}
+    return {}
+
+
+def test_every_field_and_every_setting_has_its_flag_here():
+    """`FLAGS` tries each of them."""
+    own = {one.was for one in settings_of(MoreauPrunerConfig)}
+    assert FLAGS.keys() == (own - {"mask"}) | known_names().keys() | {"pattern"}
+
+
+@pytest.mark.parametrize("field", FLAGS)
 @pytest.mark.parametrize("verb", ["prune", "plan"])
 def test_every_field_of_the_config_has_its_flag(verb, field):
     parser = argparse.ArgumentParser()
     prepare(verb, parser)
     _, expected = FLAGS[field]
-    others = {
-        "fold_norms": {"targets": ("hidden",)},
-        "layer_criterion": {"targets": ("layers",)},
-        "intercept": {"compensation": "refit"},
-        "permute": {"pattern": "2:4"},
-        **{name: {"pattern": "unstructured"} for name in ("sparsity", "refine", "update", "mask_group")},
-    }.get(field, {})
+    masks = {
+        "permute": "2:4",
+        **dict.fromkeys(("sparsity", "refine", "update", "mask_group", "feed_forward"), "unstructured"),
+    }
+    others = {"fold_norms": {"targets": ("hidden",)}}.get(field, {})
+    if field == "layer_criterion":
+        others = {"targets": ("layers",)}
+    elif field in masks:
+        others = {"pattern": masks[field]}
+    elif field not in {one.was for one in settings_of(MoreauPrunerConfig)} and field != "pattern":
+        others = owner_of(field)
     for flag in filter(None, (f"--{field.replace('_', '-')}", ALIASES.get(field))):
-        assert flag in parser.format_help()
         words = {name: [value] if isinstance(value, str) else value for name, value in others.items()}
         given = [word for name, values in words.items() for word in (f"--{name}", *values)]
         args = parser.parse_args(["model", "-o", "out", flag, *filter(None, [FLAGS[field][0]]), *given])
         assert config_from(args) == MoreauPrunerConfig.best(**{field: expected}, **others)
+
+
+def test_a_methods_settings_are_given_together():
+    parser = argparse.ArgumentParser()
+    prepare("prune", parser)
+    flags = ["--criterion", "moreau", "--criterion-args", "steps=5,sigma=0.1", "--budget", "owl", "--budget-args"]
+    args = parser.parse_args(["model", "-o", "out", *flags, "strength=0.1", "--compensation-args", "windows=64"])
+    expected = MoreauPrunerConfig.best(
+        criterion={"name": "moreau", "steps": 5, "sigma": 0.1},
+        budget={"name": "owl", "strength": 0.1},
+        compensation={"name": "refit", "windows": 64},
+    )
+    assert config_from(args) == expected
+    args = parser.parse_args(["model", "-o", "out", "--mask", "2:4", "--mask-args", "refine=dsnot,feed_forward=no"])
+    assert config_from(args).mask == Mask("2:4", refine="dsnot", feed_forward=False)
+
+
+def test_a_setting_chooses_no_method(caplog):
+    parser = argparse.ArgumentParser()
+    prepare("prune", parser)
+    found = config_from(parser.parse_args(["model", "-o", "out", "--steps", "5", "--protect", "0.1"]))
+    assert found == MoreauPrunerConfig.best(budget={"name": "search", "protect": 0.1})
+    assert "wanda does not use steps: ignored" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (
+            ["--criterion", "moreau-gs", "--criterion-args", "sgma=1"],
+            "moreau-gs: unknown setting 'sgma'. Did you mean 'sigma'?",
+        ),
+        (["--criterion", "moreau", "--criterion-args", "sigma=x"], "sigma: 'x' is not a number ≥ 0"),
+        (["--criterion-args", "sigma"], "--criterion-args: 'sigma' is not NAME=VALUE"),
+        (["--criterion", "tailor", "--criterion-args", "sigma=1"], "unknown criterion 'tailor'. Did you mean 'taylor'"),
+        (["--budget-args", "protect=2"], "protect: 2.0 is not a share in [0, 1)"),
+    ],
+)
+def test_a_wrong_setting_is_named(flags, words):
+    parser = argparse.ArgumentParser()
+    prepare("prune", parser)
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        config_from(parser.parse_args(["model", "-o", "out", *flags]))
+
+
+@pytest.mark.parametrize("verb", ["prune", "plan"])
+def test_the_help_fits_on_a_screen_and_a_half(verb):
+    shown = run(BIN / "optimum-moreau", verb, "--help").stdout.splitlines()
+    assert len(shown) <= 70
+    everything = run(BIN / "optimum-moreau", verb, "--help-all").stdout
+    assert all(f"--{field.replace('_', '-')}" in everything for field in known_names())
 
 
 def test_flags_are_over_the_preset():
@@ -408,7 +483,7 @@ def test_scores_of_a_search_serve_an_engine_of_uniform_layers(command, tiny_fold
     for number, one_shape in enumerate((("--uniform",), ("--engine", "vllm"))):
         plan = tmp_path / f"{number}.json"
         code, _, err = command("plan", tiny_folder, "-o", plan, "--from-scores", scores, *one_shape)
-        assert (code, err) == (0, "") and PruningPlan.load(plan).config["budget"] == "uniform"
+        assert (code, err) == (0, "") and PruningPlan.load(plan).config["budget"]["name"] == "uniform"
 
 
 def test_steps_are_kept_where_gradients_are_averaged(command, tiny_folder, text_file, tmp_path):

@@ -9,14 +9,16 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig
-from optimum_moreau.compensation import compensated, rounds, without_removed
+from optimum_moreau.compensation.compensate import compensated
 from optimum_moreau.compensation.moments import Moments
-from optimum_moreau.compensation.steps import refit, scale
+from optimum_moreau.compensation.refit import Refit
+from optimum_moreau.compensation.rounds import rounds, without_removed
+from optimum_moreau.compensation.scale import Scale
 from optimum_moreau.data.windows import load_calibration
 from optimum_moreau.errors import ConfigError, DataError, ExportError, NonFiniteError, PlanError
 from optimum_moreau.models.units import decoder_layers, model_shape
 from optimum_moreau.planning import make_plan, removed_parameters, whole_plan
-from optimum_moreau.run.cutting import score_in_rounds
+from optimum_moreau.run.scoring import score_in_rounds
 from optimum_moreau.scoring.scores import score_units
 from optimum_moreau.surgery.apply import apply_plan
 from optimum_moreau.surgery.export import decide_export
@@ -61,7 +63,7 @@ def moments_of(x, y, parts=3):
 def test_refit_is_the_least_squares_of_the_stacked_problem(intercept):
     """min ‖X·Vᵀ − Y‖² + λ‖V − W‖² is plain least squares with √λ·I under X and √λ·Wᵀ under Y."""
     x, y, w = numbers(50, 6) + 1, numbers(50, 4, seed=1) - 2, numbers(4, 6, seed=2)
-    v, b = refit(w, moments_of(x, y), 0.3, intercept)
+    v, b = Refit(ridge=0.3, intercept=intercept).fit(w, moments_of(x, y))
     a, c = x.numpy(), y.numpy()
     centred = (a - a.mean(0), c - c.mean(0)) if intercept else (a, c)
     strength = 0.3 * (centred[0] ** 2).sum(0).mean()
@@ -77,7 +79,7 @@ def test_refit_is_the_least_squares_of_the_stacked_problem(intercept):
 
 def test_with_fewer_tokens_than_columns_the_ridge_grows_in_proportion():
     x, y, w = numbers(4, 12), numbers(4, 3, seed=1), numbers(3, 12, seed=2)
-    v, _ = refit(w, moments_of(x, y, 1), 0.1, False)
+    v, _ = Refit(ridge=0.1).fit(w, moments_of(x, y, 1))
     strength = 0.1 * 12 / 4 * (x**2).sum(0).mean()
     expected = (y.T @ x + strength * w) @ torch.linalg.inv(x.T @ x + strength * torch.eye(12, dtype=x.dtype))
     torch.testing.assert_close(v, expected, rtol=1e-4, atol=1e-5)
@@ -86,20 +88,20 @@ def test_with_fewer_tokens_than_columns_the_ridge_grows_in_proportion():
 def test_a_ridge_too_small_for_a_singular_gram_matrix_is_refused_by_name():
     x = torch.ones(8, 6, dtype=torch.float64)
     with pytest.raises(NonFiniteError, match=r"here: XᵀX \+ λI is not positive definite; give a larger ridge"):
-        refit(numbers(3, 6), moments_of(x, numbers(8, 3)), 1e-18, False)
+        Refit(ridge=1e-18).fit(numbers(3, 6), moments_of(x, numbers(8, 3)))
 
 
 def test_nothing_flows_in_nothing_changes():
     w = numbers(3, 5)
-    v, _ = refit(w, moments_of(torch.zeros(7, 5), numbers(7, 3)), 0.1, False)
+    v, _ = Refit(ridge=0.1).fit(w, moments_of(torch.zeros(7, 5), numbers(7, 3)))
     assert torch.equal(v, w)
-    v, _ = scale(w, moments_of(torch.zeros(7, 5), numbers(7, 3)), 0.1, False)
+    v, _ = Scale().fit(w, moments_of(torch.zeros(7, 5), numbers(7, 3)))
     assert torch.equal(v, w)
 
 
 def test_scale_is_each_outputs_regression_on_what_is_left():
     x, y, w = numbers(40, 5), numbers(40, 3, seed=1), numbers(3, 5, seed=2)
-    v, _ = scale(w, moments_of(x, y), 0.1, False)
+    v, _ = Scale().fit(w, moments_of(x, y))
     left = (x @ w.T).numpy()
     for k in range(3):
         (factor,) = np.linalg.lstsq(left[:, k : k + 1], y.numpy()[:, k], rcond=None)[0]
@@ -159,10 +161,10 @@ def test_within_the_block_the_whole_model_computes_what_the_cut_one_will(family,
         torch.testing.assert_close(model(windows[:2]).logits, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("step", [refit, scale])
+@pytest.mark.parametrize("step", [Refit(), Scale()])
 def test_a_matrix_that_gives_what_it_gave_is_not_changed(step):
     x, w = numbers(90, 8), numbers(5, 8, seed=1)
-    found, _ = step(w, moments_of(x, x @ w.T), 1e-2, False)
+    found, _ = step.fit(w, moments_of(x, x @ w.T))
     torch.testing.assert_close(found, w, rtol=0, atol=1e-5)
 
 
@@ -296,8 +298,7 @@ def test_offloaded_models_are_adjusted_as_loaded_ones(windows):
     [
         ({"compensation": "refitt"}, "unknown compensation 'refitt'. Did you mean 'refit'?"),
         ({"compensation": "refit", "pattern": "2:4"}, "a mask takes update instead"),
-        ({"ridge": 0}, "ridge: 0 is not a number > 0"),
-        ({"intercept": True}, "intercept: concerns a compensation"),
+        ({"compensation": "refit", "ridge": 0}, "ridge: 0 is not a number > 0"),
         ({"rounds": 0}, "rounds: 0 is not a whole number ≥ 1"),
         ({"rounds": 2, "targets": ("layers",)}, "rounds: only heads and MLP channels"),
         ({"rounds": 2, "budget": "search"}, "rounds: budget 'search' measures whole layers"),
@@ -439,7 +440,7 @@ def test_a_model_with_biases_of_its_own_is_pruned_again_in_its_own_type(windows,
     found = MoreauPruner(MoreauPrunerConfig(**plain, compensation="bias")).prune(model, windows)
     assert any("leave the intercept out" in words for words in found.plan.adjustments)
     with monkeypatch.context() as patched, pytest.raises(ExportError, match="has biases in"):
-        patched.setattr("optimum_moreau.run.cutting.score_units", lambda *_, **__: pytest.fail("scored"))
+        patched.setattr("optimum_moreau.run.scoring.score_units", lambda *_, **__: pytest.fail("scored"))
         MoreauPruner(MoreauPrunerConfig(**plain, budget="global", export="stock")).prune(model, windows)
     again = MoreauPruner(MoreauPrunerConfig(**{**plain, "mlp_layers": (0, 2)})).prune(model, windows)
     assert model.config.model_type == "moreau_mistral" and all(module.bias is not None for module in readers(model))
@@ -516,7 +517,7 @@ def test_whatever_the_budget_no_unit_comes_back_in_a_later_round(budget, criteri
 def test_an_intercept_of_inputs_far_from_zero_is_exact():
     x, y, w = numbers(400, 6) + 1000, numbers(400, 4, seed=1) - 500, numbers(4, 6, seed=2)
     moments = Moments.gather([(x, y)], torch.arange(6), torch.arange(4), "here", dtype=torch.float64)
-    v, b = refit(w, moments, 1e-9, True)
+    v, b = Refit(ridge=1e-9, intercept=True).fit(w, moments)
     design = np.hstack([x.numpy(), np.ones((400, 1))])
     expected = np.linalg.lstsq(design, y.numpy(), rcond=None)[0].T
     np.testing.assert_allclose(np.hstack([v, b[:, None]]), expected, rtol=1e-4, atol=1e-4)
@@ -596,7 +597,7 @@ def test_a_plan_of_another_model_is_refused_before_its_text_is_read(windows, cap
 
 @pytest.mark.parametrize("asked", [{"export": "stock"}, {"engine": "vllm"}], ids=str)
 def test_a_bias_that_no_stock_class_holds_is_refused_before_scoring(asked, windows, monkeypatch):
-    monkeypatch.setattr("optimum_moreau.run.cutting.score_units", lambda *_, **__: pytest.fail("scored"))
+    monkeypatch.setattr("optimum_moreau.run.scoring.score_units", lambda *_, **__: pytest.fail("scored"))
     with pytest.raises(ExportError, match=r"a qwen2 has no bias in mlp\.down_proj, self_attn\.o_proj; leave the"):
         config = MoreauPrunerConfig(criterion="magnitude", compensation="bias", sequence_length=16, **asked)
         MoreauPruner(config).prune(tiny_model("qwen2"), windows)
@@ -618,6 +619,6 @@ def test_a_plan_by_hand_is_compensated_for_only_where_it_is_asked_for():
     plan = whole_plan(model_shape(model))
     assert not plan.config
     result = MoreauPruner().apply(model, plan)
-    assert result.summary.compensation == {} and result.plan.config["compensation"] == "none"
+    assert result.summary.compensation == {} and result.plan.config["compensation"]["name"] == "none"
     with pytest.raises(DataError, match="is to be compensated for"):
         MoreauPruner(MoreauPrunerConfig.best()).apply(tiny_model("llama"), plan)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig, perplexity
-from optimum_moreau.compensation import compensated
+from optimum_moreau.compensation.compensate import compensated
 from optimum_moreau.data.sources import read_documents
 from optimum_moreau.errors import NonFiniteError
 from optimum_moreau.loading import load_model, load_tokenizer

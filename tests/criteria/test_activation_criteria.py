@@ -5,13 +5,12 @@ import pytest
 import torch
 
 from optimum_moreau.config import MoreauPrunerConfig
-from optimum_moreau.criteria import Scoring
+from optimum_moreau.criteria.run import Scoring
 from optimum_moreau.criteria.sparsegpt import inverse_factor
 from optimum_moreau.envelope import scoring_mode
 from optimum_moreau.errors import ConfigError, NonFiniteError
 from optimum_moreau.models.stream import Inputs
 from optimum_moreau.models.units import model_shape
-from optimum_moreau.registry import CRITERIA
 from optimum_moreau.scoring.scores import score_units
 from tests.models.test_stream import inputs_of
 from tests.tiny import tiny_model
@@ -34,7 +33,7 @@ def elements_of(model, tokens, criterion, **changes):
     with scoring_mode(model), torch.no_grad():
         config = config_of(criterion, model, **changes)
         batches = list(tokens.split(3))
-        CRITERIA.get(criterion).score(Scoring(model, model_shape(model).blocks, batches, len(tokens), config, emit))
+        config.criterion.score(Scoring(model, model_shape(model).blocks, batches, len(tokens), config, emit))
     return found
 
 
@@ -146,9 +145,16 @@ def test_hidden_channels_are_refused(criterion, model):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
-    [("alpha", -1), ("exponent", "x"), ("norm_order", 0), ("sample_share", 0), ("sample_share", 2), ("damping", 0)],
+    ("criterion", "field", "value"),
+    [
+        ("gblm", "alpha", -1),
+        ("ria", "exponent", "x"),
+        ("symwanda-relative", "norm_order", 0),
+        ("stochria", "sample_share", 0),
+        ("stochria", "sample_share", 2),
+        ("sparsegpt", "damping", 0),
+    ],
 )
-def test_settings_out_of_range_are_refused(field, value):
+def test_settings_out_of_range_are_refused(criterion, field, value):
     with pytest.raises(ConfigError, match=field):
-        MoreauPrunerConfig(criterion="wanda", **{field: value})
+        MoreauPrunerConfig(criterion=criterion, **{field: value})

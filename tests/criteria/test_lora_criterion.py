@@ -7,13 +7,13 @@ import torch
 from torch.func import functional_call
 
 from optimum_moreau.config import MoreauPrunerConfig
-from optimum_moreau.criteria import Scoring, lora
+from optimum_moreau.criteria import adapters as lora
+from optimum_moreau.criteria.run import Scoring
 from optimum_moreau.envelope import scoring_mode
 from optimum_moreau.errors import NonFiniteError, UnsupportedModelError
 from optimum_moreau.evaluation.silencing import silenced
 from optimum_moreau.models.units import model_shape
 from optimum_moreau.planning import make_plan
-from optimum_moreau.registry import CRITERIA
 from optimum_moreau.scoring.scores import score_units
 from tests.tiny import tiny_model
 
@@ -38,7 +38,7 @@ def scoring(model, tokens, **changes):
 def elements_of(model, tokens, **changes):
     run, found = scoring(model, tokens, **changes)
     with scoring_mode(model), torch.no_grad():
-        CRITERIA.get("lora").score(run)
+        run.config.criterion.score(run)
     return found
 
 

@@ -13,9 +13,8 @@ from optimum_moreau import MoreauPruner, MoreauPrunerConfig
 from optimum_moreau.envelope import Engine, Noise
 from optimum_moreau.errors import ConfigError
 from optimum_moreau.estimate import estimate_scoring, skeleton_of
-from optimum_moreau.masks import sparsify
+from optimum_moreau.masks.sparsify import sparsify
 from optimum_moreau.models.units import model_shape
-from optimum_moreau.registry import CRITERIA
 from optimum_moreau.scoring.scores import UnitScores, score_channels, score_units
 from tests import score_process
 from tests.criteria.test_criteria import algorithm_1, assert_same, by_hand, gradients, in_scope
@@ -189,7 +188,7 @@ def test_the_estimate_counts_the_passes_as_they_run(llama, tokens, criterion, mo
     monkeypatch.setattr(Engine, "_pass", lambda self, micro: windows.append(len(micro.batch)) or run(self, micro))
     score_units(llama, model_shape(llama), tokens, config)
     estimate = estimate_scoring(skeleton_of(llama), model_shape(llama), config, "cpu")
-    assert set(windows) == {CRITERIA.get(criterion).cost(config).batch} == {1}
+    assert set(windows) == {config.criterion.cost(config).batch} == {1}
     assert estimate.passes * len(tokens) == len(windows)
 
 
@@ -206,7 +205,7 @@ def test_what_does_not_fit_is_refused():
         MoreauPrunerConfig(reduction="importnce")
     with pytest.raises(ConfigError, match="released=True takes the gradient of the mean loss; leave reduction out"):
         MoreauPrunerConfig(released=True, reduction="importance")
-    assert MoreauPrunerConfig().reduction == "gradient"
+    assert MoreauPrunerConfig().criterion.reduction == "gradient"
 
 
 def test_two_processes_give_what_one_gives(llama, tmp_path):

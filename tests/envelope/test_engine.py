@@ -43,17 +43,18 @@ def oracle(model, tokens, config):
     """Unit scores of `moreau` by the plain statement of Algorithm 1 (envelope/reference.py)."""
     blocks = model_shape(model).scored(config)
     names = dict.fromkeys(name for block in blocks for name in block.weight_names().values())
+    own = config.criterion
     with scoring_mode(model), torch.no_grad():
         weights = {name: model.get_parameter(name) for name in names}
         found = moreau_gradient(
             LossGradient(model, [tokens]),
             weights,
-            rho=config.rho or config.relative_rho,
-            step_size=config.step_size or config.relative_rho * config.step_ratio,
-            steps=config.steps,
-            noise=Noise(config.sigma, seed=config.seed),
-            noise_samples=config.noise_samples,
-            relative=config.rho is None,
+            rho=own.rho or own.relative_rho,
+            step_size=own.step_size or own.relative_rho * own.step_ratio,
+            steps=own.steps,
+            noise=Noise(own.sigma, seed=config.seed),
+            noise_samples=own.noise_samples,
+            relative=own.rho is None,
         )
         sums = UnitSums(blocks)
         for name, g in found.items():
@@ -446,7 +447,7 @@ def test_what_a_checkpoint_would_not_hold_is_refused(changes, tokens, tmp_path, 
 
 @pytest.mark.parametrize("changes", [{"released": True}, {}], ids=["released", "checkpoint"])
 def test_what_one_process_must_do_alone_is_refused_to_several(changes, tokens, tmp_path, monkeypatch):
-    monkeypatch.setattr("optimum_moreau.scoring.scores._distributed", lambda: True)
+    monkeypatch.setattr("optimum_moreau.scoring.scores.is_distributed", lambda: True)
     with pytest.raises(ConfigError, match="work in one process only; leave them out under torchrun"):
         prune(None if changes else tmp_path / "steps", tokens, **changes)
 
@@ -497,7 +498,7 @@ def test_running_out_of_memory_says_what_is_needed_and_what_lowers_it(tokens, mo
     def exhausted(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
-    monkeypatch.setattr("optimum_moreau.run.cutting.score_units", exhausted)
+    monkeypatch.setattr("optimum_moreau.run.scoring.score_units", exhausted)
     model = tiny_model("llama")
     before = snapshot(model)
     with pytest.raises(OutOfMemoryError, match=r"needs about [\d.]+ \w+ with the model; what lowers it: ") as caught:

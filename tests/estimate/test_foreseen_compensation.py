@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig
-from optimum_moreau.compensation import compensated
+from optimum_moreau.compensation.compensate import compensated
 from optimum_moreau.estimate import estimate_compensation, estimate_scoring, skeleton_of
 from optimum_moreau.estimate.forwards import forward_operations
 from optimum_moreau.models.units import decoder_layers, model_shape
@@ -79,8 +79,8 @@ def test_operations_are_those_counted(compensation):
 
 
 def test_a_search_takes_the_operations_of_the_windows_that_it_reads(monkeypatch):
-    monkeypatch.setattr("optimum_moreau.scoring.profiles.SEARCH_WINDOWS", (2, 6))
-    monkeypatch.setattr("optimum_moreau.scoring.profiles.WINDOW_PASSES", 40)
+    monkeypatch.setattr("optimum_moreau.budgets.losses.SEARCH_WINDOWS", (2, 6))
+    monkeypatch.setattr("optimum_moreau.budgets.losses.WINDOW_PASSES", 40)
     model, found = tiny_model("llama"), {}
     for samples in (1, 3, 4, 12):
         settings = {"budget": "search", "calibration_samples": samples}
@@ -123,7 +123,7 @@ MEASURE = """
 import gc, json, sys
 import torch
 from optimum_moreau import MoreauPrunerConfig
-from optimum_moreau.compensation import compensated
+from optimum_moreau.compensation.compensate import compensated
 from optimum_moreau.estimate import estimate_compensation, skeleton_of
 from optimum_moreau.planning import expected_plan
 from optimum_moreau.models.memory import reset_peak_memory, resident_bytes
@@ -183,7 +183,7 @@ def test_a_dry_run_says_it(verb, command, tmp_path):
 def test_the_log_says_it_before_scoring(caplog):
     model = tiny_model("llama")
     *_, config, _ = foreseen(model)
-    with caplog.at_level(logging.INFO, "optimum_moreau.pruner"):
+    with caplog.at_level(logging.INFO, "optimum_moreau.run.scoring"):
         MoreauPruner(config).prune(model, torch.randint(64, (40, 16)))
     words = caplog.text
     assert "refit 18 passes of 12 windows through a layer's attention, 12 through its MLP" in words

@@ -11,7 +11,8 @@ import torch
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig
 from optimum_moreau.estimate import estimate_scoring, skeleton_of
 from optimum_moreau.loading import load_model
-from optimum_moreau.masks import foresee_zeros, sparsify
+from optimum_moreau.masks.scope import foresee_zeros
+from optimum_moreau.masks.sparsify import sparsify
 from optimum_moreau.models.stream import StreamedLayer
 from optimum_moreau.models.units import model_shape
 from tests.conftest import ROOT
@@ -97,7 +98,7 @@ import gc, json, sys
 import torch
 from optimum_moreau import MoreauPrunerConfig
 from optimum_moreau.estimate.scoring import estimate_scoring, skeleton_of
-from optimum_moreau.masks import sparsify
+from optimum_moreau.masks.sparsify import sparsify
 from optimum_moreau.models.memory import reset_peak_memory, resident_bytes
 from optimum_moreau.models.units import model_shape
 from tests.tiny import tiny_model

@@ -28,10 +28,11 @@ from optimum_moreau.files import (
     read_tensors,
     read_text,
     read_yaml,
+    reading,
     write_json,
     write_text,
+    writing,
 )
-from optimum_moreau.files import records as files
 
 BOUNDED = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
@@ -155,7 +156,7 @@ def test_long_names_make_neither_long_messages_nor_long_waits(place):
 
 
 def test_size_is_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "MAX_JSON_BYTES", 2**20)
+    monkeypatch.setattr(reading, "MAX_JSON_BYTES", 2**20)
     (tmp_path / "x").write_bytes(b" " * (2**20) + b"1")
     with pytest.raises(PlanError, match="cannot be read as a plan: more than 1 MiB"):
         read_json(tmp_path / "x", "a plan", PlanError)
@@ -371,7 +372,7 @@ ELSEWHERE = {
     ("data/sources.py", "read_bytes"): "records that datasets could not read, which may be of any length",
     ("data/sources.py", "read_text"): "a text, which may be of any length",
     ("evaluation/speed/process.py", "json.load"): "a child that does not know this package reads its parent's request",
-    ("saving/summary.py", "read_text"): "the kernel's account of this process",
+    ("models/memory.py", "read_text"): "the kernel's account of this process",
     ("templates/cards.py", "ModelCard"): "its front matter is bounded there, before values are made of it",
     ("templates/cards.py", "yaml.parse"): "which bounds it",
     ("templates/foreign.py", "json.loads"): "what a child answers, whose length and memory are bounded",
@@ -398,12 +399,12 @@ def is_copy(call):
 
 def test_every_file_is_read_by_the_one_reader():
     """… which bounds it, and makes one line of what is wrong; but for a few, each for its reason."""
-    package, found = Path(files.__file__).parents[1], set()
+    package, found = Path(reading.__file__).parents[1], set()
     for path in package.rglob("*.py"):
         name = path.relative_to(package).as_posix()
         calls = [one for one in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(one, ast.Call)]
         names = {called(call.func) for call in calls if not is_copy(call)} & (CALLS | METHODS)
-        found |= {(name, one) for one in names if name != "files/records.py"}
+        found |= {(name, one) for one in names if name != "files/reading.py"}
     assert found == set(ELSEWHERE), found ^ set(ELSEWHERE)
 
 
@@ -479,13 +480,13 @@ def test_the_old_file_stays_where_writing_fails(tmp_path, monkeypatch, failing, 
 
         def half(path, *args, **options):
             file = whole(path, *args, **options)
-            monkeypatch.setattr(files.os, "fsync", fail)
+            monkeypatch.setattr(writing.os, "fsync", fail)
             file.write(b"ha")
             return file
 
         monkeypatch.setattr(Path, "open", half)
     else:
-        monkeypatch.setattr(files.os if failing == "os.fsync" else Path, failing.split(".")[1], fail)
+        monkeypatch.setattr(writing.os if failing == "os.fsync" else Path, failing.split(".")[1], fail)
     with pytest.raises(PlanError if isinstance(stop, OSError) else KeyboardInterrupt) as error:
         write_text(target, "new", PlanError)
     if isinstance(stop, OSError):
@@ -545,7 +546,7 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path):
 def test_standard_output_is_written_to_as_it_is(tmp_path):
     """Also where it is a file that already holds something, and where more is printed afterwards."""
     code = (
-        "import sys; from optimum_moreau.files.records import write_text;"
+        "import sys; from optimum_moreau.files import write_text;"
         "print('before', flush=True); write_text('/dev/stdout', 'text\\n'); print('after')"
     )
     piped = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

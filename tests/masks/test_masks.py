@@ -10,14 +10,14 @@ from accelerate import cpu_offload
 from peft import LoraConfig
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig, RecoveryConfig
-from optimum_moreau.budgets.spread import LAMBDA
-from optimum_moreau.criteria import Scoring
+from optimum_moreau.budgets.owl import OWL
+from optimum_moreau.config.settings import settings_of
+from optimum_moreau.criteria.run import Scoring
 from optimum_moreau.envelope import scoring_mode
 from optimum_moreau.errors import ConfigError, ExportError, NonFiniteError, PlanError, UnsupportedModelError
 from optimum_moreau.loading import load_model
-from optimum_moreau.masks import sparsify
-from optimum_moreau.masks.budget import owl_sparsity
 from optimum_moreau.masks.patterns import Pattern, keep_mask
+from optimum_moreau.masks.sparsify import sparsify
 from optimum_moreau.models.stream import LayerStream
 from optimum_moreau.models.units import model_shape
 from optimum_moreau.recovery.adapter import lora_on
@@ -32,7 +32,9 @@ MATRICES = [f"self_attn.{m}_proj" for m in "qkvo"] + [f"mlp.{m}_proj" for m in (
 
 
 def masked(model, tokens, criterion="wanda", **changes):
-    few = {key: value for key, value in FEW.items() if key in CRITERIA.get(criterion).defaults}
+    few = {
+        key: value for key, value in FEW.items() if key in {one.name for one in settings_of(CRITERIA.get(criterion))}
+    }
     config = MoreauPrunerConfig(criterion=criterion, **few, **{"pattern": "unstructured", **changes})
     return sparsify(model, model_shape(model), tokens, config.resolve(model.config))
 
@@ -126,7 +128,7 @@ def elements_of_all(model, tokens, criterion):
 
     config = MoreauPrunerConfig(criterion=criterion, pattern="unstructured").resolve(model.config)
     with scoring_mode(model), torch.no_grad():
-        CRITERIA.get(criterion).score(Scoring(model, model_shape(model).blocks, [tokens], len(tokens), config, emit))
+        config.criterion.score(Scoring(model, model_shape(model).blocks, [tokens], len(tokens), config, emit))
     if criterion == "wanda":
         assert set(found) == {f"model.{name}.weight" for name in weights(model)}
     return {name: found[f"model.{name}.weight"] for name in weights(model)}
@@ -141,20 +143,20 @@ def test_owl_gives_layers_with_outliers_fewer_zeros(tokens):
     shares = found.by_layer()
     assert found.achieved == pytest.approx(0.5, abs=0.01)
     assert shares["1"] == min(shares.values()) and max(shares.values()) - shares["1"] == pytest.approx(
-        2 * LAMBDA, abs=0.02
+        2 * OWL().strength, abs=0.02
     )
 
 
 def test_owl_is_its_formula():
     scores = {0: [torch.tensor([1.0, 1, 1, 1])], 1: [torch.tensor([0.1] * 19 + [100.0])], 2: [torch.tensor([1.0] * 4)]}
-    found = owl_sparsity(scores, 0.6)
-    mean = 2 * LAMBDA * 20 / 28
+    found = OWL().sparsity(scores, 0.6)
+    mean = 2 * OWL().strength * 20 / 28
     assert found == {
         0: pytest.approx(0.6 + mean),
-        1: pytest.approx(0.6 + mean - 2 * LAMBDA),
+        1: pytest.approx(0.6 + mean - 2 * OWL().strength),
         2: pytest.approx(0.6 + mean),
     }
-    assert owl_sparsity({0: scores[0], 1: scores[2]}, 0.6) == {0: 0.6, 1: 0.6}
+    assert OWL().sparsity({0: scores[0], 1: scores[2]}, 0.6) == {0: 0.6, 1: 0.6}
 
 
 @pytest.mark.parametrize("criterion", ["symwanda", "ria", "wanda"])
@@ -206,7 +208,7 @@ def test_the_groups_are_the_literatures():
     """Magnitude and RIA compare over the matrix, Wanda and its kin within a row."""
     depth = tiny_model("llama").config
     groups = {
-        name: MoreauPrunerConfig(criterion=name, pattern="unstructured").resolve(depth).mask_group for name in CRITERIA
+        name: MoreauPrunerConfig(criterion=name, pattern="unstructured").resolve(depth).mask.group for name in CRITERIA
     }
     assert {name for name, group in groups.items() if group == "layer"} == {
         "magnitude", "magnitude-l2", "ria", "stochria", "sparsegpt",
@@ -216,8 +218,8 @@ def test_the_groups_are_the_literatures():
 def test_damping_is_on_record_where_it_is_used(tokens):
     model_config = tiny_model("llama").config
     resolved = MoreauPrunerConfig(criterion="wanda", pattern="2:4", update=True, damping=0.5).resolve(model_config)
-    assert resolved.damping == 0.5
-    assert MoreauPrunerConfig(criterion="wanda", pattern="2:4", update=True).resolve(model_config).damping == 0.01
+    assert resolved.mask.damping == 0.5
+    assert MoreauPrunerConfig(criterion="wanda", pattern="2:4", update=True).resolve(model_config).mask.damping == 0.01
 
 
 def test_scope_and_group_are_kept(tokens):

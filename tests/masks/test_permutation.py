@@ -9,9 +9,11 @@ from accelerate import cpu_offload
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig
 from optimum_moreau.errors import ConfigError, NonFiniteError
-from optimum_moreau.masks import SparsitySummary, permute, sparsify
+from optimum_moreau.masks import permute
 from optimum_moreau.masks.patterns import Pattern, keep_mask
 from optimum_moreau.masks.permute import order_channels
+from optimum_moreau.masks.sparsify import sparsify
+from optimum_moreau.masks.summary import SparsitySummary
 from optimum_moreau.models.units import model_shape
 from tests.tiny import FAMILIES, assert_same_state, snapshot, tiny_model
 
@@ -262,7 +264,7 @@ def test_an_interruption_between_a_matrix_and_its_writers_leaves_all_as_it_was(t
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({}, "permute: concerns n:m masks, not 'units'; give a pattern as well"),
+        ({}, "permute: concerns masks; give a pattern as well"),
         ({"pattern": "unstructured"}, "permute: concerns n:m masks, not 'unstructured'"),
         ({"pattern": "2:4", "permute": "yes"}, "permute: 'yes' is not true or false"),
     ],
@@ -286,5 +288,5 @@ def test_the_verb_permutes(tiny_folder, tmp_path, command, unverified):
     flags = ("--criterion", "magnitude", "--pattern", "2:4", "--permute", "-o", tmp_path / "out")
     code, _, err = command("prune", tiny_folder, *flags)
     assert code == 0, err
-    assert MoreauPrunerConfig.from_pretrained(tmp_path / "out").permute
+    assert MoreauPrunerConfig.from_pretrained(tmp_path / "out").mask.permute
     assert SparsitySummary.load(tmp_path / "out" / "sparsity_summary.json").matrices[3].retained_after is not None

@@ -5,8 +5,8 @@ import torch
 
 from optimum_moreau import MoreauPrunerConfig
 from optimum_moreau.errors import PlanError
-from optimum_moreau.masks import sparsify
 from optimum_moreau.masks.semi_structured import check_semi_structured
+from optimum_moreau.masks.sparsify import sparsify
 from optimum_moreau.models.units import model_shape
 from tests.tiny import tiny_model
 

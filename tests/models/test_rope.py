@@ -134,7 +134,7 @@ def test_planning_and_what_fails_leave_the_state_as_it_was(rope, monkeypatch):
     before, held = snapshot(model), {name: buffer.clone() for name, buffer in buffers(model).items()}
     attributes = {key: value for key, value in vars(model.model.rotary_emb).items() if not key.startswith("_")}
     pruner("custom", sequence_length=LONG).plan(model, windows())
-    monkeypatch.setattr("optimum_moreau.run.cutting.score_units", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("optimum_moreau.run.scoring.score_units", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         pruner("custom").prune(model, windows(16))
     assert_same_state(model, before)
@@ -193,7 +193,7 @@ def test_a_config_that_cannot_be_loaded_again_is_refused_before_scoring(tmp_path
     model = roped("longrope")
     model.config.rope_parameters = UNBUILDABLE
     before = snapshot(model)
-    monkeypatch.setattr("optimum_moreau.pruner.score_in_rounds", lambda *_, **__: pytest.fail("was scored"))
+    monkeypatch.setattr("optimum_moreau.run.scoring.score_in_rounds", lambda *_, **__: pytest.fail("was scored"))
     with pytest.raises(ExportError, match=r"cannot build a 'moreau_llama' from this config .*nobody could load"):
         pruner("custom").prune(model, windows(16))
     with pytest.raises(ExportError, match="cannot build a 'moreau_llama' from this config"):

@@ -12,6 +12,7 @@ import torch
 
 import optimum_moreau
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig, RecoveryConfig, perplexity
+from optimum_moreau.config.settings import settings_of
 from optimum_moreau.data.windows import load_calibration
 from optimum_moreau.errors import UnsupportedModelError
 from optimum_moreau.evaluation.generations import generations
@@ -81,7 +82,9 @@ def process():
 
 
 def small(criterion, **changes):
-    few = {key: value for key, value in FEW.items() if key in CRITERIA.get(criterion).defaults}
+    few = {
+        key: value for key, value in FEW.items() if key in {one.name for one in settings_of(CRITERIA.get(criterion))}
+    }
     return MoreauPrunerConfig(criterion=criterion, **{**SMALL, **few, **changes})
 
 

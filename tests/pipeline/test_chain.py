@@ -95,7 +95,7 @@ def test_what_is_printed_is_what_runs(files, command):
     _, out, _ = command("prune", "--config", "recipe.yaml", "--unit-ratio", "0.4", "-o", "b", "--print-config")
     changed = yaml.safe_load(out)
     assert changed["output"] == "b" and changed["prune"]["unit_ratio"] == 0.4
-    assert "pruning_ratio" not in changed["prune"] and changed["prune"]["criterion"] == "taylor"
+    assert "pruning_ratio" not in changed["prune"] and changed["prune"]["criterion"]["name"] == "taylor"
 
 
 def test_flags_replace_a_size_and_keep_the_rest():
@@ -110,7 +110,7 @@ def test_flags_replace_a_size_and_keep_the_rest():
     ("written", "message"),
     [
         ("model: m\noutput: o\nprun: {}\n", "unknown name 'prun'. Did you mean 'prune'?"),
-        ("model: m\noutput: o\nprune: {ratio: 0.2}\n", "unknown field 'ratio'"),
+        ("model: m\noutput: o\nprune: {ratio: 0.2}\n", "unknown field 'ratio'. Did you mean 'pruning_ratio'?"),
         ("model: m\noutput: o\nrecover: {max_steps: 3}\n", "recover: needs data"),
         ("model: m\noutput: o\nrecover: {data: d, stepz: 3}\n", "unknown setting 'stepz'"),
         ("model: m\noutput: o\npush: {private: true}\n", "push: needs repo"),
@@ -302,3 +302,14 @@ def test_the_chain_ends_on_the_hub_and_a_stranger_loads_it(files):
         if file.endswith((".json", ".md")):
             for secret in (TOKEN, str(files), os.uname().nodename):
                 assert secret.encode() not in content, (file, secret)
+
+
+def test_a_recipe_runs_from_python_as_from_the_command_line(files, command):
+    """… and what one has done the other does not do again."""
+    code, out, err = command(*chain(), "--print-config")
+    assert code == 0, err
+    (files / "recipe.yaml").write_text(out)
+    done = Recipe.from_file("recipe.yaml").run(device="cpu")
+    assert done["steps"] == {"prune": "done"} and (files / "out" / "README.md").is_file()
+    assert command("prune", "--config", "recipe.yaml", "--json")[0] == 0
+    assert Recipe.from_file("recipe.yaml").run(device="cpu")["steps"] == {"prune": "skipped"}

@@ -98,7 +98,7 @@ def test_layers_that_go_leave_the_pattern_that_llama_cpp_derives_or_are_refused_
             refusals.append(str(error))
         else:
             assert not refusals  # what is not refused before scoring is not refused after it
-        assert all("\n" not in words and "use engine 'transformers'" in words for words in refusals)
+        assert all("\n" not in words and "use runtime 'transformers'" in words for words in refusals)
         assert refusals or family not in PERIODS or not plans[0].removed_layers
 
 
@@ -120,7 +120,7 @@ def test_the_way_that_a_refusal_names_is_one(family):
 def test_a_model_that_llama_cpp_reads_otherwise_as_it_is_is_refused():
     base = whole_config("exaone4")  # slides, and has not 64 layers
     with pytest.raises(
-        PlanError, match=r"'exaone4' .* at 64 layers, .* layer 0 is sliding; use engine 'transformers'$"
+        PlanError, match=r"'exaone4' .* at 64 layers, .* layer 0 is sliding; use runtime 'transformers'$"
     ):
         expected_plan(shape_of(base), settings(base, targets=("mlp",), pruning_ratio=0.1))
     base = whole_config("exaone4", num_hidden_layers=64)
@@ -141,7 +141,7 @@ def test_the_depth_that_llama_cpp_takes_for_the_largest_gemma_scales_by_the_numb
     with pytest.raises(PlanError, match=r"by 1/√32 what would stay, which wants 1/√64; leave 'layers'"):
         expected_plan(shape_of(base), layers)
     base = whole_config("gemma3_text", query_pre_attn_scalar=64)
-    with pytest.raises(PlanError, match=r"by 1/√32 what would stay, which wants 1/√64; use engine 'transformers'"):
+    with pytest.raises(PlanError, match=r"by 1/√32 what would stay, which wants 1/√64; use runtime 'transformers'"):
         expected_plan(shape_of(base), settings(base, targets=("mlp",), pruning_ratio=0.1))
 
 
@@ -166,7 +166,7 @@ def test_vllm_rotates_an_exaone_in_which_no_layer_slides():
 
 
 def test_nothing_is_scored_before_the_refusal(monkeypatch):
-    monkeypatch.setattr("optimum_moreau.pruner.score_in_rounds", lambda *_, **__: pytest.fail("scored"))
+    monkeypatch.setattr("optimum_moreau.run.scoring.score_in_rounds", lambda *_, **__: pytest.fail("scored"))
     model = tiny_model("smollm3", num_hidden_layers=8, intermediate_size=32)
     with pytest.raises(PlanError, match="the last of every 4 layers of 'smollm3'"):
         MoreauPruner(MoreauPrunerConfig("random", 0.2, targets=("layers",), engine="llama.cpp")).prune(model)

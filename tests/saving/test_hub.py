@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from optimum_moreau.saving.hub import merged_card
+from optimum_moreau.saving.merging import merged_card
 from tests.hub_client import environment, push
 from tests.hub_server import TOKEN
 

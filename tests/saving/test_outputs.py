@@ -24,7 +24,7 @@ from optimum_moreau.evaluation.records import EVALUATION_NAME, Measurement, save
 from optimum_moreau.evaluation.speed import SPEED_NAME
 from optimum_moreau.files import write_json, write_tensors, write_text
 from optimum_moreau.files.temporary import collect_temporary, exchange, temporary_folder
-from optimum_moreau.masks import SPARSITY_NAME
+from optimum_moreau.masks.summary import SPARSITY_NAME
 from optimum_moreau.models.units import model_shape
 from optimum_moreau.planning import PLAN_NAME, make_plan, removed_parameters, removes_nothing
 from optimum_moreau.recovery.adapter import Adapter
@@ -540,7 +540,7 @@ def test_a_file_in_the_place_of_states_is_refused_before_any_work(arguments, pla
     for name in ("file", ".o.recovery"):
         (place / name).write_text("mine")
     monkeypatch.setattr("optimum_moreau.loading.loading.load_model", lambda *_, **__: pytest.fail("was loaded"))
-    monkeypatch.setattr("optimum_moreau.cli.chain.load_model", lambda *_, **__: pytest.fail("was loaded"))
+    monkeypatch.setattr("optimum_moreau.pipeline.chain.load_model", lambda *_, **__: pytest.fail("was loaded"))
     monkeypatch.setattr("optimum_moreau.pruner.load_model", lambda *_, **__: pytest.fail("was loaded"))
     before = contents(place)
     code, out, err = command(*arguments)
@@ -652,7 +652,7 @@ def _umask():
 def test_every_file_is_written_by_the_one_writer():
     """… which writes it whole or not at all; children that do not know this package, and δ, apart."""
     package = Path(model_contents.__file__).parents[1]
-    apart = {"files/records.py", "saving/reload_process.py", "evaluation/speed/process.py", "envelope/state.py"}
+    apart = {"files/writing.py", "saving/reload_process.py", "evaluation/speed/process.py", "envelope/state.py"}
     lines = [
         f"{path.relative_to(package).as_posix()}: {line.strip()}"
         for path in package.rglob("*.py")
@@ -772,7 +772,7 @@ def test_a_share_less_than_any_unit_is_refused_before_scoring(
     budget = budget if targets in ("attention", "mlp") else "uniform"
     tiny_model("llama", vocab_size=len(tokenizer), **changes).save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
-    monkeypatch.setattr("optimum_moreau.pruner.score_in_rounds", lambda *_, **__: pytest.fail("was scored"))
+    monkeypatch.setattr("optimum_moreau.run.scoring.score_in_rounds", lambda *_, **__: pytest.fail("was scored"))
     asked = (tmp_path / "base", *PLAIN, "--targets", targets, "--budget", budget)
     outputs = {"prune": tmp_path / "out", "plan": tmp_path / "plan.json"}
     for verb, output in outputs.items():

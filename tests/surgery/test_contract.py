@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig, apply_plan
+from optimum_moreau.config.settings import settings_of
 from optimum_moreau.errors import ExportError
 from optimum_moreau.registry import CRITERIA
 from tests.bare_environment import make_bare_environment
@@ -101,7 +102,11 @@ FEW_STEPS = {"steps": 2, "noise_samples": 1, "passes": 2}
 
 
 def pruner_for(case, tokenizer):
-    few = {name: count for name, count in FEW_STEPS.items() if name in dict(CRITERIA.get(case.criterion).defaults)}
+    few = {
+        name: count
+        for name, count in FEW_STEPS.items()
+        if name in {one.name for one in settings_of(CRITERIA.get(case.criterion))}
+    }
     return MoreauPruner(
         MoreauPrunerConfig(criterion=case.criterion, **case.settings, **SMALL, **few), tokenizer=tokenizer
     )

@@ -60,6 +60,11 @@ class SpeedSettings:
                 if one < 1:
                     raise ConfigError(f"{name}: {one} is not a whole number ≥ 1")
 
+    def request(self) -> dict[str, Any]:
+        """What each process is told of them."""
+        told = ("batch_sizes", "prompt_tokens", "new_tokens", "repeats")
+        return {name: getattr(self, name) for name in told}
+
 
 @dataclass(frozen=True)
 class _Subject:
@@ -125,40 +130,14 @@ def measure_speed(
         UnsupportedModelError: of another family.
     """
     settings = settings or SpeedSettings()
-    if baseline is not None and settings.rounds < _LEAST_ROUNDS:
-        raise ConfigError(
-            f"rounds: {settings.rounds} cannot tell chance from speed-up; give at least {_LEAST_ROUNDS} beside a base"
-        )
+    _check_rounds(settings.rounds, alone=baseline is None)
     if device != "auto":
         check_device(device)
     asked = [(model, revision), *([] if baseline is None else [(baseline, None)])]
     how: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
-    skeletons = [load_skeleton(name, revision=commit, **how) for name, commit in asked]
-    for skeleton, (name, _) in zip(skeletons, asked, strict=True):
-        _check_positions(name, skeleton.config, settings)
-    if baseline is not None:
-        _check_dtypes(model, baseline, [skeleton.dtype for skeleton in skeletons])
-        check_same_tokenizer(model, baseline, revision=revision, trust_remote_code=trust_remote_code)
-    subjects = [_subject(*one, skeleton.config) for one, skeleton in zip(asked, skeletons, strict=True)]
-    common = {
-        **how,
-        "device": device,
-        "threads": torch.get_num_threads(),
-        "batch_sizes": settings.batch_sizes,
-        "prompt_tokens": settings.prompt_tokens,
-        "new_tokens": settings.new_tokens,
-        "repeats": settings.repeats,
-    }
-    found: list[list[Mapping[str, Any]]] = [[] for _ in subjects]
-    for number in range(settings.rounds):
-        order = list(enumerate(subjects))
-        for index, subject in order if number % 2 == 0 else order[::-1]:
-            start = time.perf_counter()
-            found[index].append(measure_once(subject.name, subject.folder, subject.weights, common))
-            if plan is not None and subject is not subjects[0]:
-                plan.check_base(found[index][-1]["fingerprint"], subject.name)
-            passed = time.perf_counter() - start
-            logger.info("round %d of %d: %s, %.0f s", number + 1, settings.rounds, subject.name, passed)
+    subjects = _subjects(asked, settings, **how)
+    common = {**how, "device": device, "threads": torch.get_num_threads(), **settings.request()}
+    found = _by_turns(subjects, settings.rounds, common, plan)
     sides = [subject.side(rounds, settings) for subject, rounds in zip(subjects, found, strict=True)]
     return Speed(
         device=found[0][0]["device"],
@@ -170,6 +149,44 @@ def measure_speed(
         model=sides[0],
         baseline=sides[1] if baseline is not None else None,
     )
+
+
+def _subjects(
+    asked: Sequence[tuple[str, str | None]], settings: SpeedSettings, *, dtype: str, trust_remote_code: bool
+) -> list[_Subject]:
+    """The models to measure, each a name and a revision, the second the first one's base; whether they can be.
+
+    Raises:
+        CheckpointError: a model is not found.
+        ConfigError: it has too few positions, or the two are not comparable.
+        UnsupportedModelError: of another family.
+    """
+    code: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    skeletons = [load_skeleton(name, revision=commit, dtype=dtype, **code) for name, commit in asked]
+    for skeleton, (name, _) in zip(skeletons, asked, strict=True):
+        _check_positions(name, skeleton.config, settings)
+    if len(asked) > 1:
+        (model, revision), (baseline, _) = asked
+        _check_dtypes(model, baseline, [skeleton.dtype for skeleton in skeletons])
+        check_same_tokenizer(model, baseline, revision=revision, **code)
+    return [_subject(*one, skeleton.config) for one, skeleton in zip(asked, skeletons, strict=True)]
+
+
+def _by_turns(
+    subjects: Sequence[_Subject], rounds: int, request: Mapping[str, Any], plan: PruningPlan | None
+) -> list[list[Mapping[str, Any]]]:
+    """What was measured of each subject in each round; every second round begins with the last one."""
+    found: list[list[Mapping[str, Any]]] = [[] for _ in subjects]
+    for number in range(rounds):
+        order = list(enumerate(subjects))
+        for index, subject in order if number % 2 == 0 else order[::-1]:
+            start = time.perf_counter()
+            found[index].append(measure_once(subject.name, subject.folder, subject.weights, request))
+            if plan is not None and subject is not subjects[0]:
+                plan.check_base(found[index][-1]["fingerprint"], subject.name)
+            passed = time.perf_counter() - start
+            logger.info("round %d of %d: %s, %.0f s", number + 1, rounds, subject.name, passed)
+    return found
 
 
 def measure_once(name: str, folder: Path, weights: tuple[Path, ...], request: Mapping[str, Any]) -> dict[str, Any]:
@@ -201,6 +218,13 @@ def measure_once(name: str, folder: Path, weights: tuple[Path, ...], request: Ma
                 reason += "; give smaller --batch-sizes"
             raise CheckpointError(f"{name}: cannot be measured in a fresh process ({reason})")
         return dict(read_json(result, "what was measured"))
+
+
+def _check_rounds(rounds: int, *, alone: bool) -> None:
+    if not alone and rounds < _LEAST_ROUNDS:
+        raise ConfigError(
+            f"rounds: {rounds} cannot tell chance from speed-up; give at least {_LEAST_ROUNDS} beside a base"
+        )
 
 
 def _check_positions(name: str, config: PretrainedConfig, settings: SpeedSettings) -> None:

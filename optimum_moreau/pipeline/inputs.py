@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..data.sources import content_hash, dataset_commit, read_documents
+from ..data.hub import dataset_commit
+from ..data.sources import content_hash, read_documents
 from ..errors import CheckpointError
 from ..evaluation import SEGMENT, segment
 from ..loading import are_whole, base_revision, load_config, load_tokenizer, weight_files
-from ..pipeline.recipe import Recipe
 from ..pruner import MoreauPruner
 from ..recovery import MoreauRecovery, check_fits
 from ..saving.card import check_template
 from ..saving.hub import check_access
 from ..saving.summary import SUMMARY_NAME, PruningSummary
+from .recipe import Recipe
 
 
 def keys_of(recipe: Recipe) -> dict[str, str]:

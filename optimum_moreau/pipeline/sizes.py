@@ -22,7 +22,7 @@ def check_removes(config: MoreauPrunerConfig) -> None:
         ConfigError: names the size.
     """
     if config.masks:
-        if config.sparsity == 0:
+        if config.mask.sparsity == 0:
             raise ConfigError(f"sparsity 0: {_NOTHING}; give a share above 0, {_ANEW}")
         return
     if config.pruning_ratio == 0:
@@ -37,7 +37,7 @@ def check_model(model: Any, given: MoreauPrunerConfig) -> None:
     Raises:
         MoreauError: it is, as `check_shape` says; or as planning would (errors.py).
     """
-    from ..compensation import shape_to_count
+    from ..compensation.biases import shape_to_count
     from ..models.units import model_shape
     from ..surgery.apply import check_prunable
 
@@ -86,7 +86,7 @@ def _too_little(shape: ModelShape, config: MoreauPrunerConfig) -> str:
     least = least_size(shape, config) if name.endswith("ratio") else None
     instead = "ask for more to go, or widen the scope"
     if least is not None:
-        spread = "" if config.budget == "uniform" else " with an even spread over layers"
+        spread = "" if config.budget.name == "uniform" else " with an even spread over layers"
         share = f"{100 * least.parameters / shape.parameters:.2g} %"
         instead = (
             f"the least that can go{spread} is {share} of the parameters ({least.parameters:,}), from {name}"

@@ -6,13 +6,12 @@ stopped.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,52 +19,83 @@ from ..data.sources import content_hash
 from ..errors import CheckpointError, ConfigError
 from ..evaluation.records import EVALUATION_NAME, Measurement, load_measurements
 from ..loading import base_revision, load_config, load_model, load_tokenizer
-from ..pipeline.recipe import Recipe
 from ..pruner import MoreauPruner
 from ..saving import check_folder, check_target, work_folder
 from ..saving.records import Records
 from ..saving.summary import SUMMARY_NAME, PruningSummary
-from . import inputs, outputs, processes, push, recover, sizes
+from . import inputs, outputs, processes, sizes
+from .publishing import publish
+from .recipe import Recipe
+from .tuning import tune
 
 logger = logging.getLogger(__name__)
 
 
-def run(recipe: Recipe, args: argparse.Namespace) -> dict[str, Any]:
-    """Runs what is not done yet; returns what every step did."""
+@dataclass(frozen=True)
+class Means:
+    """How a machine gets to what a recipe says; none of it decides the result.
+
+    Attributes:
+        device: torch device, or `auto`; default: cuda where there is one.
+        trust_remote_code: run modeling code that lies beside the weights.
+        overwrite: replace folders that hold a model and nothing else.
+        checkpoint_dir: folder that keeps every Moreau step.
+        file: of the recipe, which no output may replace.
+    """
+
+    device: str | None = None
+    trust_remote_code: bool = False
+    overwrite: bool = False
+    checkpoint_dir: str | None = None
+    file: str | Path | None = None
+
+
+def run(recipe: Recipe, means: Means) -> dict[str, Any]:
+    """Runs what is not done yet.
+
+    Args:
+        recipe: what is to be done.
+        means: by which means.
+
+    Returns:
+        `summary`, `recovery` and `push` of the steps, the last model's folder (`output`), `measurements`, and of each
+        step whether it was `done` or `skipped`; of several processes, all but the first return nothing.
+
+    Raises:
+        MoreauError: of the kind that names the mistake (errors.py).
+    """
     recipe = recipe.with_full_paths()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and (recipe.recover or recipe.push):
         raise ConfigError("recover and push: run them as verbs of their own; several processes share one step only")
-    loading = {"device": processes.join(args.device), "trust_remote_code": args.trust_remote_code}
-    config = load_config(recipe.model, revision=recipe.revision, trust_remote_code=args.trust_remote_code)
+    loading = {"device": processes.join(means.device), "trust_remote_code": means.trust_remote_code}
+    config = load_config(recipe.model, revision=recipe.revision, trust_remote_code=means.trust_remote_code)
     if recipe.recover and recipe.recover.teacher:
-        load_config(recipe.recover.teacher, trust_remote_code=args.trust_remote_code)  # so that its commit is known
+        load_config(recipe.recover.teacher, trust_remote_code=means.trust_remote_code)  # so that its commit is known
     keys = inputs.keys_of(recipe)
     folders = {"prune": recipe.output, "recover": recipe.recovered}
-    with _reserved(recipe, keys, folders, args) as done:
-        inputs.check_inputs(recipe, config, done, args.trust_remote_code)
-        return _run(recipe, keys, folders, done, loading, args)
+    with _reserved(recipe, keys, folders, means) as done:
+        inputs.check_inputs(recipe, config, done, means.trust_remote_code)
+        return _run(recipe, keys, folders, done, loading, means)
 
 
 @contextmanager
-def _reserved(
-    recipe: Recipe, keys: dict[str, str], folders: dict[str, str], args: argparse.Namespace
-) -> Iterator[dict[str, bool]]:
+def _reserved(recipe: Recipe, keys: dict[str, str], folders: dict[str, str], means: Means) -> Iterator[dict[str, bool]]:
     """Yields which steps are done; the folders of the others are this run's for the block, and may be written."""
-    writes = [*(folders[step] for step in keys), args.checkpoint_dir]
-    outputs.check_apart(writes, [*recipe.reads(), args.config])
-    if args.checkpoint_dir is not None:
-        check_folder(args.checkpoint_dir)
+    writes = [*(folders[step] for step in keys), means.checkpoint_dir]
+    outputs.check_apart(writes, [*recipe.reads(), means.file])
+    if means.checkpoint_dir is not None:
+        check_folder(means.checkpoint_dir)
     for step in keys:
         with suppress(CheckpointError), outputs.claims([folders[step]]):
             pass  # what a run that was killed left is put right, also beside what is done
     done = {step: inputs.made_from(folders[step], key) for step, key in keys.items()}
     with ExitStack() as stack:
-        stack.enter_context(outputs.claims([args.checkpoint_dir]))
+        stack.enter_context(outputs.claims([means.checkpoint_dir]))
         for step in keys:
             if not done[step]:
                 stack.enter_context(outputs.claims([folders[step]]))
-                inputs.check_same(folders[step], overwrite=args.overwrite)
-                check_target(folders[step], overwrite=args.overwrite)
+                inputs.check_same(folders[step], overwrite=means.overwrite)
+                check_target(folders[step], overwrite=means.overwrite)
                 if step == "recover":
                     check_folder(_work(recipe, keys[step]))
         yield done
@@ -77,14 +107,14 @@ def _run(
     folders: dict[str, str],
     done: dict[str, bool],
     loading: dict[str, Any],
-    args: argparse.Namespace,
+    means: Means,
 ) -> dict[str, Any]:
     steps = {step: "skipped" if done[step] else "done" for step in keys}
     if done["prune"]:
         logger.warning("%s: was made from these inputs before: not pruned again", recipe.output)
         _complete(recipe, recipe.output, loading)
     else:
-        _prune(recipe, keys["prune"], loading, args)
+        _prune(recipe, keys["prune"], loading, means)
     if not processes.is_first():
         return {}
     found: dict[str, Any] = {"summary": PruningSummary.load(Path(recipe.output) / SUMMARY_NAME)}
@@ -94,16 +124,16 @@ def _run(
             _complete(recipe, recipe.recovered, loading)
             shutil.rmtree(_work(recipe, keys["recover"]), ignore_errors=True)  # left by a kill after the save
         else:
-            found["recovery"] = _recover(recipe, keys["recover"], loading, args)
+            found["recovery"] = _recover(recipe, keys["recover"], loading, means)
     output = folders["recover" if recipe.recover else "prune"]
     if recipe.push:
-        how, trust = recipe.push.options(), args.trust_remote_code
-        found["push"] = push.publish(output, recipe.push.repo, how, trust_remote_code=trust)
+        how, trust = recipe.push.options(), means.trust_remote_code
+        found["push"] = publish(output, recipe.push.repo, how, trust_remote_code=trust)
         steps["push"] = "done" if found["push"]["changed"] else "skipped"
     return {**found, "output": output, "measurements": _measurements(recipe, output), "steps": steps}
 
 
-def _prune(recipe: Recipe, key: str, loading: dict[str, Any], args: argparse.Namespace) -> None:
+def _prune(recipe: Recipe, key: str, loading: dict[str, Any], means: Means) -> None:
     model, tokenizer = _base(recipe, loading)
     sizes.check_model(model, recipe.prune)
     revision = base_revision(recipe.model, recipe.revision)
@@ -112,7 +142,7 @@ def _prune(recipe: Recipe, key: str, loading: dict[str, Any], args: argparse.Nam
     if recipe.evaluate:
         pruner.evaluate(recipe.evaluate, model)
     result = pruner.prune(
-        model, recipe.calibration, calibration_column=recipe.calibration_column, checkpoint_dir=args.checkpoint_dir
+        model, recipe.calibration, calibration_column=recipe.calibration_column, checkpoint_dir=means.checkpoint_dir
     )
     if not recipe.prune.masks:
         removed = result.summary.parameters_before - result.summary.parameters_after
@@ -121,19 +151,19 @@ def _prune(recipe: Recipe, key: str, loading: dict[str, Any], args: argparse.Nam
         return
     if recipe.evaluate:
         pruner.evaluate(recipe.evaluate)
-    pruner.save_pretrained(recipe.output, overwrite=args.overwrite, card_template=recipe.card_template, inputs=key)
+    pruner.save_pretrained(recipe.output, overwrite=means.overwrite, card_template=recipe.card_template, inputs=key)
 
 
-def _recover(recipe: Recipe, key: str, loading: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+def _recover(recipe: Recipe, key: str, loading: dict[str, Any], means: Means) -> dict[str, Any]:
     assert recipe.recover is not None
-    return recover.tune(
+    return tune(
         recipe.output,
         recipe.recover,
         recipe.recovered,
         evaluate=recipe.evaluate,
         work=_work(recipe, key),
         loading=loading,
-        saving={"overwrite": args.overwrite, "card_template": recipe.card_template, "inputs": key},
+        saving={"overwrite": means.overwrite, "card_template": recipe.card_template, "inputs": key},
     )
 
 

@@ -1,0 +1,106 @@
+"""What a budget is: which share p_l of the units of layer l goes, p in the mean over parameters.
+
+Nothing here, and nothing that a budget's file imports at its top, needs torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from ..config.settings import Share, setting, settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from ..config import ResolvedConfig
+    from ..models.units import Block, ModelShape
+    from ..scoring.scores import Ranking
+
+
+@settings
+class Budget:
+    """How a share is spread, and which units never go.
+
+    Attributes:
+        name: its name in the registry.
+        summary: one line for lists and cards; empty: nothing to say.
+        paper: link to the source.
+        measured: it reads calibration text, beside what the criterion reads.
+        ranks: there are no shares: one ranking over all layers.
+        of_masks: it spreads zeros, too.
+        of_rounds: it can be followed in several rounds, each scored as the one before left the model.
+    """
+
+    name: ClassVar[str] = ""
+    summary: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+    measured: ClassVar[bool] = False
+    ranks: ClassVar[bool] = False
+    of_masks: ClassVar[bool] = False
+    of_rounds: ClassVar[bool] = False
+
+    protect: Share = setting(
+        "share of each MLP's channels, the lowest-scored, that stay; the next-lowest go instead",
+        default=0.0,
+        affects="plan",
+    )
+    protect_outliers: float | None = setting(
+        "M: a head or channel stays that hands on more than M times the mean of its block, as root mean square",
+        default=None,
+        affects="plan",
+        ge=1.0,
+    )
+
+    def measure(
+        self,
+        model: PreTrainedModel,
+        shape: ModelShape,
+        tokens: Tensor,
+        batches: list[Tensor],
+        scores: Ranking,
+        config: ResolvedConfig,
+    ) -> dict[str, Tensor]:
+        """Measures what it reads of the layers; only where it is `measured`.
+
+        Args:
+            model: a causal language model in `scoring_mode`.
+            shape: its shape.
+            tokens: calibration windows of all processes, `(samples, length)`.
+            batches: those of this process.
+            scores: of the units.
+            config: resolved.
+
+        Returns:
+            Profile name → float64 tensor on CPU (scoring/profiles.py).
+        """
+        return {}
+
+    def shares(
+        self, blocks: Sequence[Block], share: float, values: Ranking, most: Sequence[float]
+    ) -> dict[Block, float]:
+        """Spreads a share of the units over blocks of one kind, each of another layer.
+
+        Args:
+            blocks: of one kind.
+            share: p.
+            values: of `UnitScores`, with what was measured.
+            most: the largest legal share of each block.
+
+        Returns:
+            Block → p_l.
+
+        Raises:
+            PlanError: what it reads was not measured.
+        """
+        return dict.fromkeys(blocks, share)
+
+    def rank(self, score: Tensor, unit_parameters: int) -> Tensor:
+        """What units of a block are ranked by, among those of other blocks; only where it `ranks`."""
+        return score / unit_parameters
+
+
+def protects(budget: Budget) -> bool:
+    """Whether some units never go."""
+    return bool(budget.protect) or budget.protect_outliers is not None

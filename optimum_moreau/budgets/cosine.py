@@ -1,0 +1,65 @@
+"""Cosine: p_l ∝ softmax_l(10·c_l), of layer l's input x and output y (SlimLLM).
+
+c_l = E_t [ x_t · y_t / (‖x_t‖ ‖y_t‖) ] = 1 − block influence
+
+Where a p_l is more than the layer can give, it gives what it can, and the others the rest, in proportion.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..config.settings import setting, settings
+from ..criteria.papers import SLIM_LLM
+from .budget import Budget
+from .level import level
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from ..config import ResolvedConfig
+    from ..models.units import Block, ModelShape
+    from ..scoring.scores import Ranking
+
+
+@settings
+class Cosine(Budget):
+    """Layers whose output is like their input give more."""
+
+    name = "cosine"
+    summary = "layers whose output is like their input give more: softmax of 10·cos"
+    paper = SLIM_LLM
+    measured = True
+
+    temperature: float = setting("by which the similarities are multiplied", default=10.0, affects="plan", ge=0.0)
+
+    def measure(
+        self,
+        model: PreTrainedModel,
+        shape: ModelShape,
+        tokens: Tensor,
+        batches: list[Tensor],
+        scores: Ranking,
+        config: ResolvedConfig,
+    ) -> dict[str, Tensor]:
+        """c of every layer."""
+        from ..scoring.profiles import layer_influence, profile_name
+
+        return {profile_name(self.name): 1 - layer_influence(model, tokens, config)}
+
+    def shares(
+        self, blocks: Sequence[Block], share: float, values: Ranking, most: Sequence[float]
+    ) -> dict[Block, float]:
+        """In proportion to the softmax."""
+        from ..scoring.profiles import of_layers
+
+        if not blocks:
+            return {}
+        own = of_layers(values, self.name, blocks)
+        weights = [math.exp(self.temperature * (c - max(own))) for c in own]
+        sizes = [float(block.total * block.unit_parameters) for block in blocks]
+        found = level(lambda t: [t * weight for weight in weights], sizes, share * sum(sizes), most)
+        return dict(zip(blocks, found, strict=True))

@@ -1,0 +1,65 @@
+"""Search: layers whose silent units cost the least calibration loss give more.
+
+Δ_b(n) is by how much the calibration loss grows while the n lowest-scored units of block b alone are silent, for n
+about a quarter, a half, and three quarters of them (`probes`). budgets/allocation.py makes counts of it.
+
+The attention and the MLP of a layer are searched as two blocks. A search takes one forward pass over the calibration
+text, the first 64 to 128 windows of each process (`search_windows`; all, where there are fewer), for the model as it
+is, and one for each block in scope and each n; it begins at the block's layer, with the hidden states that one pass
+more has brought there. Of L layers all in scope these are 2 + 3·(L + 1) whole passes (`search_passes`). A search knows
+nothing of how blocks act together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..config.settings import settings
+from .budget import Budget
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from ..config import ResolvedConfig
+    from ..models.units import Block, ModelShape
+    from ..scoring.scores import Ranking
+
+
+@settings
+class Search(Budget):
+    """By the measured loss."""
+
+    name = "search"
+    summary = "layers whose silent units cost the least calibration loss give more"
+    measured = True
+
+    def measure(
+        self,
+        model: PreTrainedModel,
+        shape: ModelShape,
+        tokens: Tensor,
+        batches: list[Tensor],
+        scores: Ranking,
+        config: ResolvedConfig,
+    ) -> dict[str, Tensor]:
+        """Δ_b(n) of every block of heads and channels in scope."""
+        from ..models.placement import prepare_offloaded
+        from .losses import search
+
+        found = search(model, shape.of_heads_and_channels(config), scores, batches)
+        prepare_offloaded(model)  # accelerate's passes untie what is tied
+        return found
+
+    def shares(
+        self, blocks: Sequence[Block], share: float, values: Ranking, most: Sequence[float]
+    ) -> dict[Block, float]:
+        """So that Σ Δ_b is least."""
+        from .allocation import allocate
+
+        if not blocks:
+            return {}
+        goal = share * sum(block.total * block.unit_parameters for block in blocks)
+        removed = allocate(blocks, goal, values, most)
+        return {block: removed[block] / block.total for block in blocks}

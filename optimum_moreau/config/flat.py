@@ -1,0 +1,135 @@
+"""Reads flat settings: files of the first edition, and keywords that name a method's setting beside its name.
+
+`{"criterion": "moreau", "steps": 5, "ridge": 0.1}` becomes `{"criterion": {"name": "moreau", "steps": 5}, …}`. Which
+method a setting belongs to is read off the methods' own fields, in the order criterion, budget, compensation, mask; a
+field that had another name then says so itself (`was`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import ConfigError
+from ..registry import BUDGETS, COMPENSATIONS, CRITERIA, Registry, suggestion
+from .mask import Mask
+from .settings import settings_of
+
+logger = logging.getLogger(__name__)
+
+METHODS: Mapping[str, Registry] = {"criterion": CRITERIA, "budget": BUDGETS, "compensation": COMPENSATIONS}
+
+
+def unflattened(values: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The same settings, each where it belongs; what is where it belongs stays as it is.
+
+    Args:
+        values: of the config's fields, of its methods' settings, or both.
+        defaults: methods that are meant where none is given; default: those of the fields.
+
+    Raises:
+        ConfigError: a name that no config and no method knows.
+    """
+    from .pruner_config import MoreauPrunerConfig
+
+    own = {one.name: one for one in settings_of(MoreauPrunerConfig)}
+    renamed = {one.was: one.name for one in own.values()}
+    found: dict[str, Any] = {}
+    rest: dict[str, Any] = {}
+    for key, value in values.items():
+        name = str(key)
+        if name in own:
+            found[name] = value
+        elif name in renamed:
+            found[renamed[name]] = value
+        else:
+            rest[name] = value
+    if rest:
+        _check_known(rest, own)
+        _to_mask(found, rest, (defaults or {}).get("criterion", "moreau-gs"))
+        for field in METHODS:
+            _to_method(found, rest, field, (defaults or {}).get(field, own[field].default))
+    criterion = _name_of(found.get("criterion", (defaults or {}).get("criterion", own["criterion"].default)))
+    for name, value in rest.items():
+        if value is not None and not _is_default(name, value):
+            logger.warning("%s does not use %s: ignored", criterion, name)
+    return found
+
+
+def known_names() -> dict[str, str]:
+    """Every flat name → the field of the config under which it lies; a mask's are under `mask`."""
+    found: dict[str, str] = {}
+    for one in settings_of(Mask):
+        found[one.was] = "mask"
+    for field, registry in METHODS.items():
+        for name in registry:
+            found |= {one.was: field for one in settings_of(registry.get(name))}
+    return found
+
+
+def _check_known(rest: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    known = known_names()
+    for name in rest:
+        if name not in known:
+            flags = {one.flag: one.name for one in own.values() if one.flag}
+            hint = f" Did you mean '{flags[name]}'?" if name in flags else suggestion(name, [*own, *known])
+            raise ConfigError(f"MoreauPrunerConfig: unknown field '{name}'.{hint}")
+
+
+def _to_mask(found: dict[str, Any], rest: dict[str, Any], criterion: Any) -> None:
+    pattern = rest.pop("pattern", None)
+    pattern = None if pattern == "units" else pattern
+    name = _name_of(found.get("criterion", criterion))
+    of_criterion = {one.was for one in settings_of(CRITERIA.get(name))} if name in CRITERIA else set()
+    given = {
+        one.name: rest.pop(one.was) for one in settings_of(Mask) if one.was in rest and one.was not in of_criterion
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    if pattern is None and found.get("mask") is None:
+        asked = [name for name, value in given.items() if not _is_default(name, value)]
+        if asked:
+            was = {one.name: one.was for one in settings_of(Mask)}[asked[0]]
+            raise ConfigError(f"{was}: concerns masks; give a pattern as well: unstructured, 2:4, …")
+        return
+    if pattern is not None:
+        found["mask"] = {"pattern": pattern, **given}
+    elif given:
+        found["mask"] = {**_settings(found["mask"], "pattern"), **given}
+
+
+def _to_method(found: dict[str, Any], rest: dict[str, Any], field: str, default: str) -> None:
+    value = found.get(field, default)
+    name = _name_of(value)
+    if name not in METHODS[field]:
+        return  # said where the config is made
+    given = {}
+    for one in settings_of(METHODS[field].get(name)):
+        if one.was in rest:
+            taken = rest.pop(one.was)
+            if taken is not None:
+                given[one.name] = taken
+    if given:
+        found[field] = {**_settings(value, "name"), **given}
+
+
+def _name_of(value: Any) -> Any:
+    return value.get("name") if isinstance(value, Mapping) else getattr(value, "name", value)
+
+
+def _settings(value: Any, key: str) -> dict[str, Any]:
+    """The settings of a method that is given in some form."""
+    from .methods import described
+
+    if isinstance(value, Mapping):
+        return dict(value)
+    return {key: value} if isinstance(value, str) else dict(described(value))
+
+
+def _is_default(name: str, value: Any) -> bool:
+    """Whether a flat file says by this no more than that nothing was asked for."""
+    defaults = {one.was: one.default for one in settings_of(Mask)}
+    for registry in METHODS.values():
+        for method in registry:
+            defaults |= {one.was: one.default for one in settings_of(registry.get(method)) if one.was not in defaults}
+    return name in defaults and defaults[name] == value

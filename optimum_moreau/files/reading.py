@@ -1,0 +1,205 @@
+"""The one reader of this package's small files: JSON, YAML, and safetensors apart from weights.
+
+A file may come from anywhere. What is read is bounded in size and depth, and holds finite numbers and valid text only.
+Whatever is wrong becomes one line: the file, the field, and what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import CheckpointError, MoreauError, first_line
+from .values import LARGEST, check_values
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_JSON_BYTES = 256 * 2**20  # a plan of 405B parameters takes 40 MB
+MAX_YAML_BYTES = 2**20
+MAX_TEXT_BYTES = 2**24
+MAX_YAML_VALUES = 100_000  # an alias counts as often as it is used
+_DIGITS = 400  # of a number in YAML; every finite float64 has fewer
+
+
+def read_json(
+    path: str | Path, what: str, error: type[MoreauError] = CheckpointError, *, largest: int = LARGEST
+) -> Any:
+    """Reads a JSON file.
+
+    Args:
+        path: of the file.
+        what: it should be, for messages: `a pruning plan`.
+        error: the kind that is raised.
+        largest: whole number that it may hold.
+
+    Raises:
+        MoreauError: of that kind: it is missing, too large, too deep, no JSON in UTF-8, or holds what is no value.
+    """
+    return parse_json(_bytes(Path(path), what, error, MAX_JSON_BYTES), path, what, error, largest=largest)
+
+
+def parse_json(
+    data: bytes | str,
+    where: object,
+    what: str,
+    error: type[MoreauError] = CheckpointError,
+    *,
+    largest: int = LARGEST,
+) -> Any:
+    """Reads JSON that lies inside something else; `where` is named in messages, the rest as for `read_json`."""
+    from pydantic_core import from_json
+
+    try:
+        values = from_json(data, allow_inf_nan=False)
+    except (ValueError, TypeError) as problem:  # deep nesting, huge integers, lone surrogates, wrong encodings too
+        raise error(f"{where}: cannot be read as {what}: not JSON ({first_line(problem)})") from problem
+    check_values(values, where, what, error, largest=largest)
+    return values
+
+
+def read_lines(
+    path: str | Path, what: str, error: type[MoreauError] = CheckpointError, *, longest: int
+) -> Iterator[tuple[int, Any]]:
+    """Reads lines of JSON one by one, so that a file of any length takes the memory of one line.
+
+    Args:
+        path: of the file.
+        what: each line should be.
+        error: the kind that is raised.
+        longest: bytes of a line, at most.
+
+    Yields:
+        The number of each line that is not blank, from 1, and what it holds.
+
+    Raises:
+        MoreauError: of that kind: as for `read_json`; it says of which line.
+    """
+    number, found = 0, _file(Path(path), what, error)
+    try:
+        with found.open("rb") as lines:
+            while line := lines.readline(longest + 1):
+                number += 1
+                if len(line) > longest:
+                    raise error(f"{path}: line {number}: cannot be read as {what}: more than {longest:,} bytes")
+                if line.strip():
+                    yield number, parse_json(line, f"{path}: line {number}", what, error)
+    except OSError as problem:
+        if isinstance(problem, MoreauError):
+            raise
+        raise error(f"{path}: cannot be read ({problem.strerror})") from problem
+
+
+def read_text(
+    path: str | Path, what: str, error: type[MoreauError] = CheckpointError, *, most: int = MAX_TEXT_BYTES
+) -> str:
+    """Reads a text in UTF-8 of `most` bytes; other arguments and errors as for `read_json`."""
+    data = _bytes(Path(path), what, error, most)
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as problem:
+        words = f"not UTF-8 text ({problem.reason} at byte {problem.start})"
+        raise error(f"{path}: cannot be read as {what}: {words}") from problem
+
+
+def read_yaml(path: str | Path, what: str, error: type[MoreauError] = CheckpointError) -> Any:
+    """Reads a YAML file of plain values; arguments and errors as for `read_json`."""
+    import yaml
+
+    data = _bytes(Path(path), what, error, MAX_YAML_BYTES)
+    odd = (ValueError, RecursionError, TypeError, AttributeError, LookupError, OverflowError)  # values under a tag
+    try:
+        values = yaml.load(data.decode("utf-8"), _yaml_loader())  # a SafeLoader
+    except (yaml.YAMLError, *odd) as problem:
+        mark, words = getattr(problem, "problem_mark", None), getattr(problem, "problem", None)
+        words = f"{words}, line {mark.line + 1}" if mark and words else first_line(problem)
+        raise error(f"{path}: cannot be read as {what}: no YAML ({words})") from problem
+    check_values(values, path, what, error, most=MAX_YAML_VALUES)
+    return values
+
+
+def read_tensors(
+    path: str | Path, what: str, error: type[MoreauError] = CheckpointError
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Reads a safetensors file; arguments and errors as for `read_json`.
+
+    Returns:
+        Name → tensor on the CPU, and the metadata of the file's head.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    found = _file(Path(path), what, error)
+    try:
+        with safe_open(found, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a file)
+            return tensors, dict(file.metadata() or {})
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as problem:
+        raise error(f"{path}: cannot be read as {what}: no safetensors ({first_line(problem)})") from problem
+
+
+def read_shapes(path: str | Path, what: str, error: type[MoreauError] = CheckpointError) -> dict[str, tuple[int, ...]]:
+    """Reads the head of a safetensors file, which must be as long as it says; arguments and errors as for `read_json`.
+
+    Returns:
+        Name → shape.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    found = _file(Path(path), what, error)
+    try:
+        with safe_open(found, "pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (a file)
+    except (SafetensorError, OSError, ValueError) as problem:
+        raise error(f"{path}: cannot be read as {what}: no safetensors ({first_line(problem)})") from problem
+
+
+def _file(path: Path, what: str, error: type[MoreauError]) -> Path:
+    """The path of a file that is there."""
+    try:
+        path = path.expanduser()
+        if path.is_file():
+            return path
+        found = "is a folder" if path.is_dir() else "is no regular file" if path.exists() else "no such file"
+    except (OSError, RuntimeError) as problem:  # no right to look, a name too long; no home
+        found = f"cannot be read ({getattr(problem, 'strerror', None) or problem})"
+    raise error(f"{path}: {found}; give {what}")
+
+
+def _bytes(path: Path, what: str, error: type[MoreauError], most: int) -> bytes:
+    path = _file(path, what, error)
+    try:
+        with path.open("rb") as file:
+            data = file.read(most + 1)
+    except OSError as problem:
+        raise error(f"{path}: cannot be read ({problem.strerror})") from problem
+    if len(data) > most:
+        size = f"{most // 2**20} MiB" if most >= 2**20 else f"{most:,} bytes"
+        raise error(f"{path}: cannot be read as {what}: more than {size}")
+    return data
+
+
+@cache
+def _yaml_loader() -> Any:
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """A SafeLoader without what makes much of little: merged aliases, endless numbers, endless values."""
+
+        values = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            self.values += 1
+            if self.values > MAX_YAML_VALUES:
+                raise yaml.YAMLError(f"more than {MAX_YAML_VALUES:,} values")
+            node = super().compose_node(parent, index)
+            if node.tag.endswith((":int", ":float")) and len(node.value) > _DIGITS:
+                raise yaml.YAMLError("a number is too long")
+            return node
+
+        def flatten_mapping(self, node: Any) -> None:
+            if any(key.tag.endswith(":merge") for key, _ in node.value):
+                raise yaml.YAMLError("'<<' is not read here; write the values out")
+
+    return Loader

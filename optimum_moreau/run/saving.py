@@ -1,0 +1,88 @@
+"""What a run saves: the files of the model, the tokens that it is verified on, and its records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..errors import CheckpointError, first_line
+from ..evaluation.records import Measurement
+from ..loading import drop_foreign_code
+from ..models.placement import state_to_save
+from ..recovery import MoreauRecovery
+from ..saving import Verification, carry_over, spell_for_older_readers
+from ..saving.records import Records
+from .cutting import PruningResult
+
+
+def write_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    folder: Path,
+    revision: str | None,
+    *,
+    trust_remote_code: bool,
+) -> tuple[str, ...]:
+    """Writes weights, tokenizer and what lies beside the base; returns what was changed so that older readers read it.
+
+    Args:
+        model: the pruned model.
+        tokenizer: its tokenizer, if there is one.
+        folder: to write into.
+        revision: of the base model.
+        trust_remote_code: code that is not this package's may lie in the folder.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    model.save_pretrained(folder, state_dict=state_to_save(model))
+    if tokenizer is not None:
+        _save_tokenizer(tokenizer, folder)
+    name = model.config.name_or_path
+    carry_over(folder, name, tokenizer=getattr(tokenizer, "name_or_path", None), revision=revision)
+    words = spell_for_older_readers(folder)
+    drop_foreign_code(folder, trust_remote_code=trust_remote_code)
+    return words
+
+
+def tokens_to_verify(model: PreTrainedModel) -> Tensor:
+    """Random ids, where no text was read: a reload must agree on any."""
+    generator = torch.Generator("cpu").manual_seed(0)
+    return torch.randint(model.config.vocab_size, (2, 64), generator=generator, dtype=torch.int64, device="cpu")
+
+
+def checked(result: PruningResult, words: Sequence[str], verification: Verification, inputs: str) -> PruningResult:
+    """The result, with what saving found in its summary.
+
+    Args:
+        result: of the run.
+        words: what was changed for older readers.
+        verification: what the reload showed.
+        inputs: hash of what the model was made from.
+    """
+    summary = replace(
+        result.summary,
+        adjustments=tuple(dict.fromkeys((*result.summary.adjustments, *words))),
+        verified_max_abs_difference=verification.max_abs_difference,
+        inputs=inputs,
+    )
+    return replace(result, summary=summary)
+
+
+def record(result: PruningResult, recovery: MoreauRecovery | None, measurements: Sequence[Measurement]) -> Records:
+    """All that is on record of a run."""
+    return Records(result.summary, result.plan, result.scores, recovery, tuple(measurements), result.sparsity)
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise CheckpointError(f"the tokenizer cannot be written ({first_line(error)})") from error  # of tokenizers' own
