@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 MODEL ?=
 TEXT ?=
 
-.PHONY: install demo test check style results clean
+.PHONY: install demo test check style results docs clean
 
 install: $(INSTALLED)
 
@@ -37,6 +37,12 @@ style: $(INSTALLED)
 results: $(INSTALLED)
 	$(BIN)/python benchmarks/results.py --output docs/results.md
 
+# The pages of docs/ as a site, in site/; what commands print on them is written anew first.
+docs: $(INSTALLED)
+	test -x $(BIN)/mkdocs || $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python docs/generate.py
+	$(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) demo_output build *.egg-info pruned pruned-cli pruned-again pruned-shallow recovered chained chained-recovered insight \
+	rm -rf $(VENV) demo_output site build *.egg-info pruned pruned-cli pruned-again pruned-shallow recovered chained chained-recovered insight \
 		report.html recipe.yaml plan.json plan-30.json
