@@ -422,7 +422,7 @@ def test_the_lists_are_the_tables(command, verb, names):
     _, text, _ = command(verb)
     code, out, err = command(verb, "--json")
     assert (code, err) == (0, "") and tuple(json.loads(out)) == names
-    assert all(re.search(rf"(^|`| ){name}[` ]", text, re.MULTILINE) for name in names)
+    assert all(re.search(rf"(^|`| |=){name}[` ]", text, re.MULTILINE) for name in names)
 
 
 def test_without_json_the_result_is_for_a_reader(command, tiny_folder, text_file):
