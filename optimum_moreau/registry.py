@@ -109,3 +109,6 @@ COMPENSATIONS = Registry(
         "bias": f"{_COMPENSATIONS}.bias:Bias",
     },
 )
+
+# Field of the config → the methods that it names.
+METHODS = {"criterion": CRITERIA, "budget": BUDGETS, "compensation": COMPENSATIONS}

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..config import BEST, PRESETS, Mask, MoreauPrunerConfig
-from ..config.flat import METHODS
 from ..config.settings import Setting, parsed, settings_of
 from ..errors import ConfigError
+from ..registry import METHODS
 from .help import add_help_all, rarely
 
 _PLURAL = {"criterion": "criteria", "budget": "budgets", "compensation": "compensations"}

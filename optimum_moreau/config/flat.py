@@ -12,13 +12,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ConfigError
-from ..registry import BUDGETS, COMPENSATIONS, CRITERIA, Registry, suggestion
+from ..registry import CRITERIA, METHODS, suggestion
 from .mask import Mask
 from .settings import settings_of
 
 logger = logging.getLogger(__name__)
-
-METHODS: Mapping[str, Registry] = {"criterion": CRITERIA, "budget": BUDGETS, "compensation": COMPENSATIONS}
 
 
 def unflattened(values: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -29,7 +27,7 @@ def unflattened(values: Mapping[str, Any], defaults: Mapping[str, Any] | None = 
         defaults: methods that are meant where none is given; default: those of the fields.
 
     Raises:
-        ConfigError: a name that no config and no method knows.
+        ConfigError: a name that no config and no method knows, or a switch that is on for no method given.
     """
     from .pruner_config import MoreauPrunerConfig
 
@@ -52,6 +50,8 @@ def unflattened(values: Mapping[str, Any], defaults: Mapping[str, Any] | None = 
             _to_method(found, rest, field, (defaults or {}).get(field, own[field].default))
     criterion = _name_of(found.get("criterion", (defaults or {}).get("criterion", own["criterion"].default)))
     for name, value in rest.items():
+        if value is True:
+            raise ConfigError(f"{name}: is a setting of {_owners(name)}; take one of these, or leave it out")
         if value is not None and not _is_default(name, value):
             logger.warning("%s does not use %s: ignored", criterion, name)
     return found
@@ -68,6 +68,16 @@ def known_names() -> dict[str, str]:
     return found
 
 
+def _owners(name: str) -> str:
+    """The methods that have a setting of this flat name."""
+    found = (one for registry in METHODS.values() for one in registry if name in _names(registry.get(one)))
+    return ", ".join(found)
+
+
+def _names(method: Any) -> set[str]:
+    return {one.was for one in settings_of(method)}
+
+
 def _check_known(rest: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     known = known_names()
     for name in rest:
@@ -81,7 +91,7 @@ def _to_mask(found: dict[str, Any], rest: dict[str, Any], criterion: Any) -> Non
     pattern = rest.pop("pattern", None)
     pattern = None if pattern == "units" else pattern
     name = _name_of(found.get("criterion", criterion))
-    of_criterion = {one.was for one in settings_of(CRITERIA.get(name))} if name in CRITERIA else set()
+    of_criterion = _names(CRITERIA.get(name)) if name in CRITERIA else set()
     given = {
         one.name: rest.pop(one.was) for one in settings_of(Mask) if one.was in rest and one.was not in of_criterion
     }

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ConfigError
-from ..registry import BUDGETS, COMPENSATIONS, CRITERIA, Registry
+from ..registry import METHODS, Registry
 from .mask import Mask
 from .settings import settings_of
 
@@ -70,7 +70,7 @@ def shown_names() -> set[str]:
 
     found = {one.name for one in settings_of(MoreauPrunerConfig)}
     found |= {f"mask.{one.name}" for one in settings_of(Mask) if one.name != "pattern"}
-    for field, registry in (("criterion", CRITERIA), ("budget", BUDGETS), ("compensation", COMPENSATIONS)):
+    for field, registry in METHODS.items():
         found |= {f"{field}.{one.name}" for name in registry for one in settings_of(registry.get(name))}
     return found
 

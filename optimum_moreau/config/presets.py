@@ -41,7 +41,7 @@ def best_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     best = dict(BEST) | ({"criterion": _HIDDEN} if known and "hidden" in targets else {})
     if one_shape or given.get("export") == "stock" or not searched or given.get("rounds", 1) != 1:
         del best["budget"]
-    if given.get("mask") is not None or given.get("pattern", "units") not in ("units", None):
+    if given.get("mask") is not None or given.get("pattern", "units") not in ("units", None) or given.get("released"):
         return dict(given)
     given = unflattened(given, best)
     asked = given.get("criterion", best["criterion"])

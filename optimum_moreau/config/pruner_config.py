@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field
 
 from ..errors import ConfigError
-from ..registry import BUDGETS, COMPENSATIONS, CRITERIA, suggestion
+from ..registry import CRITERIA, METHODS, suggestion
 from .file import push_config, read_config, write_config
-from .flat import METHODS, unflattened
+from .flat import unflattened
 from .methods import described, made, mask_of
 from .presets import PRESETS, best_settings, paper_settings
 from .quantities import parse_bytes, parse_parameters
@@ -149,7 +149,7 @@ class MoreauPrunerConfig:
         for name, parse in (("target_parameters", parse_parameters), ("target_bytes", parse_bytes)):
             if (value := getattr(self, name)) is not None:
                 put(name, parse(value))
-        for name, registry in (("criterion", CRITERIA), ("budget", BUDGETS), ("compensation", COMPENSATIONS)):
+        for name, registry in METHODS.items():
             put(name, made(registry, name, getattr(self, name)))
         put("mask", mask_of(self.mask))
         validate(self)

@@ -20,13 +20,13 @@ from optimum_moreau import cli as commands
 from optimum_moreau.cli import VERBS, prepare
 from optimum_moreau.cli.settings import config_from
 from optimum_moreau.config import Mask
-from optimum_moreau.config.flat import METHODS, known_names
+from optimum_moreau.config.flat import known_names
 from optimum_moreau.config.settings import settings_of
 from optimum_moreau.errors import ConfigError
 from optimum_moreau.evaluation.records import load_measurements
 from optimum_moreau.loading import load_model, load_tokenizer
 from optimum_moreau.models.families import FAMILIES
-from optimum_moreau.registry import CRITERIA
+from optimum_moreau.registry import CRITERIA, METHODS
 from tests.tiny import contents, tiny_model, weights_in
 
 BIN = Path(sys.executable).parent

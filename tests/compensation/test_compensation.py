@@ -299,6 +299,7 @@ def test_offloaded_models_are_adjusted_as_loaded_ones(windows):
         ({"compensation": "refitt"}, "unknown compensation 'refitt'. Did you mean 'refit'?"),
         ({"compensation": "refit", "pattern": "2:4"}, "a mask takes update instead"),
         ({"compensation": "refit", "ridge": 0}, "ridge: 0 is not a number > 0"),
+        ({"intercept": True}, "intercept: is a setting of refit, scale; take one of these, or leave it out"),
         ({"rounds": 0}, "rounds: 0 is not a whole number ≥ 1"),
         ({"rounds": 2, "targets": ("layers",)}, "rounds: only heads and MLP channels"),
         ({"rounds": 2, "budget": "search"}, "rounds: budget 'search' measures whole layers"),

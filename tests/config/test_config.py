@@ -81,6 +81,7 @@ def test_is_frozen():
         ({"released": True, "relative_rho": 0.1}, "absolute steps only; give rho, step_size instead of relative_rho"),
         ({"eta": 1e-6, "eta_quantile": 0.1}, "eta and eta_quantile are both given"),
         ({"released": True, "eta_quantile": 0.1}, "absolute threshold only"),
+        ({"released": True, "criterion": "taylor"}, "released: is a setting of moreau-gs, moreau; take one of these"),
     ],
 )
 def test_refuses_at_construction(values, message):
@@ -277,6 +278,7 @@ def test_the_best_preset_leaves_out_what_is_ruled_out():
         assert best(targets=hidden).criterion == Taylor(reduction="importance")
         best(targets=hidden).resolve(LlamaConfig())
     assert best(criterion="moreau", released=True) == MoreauPrunerConfig(criterion="moreau", released=True)
+    assert best(released=True) == MoreauPrunerConfig(released=True)  # of moreau-gs
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def measure_speed(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> Speed:
-    """Measures a model, by turns with its base; `saving/records.py` says by which law the two are compared.
+    """Measures a model, by turns with its base; `records.py` says by which law the two are compared.
 
     Args:
         model: folder or Hub id.
