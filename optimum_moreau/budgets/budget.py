@@ -12,10 +12,9 @@ from ..config.settings import Share, setting, settings
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
 
-    from ..config import ResolvedConfig
-    from ..models.units import Block, ModelShape
+    from ..models.units import Block
+    from ..scoring.profiles import Measuring
     from ..scoring.scores import Ranking
 
 
@@ -53,24 +52,8 @@ class Budget:
         ge=1.0,
     )
 
-    def measure(
-        self,
-        model: PreTrainedModel,
-        shape: ModelShape,
-        tokens: Tensor,
-        batches: list[Tensor],
-        scores: Ranking,
-        config: ResolvedConfig,
-    ) -> dict[str, Tensor]:
+    def measure(self, run: Measuring) -> dict[str, Tensor]:
         """Measures what it reads of the layers; only where it is `measured`.
-
-        Args:
-            model: a causal language model in `scoring_mode`.
-            shape: its shape.
-            tokens: calibration windows of all processes, `(samples, length)`.
-            batches: those of this process.
-            scores: of the units.
-            config: resolved.
 
         Returns:
             Profile name → float64 tensor on CPU (scoring/profiles.py).

@@ -18,10 +18,9 @@ from .level import level
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
 
-    from ..config import ResolvedConfig
-    from ..models.units import Block, ModelShape
+    from ..models.units import Block
+    from ..scoring.profiles import Measuring
     from ..scoring.scores import Ranking
 
 
@@ -36,19 +35,11 @@ class Cosine(Budget):
 
     temperature: float = setting("by which the similarities are multiplied", default=10.0, affects="plan", ge=0.0)
 
-    def measure(
-        self,
-        model: PreTrainedModel,
-        shape: ModelShape,
-        tokens: Tensor,
-        batches: list[Tensor],
-        scores: Ranking,
-        config: ResolvedConfig,
-    ) -> dict[str, Tensor]:
+    def measure(self, run: Measuring) -> dict[str, Tensor]:
         """c of every layer."""
         from ..scoring.profiles import layer_influence, profile_name
 
-        return {profile_name(self.name): 1 - layer_influence(model, tokens, config)}
+        return {profile_name(self.name): 1 - layer_influence(run.model, run.tokens, run.config)}
 
     def shares(
         self, blocks: Sequence[Block], share: float, values: Ranking, most: Sequence[float]

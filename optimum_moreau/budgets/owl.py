@@ -17,10 +17,9 @@ from .level import level
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from transformers import PreTrainedModel
 
-    from ..config import ResolvedConfig
-    from ..models.units import Block, ModelShape
+    from ..models.units import Block
+    from ..scoring.profiles import Measuring
     from ..scoring.scores import Ranking
 
 
@@ -39,15 +38,7 @@ class OWL(Budget):
         "M: an outlier is more than M times the layer's mean", default=5.0, affects="scores", gt=0.0
     )
 
-    def measure(
-        self,
-        model: PreTrainedModel,
-        shape: ModelShape,
-        tokens: Tensor,
-        batches: list[Tensor],
-        scores: Ranking,
-        config: ResolvedConfig,
-    ) -> dict[str, Tensor]:
+    def measure(self, run: Measuring) -> dict[str, Tensor]:
         """D of every layer, over all of its matrices, in one forward pass."""
         import torch
 
@@ -55,8 +46,8 @@ class OWL(Budget):
         from ..scoring.profiles import profile_name
 
         found = []
-        for streamed in LayerStream(model, batches, len(tokens)):
-            cuts = (cut for block in shape.blocks if block.layer == streamed.index for cut in block.cuts)
+        for streamed in LayerStream(run.model, run.batches, len(run.tokens)):
+            cuts = (cut for block in run.shape.blocks if block.layer == streamed.index for cut in block.cuts)
             names = list(dict.fromkeys(cut.module for cut in cuts))  # a fused matrix once
             inputs = streamed.gather(names, ("squares",))
             found.append(self.outlier_share([_flow(streamed.layer, name, inputs[name].squares) for name in names]))

@@ -20,10 +20,9 @@ from .budget import Budget
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
 
-    from ..config import ResolvedConfig
-    from ..models.units import Block, ModelShape
+    from ..models.units import Block
+    from ..scoring.profiles import Measuring
     from ..scoring.scores import Ranking
 
 
@@ -35,21 +34,13 @@ class Search(Budget):
     summary = "layers whose silent units cost the least calibration loss give more"
     measured = True
 
-    def measure(
-        self,
-        model: PreTrainedModel,
-        shape: ModelShape,
-        tokens: Tensor,
-        batches: list[Tensor],
-        scores: Ranking,
-        config: ResolvedConfig,
-    ) -> dict[str, Tensor]:
+    def measure(self, run: Measuring) -> dict[str, Tensor]:
         """Δ_b(n) of every block of heads and channels in scope."""
         from ..models.placement import prepare_offloaded
         from .losses import search
 
-        found = search(model, shape.of_heads_and_channels(config), scores, batches)
-        prepare_offloaded(model)  # accelerate's passes untie what is tied
+        found = search(run.model, run.shape.of_heads_and_channels(run.config), run.scores, run.batches)
+        prepare_offloaded(run.model)  # accelerate's passes untie what is tied
         return found
 
     def shares(

@@ -8,6 +8,7 @@ its block.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -17,9 +18,30 @@ from ..criteria.block_influence import block_influence
 from ..errors import DataError, PlanError
 from ..models.placement import prepare_offloaded
 from ..models.stream import LayerStream
-from ..models.units import Block, decoder_layers
+from ..models.units import Block, ModelShape, decoder_layers
 
 PROFILES = ("budget.", "protect.")  # what a profile's name begins with
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """What a budget measures on.
+
+    Attributes:
+        model: a causal language model in `scoring_mode`.
+        shape: its shape.
+        tokens: calibration windows of all processes, `(samples, length)`.
+        batches: those of this process.
+        scores: of the units.
+        config: resolved.
+    """
+
+    model: PreTrainedModel
+    shape: ModelShape
+    tokens: Tensor
+    batches: list[Tensor]
+    scores: Mapping[str, Tensor]
+    config: MoreauPrunerConfig
 
 
 def measures(config: MoreauPrunerConfig) -> bool:

@@ -22,7 +22,7 @@ from ..files import filled, parse_json, read_tensors, write_tensors
 from ..models.families import Cut
 from ..models.placement import is_offloaded
 from ..models.units import Block, ModelShape
-from .profiles import check_text, layer_influence, measures, measures_outliers, unit_flows
+from .profiles import Measuring, check_text, layer_influence, measures, measures_outliers, unit_flows
 
 SCORES_NAME = "pruning/pruning_scores.safetensors"  # not at the top, where vLLM takes it for weights
 _OLD_SCORES_NAME = "pruning_scores.safetensors"  # where 0.1 wrote them at first
@@ -161,7 +161,7 @@ def score_units(
             values |= _summed(scoring, sums)
         _check_finite(values, criterion.name)
         if tokens is not None and measures(config):
-            values |= config.budget.measure(model, shape, tokens, batches, values, config)
+            values |= config.budget.measure(Measuring(model, shape, tokens, batches, values, config))
         if tokens is not None and measures_outliers(config):
             values |= unit_flows(model, shape.of_heads_and_channels(config), batches, len(tokens))
     return with_layer_sums(UnitScores(of_first(values)), shape, config)
