@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .config import MoreauPrunerConfig
 from .config.recovery import RecoveryConfig
-from .data.windows import CalibrationSet
+from .data.windows import CalibrationText
 from .errors import ConfigError, MoreauError
 from .evaluation.records import Measurement
 from .files.temporary import temporary_folder
@@ -21,14 +20,13 @@ from .loading import load_config, load_model, load_tokenizer
 from .models.undisturbed import undisturbed
 from .planning import PruningPlan
 from .recovery import MoreauRecovery, RecoverySummary
-from .run.applying import check_applies
 from .run.configs import config_meant, config_to_apply
-from .run.cutting import PruningResult, cut
-from .run.masking import mask, prepared_mask
-from .run.measuring import measured_perplexity
+from .run.cutting import PruningResult, applied, pruned
+from .run.made import ElementScores
+from .run.measuring import EvaluationText, measured_perplexity
+from .run.run import Run
 from .run.saving import checked, record, tokens_to_verify, write_model
-from .run.scoring import planned, prepared, scored
-from .run.text import GivenText, check_windows_fit
+from .run.scoring import planned, scored_elements
 from .run.warnings import mask_on_record, warn_of_mask, warn_of_other_text, warn_of_pruned
 from .saving import Verification, check_apart, save_folder, verify
 from .saving.hub import Published, push_folder
@@ -64,9 +62,7 @@ class MoreauPruner:
         self.config = config_meant(config, settings)
         # without a config nobody asked to compensate for a plan by hand
         self._of_bare_plans = MoreauPrunerConfig() if config is None and not settings else self.config
-        self.tokenizer = tokenizer
-        self.revision = revision
-        self.trust_remote_code = trust_remote_code
+        self.tokenizer, self.revision, self.trust_remote_code = tokenizer, revision, trust_remote_code
         self._model: PreTrainedModel | None = None
         self._result: PruningResult | None = None
         self._recovery: MoreauRecovery | None = None
@@ -80,6 +76,7 @@ class MoreauPruner:
         calibration: Any = None,
         *,
         calibration_column: str | None = None,
+        scores: UnitScores | None = None,
         checkpoint_dir: str | Path | None = None,
     ) -> tuple[PruningPlan, UnitScores]:
         """Scores the model's units and decides which stay; the model is not changed.
@@ -88,6 +85,7 @@ class MoreauPruner:
             model: the model to score.
             calibration: text, file, dataset or tokens, as for `load_calibration`; by default a small text that ships.
             calibration_column: text column of a file of records.
+            scores: of this model, made before by the same criterion on the same text: nothing is scored again.
             checkpoint_dir: folder that keeps every Moreau step; a run that was killed goes on from it to the same plan.
 
         Returns:
@@ -96,13 +94,9 @@ class MoreauPruner:
         Raises:
             MoreauError: of the kind that names the mistake (errors.py).
         """
-        if self.config.masks:
-            raise ConfigError(f"pattern '{self.config.mask.pattern}': a mask has no plan of units; use prune")
-        job = prepared(model, self.config, GivenText(self.tokenizer, calibration, calibration_column))
-        self._tokens = job.tokens
-        folder = None if checkpoint_dir is None else Path(checkpoint_dir).expanduser()
-        scores = scored(job, revision=self.revision, checkpoint=folder)
-        return planned(job, scores), scores
+        given: Any = {"calibration_column": calibration_column, "scores": scores, "checkpoint_dir": checkpoint_dir}
+        made = planned(self.prepare(model, calibration, **given, cut=False))
+        return made.plan, made.scores
 
     @undisturbed()
     def prune(
@@ -111,29 +105,56 @@ class MoreauPruner:
         calibration: Any = None,
         *,
         calibration_column: str | None = None,
+        scores: UnitScores | ElementScores | None = None,
         checkpoint_dir: str | Path | None = None,
     ) -> PruningResult:
         """In place: removes the least important units, or masks single weights; arguments and errors as for `plan`.
 
-        On an error the model is unchanged. A model that was pruned before is pruned further, with a warning.
+        On an error the model is unchanged. A model that was pruned before is pruned further, with a warning. `scores`
+        are what `plan` returned, or, for a mask, `element_scores`.
         """
-        start = time.perf_counter()
-        if self.config.masks:
-            if checkpoint_dir is not None:
-                raise ConfigError("checkpoint_dir: masks are made without steps to keep; leave it out")
-            warn_of_mask(self._mask_of(model), None)
-            job = prepared_mask(model, self.config, GivenText(self.tokenizer, calibration, calibration_column))
-            self._tokens = job.tokens
-            return self._done(model, mask(job, self.revision, start))
-        given = GivenText(self.tokenizer, calibration, calibration_column).kept()
-        check_prunable(model)
-        warn_of_pruned(model)
-        check_windows_fit(model.config, self.config)
-        text = given.fitted(model.config, self.config)
-        source = given.source if text is None else given.named().source
-        plan, scores = self.plan(model, source, calibration_column=calibration_column, checkpoint_dir=checkpoint_dir)
-        warn_of_mask(self._mask_of(model), self.config.compensation)
-        return self._done(model, cut(model, plan, scores, text, start))
+        given: Any = {"calibration_column": calibration_column, "scores": scores, "checkpoint_dir": checkpoint_dir}
+        return self.prune_prepared(self.prepare(model, calibration, **given))
+
+    @undisturbed()
+    def prepare(
+        self,
+        model: PreTrainedModel,
+        calibration: Any = None,
+        *,
+        calibration_column: str | None = None,
+        scores: UnitScores | ElementScores | None = None,
+        checkpoint_dir: str | Path | None = None,
+        cut: bool = True,
+    ) -> Run:
+        """Checks, and reads the text, before anything takes long; arguments and errors as for `prune`.
+
+        What it returns is what `prune_prepared` takes. With `cut=False` the model is only to be planned for.
+        """
+        if self.config.masks and not cut:
+            raise ConfigError(f"pattern '{self.config.mask.pattern}': a mask has no plan of units; use prune")
+        text = CalibrationText.of(calibration, self.tokenizer, calibration_column)
+        run = Run.prepare(
+            model, self.config, text, cut=cut, made=scores, checkpoint=checkpoint_dir, revision=self.revision
+        )
+        self._tokens = run.tokens
+        return self._with_warnings(run) if cut else run
+
+    @undisturbed()
+    def prune_prepared(self, run: Run) -> PruningResult:
+        """In place: prunes what `prepare` checked and read; errors as for `prune`."""
+        return self._done(run, pruned(run))
+
+    @undisturbed()
+    def element_scores(
+        self, model: PreTrainedModel, calibration: Any = None, *, calibration_column: str | None = None
+    ) -> ElementScores:
+        """Scores every weight that a mask may take; arguments and errors as for `plan`.
+
+        For several masks by the same scores: what it returns is what `prune(…, scores=…)` takes. It has no values where
+        a criterion scores each layer as the masked ones before it leave it.
+        """
+        return scored_elements(self.prepare(model, calibration, calibration_column=calibration_column))
 
     @undisturbed()
     def apply(
@@ -156,22 +177,17 @@ class MoreauPruner:
             export: `auto`, `stock` or `custom`, instead of the plan's own.
 
         Raises:
-            PlanError: the plan is for another model.
-            ExportError: no stock class holds the shapes.
+            PlanError, ExportError: the plan is for another model; no stock class holds the shapes.
             DataError: the plan is to be compensated for, and no text is given.
         """
-        start = time.perf_counter()
         check_prunable(model)
         config = config_to_apply(plan, lambda: self._of_bare_plans.resolve(model.config), export)
         self._tokens = None
-        given = GivenText(self.tokenizer, calibration, calibration_column).kept()
-        check_applies(model, plan, config, given)
-        warn_of_pruned(model)
-        text = given.fitted(model.config, config)
-        if text is not None:
-            warn_of_other_text(given, model.config, config, plan)
-        warn_of_mask(self._mask_of(model), None if self.config.masks else config.compensation)
-        return self._done(model, cut(model, replace(plan, config=config.to_dict()), None, text, start))
+        text = CalibrationText.of(calibration, self.tokenizer, calibration_column)
+        run = self._with_warnings(Run.to_apply(model, plan, config, text))
+        if run.fitted is not None:
+            warn_of_other_text(text, plan)
+        return self._done(run, applied(run, plan))
 
     @classmethod
     @undisturbed()
@@ -214,8 +230,7 @@ class MoreauPruner:
         Raises:
             MoreauError: nothing was pruned yet, or of the kind that names the mistake (errors.py).
         """
-        model = self._pruned("recover")
-        recovery = MoreauRecovery(config or RecoveryConfig(), self.tokenizer, self._is_masked)
+        model, recovery = self._recovering("recover", config)
         recovery.train(model, data, teacher=teacher, work_dir=work_dir, training_arguments=training_arguments)
         return self._recovered(recovery)
 
@@ -227,32 +242,31 @@ class MoreauPruner:
             CheckpointError: no adapter there, or one for another model.
             MoreauError: nothing was pruned yet.
         """
-        recovery = MoreauRecovery(tokenizer=self.tokenizer, keep_zeros=self._is_masked)
-        recovery.merge(self._pruned("merge_adapter"), folder)
+        model, recovery = self._recovering("merge_adapter")
+        recovery.merge(model, folder)
         return self._recovered(recovery)
 
     @undisturbed()
-    def evaluate(
-        self, text: Any, model: PreTrainedModel | None = None, *, sequence_length: int = 128, **settings: Any
-    ) -> float:
-        """Measures the perplexity on a text, for the record and the card; other settings as for `perplexity`.
+    def evaluate(self, model: Any = None, text: Any = None, *, column: str | None = None, **settings: Any) -> float:
+        """Measures the perplexity on a text, for the record and the card.
 
         Args:
+            model: before `prune`, the model to be pruned; without one, `evaluate(text)`, the pruned one is measured.
             text: a file, `hub:` name, strings or a dataset.
-            model: before `prune`: the model to be pruned; otherwise the pruned one is measured.
-            sequence_length: tokens per segment.
-            **settings: as for `perplexity`.
+            column: text column of records.
+            **settings: `sequence_length`, `batch_size` and `max_segments` of `perplexity`.
 
         Raises:
             MoreauError: neither a model nor a pruned one; no tokenizer; or of the text (errors.py).
         """
-        measured = model or self._model
-        if measured is None or self.tokenizer is None:
-            raise MoreauError("evaluate: needs a model (or prune one first) and a tokenizer")
-        stage = "before" if model is not None else "pruned" if self._recovery is None else "recovered"
-        found = measured_perplexity(measured, self.tokenizer, text, stage, sequence_length=sequence_length, **settings)
-        self.measurements.append(found)
-        return found.value
+        given, text = (model, text) if isinstance(model, PreTrainedModel) else (text, text if model is None else model)
+        measured = given if isinstance(given, PreTrainedModel) else self._model
+        if measured is None or self.tokenizer is None or text is None:
+            raise MoreauError("evaluate: needs a model (or prune one first), a text and a tokenizer")
+        stage = "before" if measured is given else "pruned" if self._recovery is None else "recovered"
+        text = EvaluationText.of(text, self.tokenizer, column)
+        self.measurements.append(measured_perplexity(measured, text, stage, **settings))
+        return self.measurements[-1].value
 
     @undisturbed()
     def save_pretrained(
@@ -307,20 +321,21 @@ class MoreauPruner:
             self.save_pretrained(work / "model")
             return push_folder(work / "model", repo_id, **options)
 
-    def _pruned(self, what: str) -> PreTrainedModel:
-        if self._model is None:
+    def _recovering(self, what: str, config: RecoveryConfig | None = None) -> tuple[PreTrainedModel, MoreauRecovery]:
+        """The pruned model, and what tunes it: zeros of a mask stay zero."""
+        if self._model is None or self._result is None:
             raise MoreauError(f"{what}: nothing was pruned yet; call prune, apply or from_pretrained first")
-        return self._model
+        masked = self._result.sparsity is not None
+        return self._model, MoreauRecovery(config or RecoveryConfig(), self.tokenizer, keep_zeros=masked)
 
-    @property
-    def _is_masked(self) -> bool:
-        return self._result is not None and self._result.sparsity is not None
-
-    def _mask_of(self, model: PreTrainedModel) -> str | None:
-        """The pattern of the mask that a model has by the record of its folder, or of this pruner; `None`: none."""
-        if self._model is model and self._result is not None and self._result.sparsity is not None:
-            return self._result.sparsity.pattern
-        return mask_on_record(model)
+    def _with_warnings(self, run: Run) -> Run:
+        """Warns of a model that was pruned or masked before, by the record of its folder or of this pruner."""
+        own = self._result.sparsity if self._result is not None and self._model is run.model else None
+        pattern = own.pattern if own is not None else mask_on_record(run.model)
+        if not run.config.masks:
+            warn_of_pruned(run.model)
+        warn_of_mask(pattern, None if run.config.masks else run.config.compensation)
+        return run
 
     def _recovered(self, recovery: MoreauRecovery) -> RecoverySummary:
         """Keeps a recovery that went well; the one before it, if any, stays on record."""
@@ -330,21 +345,6 @@ class MoreauPruner:
         self._recovery = recovery
         return recovery.summary
 
-    def read_calibration(
-        self, model_config: PretrainedConfig, calibration: Any = None, *, calibration_column: str | None = None
-    ) -> CalibrationSet | None:
-        """Reads the calibration windows, as `plan` does; `None` where the criterion reads none.
-
-        Args:
-            model_config: of the model to be pruned.
-            calibration: as for `plan`.
-            calibration_column: text column of a file of records.
-
-        Raises:
-            DataError: the text cannot serve.
-        """
-        return GivenText(self.tokenizer, calibration, calibration_column).scored(model_config, self.config)
-
-    def _done(self, model: PreTrainedModel, result: PruningResult) -> PruningResult:
-        self._recovery, self._model, self._result = None, model, result
+    def _done(self, run: Run, result: PruningResult) -> PruningResult:
+        self._recovery, self._model, self._result = None, run.model, result
         return result

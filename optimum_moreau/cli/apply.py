@@ -35,6 +35,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def _apply(args: argparse.Namespace) -> dict[str, Any]:
     from ..planning import PruningPlan
     from ..pruner import MoreauPruner
+    from ..run.measuring import EvaluationText
     from ..saving import check_target
     from ..saving.card import check_template
 
@@ -44,12 +45,13 @@ def _apply(args: argparse.Namespace) -> dict[str, Any]:
     model, tokenizer = options.load(args)
     pruner = MoreauPruner(tokenizer=tokenizer, trust_remote_code=args.trust_remote_code)
     if args.evaluate:
-        pruner.evaluate(args.evaluate, model)
+        text = EvaluationText(args.evaluate, tokenizer)
+        pruner.evaluate(model, text)
     result = pruner.apply(model, plan, args.calibration, calibration_column=args.calibration_column, export=args.export)
     if not processes.is_first():
         return {}
     if args.evaluate:
-        pruner.evaluate(args.evaluate)
+        pruner.evaluate(text)
     verification = pruner.save_pretrained(args.output, overwrite=args.overwrite, card_template=args.card_template)
     summary = replace(result.summary, verified_max_abs_difference=verification.max_abs_difference)
     from ..evaluation.records import perplexities

@@ -91,7 +91,7 @@ def _foresee_zeros(
 
     foreseen = foresee_zeros(skeleton, shape, config)
     export = decide_export(skeleton.config, shape, whole_plan(shape), config.export)
-    check_loadable(skeleton.config, shape, whole_plan(shape), config.export)
+    check_loadable(skeleton.config, shape, whole_plan(shape), export)
     return {
         "parameters": shape.parameters,
         "bytes": shape.bytes,

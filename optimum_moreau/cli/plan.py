@@ -62,43 +62,40 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _plan(args: argparse.Namespace, given: MoreauPrunerConfig) -> dict[str, Any]:
-    from ..compensation.biases import shape_to_count
     from ..loading import base_revision, load_skeleton
-    from ..models.units import model_shape
     from ..planning import removed_parameters
     from ..pruner import MoreauPruner
-    from ..run.again import plan_again
-    from ..surgery.export import decide_export
+    from ..run.again import planned_again
+    from ..run.scoring import planned
 
     if args.from_scores:
         if args.preset:
             raise ConfigError("--preset: decides how to score, and these scores are made; leave it out")
         where = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
         model = load_skeleton(args.model, dtype=args.dtype, **where)
-        plan = plan_again(model, args.from_scores, **settings.settings_from(args))
-        sizes.check_removes(MoreauPrunerConfig.from_dict(plan.config))
+        run, made = planned_again(model, args.from_scores, settings.settings_from(args))
+        sizes.check_removes(run.config)
     else:
         model, tokenizer = options.load(args)
-        sizes.check_model(model, given)
         pruner = MoreauPruner(given, tokenizer=tokenizer, revision=base_revision(args.model, args.revision))
-        plan, _ = pruner.plan(model, args.calibration, **options.calibration_from(args))
+        run = pruner.prepare(model, args.calibration, **options.calibration_from(args), cut=False)
+        sizes.check_shape(run.counted, run.config)
+        made = planned(run)
     if not processes.is_first():
         return {}
-    shape = model_shape(model)
-    sizes.check_removed(removed_parameters(plan, shape), model, MoreauPrunerConfig.from_dict(plan.config))
-    export = decide_export(model.config, shape, plan, plan.config["export"])
+    plan, shape, removed = made.plan, run.shape, removed_parameters(made.plan, run.shape)
+    sizes.check_removed(removed, shape, run.config)
     plan.save(args.output)
-    counted = shape_to_count(model, shape, MoreauPrunerConfig.from_dict(plan.config))
-    left = counted.parameters - removed_parameters(plan, counted)
+    left = run.counted.parameters - removed_parameters(plan, run.counted)
     return {
         "parameters_before": shape.parameters,
         "parameters_after": left,
-        "ratio_requested": plan.config["pruning_ratio"],
+        "ratio_requested": run.config.pruning_ratio,
         "ratio_achieved": (shape.parameters - left) / shape.parameters,
         "contributions": dict(plan.contributions),
         "adjustments": list(plan.adjustments),
-        "export": export.model_type,
-        "compensates_by": MoreauPrunerConfig.from_dict(plan.config).compensation.name,
+        "export": made.export.model_type,
+        "compensates_by": run.config.compensation.name,
         "output": str(args.output),
     }
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,8 +19,6 @@ from ..config import MoreauPrunerConfig
 from ..errors import ExportError, UnsupportedModelError
 from ..models.placement import is_offloaded
 from ..models.units import ModelShape, decoder_layers, model_shape
-from ..planning import PruningPlan, contributions, make_plan
-from ..scoring.scores import UnitScores
 from ..surgery.export import ADDED_BIASES, biases_of_own_type
 
 
@@ -70,14 +67,6 @@ def shape_to_count(model: PreTrainedModel, shape: ModelShape, config: MoreauPrun
     limited = config.target_parameters is not None or config.target_bytes is not None
     settings = _settings(shape) if limited and config.compensation.fits_biases else {}
     return model_shape(_twin(model, settings)) if settings else shape
-
-
-def make_counted_plan(
-    model: PreTrainedModel, shape: ModelShape, scores: UnitScores, config: MoreauPrunerConfig
-) -> PruningPlan:
-    """`make_plan`, of a size that holds with the biases that come with the compensation."""
-    plan = make_plan(scores, shape_to_count(model, shape, config), config)
-    return replace(plan, contributions=contributions(plan, shape))
 
 
 def check_biases(model: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig) -> None:

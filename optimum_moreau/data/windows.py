@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, DataError
 from ..models.undisturbed import undisturbed
+from .hub import HUB_PREFIX
 from .pieces import PIECE, tokenize
 from .sources import DEFAULT_TEXT, path_of, read_documents, source_name
 
@@ -33,6 +35,7 @@ logger = logging.getLogger(__name__)
 Source = "str | Path | Iterable[str] | Dataset | Tensor | BatchEncoding | None"
 LONG = 1 << 21  # characters of a document that is tokenised whole at most
 _PER_BYTE, _PER_CHARACTER = 8, 200  # memory that a text takes, and a piece of it while it is tokenised
+_Span = tuple[int, int, int]  # document, and where in it a part begins and ends
 _PER_TOKEN = 32  # characters of a part for every token of a window: far more than any text has
 
 
@@ -116,29 +119,94 @@ def load_calibration(
     Raises:
         DataError: the source is missing, empty or too short; a column is missing; ids outside the vocabulary.
     """
-    if source is None:
-        logger.warning(
-            "no calibration text given: using the small text that ships with optimum_moreau; text like the model's"
-            " use is better (calibration=…, --calibration FILE)"
-        )
-        source = DEFAULT_TEXT
-    generator = torch.Generator("cpu").manual_seed(seed)
-    documents: Iterable[Tensor]
-    if (given := token_documents(source)) is not None:
-        documents, prefix, name = _shuffled(given, generator), [], "token ids"
-    else:
-        if tokenizer is None:
+    return CalibrationText(source, tokenizer, column).windows(samples, sequence_length, seed, vocab_size=vocab_size)
+
+
+class CalibrationText:
+    """A text that windows are drawn from: it is read once, and no part of it is tokenised twice.
+
+    Args:
+        source: as for `load_calibration`; what an iterator gives is kept.
+        tokenizer: needed for anything but token ids.
+        column: text column of a file of records or a dataset.
+    """
+
+    def __init__(
+        self,
+        source: Source = None,  # type: ignore[valid-type]
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        column: str | None = None,
+    ) -> None:
+        self.source: Any = list(source) if isinstance(source, Iterator) else source
+        self._tokenizer, self._column = tokenizer, column
+        self._texts: dict[int, list[str]] = {}  # seed of the reading → documents
+        self._ids: dict[tuple[int, _Span], Tensor] = {}
+
+    @classmethod
+    def of(cls, source: Any, tokenizer: PreTrainedTokenizerBase | None, column: str | None) -> CalibrationText:
+        """A text that was read before stays as it is; anything else is a source."""
+        return source if isinstance(source, cls) else cls(source, tokenizer, column)
+
+    def windows(
+        self, samples: int, sequence_length: int, seed: int, *, vocab_size: int | None = None
+    ) -> CalibrationSet:
+        """Draws windows; arguments and errors as for `load_calibration`."""
+        generator = torch.Generator("cpu").manual_seed(seed)
+        documents: Iterable[Tensor]
+        if self._tokens is not None:
+            documents, prefix, name = _shuffled(self._tokens, generator), [], "token ids"
+        else:
+            read = self._read(seed)
+            spans = [span for i, text in enumerate(self._texts[read]) for span in _spans(i, text, sequence_length)]
+            documents = (self._tokenized(read, span) for span in _shuffled(spans, generator))
+            prefix, name = self._prefix, source_name(DEFAULT_TEXT if self.source is None else self.source)
+        tokens, distinct = _windows(documents, prefix, name, samples, sequence_length, generator)
+        check_vocabulary(tokens, vocab_size, name)
+        digest = hashlib.sha256(tokens.numpy().astype("<i8").tobytes()).hexdigest()
+        return CalibrationSet(tokens, name, seed, digest, distinct)
+
+    def forget(self) -> None:
+        """Lets go of what was read: the windows are drawn."""
+        self._texts.clear()
+        self._ids.clear()
+
+    @cached_property
+    def _tokens(self) -> list[Tensor] | None:
+        return token_documents(self.source)
+
+    @cached_property
+    def _prefix(self) -> list[int]:
+        assert self._tokenizer is not None  # checked as the text was read
+        return text_prefix(self._tokenizer)
+
+    def _read(self, seed: int) -> int:
+        """Reads the documents, if they were not; returns the seed that they were read with."""
+        if not (isinstance(self.source, str) and self.source.startswith(HUB_PREFIX)):
+            seed = 0  # decides the order of a Hub dataset alone
+        if seed in self._texts:
+            return seed
+        if self._tokenizer is None:
             raise DataError("a tokenizer is needed to read text: MoreauPruner(config, tokenizer=tokenizer)")
-        option = "calibration_column (--calibration-column)"
-        texts = read_documents(source, column=column, seed=seed, tokenizer=tokenizer, option=option)
-        spans = _shuffled([span for text in texts for span in _spans(text, sequence_length)], generator)
-        prefix = text_prefix(tokenizer)
-        documents = (_without(prefix, tokenize(text[start:end], tokenizer)) for text, start, end in spans)
-        name = source_name(source)
-    tokens, distinct = _windows(documents, prefix, name, samples, sequence_length, generator)
-    check_vocabulary(tokens, vocab_size, name)
-    digest = hashlib.sha256(tokens.numpy().astype("<i8").tobytes()).hexdigest()
-    return CalibrationSet(tokens, name, seed, digest, distinct)
+        if self.source is None:
+            logger.warning(
+                "no calibration text given: using the small text that ships with optimum_moreau; text like the model's"
+                " use is better (calibration=…, --calibration FILE)"
+            )
+        self._texts[seed] = read_documents(
+            DEFAULT_TEXT if self.source is None else self.source,
+            column=self._column,
+            seed=seed,
+            tokenizer=self._tokenizer,
+            option="calibration_column (--calibration-column)",
+        )
+        return seed
+
+    def _tokenized(self, read: int, span: _Span) -> Tensor:
+        if (read, span) not in self._ids:
+            text, start, end = self._texts[read][span[0]], *span[1:]
+            assert self._tokenizer is not None  # checked as the text was read
+            self._ids[read, span] = _without(self._prefix, tokenize(text[start:end], self._tokenizer))
+        return self._ids[read, span]
 
 
 def reading_bytes(source: Any) -> int:
@@ -250,16 +318,16 @@ def _flat(ids: Any) -> list[Tensor]:
     return list(found.reshape(-1, found.shape[-1]).to(torch.int64))
 
 
-def _spans(text: str, length: int) -> list[tuple[str, int, int]]:
-    """A document, as the text and where in it; a long one as its parts, each beginning at white space."""
+def _spans(index: int, text: str, length: int) -> list[_Span]:
+    """A document, as its index and where in it; a long one as its parts, each beginning at white space."""
     size = max(PIECE, _PER_TOKEN * length)
     if len(text) <= max(LONG, 2 * size):
-        return [(text, 0, len(text))]
+        return [(index, 0, len(text))]
     cuts = [0]
     while len(text) - cuts[-1] > 2 * size:
         near = range(cuts[-1] + size, cuts[-1] + 2 * size)
         cuts.append(next((place for place in near if text[place].isspace()), near.start))
-    return [(text, start, end) for start, end in pairwise([*cuts, len(text)])]
+    return [(index, start, end) for start, end in pairwise([*cuts, len(text)])]
 
 
 def _shuffled(documents: list[Any], generator: torch.Generator) -> list[Any]:

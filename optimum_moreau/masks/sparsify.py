@@ -26,7 +26,7 @@ from ..criteria.sparsegpt import inverse_factor
 from ..criteria.wanda import Wanda
 from ..distributed import is_distributed
 from ..envelope import scoring_mode
-from ..errors import ConfigError, DataError, NonFiniteError
+from ..errors import ConfigError, DataError, NonFiniteError, PlanError
 from ..models.placement import loaded
 from ..models.stream import Inputs, LayerStream, StreamedLayer
 from ..models.undo import Keep, parameter_names, put, restored
@@ -56,7 +56,11 @@ class _Cut:
 
 
 def sparsify(
-    model: PreTrainedModel, shape: ModelShape, tokens: Tensor | None, config: MoreauPrunerConfig
+    model: PreTrainedModel,
+    shape: ModelShape,
+    tokens: Tensor | None,
+    config: MoreauPrunerConfig,
+    elements: Mapping[str, Tensor] | None = None,
 ) -> SparsitySummary:
     """In place: sets the least important weights of the matrices in scope to zero; on an error it is as it was.
 
@@ -65,11 +69,12 @@ def sparsify(
         shape: its shape.
         tokens: calibration windows `(samples, length)`; may be `None` where nothing reads them.
         config: resolved, with a `pattern` of masks.
+        elements: what `element_scores` gave for the same model, text and criterion; default: scored now.
 
     Raises:
         ConfigError: in several processes.
         UnsupportedModelError: the criterion needs gradients, which this model cannot have.
-        PlanError: the pattern does not fit a matrix; named, before anything is done.
+        PlanError: the pattern does not fit a matrix, or there are no scores of it; named, before anything is done.
         DataError: tokens are missing.
         NonFiniteError: an input, a gradient or a score is not finite, or a Hessian not positive definite.
     """
@@ -80,10 +85,25 @@ def sparsify(
     scope = masked_blocks(model, shape, config)
     masker = _Masker(model, config, pattern, config.criterion, tokens)
     with torch.inference_mode(False), scoring_mode(model), torch.no_grad(), restored(layers) as keep:
-        found = [matrix for layer in masker.run(scope, keep) for matrix in layer]
+        found = [matrix for layer in masker.run(scope, keep, elements) for matrix in layer]
     asked = pattern.sparsity if pattern.structured else config.mask.sparsity
     assert asked is not None  # resolved
     return SparsitySummary(config.mask.pattern, asked, tuple(found), shape.parameters)
+
+
+def element_scores(
+    model: PreTrainedModel, shape: ModelShape, tokens: Tensor | None, config: MoreauPrunerConfig
+) -> dict[str, Tensor]:
+    """Scores every weight in scope of the dense model, which is left as it was; arguments and errors as for `sparsify`.
+
+    Returns:
+        `model.layers.3.mlp.up_proj.weight` → float32 tensor `(out, in)` on the CPU; empty where the criterion scores
+        each layer as the masked ones before it leave it.
+    """
+    check_gradients(model, config)
+    masker = _Masker(model, config, Pattern.parse(config.mask.pattern), config.criterion, tokens)
+    with torch.inference_mode(False), scoring_mode(model), torch.no_grad():
+        return masker.scores(masked_blocks(model, shape, config))
 
 
 class _Masker:
@@ -110,9 +130,14 @@ class _Masker:
         self.batches = [] if tokens is None else list(tokens.clone().split(config.batch_size or len(tokens)))
         self.windows = 0 if tokens is None else len(tokens)
 
-    def run(self, scope: Sequence[Block], keep: Keep) -> Iterator[list[MatrixSparsity]]:
+    def run(
+        self, scope: Sequence[Block], keep: Keep, elements: Mapping[str, Tensor] | None
+    ) -> Iterator[list[MatrixSparsity]]:
         """Masks every layer in scope; yields what was done to each."""
-        scores = {} if self.criterion.by_layer else self._scores(scope)
+        scores = self.scores(scope) if elements is None else dict(elements)
+        for name in (name for block in scope for name in block.weight_names().values()):
+            if elements is not None and name not in scores:
+                raise PlanError(f"{name}: no scores; score this model with this scope first")
         self._spread(scope, scores)
         by_layer: dict[int, list[Block]] = {}
         for block in scope:
@@ -260,8 +285,10 @@ class _Masker:
                 w = loaded(streamed.layer.get_submodule(module), "weight").float()
                 yield name, elements(name, w, inputs[module], seed).cpu()
 
-    def _scores(self, scope: Sequence[Block]) -> dict[str, Tensor]:
-        """Element scores of the dense model, kept on the CPU."""
+    def scores(self, scope: Sequence[Block]) -> dict[str, Tensor]:
+        """Element scores of the dense model, kept on the CPU; none where they are made layer by layer."""
+        if self.criterion.by_layer:
+            return {}
         found: dict[str, Tensor] = {}
         absolute_each = self.criterion.absolute_each()
 

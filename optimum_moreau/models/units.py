@@ -228,12 +228,10 @@ def model_shape(model: Any) -> ModelShape:
     blocks = tuple(_blocks(family, model.config, layers))
     hidden = _hidden(family, model, layers)
     wholes = tuple(_whole(index, layer, hidden) for index, layer in enumerate(layers))
-    parameters = list(model.parameters())
     return ModelShape(
         family,
         blocks,
-        sum(parameter.numel() for parameter in parameters),
-        sum(parameter.numel() * parameter.element_size() for parameter in parameters),
+        *size_of(model),
         wholes,
         replace(hidden, unit_parameters=_per_channel(hidden, model)),
         family.heads_divide_hidden and (family.stock_alternative is None or has_biases(model.config)),
@@ -241,6 +239,12 @@ def model_shape(model: Any) -> ModelShape:
         getattr(model.config, "query_pre_attn_scalar", None),
         getattr(model.config, "head_dim", None),
     )
+
+
+def size_of(model: nn.Module) -> tuple[int, int]:
+    """The number of parameters, tied ones counted once, and the bytes that they take."""
+    parameters = list(model.parameters())
+    return sum(one.numel() for one in parameters), sum(one.numel() * one.element_size() for one in parameters)
 
 
 def has_biases(model_config: Any) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 from ..data.sources import content_hash
 from ..errors import CheckpointError, ConfigError
 from ..evaluation.records import EVALUATION_NAME, Measurement, load_measurements
-from ..loading import base_revision, load_config, load_model, load_tokenizer
+from ..loading import base_revision, load_config, load_model
 from ..pruner import MoreauPruner
 from ..saving import check_folder, check_target, work_folder
 from ..saving.records import Records
@@ -74,8 +74,8 @@ def run(recipe: Recipe, means: Means) -> dict[str, Any]:
     keys = inputs.keys_of(recipe)
     folders = {"prune": recipe.output, "recover": recipe.recovered}
     with _reserved(recipe, keys, folders, means) as done:
-        inputs.check_inputs(recipe, config, done, means.trust_remote_code)
-        return _run(recipe, keys, folders, done, loading, means)
+        read = inputs.read_inputs(recipe, config, done, means.trust_remote_code)
+        return _run(recipe, read, keys, folders, done, loading, means)
 
 
 @contextmanager
@@ -103,6 +103,7 @@ def _reserved(recipe: Recipe, keys: dict[str, str], folders: dict[str, str], mea
 
 def _run(
     recipe: Recipe,
+    read: inputs.Inputs,
     keys: dict[str, str],
     folders: dict[str, str],
     done: dict[str, bool],
@@ -112,19 +113,19 @@ def _run(
     steps = {step: "skipped" if done[step] else "done" for step in keys}
     if done["prune"]:
         logger.warning("%s: was made from these inputs before: not pruned again", recipe.output)
-        _complete(recipe, recipe.output, loading)
+        _complete(recipe, read, recipe.output, loading)
     else:
-        _prune(recipe, keys["prune"], loading, means)
+        _prune(recipe, read, keys["prune"], loading, means)
     if not processes.is_first():
         return {}
     found: dict[str, Any] = {"summary": PruningSummary.load(Path(recipe.output) / SUMMARY_NAME)}
     if recipe.recover:
         if done["recover"]:
             logger.warning("%s: was made from these inputs before: not tuned again", recipe.recovered)
-            _complete(recipe, recipe.recovered, loading)
+            _complete(recipe, read, recipe.recovered, loading)
             shutil.rmtree(_work(recipe, keys["recover"]), ignore_errors=True)  # left by a kill after the save
         else:
-            found["recovery"] = _recover(recipe, keys["recover"], loading, means)
+            found["recovery"] = _recover(recipe, read, keys["recover"], loading, means)
     output = folders["recover" if recipe.recover else "prune"]
     if recipe.push:
         how, trust = recipe.push.options(), means.trust_remote_code
@@ -133,34 +134,32 @@ def _run(
     return {**found, "output": output, "measurements": _measurements(recipe, output), "steps": steps}
 
 
-def _prune(recipe: Recipe, key: str, loading: dict[str, Any], means: Means) -> None:
-    model, tokenizer = _base(recipe, loading)
-    sizes.check_model(model, recipe.prune)
-    revision = base_revision(recipe.model, recipe.revision)
+def _prune(recipe: Recipe, read: inputs.Inputs, key: str, loading: dict[str, Any], means: Means) -> None:
+    model, revision = _base(recipe, loading), base_revision(recipe.model, recipe.revision)
     trust = loading["trust_remote_code"]
-    pruner = MoreauPruner(recipe.prune, tokenizer=tokenizer, revision=revision, trust_remote_code=trust)
-    if recipe.evaluate:
-        pruner.evaluate(recipe.evaluate, model)
-    result = pruner.prune(
-        model, recipe.calibration, calibration_column=recipe.calibration_column, checkpoint_dir=means.checkpoint_dir
-    )
-    if not recipe.prune.masks:
-        removed = result.summary.parameters_before - result.summary.parameters_after
-        sizes.check_removed(removed, model, recipe.prune)
+    pruner = MoreauPruner(recipe.prune, tokenizer=read.tokenizer, revision=revision, trust_remote_code=trust)
+    run = pruner.prepare(model, read.calibration, checkpoint_dir=means.checkpoint_dir)
+    read.calibration.forget()
+    sizes.check_shape(run.counted, run.config)
+    if read.evaluation:
+        pruner.evaluate(model, read.evaluation)
+    summary = pruner.prune_prepared(run).summary
+    if not run.config.masks:
+        sizes.check_removed(summary.parameters_before - summary.parameters_after, run.shape, run.config)
     if not processes.is_first():
         return
-    if recipe.evaluate:
-        pruner.evaluate(recipe.evaluate)
+    if read.evaluation:
+        pruner.evaluate(read.evaluation)
     pruner.save_pretrained(recipe.output, overwrite=means.overwrite, card_template=recipe.card_template, inputs=key)
 
 
-def _recover(recipe: Recipe, key: str, loading: dict[str, Any], means: Means) -> dict[str, Any]:
+def _recover(recipe: Recipe, read: inputs.Inputs, key: str, loading: dict[str, Any], means: Means) -> dict[str, Any]:
     assert recipe.recover is not None
     return tune(
         recipe.output,
         recipe.recover,
         recipe.recovered,
-        evaluate=recipe.evaluate,
+        evaluate=read.evaluation,
         work=_work(recipe, key),
         loading=loading,
         saving={"overwrite": means.overwrite, "card_template": recipe.card_template, "inputs": key},
@@ -172,10 +171,8 @@ def _work(recipe: Recipe, key: str) -> Path:
     return work_folder(recipe.recovered, key[:8])
 
 
-def _base(recipe: Recipe, loading: dict[str, Any]) -> tuple[Any, Any]:
-    where = {"revision": recipe.revision, "trust_remote_code": loading["trust_remote_code"]}
-    model = load_model(recipe.model, dtype=recipe.dtype, device=loading["device"], **where)
-    return model, load_tokenizer(recipe.model, **where)
+def _base(recipe: Recipe, loading: dict[str, Any]) -> Any:
+    return load_model(recipe.model, dtype=recipe.dtype, revision=recipe.revision, **loading)
 
 
 def _measurements(recipe: Recipe, folder: str) -> list[Measurement]:
@@ -187,7 +184,7 @@ def _measurements(recipe: Recipe, folder: str) -> list[Measurement]:
     return [one for one in load_measurements(file) if one.sha256 == key]
 
 
-def _complete(recipe: Recipe, folder: str, loading: dict[str, Any]) -> None:
+def _complete(recipe: Recipe, read: inputs.Inputs, folder: str, loading: dict[str, Any]) -> None:
     """Measures what a folder that was made before has no figure of; writes measurements and card anew, if need be."""
     if not processes.is_first():
         return
@@ -195,19 +192,17 @@ def _complete(recipe: Recipe, folder: str, loading: dict[str, Any]) -> None:
     known = _measurements(recipe, folder)
     stages = {one.stage for one in known}
     found = []
-    if recipe.evaluate is not None:
+    if read.evaluation is not None:
         if folder == recipe.recovered:  # the pruned folder was completed first
             found += [one for one in _measurements(recipe, recipe.output) if one.stage not in stages]
         elif "before" not in stages:
-            model, tokenizer = _base(recipe, loading)
-            base = MoreauPruner(tokenizer=tokenizer)
-            base.evaluate(recipe.evaluate, model)
+            base = MoreauPruner(tokenizer=read.tokenizer)
+            base.evaluate(_base(recipe, loading), read.evaluation)
             found += base.measurements
-            del model
         if ("recovered" if records.recovery else "pruned") not in stages:
             pruner = MoreauPruner.from_pretrained(folder, **loading)
             pruner.measurements = []
-            pruner.evaluate(recipe.evaluate)
+            pruner.evaluate(read.evaluation)
             found += pruner.measurements
     if found or recipe.card_template:
         replace(records, measurements=[*records.measurements, *found]).rewrite_card(Path(folder), recipe.card_template)

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from .. import __version__
 from ..data.hub import dataset_commit
-from ..data.sources import content_hash, read_documents
+from ..data.sources import content_hash
+from ..data.windows import CalibrationText
 from ..errors import CheckpointError
-from ..evaluation import SEGMENT, segment
 from ..loading import are_whole, base_revision, load_config, load_tokenizer, weight_files
-from ..pruner import MoreauPruner
 from ..recovery import MoreauRecovery, check_fits
+from ..run.measuring import EvaluationText
 from ..saving.card import check_template
 from ..saving.hub import check_access
 from ..saving.summary import SUMMARY_NAME, PruningSummary
+from ..scoring.scores import needs_text
 from .recipe import Recipe
 
 
@@ -78,19 +82,36 @@ def check_same(folder: str, *, overwrite: bool) -> None:
         )
 
 
-def check_inputs(recipe: Recipe, config: Any, done: dict[str, bool], trust_remote_code: bool) -> None:
-    """Refuses what a later step would stumble over, before any is run."""
+@dataclass(frozen=True)
+class Inputs:
+    """What the steps of a chain read, each text once.
+
+    Attributes:
+        tokenizer: of the model.
+        calibration: text that is scored and fitted on.
+        evaluation: text that is measured on, if any is.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    calibration: CalibrationText
+    evaluation: EvaluationText | None
+
+
+def read_inputs(recipe: Recipe, config: Any, done: dict[str, bool], trust_remote_code: bool) -> Inputs:
+    """Reads the texts, and refuses what a later step would stumble over, before any is run."""
     check_template(recipe.card_template)
     tokenizer = load_tokenizer(recipe.model, revision=recipe.revision, trust_remote_code=trust_remote_code)
-    if recipe.evaluate:
-        segment(read_documents(recipe.evaluate, seed=None, tokenizer=tokenizer), tokenizer, SEGMENT, most=1)
+    evaluation = EvaluationText(recipe.evaluate, tokenizer) if recipe.evaluate else None
+    if evaluation:
+        evaluation.segments()
     if recipe.push:
         check_access(recipe.push.repo)
-    if not done["prune"] and recipe.calibration:
-        pruner = MoreauPruner(recipe.prune, tokenizer=tokenizer)
-        pruner.read_calibration(config, recipe.calibration, calibration_column=recipe.calibration_column)
+    calibration, c = CalibrationText(recipe.calibration, tokenizer, recipe.calibration_column), recipe.prune
+    if not done["prune"] and recipe.calibration and needs_text(c):
+        calibration.windows(c.calibration_samples, c.sequence_length, c.seed, vocab_size=config.vocab_size)
     if recipe.recover and not done["recover"]:
         teacher = recipe.recover.teacher
         of_teacher = load_config(teacher, trust_remote_code=trust_remote_code) if teacher else None
         check_fits(config, recipe.recover.config, of_teacher)
         MoreauRecovery(recipe.recover.config, tokenizer).read(recipe.recover.data)
+    return Inputs(tokenizer, calibration, evaluation)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
 
@@ -31,50 +31,35 @@ def check_removes(config: MoreauPrunerConfig) -> None:
         raise ConfigError(f"unit_ratio 0: {_NOTHING}; give a ratio above 0, {_ANEW}")
 
 
-def check_model(model: Any, given: MoreauPrunerConfig) -> None:
-    """Refuses, before anything is scored, a size that is less than any unit of a loaded model.
-
-    Raises:
-        MoreauError: it is, as `check_shape` says; or as planning would (errors.py).
-    """
-    from ..compensation.biases import shape_to_count
-    from ..models.units import model_shape
-    from ..surgery.apply import check_prunable
-
-    if given.masks:
-        return
-    check_prunable(model)
-    config = given.resolve(model.config)
-    check_shape(shape_to_count(model, model_shape(model), config), config)
-
-
 def check_shape(shape: ModelShape, config: MoreauPrunerConfig) -> None:
-    """The same of a shape that sizes are counted on, and a resolved config.
+    """Refuses, before anything is scored, a size that is less than any unit.
+
+    Args:
+        shape: that sizes are counted on.
+        config: resolved.
 
     Raises:
         ConfigError: nothing can go, whatever the scores; says what could.
     """
     from ..planning import removes_nothing
 
-    if removes_nothing(shape, config):
+    if not config.masks and removes_nothing(shape, config):
         raise ConfigError(_too_little(shape, config))
 
 
-def check_removed(parameters: int, model: Any, given: MoreauPrunerConfig) -> None:
+def check_removed(parameters: int, shape: ModelShape, config: MoreauPrunerConfig) -> None:
     """Refuses a plan, or a result, that removes no parameter: by the scores, the size is less than any unit.
 
     Args:
         parameters: that go.
-        model: which is whole if there are none.
-        given: what was asked for.
+        shape: of the base model.
+        config: resolved.
 
     Raises:
         ConfigError: there are none.
     """
-    from ..models.units import model_shape
-
     if not parameters:
-        raise ConfigError(_too_little(model_shape(model), given.resolve(model.config)))
+        raise ConfigError(_too_little(shape, config))
 
 
 def _too_little(shape: ModelShape, config: MoreauPrunerConfig) -> str:

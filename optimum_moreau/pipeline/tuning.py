@@ -12,6 +12,7 @@ from ..evaluation.records import Measurement, perplexities
 from ..loading import load_model
 from ..pruner import MoreauPruner
 from ..recovery import RecoverySummary
+from ..run.measuring import EvaluationText
 from ..saving import Verification, check_folder, check_target, work_folder
 from ..saving.card import check_template
 from . import processes
@@ -25,7 +26,7 @@ def tune(
     *,
     loading: Mapping[str, Any],
     saving: Mapping[str, Any],
-    evaluate: str | None = None,
+    evaluate: str | EvaluationText | None = None,
     work: Path | None = None,
 ) -> dict[str, Any]:
     """Tunes the model of a folder, or merges an adapter into it, and saves it to another folder.

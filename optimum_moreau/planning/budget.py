@@ -59,13 +59,16 @@ class _Unreachable(Exception):
     """A part of the goal is more than what is left can give."""
 
 
-def make_plan(scores: UnitScores, shape: ModelShape, config: MoreauPrunerConfig) -> PruningPlan:
+def make_plan(
+    scores: UnitScores, shape: ModelShape, config: MoreauPrunerConfig, *, counted: ModelShape | None = None
+) -> PruningPlan:
     """Decides which units stay.
 
     Args:
         scores: of every unit in scope.
         shape: the model's shape.
         config: a resolved config.
+        counted: the shape that the size is counted on, where biases will come with the compensation; default: `shape`.
 
     Returns:
         A plan that records where the scores come from, and this config.
@@ -75,9 +78,9 @@ def make_plan(scores: UnitScores, shape: ModelShape, config: MoreauPrunerConfig)
             are missing; what is protected must go; or the engine would read what stays otherwise.
         UnsupportedModelError: the family's hidden channels cannot be cut.
     """
-    plan = _planned(scores, shape, config)
-    check_derived(shape, plan, config)
-    return plan
+    plan = _planned(scores, counted or shape, config)
+    check_derived(counted or shape, plan, config)
+    return plan if counted is None else replace(plan, contributions=contributions(plan, shape))
 
 
 def _planned(scores: UnitScores, shape: ModelShape, config: MoreauPrunerConfig) -> PruningPlan:

@@ -1,20 +1,19 @@
-"""Plans again from scores that were saved: another size, budget or scope, without scoring."""
+"""Scores that were made before serve again: for another size, budget, scope or compensation, or another mask."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from ..compensation.biases import make_counted_plan
-from ..config import MoreauPrunerConfig
-from ..errors import ConfigError
 from ..loading import load_skeleton
-from ..models.units import model_shape
 from ..planning import PruningPlan
 from ..scoring.scores import UnitScores
-from ..surgery.export import with_export
+from .made import made_with
+from .run import Run
+from .scoring import Planned, planned
 
 
 def plan_again(
@@ -38,12 +37,16 @@ def plan_again(
         ConfigError: a change would have changed the scores, or the scores carry no config.
         PlanError: the scores are of another model or scope, or the size cannot be reached.
     """
-    read = scores if isinstance(scores, UnitScores) else UnitScores.load(scores)
-    name = "the scores" if isinstance(scores, UnitScores) else str(scores)
-    if not read.origin.get("config"):
-        raise ConfigError(f"{name}: carries no config; score the model again with `plan` or `prune`")
     if isinstance(model, str):
         model = load_skeleton(model, revision=revision, trust_remote_code=trust_remote_code)
-    config = MoreauPrunerConfig.from_dict(read.origin["config"]).replanned(changes, name).resolve(model.config)
-    shape = model_shape(model)
-    return with_export(make_counted_plan(model, shape, read, config), model.config, shape)
+    return planned_again(model, scores, changes)[1].plan
+
+
+def planned_again(
+    model: PreTrainedModel, scores: UnitScores | str | Path, changes: Mapping[str, Any]
+) -> tuple[Run, Planned]:
+    """The run of a plan that is made again, and what it comes to; arguments and errors as for `plan_again`."""
+    read = scores if isinstance(scores, UnitScores) else UnitScores.load(scores)
+    name = "the scores" if isinstance(scores, UnitScores) else str(scores)
+    run = Run.begin(model, made_with(read, name).replanned(changes, name).resolve(model.config), made=read)
+    return run, planned(run)

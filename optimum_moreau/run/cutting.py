@@ -1,28 +1,27 @@
-"""What is done to a model in place, and the record of it: units are compensated for and cut."""
+"""What is done to a model in place, and the record of it: units are compensated for and cut, or weights masked."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from transformers import PreTrainedModel
-
-from ..compensation.compensate import check_compensation, compensated, described
-from ..config import MoreauPrunerConfig
-from ..data.windows import CalibrationSet
+from ..compensation.compensate import compensated, described
+from ..errors import PlanError
+from ..masks.sparsify import sparsify
 from ..masks.summary import SparsitySummary
 from ..models.buffers import as_reloaded
 from ..models.memory import out_of_memory, peak_memory_bytes
-from ..models.placement import prepare_offloaded
-from ..models.units import Block, ModelShape, model_shape
-from ..planning import PruningPlan, contributions, removed_unit_share
+from ..models.units import size_of
+from ..planning import PruningPlan, contributions, removed_unit_share, whole_plan
 from ..saving.card import read_base_card
 from ..saving.summary import PruningSummary, layer_shapes, versions
 from ..scoring.scores import UnitScores
-from ..surgery.apply import BASE_PARAMETERS, apply_plan
-from ..surgery.export import check_loadable, decide_export
+from ..surgery.apply import BASE_PARAMETERS, cut_in_place
+from ..surgery.export import Export, check_loadable, decide_export
+from .made import ElementScores
+from .run import Run
+from .scoring import planned, say_estimate
 from .warnings import base_on_record
 
 
@@ -51,42 +50,57 @@ class PruningResult:
         )
 
 
-def cut(
-    model: PreTrainedModel, plan: PruningPlan, scores: UnitScores | None, text: CalibrationSet | None, start: float
-) -> PruningResult:
-    """In place: compensates for what goes, and applies the plan; before anything is cut an error leaves all as it was.
+def pruned(run: Run) -> PruningResult:
+    """In place: removes the least important units, or masks single weights; on an error the model is as it was.
 
     Args:
-        model: the base model.
-        plan: what stays; carries its config.
-        scores: that it was made from, if it was.
-        text: that its compensation reads; `None`: there is none.
-        start: when the run began, of `time.perf_counter`.
+        run: of the base model.
+
+    Raises:
+        MoreauError: of the kind that names the mistake (errors.py).
     """
-    prepare_offloaded(model)
-    shape = model_shape(model)
+    if run.config.masks:
+        return _mask(run)
+    made = planned(run)
+    if made.scores is run.made:
+        made.plan.check_matches(run.model, run.shape)
+    return _cut(run, made.plan, made.export, made.scores)
+
+
+def applied(run: Run, plan: PruningPlan) -> PruningResult:
+    """In place: applies a plan that was made before, and compensates for what goes; errors as for `pruned`."""
+    plan = replace(plan, config=run.config.to_dict())
+    return _cut(run, plan, decide_export(run.model.config, run.shape, plan, run.config.export))
+
+
+def _cut(run: Run, plan: PruningPlan, export: Export, scores: UnitScores | None = None) -> PruningResult:
+    """Compensates and cuts; before anything is cut an error leaves all as it was."""
+    model, shape = run.model, run.shape
     layers, hidden = layer_shapes(model.config, plan), model.config.hidden_size
-    config = MoreauPrunerConfig.from_dict(plan.config)
-    scope = shape.in_scope(config)
     plan = replace(plan, contributions=contributions(plan, shape))  # it may have been edited by hand
     base_card = read_base_card(model.config.name_or_path, plan.revision)
+    check_loadable(model.config, shape, plan, export)  # what cannot be is refused before any pass
     recorded = base_on_record(model)[0]
     if recorded is not None and plan.removes and not hasattr(model, BASE_PARAMETERS):
         setattr(model, BASE_PARAMETERS, recorded)  # not the count of what it was cut to
-    export, compensation = _apply(model, shape, plan, text, config)
-    after_shape = model_shape(model)
-    if biases := after_shape.parameters - (shape.parameters - sum(plan.contributions.values())):
+    compensation = _apply(run, plan, export)
+    after = size_of(model)
+    if biases := after[0] - (shape.parameters - sum(plan.contributions.values())):
         plan = replace(plan, adjustments=(*plan.adjustments, f"the intercept adds {biases:,} biases to what is left"))
     summary = PruningSummary(
-        **_sizes(shape, after_shape),
-        **_decided(plan, config, scope),
+        parameters_before=shape.parameters,
+        parameters_after=after[0],  # an intercept adds biases
+        bytes_before=shape.bytes,
+        bytes_after=after[1],
+        ratio_achieved=(shape.parameters - after[0]) / shape.parameters,
+        **_decided(run, plan),
         dtype=str(model.dtype).removeprefix("torch."),
-        export=export,
+        export=export.model_type,
         layers_before=layers[0],
         layers_after=layers[1],
         hidden_before=hidden,
         hidden_after=model.config.hidden_size,
-        seconds=time.perf_counter() - start,
+        seconds=time.perf_counter() - run.started,
         peak_memory_bytes=peak_memory_bytes(),
         base_card=base_card,
         versions=versions(),
@@ -95,47 +109,48 @@ def cut(
     return PruningResult(summary, plan, scores)
 
 
-def _sizes(before: ModelShape, after: ModelShape) -> dict[str, Any]:
-    """What a summary says of sizes."""
-    return {
-        "parameters_before": before.parameters,
-        "parameters_after": after.parameters,  # an intercept adds biases
-        "bytes_before": before.bytes,
-        "bytes_after": after.bytes,
-        "ratio_achieved": (before.parameters - after.parameters) / before.parameters,
-    }
+def _mask(run: Run) -> PruningResult:
+    """Sets weights to zero by the config's pattern; the plan on record keeps every unit."""
+    model, config = run.model, run.config
+    plan = replace(whole_plan(run.shape), **run.origin())
+    export = decide_export(model.config, run.shape, plan, config.export)
+    check_loadable(model.config, run.shape, plan, export)  # what cannot be is refused before any zero
+    elements = None
+    if isinstance(run.made, ElementScores):
+        if run.made.origin.get("fingerprint") != plan.fingerprint:
+            raise PlanError("scores: are of another model, whose weights differ; score this one")
+        elements = run.made.values
+    say_estimate(run)
+    advice = (
+        f"masking by {config.criterion.name}: too little memory; give fewer calibration_samples or a smaller batch_size"
+    )
+    with as_reloaded(model), out_of_memory(lambda: advice):
+        sparsity = sparsify(model, run.shape, run.tokens, config, elements)
+    return replace(_cut(run, plan, export), sparsity=sparsity)
 
 
-def _decided(plan: PruningPlan, config: MoreauPrunerConfig, scope: Sequence[Block]) -> dict[str, Any]:
+def _decided(run: Run, plan: PruningPlan) -> dict[str, Any]:
     """What a summary says of the plan: what was asked for, what decided, and what goes."""
     return {
         "base_model": plan.base_model,
-        "criterion": config.decided_by,
-        "ratio_requested": config.pruning_ratio,
-        "unit_ratio_requested": config.unit_ratio,
-        "unit_ratio_achieved": removed_unit_share(plan, scope),
+        "criterion": run.config.decided_by,
+        "ratio_requested": run.config.pruning_ratio,
+        "unit_ratio_requested": run.config.unit_ratio,
+        "unit_ratio_achieved": removed_unit_share(plan, run.shape.in_scope(run.config)),
         "contributions": plan.contributions,
         "adjustments": plan.adjustments,
         "calibration": dict(plan.calibration),
     }
 
 
-def _apply(
-    model: PreTrainedModel,
-    shape: ModelShape,
-    plan: PruningPlan,
-    text: CalibrationSet | None,
-    config: MoreauPrunerConfig,
-) -> tuple[str, dict[str, Any]]:
-    """Cuts; returns the export taken, and what the compensation did."""
-    if text is None:
-        return apply_plan(model, plan), {}
-    plan.check_matches(model, shape)
-    check_compensation(model, shape, config)
-    decide_export(model.config, shape, plan, config.export)  # what cannot be is refused before any pass
-    check_loadable(model.config, shape, plan, config.export)
+def _apply(run: Run, plan: PruningPlan, export: Export) -> dict[str, Any]:
+    """Cuts; returns what the compensation did."""
+    if run.fitted is None:
+        cut_in_place(run.model, run.shape, plan, export)
+        return {}
+    model, config, text = run.model, run.config, run.fitted
     advice = "compensation: too little memory; give fewer compensation_samples or a smaller batch_size"
-    fitted = compensated(model, shape, plan, text.tokens, config, distinct=text.distinct)
+    fitted = compensated(model, run.shape, plan, text.tokens, config, distinct=text.distinct)
     with as_reloaded(model, undone=False), out_of_memory(lambda: advice), fitted as adjusted:
-        export = apply_plan(model, replace(plan, fingerprint=None))  # checked above; now its weights are others
-    return export, described(config, text, adjusted)
+        cut_in_place(model, run.shape, plan, export)
+    return described(config, text, adjusted)

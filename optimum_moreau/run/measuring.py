@@ -5,33 +5,71 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data.sources import content_hash, source_name
-from ..evaluation import perplexity
+from ..data.sources import content_hash, read_documents, source_name
+from ..data.windows import check_positions
+from ..evaluation import SEGMENT, segment
+from ..evaluation.perplexity import measure_segments
 from ..evaluation.records import Measurement
+
+
+class EvaluationText:
+    """A text that models are measured on: it is read and tokenised once, however many there are.
+
+    Args:
+        source: a file, `hub:` name, strings or a dataset.
+        tokenizer: of the models.
+        column: text column of records.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+
+    def __init__(self, source: Any, tokenizer: PreTrainedTokenizerBase, column: str | None = None) -> None:
+        self.name = source_name(source)
+        self.sha256 = content_hash(source) if isinstance(source, (str, Path)) else ""
+        self._tokenizer = tokenizer
+        self._documents = read_documents(
+            source, column=column, seed=None, tokenizer=tokenizer, option="column (evaluate --text-column)"
+        )
+        self._segments: dict[tuple[int, int | None], Tensor] = {}
+
+    @classmethod
+    def of(cls, text: Any, tokenizer: PreTrainedTokenizerBase, column: str | None = None) -> EvaluationText:
+        """A text that was read before stays as it is; anything else is a source."""
+        return text if isinstance(text, cls) else cls(text, tokenizer, column)
+
+    def segments(self, sequence_length: int = SEGMENT, most: int | None = None) -> Tensor:
+        """Segments of token ids, `(segments, sequence_length)`; errors as for `segment`."""
+        if (sequence_length, most) not in self._segments:
+            self._segments[sequence_length, most] = segment(self._documents, self._tokenizer, sequence_length, most)
+        return self._segments[sequence_length, most]
 
 
 def measured_perplexity(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    text: Any,
+    text: EvaluationText,
     stage: str,
     *,
-    sequence_length: int,
-    **settings: Any,
+    sequence_length: int = SEGMENT,
+    batch_size: int = 8,
+    max_segments: int | None = None,
 ) -> Measurement:
-    """The perplexity on a text.
+    """The perplexity of a model on a text.
 
     Args:
         model: the model.
-        tokenizer: its tokenizer.
-        text: a file, `hub:` name, strings or a dataset.
+        text: of its tokenizer.
         stage: `before`, `pruned` or `recovered`.
         sequence_length: tokens per segment.
-        **settings: as for `perplexity`.
+        batch_size: segments per forward pass.
+        max_segments: only the first so many segments.
+
+    Raises:
+        MoreauError: as for `perplexity`.
     """
-    found = perplexity(model, tokenizer, text, sequence_length=sequence_length, **settings).perplexity
-    protocol = f"{sequence_length}-token segments"
-    key = content_hash(text) if isinstance(text, (str, Path)) else ""
-    return Measurement(stage, source_name(text), "perplexity", protocol, found, key)
+    check_positions(model.config, sequence_length)
+    found = measure_segments(model, text.segments(sequence_length, max_segments), batch_size).perplexity
+    return Measurement(stage, text.name, "perplexity", f"{sequence_length}-token segments", found, text.sha256)

@@ -1,4 +1,4 @@
-"""How a plan is made: the model is checked, text is read, units are scored in rounds, and what stays is decided."""
+"""How a plan is made: units are scored, in rounds if so asked, and what stays is decided."""
 
 from __future__ import annotations
 
@@ -7,173 +7,119 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-from transformers import PreTrainedModel
-
-from ..compensation.biases import make_counted_plan, shape_to_count
-from ..compensation.compensate import check_compensation, compensated
+from ..compensation.compensate import compensated
 from ..compensation.rounds import rounds, without_removed
-from ..config import MoreauPrunerConfig
 from ..config.quantities import words_for_bytes
 from ..config.settings import deciding
-from ..data.sources import model_reference
-from ..data.windows import CalibrationSet
+from ..errors import ConfigError
 from ..estimate import estimate_compensation, estimate_scoring, skeleton_of, too_little_memory
+from ..masks.sparsify import element_scores
 from ..models.buffers import as_reloaded
 from ..models.memory import out_of_memory, peak_memory_bytes
-from ..models.placement import input_device, prepare_offloaded
-from ..models.units import ModelShape, model_shape
-from ..planning import PruningPlan, expected_plan, fingerprint, make_plan
+from ..models.placement import input_device
+from ..planning import PruningPlan, expected_plan, make_plan
 from ..saving.summary import versions
 from ..scoring.scores import UnitScores, score_units
-from ..surgery.apply import check_prunable
-from ..surgery.export import check_reachable, with_export
-from .text import GivenText, check_windows_fit
+from ..surgery.export import Export, decide_export
+from .made import ElementScores
+from .run import Run
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class ToScore:
-    """A model that is ready to be scored, and the text that is read.
+class Planned:
+    """What a run comes to before anything is cut.
 
     Attributes:
-        model: the base model.
-        shape: its shape.
-        config: resolved.
-        found: windows that scoring reads, if it reads any.
-        text: windows that the compensation between rounds reads, if there are rounds.
+        plan: which units stay.
+        export: the class that holds them.
+        scores: that decided.
     """
 
-    model: PreTrainedModel
-    shape: ModelShape
-    config: MoreauPrunerConfig
-    found: CalibrationSet | None
-    text: CalibrationSet | None
-
-    @property
-    def tokens(self) -> Tensor | None:
-        """That scoring reads."""
-        return None if self.found is None else self.found.tokens
+    plan: PruningPlan
+    export: Export
+    scores: UnitScores
 
 
-def prepared(model: PreTrainedModel, config: MoreauPrunerConfig, given: GivenText) -> ToScore:
-    """Checks that a model can be pruned as a config says, and reads the text; before anything takes long.
-
-    Raises:
-        MoreauError: of the kind that names the mistake (errors.py).
-    """
-    check_prunable(model)
-    prepare_offloaded(model)
-    shape = model_shape(model)
-    resolved = config.resolve(model.config)
-    check_windows_fit(model.config, resolved)
-    check_compensation(model, shape, resolved)
-    check_reachable(model.config, shape, shape_to_count(model, shape, resolved), resolved)
-    given = given.kept()
-    found, text = given.scored(model.config, config), None
-    if resolved.rounds > 1:
-        text = (given if found is None else given.named()).fitted(model.config, resolved)
-    return ToScore(model, shape, resolved, found, text)
-
-
-def scored(job: ToScore, *, revision: str | None, checkpoint: Path | None) -> UnitScores:
-    """Scores the units, and records of what; the model is not changed.
+def planned(run: Run) -> Planned:
+    """Decides by the scores which units stay, and which class will hold them; of another class the plan says why.
 
     Args:
-        job: what `prepared` gave.
-        revision: of the base model, for the record.
-        checkpoint: folder that keeps every step; a run that was killed goes on from it.
+        run: of the base model, which is not changed; it is scored if no scores were made before.
 
     Raises:
-        OutOfMemoryError: says what lowers the need.
+        PlanError: the size cannot be reached, or a runtime would read what stays as another network.
+        ExportError: `export="stock"` on shapes that no stock class holds.
         MoreauError: of the kind that names the mistake (errors.py).
     """
-    origin = _origin(job, revision)
-    say_estimate(job.model, job.shape, job.config)
-    device = input_device(job.model).type
-    advice = lambda: too_little_memory(skeleton_of(job.model), job.shape, job.config, device)  # noqa: E731
-    with as_reloaded(job.model), out_of_memory(advice):
-        found = score_in_rounds(
-            job.model,
-            job.shape,
-            job.tokens,
-            job.text,
-            job.config,
-            checkpoint=checkpoint,
-            run=_identified(job, origin),
-        )
+    scores = run.made if isinstance(run.made, UnitScores) else _scored(run)
+    plan = make_plan(scores, run.shape, run.config, counted=run.counted)
+    export = decide_export(run.model.config, run.shape, plan, run.config.export)
+    return Planned(replace(plan, adjustments=(*plan.adjustments, *export.words)), export, scores)
+
+
+def scored_elements(run: Run) -> ElementScores:
+    """Scores every weight that a mask may take; the model is left as it was.
+
+    Raises:
+        MoreauError: the config is of no mask, or of the kind that names the mistake (errors.py).
+    """
+    if not run.config.masks:
+        raise ConfigError("element_scores: the config has no mask; plan(…) returns the scores of units")
+    return ElementScores(element_scores(run.model, run.shape, run.tokens, run.config), run.origin())
+
+
+def _scored(run: Run) -> UnitScores:
+    """Scores the units, and records of what."""
+    origin = run.origin()
+    say_estimate(run)
+    device = input_device(run.model).type
+    advice = lambda: too_little_memory(skeleton_of(run.model), run.shape, run.config, device)  # noqa: E731
+    with as_reloaded(run.model), out_of_memory(advice):
+        found = score_in_rounds(run, _identified(run, origin, device))
     logger.info("scored; peak memory %s, Python and its libraries included", words_for_bytes(peak_memory_bytes()))
     return replace(found, origin=origin)
 
 
-def planned(job: ToScore, scores: UnitScores) -> PruningPlan:
-    """Decides by the scores which units stay."""
-    plan = make_counted_plan(job.model, job.shape, scores, job.config)
-    return with_export(plan, job.model.config, job.shape)
-
-
-def _origin(job: ToScore, revision: str | None) -> dict[str, Any]:
-    """What scores and plan record of their making."""
-    return {
-        "base_model": model_reference(job.model.config.name_or_path),
-        "revision": revision,
-        "fingerprint": fingerprint(job.model),
-        "config": job.config.to_dict(),
-        "calibration": job.found.to_dict() if job.found else {},
-    }
-
-
-def _identified(job: ToScore, origin: Mapping[str, Any]) -> str:
-    """What identifies a run, so that its steps are gone on with by none that would score otherwise."""
-    decides = {
-        "config": deciding(job.config, "elements", "scope", "work"),
-        "dtype": str(job.model.dtype),
-        "device": input_device(job.model).type,
-        "versions": versions(),
-    }
-    return hashlib.sha256(json.dumps({**origin, **decides}, sort_keys=True).encode()).hexdigest()
-
-
-def score_in_rounds(
-    model: PreTrainedModel,
-    shape: ModelShape,
-    tokens: Tensor | None,
-    text: CalibrationSet | None,
-    config: MoreauPrunerConfig,
-    **keeping: Any,
-) -> UnitScores:
+def score_in_rounds(run: Run, identity: str = "") -> UnitScores:
     """Scores the units; in several rounds, each time as the last one's cut and compensation leave the model.
 
     Args:
-        model: the base model; afterwards it is as it was.
-        shape: its shape.
-        tokens: that scoring reads.
-        text: that compensation reads.
-        config: resolved.
-        **keeping: `checkpoint` and `run` of `score_units`.
+        run: what is scored; afterwards the model is as it was.
+        identity: by which a run goes on from its own steps alone.
     """
-    scores = score_units(model, shape, tokens, config, **keeping)
-    known = text.distinct if text else None
+    model, shape, config = run.model, run.shape, run.config
+    scores = score_units(model, shape, run.tokens, config, checkpoint=run.checkpoint, run=identity)
+    tokens, known = (run.fitted.tokens, run.fitted.distinct) if run.fitted else (None, None)
     for earlier in rounds(config, shape)[:-1]:
         plan = make_plan(scores, shape, earlier)
-        with compensated(model, shape, plan, text.tokens if text else None, earlier, undone=True, distinct=known):
-            scores = without_removed(score_units(model, shape, tokens, config), plan, shape)
+        with compensated(model, shape, plan, tokens, earlier, undone=True, distinct=known):
+            scores = without_removed(score_units(model, shape, run.tokens, config), plan, shape)
     return scores
 
 
-def say_estimate(model: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig) -> None:
+def say_estimate(run: Run) -> None:
     """Logs what scoring, and the compensation after it, will take."""
     if not logger.isEnabledFor(logging.INFO):
         return
-    skeleton, device = skeleton_of(model), input_device(model).type
-    lines = estimate_scoring(skeleton, shape, config, device).lines
+    skeleton, device, config = skeleton_of(run.model), input_device(run.model).type, run.config
+    lines = estimate_scoring(skeleton, run.shape, config, device).lines
     logger.info("%s: %s", config.decided_by, "; ".join(" ".join(line.split()) for line in lines))
     if config.compensation.fits:
-        expected = expected_plan(shape_to_count(model, shape, config), config)
-        after = estimate_compensation(skeleton, shape, expected, config, device)
+        after = estimate_compensation(skeleton, run.shape, expected_plan(run.counted, config), config, device)
         assert after is not None  # there is one
         logger.info("%s", "; ".join(" ".join(line.split()) for line in after.lines))
+
+
+def _identified(run: Run, origin: Mapping[str, Any], device: str) -> str:
+    """What identifies a run, so that its steps are gone on with by none that would score otherwise."""
+    decides = {
+        "config": deciding(run.config, "elements", "scope", "work"),
+        "dtype": str(run.model.dtype),
+        "device": device,
+        "versions": versions(),
+    }
+    return hashlib.sha256(json.dumps({**origin, **decides}, sort_keys=True).encode()).hexdigest()

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..compensation import Compensation
-from ..config import MoreauPrunerConfig
+from ..data.windows import CalibrationText
 from ..errors import CheckpointError, DataError
 from ..files import read_json
 from ..masks.summary import SPARSITY_NAME, SparsitySummary
 from ..planning import PruningPlan
 from ..saving.summary import SUMMARY_NAME
 from ..surgery.apply import BASE_PARAMETERS
-from .text import GivenText
 
 logger = logging.getLogger(__name__)
 
@@ -86,16 +84,13 @@ def warn_of_mask(pattern: str | None, compensation: Compensation | None) -> None
     )
 
 
-def warn_of_other_text(
-    given: GivenText, model_config: PretrainedConfig, config: MoreauPrunerConfig, plan: PruningPlan
-) -> None:
+def warn_of_other_text(text: CalibrationText, plan: PruningPlan) -> None:
     """Where the windows that were scored on, drawn again, are others; of a plan without text nothing is known."""
     drawn = plan.calibration
     if not {"samples", "sequence_length", "seed", "sha256"} <= set(drawn):
         return
-    as_scored = replace(config, sequence_length=drawn["sequence_length"], seed=drawn["seed"])
     try:
-        digest = given.windows(model_config, as_scored, drawn["samples"]).sha256
+        digest = text.windows(drawn["samples"], drawn["sequence_length"], drawn["seed"]).sha256
     except DataError:  # too short for those windows
         digest = ""
     if digest != drawn["sha256"]:

@@ -8,6 +8,7 @@ holds from its twin. So a model pruned in memory is what a reload of its checkpo
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
@@ -18,9 +19,11 @@ from ..errors import UnsupportedModelError
 from ..models.buffers import OWN, built_from, take_over_buffers
 from ..models.placement import check_loaded, hook_again, loaded, prepare_offloaded, replace_parameter, tie
 from ..models.undisturbed import undisturbed
-from ..models.units import LAYERS, Block, decoder_layers, model_shape
+from ..models.units import LAYERS, Block, ModelShape, decoder_layers, model_shape
 from ..planning import PruningPlan
-from .export import pruned_config
+from .export import Export, decide_export, pruned_config
+
+logger = logging.getLogger(__name__)
 
 # On a model that was cut, how many parameters its base had: a plain number, which copies and pickles carry along.
 BASE_PARAMETERS = "parameters_of_base"
@@ -48,7 +51,23 @@ def apply_plan(model: nn.Module, plan: PruningPlan, export: str | None = None) -
     prepare_offloaded(model)
     shape = model_shape(model)
     plan.check_matches(model, shape)
-    config = pruned_config(model.config, shape, plan, export or plan.config.get("export", "auto"))
+    decided = decide_export(model.config, shape, plan, export or plan.config.get("export", "auto"), coming=False)
+    cut_in_place(model, shape, plan, decided)
+    return decided.model_type
+
+
+def cut_in_place(model: nn.Module, shape: ModelShape, plan: PruningPlan, export: Export) -> None:
+    """In place: removes what a plan does not keep; the plan was checked against the model, and the export decided.
+
+    Args:
+        model: the base model; it may have got the biases of an intercept meanwhile.
+        shape: of the base model.
+        plan: what stays.
+        export: the class that holds it.
+    """
+    config = pruned_config(model.config, shape, plan, export)
+    if export.by_need:
+        logger.warning("%s", export.by_need)
     _put_right(config, model)
     twin = built_from(config, model.dtype)  # type: ignore[arg-type]
     layers = decoder_layers(model)
@@ -62,7 +81,6 @@ def apply_plan(model: nn.Module, plan: PruningPlan, export: str | None = None) -
     _take_over(model, twin)
     if plan.removes and not hasattr(model, BASE_PARAMETERS):
         setattr(model, BASE_PARAMETERS, shape.parameters)
-    return config.model_type
 
 
 def check_prunable(model: Any) -> None:

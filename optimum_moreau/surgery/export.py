@@ -7,7 +7,6 @@ the own type with per-layer shapes; `auto` takes the first that holds the shapes
 from __future__ import annotations
 
 import json
-import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,8 +21,6 @@ from ..models.buffers import UNBUILDABLE, built_from
 from ..models.families import Family
 from ..models.units import ModelShape, has_biases
 from ..planning import PruningPlan, expected_plan, whole_plan
-
-logger = logging.getLogger(__name__)
 
 # Saved in config.json but decided anew for each export.
 _EXPORT_KEYS = ("model_type", "architectures", "auto_map", "per_layer_config", "transformers_version")
@@ -43,11 +40,15 @@ class Export:
         model_type: of the result.
         problem: why the base model's own class does not hold them; empty if it does.
         advice: the nearest plan that it would hold.
+        own: it is the own type.
+        asked: `auto`, `stock` or `custom`.
     """
 
     model_type: str
     problem: str = ""
     advice: str = ""
+    own: bool = False
+    asked: str = "auto"
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -58,15 +59,40 @@ class Export:
             return (f"exported as {self.model_type}: {self.problem}; for a stock checkpoint: {self.advice}",)
         return (f"exported as {self.model_type}, the same network: {self.problem}",)
 
+    @property
+    def by_need(self) -> str:
+        """Where the own type was not asked for, and nothing else holds the shapes: what that means."""
+        if not (self.own and self.problem and self.asked == "auto"):
+            return ""
+        return (
+            f"{self.problem}, so the model is of type {self.model_type}: it loads in transformers with `import"
+            " optimum_moreau` or trust_remote_code=True, not in vLLM or llama.cpp"
+            + (f"; for a stock checkpoint: {self.advice}" if self.advice else "")
+        )
 
-def decide_export(model_config: Any, shape: ModelShape, plan: PruningPlan, export: str) -> Export:
+
+def decide_export(
+    model_config: Any, shape: ModelShape, plan: PruningPlan, export: str, *, coming: bool | None = None
+) -> Export:
     """Decides which class holds the pruned shapes.
+
+    Args:
+        model_config: of the base model.
+        shape: its shape.
+        plan: what stays of it.
+        export: `auto`, `stock` or `custom`.
+        coming: the model is to get the biases of an intercept, which it has not yet; default: as the plan says.
 
     Raises:
         ExportError: `export="stock"` on shapes that no stock class holds.
     """
-    fits = plan.removes and MoreauPrunerConfig.from_dict(plan.config).compensation.fits_biases
-    return _decide(model_config, shape, plan, export, coming=fits and bool(shape.without_bias))
+    if coming is None:
+        coming = plan.removes and bool(shape.without_bias) and _has_intercept(plan)
+    return replace(_decide(model_config, shape, plan, export, coming=coming), asked=export)
+
+
+def _has_intercept(plan: PruningPlan) -> bool:
+    return MoreauPrunerConfig.from_dict(plan.config).compensation.fits_biases
 
 
 def biases_of_own_type(shape: ModelShape) -> tuple[str, ...]:
@@ -79,7 +105,6 @@ def _added_biases(model_config: Any) -> tuple[str, ...]:
 
 
 def _decide(model_config: Any, shape: ModelShape, plan: PruningPlan, export: str, *, coming: bool) -> Export:
-    """`coming`: the model is to get the biases of an intercept, which it has not yet."""
     family = shape.family
     dims = _dims(model_config, plan)
     hidden_size = _hidden_size(model_config, plan)
@@ -92,27 +117,26 @@ def _decide(model_config: Any, shape: ModelShape, plan: PruningPlan, export: str
     if export != "custom" and _fits_alternative(model_config, dims, alternative):
         return Export(str(alternative), problem)
     changes = []
-    if added and MoreauPrunerConfig.from_dict(plan.config).compensation.fits_biases:
+    if added and _has_intercept(plan):
         changes.append("leave the intercept out")
     if shapes:
         changes.append(_nearest_uniform(model_config, hidden_size, dims, plan, family, alternative))
     advice = "" if added and len(changes) < 1 + bool(shapes) else ", ".join(changes)  # the biases are the base's own
     if export == "stock":
         raise ExportError(f"export='stock': {problem}" + (f"; {advice}" if advice else ""))
-    return Export(family.custom_type, problem, advice)
+    return Export(family.custom_type, problem, advice, own=True)
 
 
-def pruned_config(model_config: Any, shape: ModelShape, plan: PruningPlan, export: str) -> Any:
+def pruned_config(model_config: Any, shape: ModelShape, plan: PruningPlan, export: Export) -> Any:
     """Returns the config of the pruned model: stock, the stock alternative, or the own type with per-layer shapes.
 
     Raises:
-        ExportError: `export="stock"` on shapes that no stock class holds; or the config cannot be read again.
+        ExportError: the config cannot be read again.
         PlanError: `fold_norms` on a family whose q and k norms share the config's ε.
     """
     from transformers import AutoConfig
 
     register_auto_classes()
-    decided = _decide(model_config, shape, plan, export, coming=False)
     dims = _dims(model_config, plan)
     values = {key: value for key, value in model_config.to_dict().items() if key not in _EXPORT_KEYS}
     values |= {"head_dim": _head_dim(model_config), "hidden_size": _hidden_size(model_config, plan)}
@@ -123,20 +147,12 @@ def pruned_config(model_config: Any, shape: ModelShape, plan: PruningPlan, expor
         values["rms_norm_eps"] *= plan.hidden.total / len(plan.hidden.kept)  # ε·D/D′
     if all(layer == dims[0] for layer in dims):
         values |= dims[0]
-    if decided.model_type == shape.family.custom_type:
-        if decided.problem and export == "auto":
-            logger.warning(
-                "%s, so the model is of type %s: it loads in transformers with `import optimum_moreau` or"
-                " trust_remote_code=True, not in vLLM or llama.cpp%s",
-                decided.problem,
-                decided.model_type,
-                f"; for a stock checkpoint: {decided.advice}" if decided.advice else "",
-            )
-        values |= {"auto_map": auto_map(decided.model_type), "per_layer_config": dict(enumerate(dims))}
-    elif decided.model_type != shape.family.base_type:
+    if export.own:
+        values |= {"auto_map": auto_map(export.model_type), "per_layer_config": dict(enumerate(dims))}
+    elif export.model_type != shape.family.base_type:
         values = {key: value for key, value in values.items() if key not in _NOT_IN_ALTERNATIVE}
         values["sliding_window"] = None
-    config = AutoConfig.for_model(decided.model_type, **values, attn_implementation=model_config._attn_implementation)
+    config = AutoConfig.for_model(export.model_type, **values, attn_implementation=model_config._attn_implementation)
     config.name_or_path = model_config.name_or_path
     _check_read_back(config)
     return config
@@ -150,16 +166,6 @@ def _check_read_back(config: Any) -> None:
         raise ExportError(
             f"the config of a '{config.model_type}' cannot be read again once it is written ({first_line(error)})"
         ) from error
-
-
-def with_export(plan: PruningPlan, model_config: Any, shape: ModelShape) -> PruningPlan:
-    """Returns a plan that says, among its adjustments, why its model will be of another class, where it will.
-
-    Raises:
-        ExportError: `export="stock"` on shapes that no stock class holds.
-    """
-    decided = decide_export(model_config, shape, plan, plan.config["export"])
-    return replace(plan, adjustments=(*plan.adjustments, *decided.words))
 
 
 def check_reachable(model_config: Any, shape: ModelShape, counted: ModelShape, config: MoreauPrunerConfig) -> None:
@@ -185,22 +191,21 @@ def check_reachable(model_config: Any, shape: ModelShape, counted: ModelShape, c
         alike or "layers" not in config.targets
     ):  # else it follows what is measured
         decide_export(model_config, shape, plan, config.export)
-    check_loadable(model_config, shape, plan, config.export)
+    check_loadable(model_config, shape, plan, decide_export(model_config, shape, plan, config.export, coming=False))
     if config.budget.name != "uniform" and config.export != "stock":  # layers may come to differ
         first = min(plan.kept_layers or plan.layers)
         layers = {**plan.layers, first: whole_plan(shape).layers[first]}
-        check_loadable(model_config, shape, replace(plan, layers=layers), "custom")
+        check_loadable(model_config, shape, replace(plan, layers=layers), Export(shape.family.custom_type, own=True))
 
 
-def check_loadable(model_config: Any, shape: ModelShape, plan: PruningPlan, export: str) -> None:
+def check_loadable(model_config: Any, shape: ModelShape, plan: PruningPlan, export: Export) -> None:
     """Refuses, before any work is done, what could be saved in the end and not be loaded.
 
     Raises:
         ExportError, PlanError: as for `pruned_config`; or transformers cannot build a model from the config.
     """
-    custom = _decide(model_config, shape, plan, export, coming=False).model_type == shape.family.custom_type
     with quiet("transformers"):
-        built_from(pruned_config(model_config, shape, plan, "custom" if custom else export))
+        built_from(pruned_config(model_config, shape, plan, export))
 
 
 def check_folding(shape: ModelShape) -> None:

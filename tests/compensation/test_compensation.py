@@ -14,10 +14,11 @@ from optimum_moreau.compensation.moments import Moments
 from optimum_moreau.compensation.refit import Refit
 from optimum_moreau.compensation.rounds import rounds, without_removed
 from optimum_moreau.compensation.scale import Scale
-from optimum_moreau.data.windows import load_calibration
+from optimum_moreau.data.windows import CalibrationSet, load_calibration
 from optimum_moreau.errors import ConfigError, DataError, ExportError, NonFiniteError, PlanError
 from optimum_moreau.models.units import decoder_layers, model_shape
 from optimum_moreau.planning import make_plan, removed_parameters, whole_plan
+from optimum_moreau.run.run import Run
 from optimum_moreau.run.scoring import score_in_rounds
 from optimum_moreau.scoring.scores import score_units
 from optimum_moreau.surgery.apply import apply_plan
@@ -350,8 +351,8 @@ def test_a_round_scores_what_the_last_one_left_and_what_went_stays_gone(windows)
     shape = model_shape(model)
     config = MoreauPrunerConfig(criterion="taylor", rounds=2, unit_ratio=0.5, compensation="refit", **EVERYWHERE)
     config = config.resolve(model.config)
-    text = type("Text", (), {"tokens": windows, "distinct": windows.numel()})()
-    found = score_in_rounds(model, shape, windows[:4], text, config)
+    scored, fitted = (CalibrationSet(tokens, "windows", 0, "", tokens.numel()) for tokens in (windows[:4], windows))
+    found = score_in_rounds(Run(model, shape, shape, config, scored, fitted))
     first = make_plan(score_units(model, shape, windows[:4], config), shape, rounds(config, shape)[0])
     with compensated(model, shape, first, windows, config, undone=True):
         expected = without_removed(score_units(model, shape, windows[:4], config), first, shape)

@@ -154,7 +154,7 @@ def test_a_text_for_a_path_is_refused_in_one_line(kind, tokenizer):
 def test_windows_longer_than_the_positions_are_refused_before_any_work(tokenizer, monkeypatch, tokens):
     model = tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=64)
     before = snapshot(model)
-    monkeypatch.setattr("optimum_moreau.run.text.load_calibration", None)  # not even the text is read
+    monkeypatch.setattr("optimum_moreau.data.windows.read_documents", None)  # not even the text is read
     long = {"sequence_length": 65, "calibration_samples": 2, "compensation_samples": 2}
     settings = [
         {"criterion": "taylor"},

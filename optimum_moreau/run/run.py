@@ -1,0 +1,158 @@
+"""One pruning run: what is read, made and decided once, and handed on to every step."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..compensation.biases import shape_to_count
+from ..compensation.compensate import check_compensation
+from ..config import MoreauPrunerConfig
+from ..data.sources import model_reference
+from ..data.windows import CalibrationSet, CalibrationText, check_positions
+from ..errors import ConfigError, DataError
+from ..models.placement import prepare_offloaded
+from ..models.units import ModelShape, model_shape
+from ..planning import PruningPlan, check_derived, fingerprint
+from ..scoring.scores import UnitScores, needs_text
+from ..surgery.apply import check_prunable
+from ..surgery.export import check_reachable
+from .made import ElementScores, check_serves
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run is made of: checked, read, and resolved against the model.
+
+    Attributes:
+        model: the base model, whole as yet.
+        shape: its shape.
+        counted: the shape that a size is counted on: with the biases of an intercept, where a size limits them.
+        config: resolved.
+        scored: windows that scoring, or masking, reads; `None` where it reads none.
+        fitted: windows that the compensation reads; `None` where it reads none, or nothing is cut.
+        made: scores that were made before, if they were.
+        checkpoint: folder that keeps every step of scoring; a run that was killed goes on from it.
+        revision: of the base model, for the record.
+        started: of `time.perf_counter`.
+    """
+
+    model: PreTrainedModel
+    shape: ModelShape
+    counted: ModelShape
+    config: MoreauPrunerConfig
+    scored: CalibrationSet | None = None
+    fitted: CalibrationSet | None = None
+    made: UnitScores | ElementScores | None = None
+    checkpoint: Path | None = None
+    revision: str | None = None
+    started: float = field(default_factory=time.perf_counter)
+
+    @classmethod
+    def prepare(
+        cls,
+        model: PreTrainedModel,
+        config: MoreauPrunerConfig,
+        text: CalibrationText,
+        *,
+        cut: bool,
+        made: UnitScores | ElementScores | None = None,
+        checkpoint: str | Path | None = None,
+        revision: str | None = None,
+    ) -> Run:
+        """Checks that a model can be pruned or masked as a config says, and reads the text; before all that takes long.
+
+        Args:
+            model: the base model.
+            config: what to prune and how.
+            text: of the calibration.
+            cut: the plan is to be applied, and not only made.
+            made: scores that were made before, if they were.
+            checkpoint: folder that keeps every step of scoring.
+            revision: of the base model, for the record.
+
+        Raises:
+            MoreauError: of the kind that names the mistake (errors.py).
+        """
+        check_prunable(model)
+        folder = None if checkpoint is None else Path(checkpoint).expanduser()
+        run = cls.begin(model, config.resolve(model.config), made=made, checkpoint=folder, revision=revision)
+        if folder is not None and run.config.masks:
+            raise ConfigError("checkpoint_dir: masks are made without steps to keep; leave it out")
+        if made is not None:
+            check_serves(made, run.config)
+        if needs_text(run.config) or run.config.compensation.fits:
+            check_positions(model.config, run.config.sequence_length)
+        if not run.config.masks:
+            check_compensation(model, run.shape, run.config)
+            check_reachable(model.config, run.shape, run.counted, run.config)
+        return run._with_text(
+            text, scores=needs_text(run.config) and not isinstance(made, UnitScores), fits=cut or run.config.rounds > 1
+        )
+
+    @classmethod
+    def to_apply(
+        cls, model: PreTrainedModel, plan: PruningPlan, config: MoreauPrunerConfig, text: CalibrationText
+    ) -> Run:
+        """The run of a plan that was made before.
+
+        Args:
+            model: the base model.
+            plan: what stays of it.
+            config: that it is applied with, resolved.
+            text: for its compensation, if it has one.
+
+        Raises:
+            PlanError: the plan is for another model.
+            DataError: it is to be compensated for, and no text is given, or the model has too few positions.
+        """
+        step = config.compensation
+        if step.fits and text.source is None:
+            source = plan.calibration.get("source", "no text on record")
+            raise DataError(
+                f"the plan is to be compensated for ('{step.name}'), which reads text: give the calibration"
+                f" (--calibration; that of the scores was {source})"
+            )
+        check_prunable(model)
+        run = cls.begin(model, config, revision=plan.revision)
+        plan.check_matches(model, run.shape)
+        check_derived(run.shape, plan, config)
+        if step.fits:
+            check_positions(model.config, config.sequence_length)
+            check_compensation(model, run.shape, config)
+        return run._with_text(text, scores=False, fits=True)
+
+    @classmethod
+    def begin(cls, model: PreTrainedModel, config: MoreauPrunerConfig, **known: Any) -> Run:
+        """A run that reads no text; the config is resolved, and other fields are known."""
+        prepare_offloaded(model)
+        shape = model_shape(model)
+        return cls(model, shape, shape_to_count(model, shape, config), config, **known)
+
+    def _with_text(self, text: CalibrationText, *, scores: bool, fits: bool) -> Run:
+        """The run with its windows; those that are fitted begin with those that are scored."""
+        c, vocabulary = self.config, self.model.config.vocab_size
+        draw = lambda samples: text.windows(samples, c.sequence_length, c.seed, vocab_size=vocabulary)  # noqa: E731
+        scored = draw(c.calibration_samples) if scores else None
+        fits = fits and c.compensation.fits and not c.masks
+        return replace(self, scored=scored, fitted=draw(c.compensation.windows) if fits else None)
+
+    @property
+    def tokens(self) -> Tensor | None:
+        """That scoring reads, `(samples, length)`."""
+        return None if self.scored is None else self.scored.tokens
+
+    def origin(self) -> dict[str, Any]:
+        """What scores and plan record of their making."""
+        return {
+            "base_model": model_reference(self.model.config.name_or_path),
+            "revision": self.revision,
+            "fingerprint": fingerprint(self.model),
+            "config": self.config.to_dict(),
+            "calibration": self.scored.to_dict() if self.scored else {},
+        }
