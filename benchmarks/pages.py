@@ -2,23 +2,25 @@
 
     python benchmarks/pages.py [--check]
 
-A row of data is one measurement: its `model`, `protocol` (what was cut and how; "" for the dense model), `row` (the
-method) and `seed`, the `perplexity` and further measures, and the `commit` that recorded it. Where only a mean was
-kept, `mean`, `deviation` and `draws` stand for perplexity and seed. A table is asked for in YAML:
+A line of data is one run: its `model`, `protocol` (what was cut, how much), `row` (the method), `seed`, `perplexity` and
+further measures, and the `commit` that made or recorded it. Where no draw was kept, `seed` is null, and `mean`,
+`deviation` and `draws` stand for the perplexity, until there is a draw. A table is asked for in YAML:
 
     data: name of a file, or a list of them
-    where: {key: value or list of values} that a row of data must have; `model: [a, b]` gives their order too
-    split: key whose every value gets a table of its own, named in its head; default: none
-    lines: keys of a line's label (default: row), or `names: [one, two]` for the lines wanted, in this order
-    across: key that tells columns apart (default: protocol)
-    columns: its values, or mappings {of: value, show: measure, as: title, digits: 2}; without `of`, of any value
+    where: {key: value, or list of values}, of the lines of data that count
+    split: key of which each value has a table of its own, and is named in its head
+    lines: keys of a line's label (row)
+    names: the labels wanted, in this order, instead of all, as they come
+    across: key that tells columns apart (protocol)
+    columns: values of that key; or {of: value, show: measure, as: title, digits: 2}, without `of` of any value, and
+        with `range: true` from the least to the most
     beside: measures that follow each column that is a mere value
-    base: row from which `closed` counts the gap to the dense model (default: taylor)
-    dense: true where the dense model has a line
-    best: false where the best perplexity of each column is not to be bold
+    base: the row from which `closed` counts the gap to the dense model (taylor)
+    dense: true gives the dense model a line
+    best: false leaves the best perplexity of each column as it is, not bold
 
-What stands from the comment up to `<!-- end -->` is made; the rest of a page is written by hand. `<!-- stamp -->` makes
-a line of the data that the page's tables are from, and the commits that recorded it.
+What stands from the comment to `<!-- end -->` is made, the rest of a page written by hand. `<!-- stamp -->` names the
+data of a page, and their commits.
 """
 
 from __future__ import annotations
@@ -38,147 +40,141 @@ DATA = ROOT / "results" / "data"
 PAGES = sorted((ROOT / "results").glob("*.md"))
 MARK = re.compile(r"(<!-- (table|stamp)(?::\s(.*?))?\s-->\n).*?(<!-- end -->)", re.S)
 DENSE = "dense"
+Run = dict[str, Any]
 
 
-def read(name: str) -> list[dict[str, Any]]:
-    """The rows of a file of data, each with a `perplexity` and its `perplexity_deviation` where a mean was kept."""
-    rows = [json.loads(line) for line in (DATA / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
-    for row in rows:
-        if "mean" in row:
-            row |= {"perplexity": row.pop("mean"), "perplexity_deviation": row.pop("deviation", None)}
-    return rows
+def read(name: str) -> list[Run]:
+    """The lines of a file of data; `perplexity` and `perplexity_deviation` are there where a mean was kept."""
+    runs = [json.loads(line) for line in (DATA / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+    for run in runs:
+        if "mean" in run:
+            run |= {"perplexity": run.pop("mean"), "perplexity_deviation": run.pop("deviation", None)}
+    return runs
 
 
-def chosen(rows: list[dict[str, Any]], where: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows that have these values; the dense model has every protocol and seed."""
-
-    def fits(row: dict[str, Any], key: str, wanted: Any) -> bool:
-        free = row["row"] == DENSE and key in ("protocol", "seed")
-        return free or row.get(key) in (wanted if isinstance(wanted, list) else [wanted])
-
-    return [row for row in rows if all(fits(row, key, wanted) for key, wanted in where.items())]
+def listed(value: Any) -> list[Any]:
+    """A list as it is, a value as a list of one."""
+    return value if isinstance(value, list) else [value]
 
 
-def mean(rows: list[dict[str, Any]], measure: str) -> float | None:
-    """The mean over the draws, None of none."""
-    values = [row[measure] for row in rows if row.get(measure) is not None]
-    return statistics.mean(values) if values else None
+def chosen(runs: list[Run], where: dict[str, Any]) -> list[Run]:
+    """The runs that have these values; the dense model has every protocol and seed."""
+
+    def fits(run: Run, key: str, wanted: Any) -> bool:
+        return (run["row"] == DENSE and key in ("protocol", "seed")) or run.get(key) in listed(wanted)
+
+    return [run for run in runs if all(fits(run, key, wanted) for key, wanted in where.items())]
 
 
 class Table:
-    """One table, as a page asks for it."""
+    """One table of some runs, as a page asks for it."""
 
-    def __init__(self, rows: list[dict[str, Any]], asked: dict[str, Any], title: str = "") -> None:
-        self.rows = rows
+    def __init__(self, runs: list[Run], asked: dict[str, Any], title: str = "") -> None:
+        self.runs = runs
+        self.asked = {"lines": ["row"], "across": "protocol", "base": "taylor", "best": True, "dense": False} | asked
         self.title = title
-        self.across = asked.get("across", "protocol")
-        self.labels = asked.get("lines", ["row"])
-        self.names = asked.get("names")
-        self.base = asked.get("base", "taylor")
-        self.dense = asked.get("dense", False)
-        self.bold = asked.get("best", True)
-        self.columns = self._columns(asked)
-
-    def _columns(self, asked: dict[str, Any]) -> list[dict[str, Any]]:
-        plain = list(dict.fromkeys(row[self.across] for row in self.rows if row["row"] != DENSE))
-        columns = []
-        for column in asked.get("columns", plain):
+        named = dict.fromkeys(run[self.asked["across"]] for run in runs if run["row"] != DENSE)
+        self.columns: list[dict[str, Any]] = []
+        for column in asked.get("columns", named):
             if isinstance(column, dict):
-                columns.append({"show": "perplexity", "as": column.get("show", column.get("of")), **column})
-                continue
-            columns.append({"of": column, "show": "perplexity", "as": column})
-            columns += [{"of": column, "show": beside, "as": beside} for beside in asked.get("beside", ())]
-        return columns
+                default = {"show": "perplexity", "as": column.get("show", column.get("of"))}
+                self.columns.append(default | column)
+            else:
+                self.columns.append({"of": column, "show": "perplexity", "as": column})
+                self.columns += [{"of": column, "show": beside, "as": beside} for beside in asked.get("beside", ())]
 
     def lines(self) -> list[dict[str, Any]]:
-        """The labels of the lines: as named, or as they come in the data, those alike in the first label together."""
-        if self.names:
-            return [{self.labels[0]: name} for name in self.names]
-        found = [row for row in self.rows if self.dense or row["row"] != DENSE]
-        lines = [dict(pairs) for pairs in dict.fromkeys(tuple((k, row[k]) for k in self.labels) for row in found)]
-        first = [line[self.labels[0]] for line in lines]
-        return sorted(lines, key=lambda line: first.index(line[self.labels[0]]))
+        """What labels the lines; those alike in the first label stand together."""
+        keys = self.asked["lines"]
+        if "names" in self.asked:
+            return [{keys[0]: name} for name in self.asked["names"]]
+        runs = [run for run in self.runs if self.asked["dense"] or run["row"] != DENSE]
+        lines = [dict(pairs) for pairs in dict.fromkeys(tuple((key, run[key]) for key in keys) for run in runs)]
+        first = [line[keys[0]] for line in lines]
+        return sorted(lines, key=lambda line: first.index(line[keys[0]]))
 
-    def _found(self, line: dict[str, Any], column: dict[str, Any]) -> list[dict[str, Any]]:
-        return chosen(self.rows, {**line, **({self.across: column["of"]} if "of" in column else {})})
+    def found(self, where: dict[str, Any], measure: str) -> list[Run]:
+        """The runs of a cell: its draws, or what was kept of them."""
+        runs = [run for run in chosen(self.runs, where) if run.get(measure) is not None]
+        if "row" not in where and where.get("protocol"):
+            runs = [run for run in runs if run["row"] != DENSE]
+        return [run for run in runs if run.get("seed") is not None] or runs
 
-    def _closed(self, line: dict[str, Any], column: dict[str, Any]) -> float | None:
-        # share of the gap closed = (base − row) / (base − dense), of mean perplexities
-        where = {**line, self.across: column["of"]}
-        whole, start, value = (
-            mean(chosen(self.rows, {**where, **change}), "perplexity")
-            for change in ({"row": DENSE}, {"row": self.base}, {})
-        )
-        return None if None in (whole, start, value) or start == whole else (start - value) / (start - whole)
+    def mean(self, where: dict[str, Any]) -> float | None:
+        """The mean perplexity of a cell."""
+        runs = self.found(where, "perplexity")
+        return statistics.mean(run["perplexity"] for run in runs) if runs else None
 
-    def cell(self, line: dict[str, Any], column: dict[str, Any]) -> str:
-        """One cell: mean ± deviation over the draws; the median of seconds; words as they are."""
+    def closed(self, where: dict[str, Any]) -> str:
+        """(base − row) / (base − dense), of mean perplexities."""
+        value, base, dense = (self.mean(where | of) for of in ({}, {"row": self.asked["base"]}, {"row": DENSE}))
+        if value is None or base is None or dense is None or base == dense:
+            return ""
+        return f"{100 * (base - value) / (base - dense):.0f} %"
+
+    def cell(self, where: dict[str, Any], column: dict[str, Any]) -> str:
+        """Mean ± deviation over the draws; the median of seconds; a word or a whole number as it is."""
         measure = column["show"]
         if measure == "closed":
-            closed = self._closed(line, column)
-            return "" if closed is None else f"{100 * closed:.0f} %"
-        found = [row for row in self._found(line, column) if row.get(measure) is not None]
-        values = [row[measure] for row in found]
-        if not values:
-            return ""
-        if isinstance(values[0], str):
-            return values[0]
-        if measure == "seconds":
-            return f"{statistics.median(values):.{column.get('digits', 1)}f}"
-        if isinstance(values[0], int):
+            return self.closed(where)
+        runs = self.found(where, measure)
+        values = [value for run in runs for value in listed(run[measure])]
+        if not values or isinstance(values[0], str):
+            return values[0] if values else ""
+        if isinstance(values[0], int) and len(values) == 1:
             return f"{values[0]:,}"
-        digits = column.get("digits", 2)
-        several = len(values) > 1 and "seed" in found[0]
-        deviation = statistics.stdev(values) if several else found[0].get(f"{measure}_deviation")
-        return f"{statistics.mean(values):.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")
+        digits = column.get("digits", 1 if measure == "seconds" else 2)
+        if column.get("range"):
+            return f"{min(values):.{digits}f}–{max(values):.{digits}f}"
+        if measure == "seconds":
+            return f"{statistics.median(values):.{digits}f}"
+        spread = runs[0].get(f"{measure}_deviation")
+        if len(values) > 1 and runs[0].get("seed") is not None:
+            spread = statistics.stdev(values)
+        return f"{statistics.mean(values):.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")
 
-    def markdown(self) -> list[str]:
-        """The table's lines."""
-        lines = self.lines()
-        cells = [[self.cell(line, column) for column in self.columns] for line in lines]
-        for number, column in enumerate(self.columns):
-            means = [mean(self._found(line, column), "perplexity") for line in lines]
-            if self.bold and column["show"] == "perplexity" and len([m for m in means if m is not None]) > 1:
-                best = min(m for m in means if m is not None)
-                for row, value in zip(cells, means, strict=True):
-                    row[number] = f"**{row[number]}**" if value == best else row[number]
-        names = [" | ".join(str(value) for value in line.values()) for line in lines]
-        beside = [" " for _ in self.labels[1:]]
-        return [
-            f"| {' | '.join([self.title or self.labels[0], *(self.labels[1:] if not self.title else beside)])} | "
-            + " | ".join(column["as"] for column in self.columns)
-            + " |",
-            f"|{'---|' * len(self.labels)}{'---:|' * len(self.columns)}",
-            *(f"| {' | '.join([name, *row])} |" for name, row in zip(names, cells, strict=True)),
-        ]
+    def markdown(self) -> str:
+        """The table."""
+        lines, keys = self.lines(), self.asked["lines"]
+        rows = [[" | ".join(line.values())] for line in lines]
+        for column in self.columns:
+            wheres = [line | ({self.asked["across"]: column["of"]} if "of" in column else {}) for line in lines]
+            cells = [self.cell(where, column) for where in wheres]
+            if column["show"] == "perplexity" and self.asked["best"]:
+                means = [self.mean(where) for where in wheres]
+                known = [mean for mean in means if mean is not None]
+                cells = [
+                    f"**{cell}**" if len(known) > 1 and mean == min(known) else cell
+                    for cell, mean in zip(cells, means, strict=True)
+                ]
+            for row, cell in zip(rows, cells, strict=True):
+                row.append(cell)
+        head = [self.title or keys[0], *keys[1:], *(column["as"] for column in self.columns)]
+        rule = "---|" * len(keys) + "---:|" * len(self.columns)
+        return "\n".join([f"| {' | '.join(head)} |", f"|{rule}", *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def tables(asked: dict[str, Any]) -> str:
     """The table that a page asks for, or one for each value of the key that splits it."""
-    names = asked["data"] if isinstance(asked["data"], list) else [asked["data"]]
-    where = asked.get("where", {})
-    rows = chosen([row for name in names for row in read(name)], where)
-    split = asked.get("split")
-    if not split:
-        return "\n".join(Table(rows, asked).markdown())
-    made = []
-    for value in dict.fromkeys(row[split] for row in rows):
-        part = chosen(rows, {split: value})
-        whole = mean(chosen(part, {"row": DENSE}), "perplexity")
-        title = str(value) if whole is None else f"{value}, dense {whole:.2f}"
-        made.append("\n".join(Table(part, asked, title).markdown()))
-    return "\n\n".join(made)
+    runs = chosen([run for name in listed(asked["data"]) for run in read(name)], asked.get("where", {}))
+    if "split" not in asked:
+        return Table(runs, asked).markdown()
+    found = []
+    for value in dict.fromkeys(run[asked["split"]] for run in runs):
+        part = chosen(runs, {asked["split"]: value})
+        dense = Table(part, asked).mean({"row": DENSE})
+        found.append(Table(part, asked, value if dense is None else f"{value}, dense {dense:.2f}").markdown())
+    return "\n\n".join(found)
 
 
 def stamp(page: str) -> str:
-    """What the tables of a page are from."""
+    """What the tables of a page are made of."""
     asked = [yaml.safe_load(found[3])["data"] for found in MARK.finditer(page) if found[2] == "table"]
-    names = dict.fromkeys(name for data in asked for name in (data if isinstance(data, list) else [data]))
     parts = []
-    for name in names:
-        commits = dict.fromkeys(row["commit"] for row in read(name) if "commit" in row)
+    for name in dict.fromkeys(name for data in asked for name in listed(data)):
+        commits = dict.fromkeys(run["commit"] for run in read(name) if "commit" in run)
         parts.append(f"[{name}](data/{name}.jsonl)" + (f" ({', '.join(commits)})" if commits else ""))
-    return f"Tables made by `python benchmarks/pages.py`, of the data recorded in these commits: {'; '.join(parts)}."
+    return f"Tables made by `python benchmarks/pages.py`; data, and the commits it was recorded in: {'; '.join(parts)}."
 
 
 def made(page: str) -> str:
@@ -192,15 +188,16 @@ def made(page: str) -> str:
 
 
 def main() -> int:
-    """Writes every page anew, or says which are not as the data has them."""
+    """Writes every page anew, or says which would change."""
     parser = argparse.ArgumentParser(description="Makes the tables of results/ from results/data.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 where a page would change")
     check = parser.parse_args().check
-    changed = [file for file in PAGES if (page := file.read_text(encoding="utf-8")) != made(page)]
-    for file in changed:
-        print(f"{file.relative_to(ROOT)}: {'not as the data has it' if check else 'made anew'}")
+    pages = {file: file.read_text(encoding="utf-8") for file in PAGES}
+    changed = {file: new for file, page in pages.items() if (new := made(page)) != page}
+    for file, page in changed.items():
+        print(f"{file.relative_to(ROOT)}: {'not of the data; make results' if check else 'made anew'}")
         if not check:
-            file.write_text(made(file.read_text(encoding="utf-8")), encoding="utf-8")
+            file.write_text(page, encoding="utf-8")
     return int(check and bool(changed))
 
 
