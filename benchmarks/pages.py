@@ -1,8 +1,8 @@
 """Makes the tables of results/ from results/data/*.jsonl, where `<!-- table: … -->` asks for one.
 
-    python benchmarks/pages.py [--check]
+    python benchmarks/pages.py
 
-A line of data is one run: its `model`, `protocol` (what was cut, how much), `row` (the method), `seed`, `perplexity` and
+A line of data is one run: its `model`, `protocol` (what was cut, how much), `row` (the method), `seed`, `perplexity`,
 further measures, and the `commit` that made or recorded it. Where no draw was kept, `seed` is null, and `mean`,
 `deviation` and `draws` stand for the perplexity, until there is a draw. A table is asked for in YAML:
 
@@ -25,11 +25,9 @@ data of a page, and their commits.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +35,6 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "results" / "data"
-PAGES = sorted((ROOT / "results").glob("*.md"))
 MARK = re.compile(r"(<!-- (table|stamp)(?::\s(.*?))?\s-->\n).*?(<!-- end -->)", re.S)
 DENSE = "dense"
 Run = dict[str, Any]
@@ -187,19 +184,14 @@ def made(page: str) -> str:
     return MARK.sub(part, page)
 
 
-def main() -> int:
-    """Writes every page anew, or says which would change."""
-    parser = argparse.ArgumentParser(description="Makes the tables of results/ from results/data.")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 where a page would change")
-    check = parser.parse_args().check
-    pages = {file: file.read_text(encoding="utf-8") for file in PAGES}
-    changed = {file: new for file, page in pages.items() if (new := made(page)) != page}
-    for file, page in changed.items():
-        print(f"{file.relative_to(ROOT)}: {'not of the data; make results' if check else 'made anew'}")
-        if not check:
-            file.write_text(page, encoding="utf-8")
-    return int(check and bool(changed))
+def main() -> None:
+    """Writes every page anew."""
+    for file in sorted((ROOT / "results").glob("*.md")):
+        page = file.read_text(encoding="utf-8")
+        if (new := made(page)) != page:
+            file.write_text(new, encoding="utf-8")
+            print(f"{file.relative_to(ROOT)}: made anew")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
