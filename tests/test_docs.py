@@ -174,6 +174,19 @@ def test_the_tables_of_results_are_made_of_the_data(pages, name):
     assert pages.made(RESULTS[name]) == RESULTS[name], "make results writes it anew"
 
 
+def test_a_cell_is_of_its_draws_alone_and_else_of_the_mean_that_was_kept(pages, monkeypatch, tmp_path):
+    kept = {"model": "a", "protocol": "20 %", "row": "taylor", "seed": None, "mean": 9.0, "deviation": 1.0, "draws": 3}
+    dense = {"model": "a", "protocol": "", "row": "dense", "seed": 0, "perplexity": 5.0}
+    draws = [kept | {"model": "b", "seed": seed, "perplexity": 10.0 + 2 * seed} for seed in (0, 1)]
+    for run in draws:
+        del run["mean"]
+    lines = [dense, kept, dense | {"model": "b"}, kept | {"model": "b"}, *draws]
+    (tmp_path / "some.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    monkeypatch.setattr(pages, "DATA", tmp_path)
+    table = pages.tables({"data": "some", "lines": ["model"], "best": False})
+    assert table.splitlines()[2:] == ["| a | 9.00 ± 1.00 |", "| b | 11.00 ± 1.41 |"]
+
+
 def test_one_page_of_results_has_todays_defaults():
     assert len(RESULTS["README.md"].splitlines()) <= 80
     for name in RESULTS:
