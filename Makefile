@@ -34,8 +34,9 @@ style: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The tables of results/, from results/data/.
 results: $(INSTALLED)
-	$(BIN)/python benchmarks/results.py --output docs/results.md
+	$(BIN)/python benchmarks/pages.py
 
 # The pages of docs/ as a site, in site/; what commands print on them is written anew first.
 docs: $(INSTALLED)

@@ -22,9 +22,9 @@ from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-RESULTS = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+RESULTS = {file.name: file.read_text(encoding="utf-8") for file in sorted((ROOT / "results").glob("*.md"))}
 PAGES = {file.name: file.read_text(encoding="utf-8") for file in sorted((ROOT / "docs").glob("*.md"))}
-MEASURED = ("results.md", "performance.md", "theory.md", "example_card.md")  # what made them takes hours
+MEASURED = ("theory.md", "example_card.md")  # what made them takes hours
 TASKS = {name: page for name, page in PAGES.items() if name not in MEASURED}
 _BLOCK = re.compile(r"```(\w*)\n(.*?)```", re.S)
 
@@ -124,7 +124,10 @@ def anchors(page):
         found[slug] += 1
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(f"docs/{name}" for name in PAGES)])
+@pytest.mark.parametrize(
+    "name",
+    ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(f"docs/{n}" for n in PAGES), *(f"results/{n}" for n in RESULTS)],
+)
 def test_relative_links_lead_somewhere(name):
     page = ROOT / name
     for link in re.findall(r"\]\(([^)\s]+)\)", _BLOCK.sub("", page.read_text(encoding="utf-8"))):
@@ -141,6 +144,8 @@ def test_every_page_is_in_the_readmes_map_and_in_the_site():
     for name in PAGES:
         assert name in site, name
         assert name in ("index.md", "example_card.md") or f"](docs/{name})" in README, name
+    for name in RESULTS:
+        assert f"results/{name}" in site, name
 
 
 def test_the_criterion_of_contributing_prunes(monkeypatch, llama, tmp_path):
@@ -159,48 +164,59 @@ def test_the_criterion_of_contributing_prunes(monkeypatch, llama, tmp_path):
 
 
 @pytest.fixture
-def quality(monkeypatch):
+def pages(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    return importlib.import_module("quality")
+    return importlib.import_module("pages")
 
 
-@pytest.fixture
-def runs(quality):
-    return quality.read_runs(ROOT / "docs" / "quality-runs.json")
+@pytest.mark.parametrize("name", RESULTS)
+def test_the_tables_of_results_are_made_of_the_data(pages, name):
+    assert pages.made(RESULTS[name]) == RESULTS[name], "make results writes it anew"
 
 
-def test_every_row_of_quality_has_five_draws_on_every_model_and_every_step_three_recovered(quality, runs):
-    draws = Counter(key[:3] for key in runs)
-    models = [subject.model for subject in quality.SUBJECTS]
-    expected = dict.fromkeys(itertools.product(models, quality.ROWS, quality.SHARES), 5)
-    recovered = [quality.tuned(row, 100) for row in quality.RECOVERED]
-    expected |= dict.fromkeys(itertools.product(models, recovered, (0.2, 0.5)), 3)
-    expected |= {(model, "dense", 0.0): 1 for model in models}
-    assert draws == expected
+def test_a_cell_is_of_its_draws_alone_and_else_of_the_mean_that_was_kept(pages, monkeypatch, tmp_path):
+    kept = {"model": "a", "protocol": "20 %", "row": "taylor", "seed": None, "mean": 9.0, "deviation": 1.0, "draws": 3}
+    dense = {"model": "a", "protocol": "", "row": "dense", "seed": 0, "perplexity": 5.0}
+    draws = [kept | {"model": "b", "seed": seed, "perplexity": 10.0 + 2 * seed} for seed in (0, 1)]
+    for run in draws:
+        del run["mean"]
+    lines = [dense, kept, dense | {"model": "b"}, kept | {"model": "b"}, *draws]
+    (tmp_path / "some.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    monkeypatch.setattr(pages, "DATA", tmp_path)
+    table = pages.tables({"data": "some", "lines": ["model"], "best": False})
+    assert table.splitlines()[2:] == ["| a | 9.00 ± 1.00 |", "| b | 11.00 ± 1.41 |"]
 
 
-@pytest.mark.parametrize("model", ["stories260K", "babyllama-char105", "wikitext-llama-5m"])
-def test_the_tables_of_quality_are_of_the_runs_that_are_kept(quality, runs, model):
-    others = [row for row in quality.ROWS if row not in quality.STEPS]
-    whole = quality.read_runs(ROOT / "docs" / "quality-runs-whole.json")
-    on_all_segments = ("taylor", "+ refit", "wanda, 128 samples, refit", "+ wanda for taylor")
-    for table in (
-        quality.table(model, runs, quality.STEPS, quality.SHARES),
-        quality.table(model, runs, others, quality.SHARES),
-        quality.table(model, whole, on_all_segments, (0.2, 0.5)),
-        quality.recovery_table(model, runs, quality.RECOVERED, (0.2, 0.5), 100),
+def test_one_page_of_results_has_todays_defaults():
+    assert len(RESULTS["README.md"].splitlines()) <= 80
+    for name in RESULTS:
+        assert name == "README.md" or f"]({name})" in RESULTS["README.md"], name
+
+
+def test_every_row_of_quality_has_five_draws_on_every_model_and_every_step_three_recovered(pages):
+    models = ("stories260K", "babyllama-char105", "wikitext-llama-5m")
+    for data, draws, shares, count in (
+        ("quality", 5, ("20 %", "30 %", "50 %"), 34),
+        ("recovery", 3, ("20 %", "50 %"), 6),
     ):
-        assert "\n".join(["", *table, "", ""]) in RESULTS
+        runs = [run for run in pages.read(data) if run["model"] in models and run["row"] != "dense"]
+        rows = {run["row"] for run in runs}
+        assert len(rows) == count
+        found = Counter((run["model"], run["protocol"], run["row"]) for run in runs)
+        assert found == dict.fromkeys(itertools.product(models, shares, rows), draws), data
 
 
-def test_the_readmes_table_of_quality_is_of_the_runs_that_are_kept(quality, runs):
-    _, _, *lines = re.search(r"\| perplexity, untuned.*?\n\n", README, re.S)[0].strip().split("\n")
-    rows = itertools.product([subject.model for subject in quality.SUBJECTS], (0.2, 0.5))
-    for line, (model, share) in zip(lines, rows, strict=True):
-        found = (quality.drawn(runs, model, row, share).values() for row in quality.STEPS)
-        cells = [quality.spread([value for value, _ in draws]) for draws in found]
-        head = f"{model} ({runs[model, 'dense', 0.0, 0][0]:.2f}), {100 * share:.0f} %"
-        assert line == f"| {' | '.join([head, *cells])} |"
+def test_the_readmes_figures_are_of_the_data(pages):
+    table = re.search(r"\| model \| dense \|.*?\n\n", README, re.S)[0]
+    assert table in RESULTS["README.md"]
+    cost = {run["row"]: run["seconds"] for run in pages.read("cost") if run["part"] == "compensation"}
+    real = {run["row"]: run.get("perplexity") for run in pages.read("smollm2")}
+    text = " ".join(README.split())
+    assert f"A refit of a 110M model took {cost['refit']:.0f} s, twice as long as scoring with `moreau`" in text
+    assert cost["refit"] / cost["moreau"] == pytest.approx(2, abs=0.1)
+    rows = ("dense", "taylor", "taylor, refit on 128 windows", "taylor, refit on 16 windows")
+    dense, cut, refitted, few = (f"{real[row]:.0f}" for row in rows)
+    assert f"perplexity is {dense} dense, {cut} cut, {refitted} with the refit, and {few} with one on 16" in text
 
 
 UNKNOWN_TO_READERS = re.compile(

@@ -11,7 +11,7 @@ from .methods import made
 from .validation import RUNTIMES_OF_UNIFORM_LAYERS, UNITS
 
 PRESETS = ("best", "paper", "plain")
-# What docs/results.md, "Quality", found to keep most without tuning; as good as with `taylor`, without its gradients.
+# What results/quality.md found to keep most without tuning; as good as with `taylor`, without its gradients.
 BEST: Mapping[str, Any] = {
     "criterion": "wanda",
     "calibration_samples": 400,

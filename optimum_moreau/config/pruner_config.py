@@ -170,7 +170,7 @@ class MoreauPrunerConfig:
 
     @classmethod
     def best(cls, **changes: Any) -> MoreauPrunerConfig:
-        """What keeps quality best without tuning, as measured (docs/results.md, "Quality"): the default of pruning.
+        """What keeps quality best without tuning, as measured (results/quality.md): the default of pruning.
 
         `wanda` of 400 windows, a `search` over layers, and a `refit`; other criteria of gradients by the importances of
         as many windows or, where they take several passes over each, passes; what the changes rule out is left out

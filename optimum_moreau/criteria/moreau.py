@@ -7,7 +7,7 @@ per matrix for `channel_group="row"`, per layer for `channel_group="unit"`.
 
 `relative_rho` gives ρ and γ a scale too, ρ_W = ρ̂·‖W‖_F/‖g_W‖_F of each matrix W and γ_W a fixed share of it
 (envelope/moreau.py). The paper's T·γ/ρ of 0.2 and 0.01 leaves δ far from −ρ·g, and its absolute ρ moves a model's
-weights by as much as its gradients happen to be large (docs/results.md, "Moreau's own scale").
+weights by as much as its gradients happen to be large (results/criteria.md, "Moreau's own scale").
 
 With `reduction="importance"` Algorithm 1 runs on every sample alone, T steps each, and the importances are averaged:
 
