@@ -101,10 +101,8 @@ def _benchmark(args: argparse.Namespace, folder: Path, saves: bool) -> dict[str,
 def show(result: dict[str, Any]) -> str:
     """The same for a reader, as a table."""
     from ..evaluation.speed import Speed
-    from ..files import filled
 
-    known = {one.name: result[one.name] for one in fields(Speed)}
-    speed = filled(Speed, known, "benchmark", "one")
+    speed = Speed.from_dict({one.name: result[one.name] for one in fields(Speed)})
     sides = [speed.model, *([] if speed.baseline is None else [speed.baseline])]
     head = ("", "batch", "base", "pruned", "ratio", "")
     rows = [head if len(sides) > 1 else ("", "batch", "", "median", "", ""), *(row.cells for row in speed.rows)]

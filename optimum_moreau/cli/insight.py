@@ -55,9 +55,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _draw(args: argparse.Namespace) -> dict[str, Any]:
     from ..config import MoreauPrunerConfig
-    from ..files import write_json
+    from ..evaluation.insight import INSIGHT_NAME
     from ..report import check_installed, draw_insight, save_figure
-    from ..report.evidence import INSIGHT_NAME
     from ..saving import add_files, check_addable
 
     check_installed()
@@ -66,7 +65,7 @@ def _draw(args: argparse.Namespace) -> dict[str, Any]:
     check_addable(args.output, INSIGHT_NAME, overwrite=args.overwrite)
     found = _look(args, wanted, config)
     with add_files(args.output, INSIGHT_NAME, overwrite=args.overwrite) as folder:
-        write_json(folder / INSIGHT_NAME, found.to_dict())
+        found.save(folder / INSIGHT_NAME)
         files = [path for name, figure in draw_insight(found).items() for path in save_figure(figure, folder, name)]
     names = [INSIGHT_NAME, *(path.name for path in files)]
     return found.to_dict() | {"files": [str(args.output / name) for name in names]}

@@ -11,8 +11,7 @@ from . import options
 
 if TYPE_CHECKING:
     from ..planning import PruningPlan
-    from ..report.evidence import Evidence
-    from ..report.page import Generation
+    from ..report.page import Evidence, Generation
 
 EXAMPLE = "pruned -o report.html --base org/model --evidence robustness-of-model --prompt Yesterday"
 PROMPT = "Once upon a time"
@@ -55,8 +54,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def _report(args: argparse.Namespace) -> dict[str, Any]:
     from ..errors import CheckpointError, ConfigError
     from ..loading import check_same_tokenizer
-    from ..report.evidence import load_evidence
-    from ..report.page import Subject, write_report
+    from ..report.page import Subject, load_evidence, write_report
     from ..saving.records import Records
 
     if args.new_tokens < 1:
@@ -91,7 +89,7 @@ def _evidence(folder: Path, plans: list[PruningPlan]) -> list[Evidence]:
         CheckpointError: it is of another model than those that the plans are for.
     """
     from ..errors import CheckpointError
-    from ..report.evidence import load_evidence
+    from ..report.page import load_evidence
 
     found = load_evidence(folder.expanduser())
     bases = {plan.fingerprint for plan in plans}

@@ -23,10 +23,9 @@ from ..planning import PruningPlan, make_plan, plan_overlap
 from ..scoring.profiles import PROFILES
 from ..scoring.scores import UnitScores, needs_text, score_units
 from ..surgery.apply import apply_plan, check_prunable
-from .agreement import Agreement
+from .agreement import Agreement, rank_correlation
 from .perplexity import perplexity
 from .perturbation import BASE, DTYPES, Perturbation, parse_perturbations
-from .ranks import rank_correlation
 
 logger = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from scipy.stats import rankdata
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,9 +26,9 @@ from ..planning import PruningPlan, expected_plan, make_plan
 from ..registry import CRITERIA
 from ..scoring.scores import UnitScores, needs_text, score_channels, score_units
 from ..surgery.apply import check_prunable
+from .agreement import rank_correlation
 from .insight import ChannelRanks, Curve, Panel
 from .perplexity import SEGMENT, measure_segments, segment
-from .ranks import rank_correlation, ranks_of
 from .silencing import silenced
 
 logger = logging.getLogger(__name__)
@@ -266,6 +267,11 @@ def has_settings(criterion: str) -> bool:
     """Whether a criterion has one of the settings whose sensitivity is shown."""
     resolved = CRITERIA.get(criterion)().resolved()
     return any(getattr(resolved, name) is not None for name in _symbols(resolved))
+
+
+def ranks_of(scores: Tensor) -> tuple[int, ...]:
+    """The rank of each score, 1 for the lowest; of equal ones the first is lower."""
+    return tuple(rankdata(scores.numpy(), method="ordinal").astype(int).tolist())
 
 
 def _symbols(criterion: Any) -> dict[str, str]:

@@ -14,6 +14,7 @@ from .reading import (
     read_text,
     read_yaml,
 )
+from .records import Record
 from .values import LARGEST, LARGEST_OF_TRANSFORMERS, MAX_DEPTH
 from .writing import write_bytes, write_json, write_tensors, write_text
 
@@ -25,6 +26,7 @@ __all__ = [
     "MAX_TEXT_BYTES",
     "MAX_YAML_BYTES",
     "MAX_YAML_VALUES",
+    "Record",
     "T",
     "filled",
     "parse_json",

@@ -8,23 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from .. import __version__
 from ..config import MoreauPrunerConfig
 from ..config.methods import shown
 from ..config.quantities import words_for_bytes
-from ..evaluation.agreement import verdicts
-from ..evaluation.insight import FIGURES
+from ..evaluation.agreement import ROBUSTNESS_NAME, Robustness
+from ..evaluation.insight import FIGURES, INSIGHT_NAME, Insight
 from ..evaluation.records import STAGES
 from ..files import write_text
 from ..planning import PruningPlan
 from ..saving.records import Records
-from .evidence import Evidence
 from .figures import draw_agreements, draw_insight, draw_map
 from .style import inline_svg
 
 _TEMPLATE = "page.html.j2"
+
+Evidence = Robustness | Insight
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,16 @@ class Generation:
 
     prompt: str
     texts: Sequence[tuple[str, str]]
+
+
+def load_evidence(folder: Path) -> list[Evidence]:
+    """Reads what `robustness` and `insight` wrote into a folder; nothing if it holds none.
+
+    Raises:
+        CheckpointError: a file is damaged.
+    """
+    kinds: dict[str, type[Evidence]] = {ROBUSTNESS_NAME: Robustness, INSIGHT_NAME: Insight}
+    return [kind.load(folder / name) for name, kind in kinds.items() if (folder / name).is_file()]
 
 
 def write_report(
@@ -101,12 +111,11 @@ def _subject(subject: Subject) -> dict[str, Any]:
         }
         for index, (before, after) in enumerate(zip(summary.layers_before, summary.layers_after, strict=True))
     ]
-    figure = inline_svg(draw_map({"": plan}, subject.name), f"Which units of each layer of {subject.name} stay")
     return {
         "name": subject.name,
         "summary": summary,
         "layers": layers,
-        "map": Markup(figure),
+        "map": inline_svg(draw_map({"": plan}, subject.name), f"Which units of each layer of {subject.name} stay"),
         "settings": {key: _words(value) for key, value in _shown(plan).items()},
         "adjustments": plan.adjustments,
         "recovery": records.recovery.summary if records.recovery else None,
@@ -165,24 +174,20 @@ def _measured(subjects: Sequence[Subject]) -> list[dict[str, Any]]:
 
 def _evidence(one: Evidence) -> dict[str, Any]:
     """What the page says of a base model."""
-    robustness = None
-    if one.agreements:
-        robustness = {
-            "figure": Markup(
-                inline_svg(
-                    draw_agreements(one.agreements, one.model),
-                    f"Overlap of the units that plans of {one.model} keep and remove",
-                )
-            ),
+    found: dict[str, Any] = {"model": one.model, "robustness": None, "figures": []}
+    if isinstance(one, Insight):
+        for name, figure in draw_insight(one).items():
+            words = FIGURES[name.partition("-")[0]]
+            found["figures"].append({"words": words, "figure": inline_svg(figure, f"{one.model}: {words}")})
+    elif one.agreements:
+        label = f"Overlap of the units that plans of {one.model} keep and remove"
+        found["robustness"] = {
+            "figure": inline_svg(draw_agreements(one.agreements, one.model), label),
             "rows": one.agreements,
-            "verdicts": verdicts(one.agreements),
+            "verdicts": one.verdicts,
             "measured": any(agreement.perplexity for agreement in one.agreements),
         }
-    figures = []
-    for name, figure in (draw_insight(one.insight) if one.insight else {}).items():
-        words = FIGURES[name.partition("-")[0]]
-        figures.append({"words": words, "figure": Markup(inline_svg(figure, f"{one.model}: {words}"))})
-    return {"model": one.model, "robustness": robustness, "figures": figures}
+    return found
 
 
 def _words(value: Any) -> str:
