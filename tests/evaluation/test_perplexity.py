@@ -1,6 +1,8 @@
 """Perplexity against its definition."""
 
 import math
+import subprocess
+import sys
 
 import datasets
 import pytest
@@ -53,6 +55,29 @@ def test_the_metric_reads_files_and_datasets(model, tokenizer, tmp_path):
     assert Perplexity().compute(text=rows, column="story", **settings) == Perplexity().compute(
         predictions=TEXTS, **settings
     )
+
+
+WITHOUT = """
+import sys
+sys.modules["evaluate"] = None
+from optimum_moreau import perplexity
+from optimum_moreau.cli import main
+assert main(["evaluate", sys.argv[1], "--text", sys.argv[2], "--seq-len", "16"]) == 0
+try:
+    from optimum_moreau import Perplexity
+except ImportError as error:
+    print(error)
+"""
+
+
+def test_without_the_library_only_the_metric_is_missed_and_says_so_in_a_line(tiny_folder, tmp_path):
+    (tmp_path / "text.txt").write_text(TEXT * 4)
+    code = [sys.executable, "-c", WITHOUT, str(tiny_folder), str(tmp_path / "text.txt")]
+    done = subprocess.run(code, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    measured, missed = done.stdout.splitlines()
+    assert measured.startswith("perplexity  ")
+    assert missed.endswith("is not installed: pip install 'optimum-moreau[evaluate]'")
 
 
 def test_a_uniform_model_has_the_perplexity_of_its_vocabulary(tokenizer):
