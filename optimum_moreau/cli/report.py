@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import CheckpointError, ConfigError
 from ..pipeline import outputs
 from . import options
 
@@ -52,9 +53,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _report(args: argparse.Namespace) -> dict[str, Any]:
-    from ..errors import CheckpointError, ConfigError
     from ..loading import check_same_tokenizer
-    from ..report.page import Subject, load_evidence, write_report
+    from ..report.page import Subject, load_evidence, measuring, write_report
     from ..saving.records import Records
 
     if args.new_tokens < 1:
@@ -78,17 +78,17 @@ def _report(args: argparse.Namespace) -> dict[str, Any]:
         "bytes": args.output.stat().st_size,
         "models": [subject.name for subject in subjects],
         "evidence": [one.model for one in evidence],
+        "unmeasured": [
+            measuring(folder, args.base or subject.records.summary.base_model)
+            for folder, subject in zip(args.folders, subjects, strict=True)
+            if not subject.records.measurements
+        ],
         "generations": [{"prompt": one.prompt, "texts": [list(pair) for pair in one.texts]} for one in written],
     }
 
 
 def _evidence(folder: Path, plans: list[PruningPlan]) -> list[Evidence]:
-    """What is known of the base models.
-
-    Raises:
-        CheckpointError: it is of another model than those that the plans are for.
-    """
-    from ..errors import CheckpointError
+    """What is known of the base models; refused where it is of another model than those that the plans are for."""
     from ..report.page import load_evidence
 
     found = load_evidence(folder.expanduser())
@@ -100,13 +100,7 @@ def _evidence(folder: Path, plans: list[PruningPlan]) -> list[Evidence]:
 
 
 def _names(folders: list[Path]) -> list[str]:
-    """What to call each model: its folder's name, with as many folders above as tell them apart.
-
-    Raises:
-        ConfigError: a folder is given twice.
-    """
-    from ..errors import ConfigError
-
+    """What to call each model: its folder's name, with as many folders above as tell them apart."""
     paths = [folder.resolve() for folder in folders]
     if len(set(paths)) < len(paths):
         twice = next(path for path in paths if paths.count(path) > 1)
@@ -131,11 +125,11 @@ def _generations(args: argparse.Namespace, names: list[str], plans: list[Pruning
         models = [(f"{model_reference(args.base)}, unpruned", args.base), *models]
     texts: list[list[str]] = []
     for _, where in models:
-        model = load_model(str(where), dtype=args.dtype, device=args.device, trust_remote_code=args.trust_remote_code)
+        code = {"trust_remote_code": args.trust_remote_code}
+        model = load_model(str(where), dtype=args.dtype, device=args.device, **code)
         if where == args.base:
             plans[0].check_base(fingerprint(model), args.base)
-        tokenizer = load_tokenizer(str(where), trust_remote_code=args.trust_remote_code)
-        texts.append(generations(model, tokenizer, prompts, new_tokens=args.new_tokens))
+        texts.append(generations(model, load_tokenizer(str(where), **code), prompts, new_tokens=args.new_tokens))
         del model
     return [
         Generation(prompt, [(name, written[i]) for (name, _), written in zip(models, texts, strict=True)])
@@ -145,4 +139,5 @@ def _generations(args: argparse.Namespace, names: list[str], plans: list[Pruning
 
 def show(result: dict[str, Any]) -> str:
     """The same for a reader."""
-    return f"wrote       {result['output']} ({result['bytes'] / 2**10:,.0f} KiB): {', '.join(result['models'])}"
+    wrote = f"wrote       {result['output']} ({result['bytes'] / 2**10:,.0f} KiB): {', '.join(result['models'])}"
+    return "\n".join([wrote, *(f"next        quality was not measured: {one}" for one in result["unmeasured"])])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,12 +81,20 @@ def write_report(
         title=f"{names[0]}, pruned" if len(names) == 1 else f"{len(names)} pruned models",
         subjects=[_subject(subject) for subject in subjects],
         facts=_facts(subjects),
+        unmeasured=[
+            measuring(one.name, one.records.summary.base_model) for one in subjects if not one.records.measurements
+        ],
         measured=_measured(subjects),
         evidence=[_evidence(one) for one in evidence],
         generations=generations,
         version=__version__,
     )
     write_text(path, text)
+
+
+def measuring(folder: str, base: str | None) -> str:
+    """The command that measures the quality of the model in a folder, and of its base, for the card and this page."""
+    return f"optimum-moreau evaluate {shlex.quote(folder)} --baseline {shlex.quote(base or 'BASE')} --text TEXT --save"
 
 
 def _environment() -> Environment:
@@ -137,9 +146,11 @@ def _facts(subjects: Sequence[Subject]) -> list[tuple[str, list[str]]]:
 def _facts_of(records: Records) -> dict[str, str]:
     summary = records.summary
     left = [layer for layer in summary.layers_after if layer is not None]
+    config = MoreauPrunerConfig.from_dict(records.plan.config) if records.plan.config else None
     return {
         "base model": summary.base_model or "not recorded",
         "criterion": summary.criterion,
+        "budget": config.budget.name if config else "not recorded",
         "targets": ", ".join(records.plan.config.get("targets", ())) or "not recorded",
         "parameters": f"{summary.parameters_before:,} → {summary.parameters_after:,}",
         "removed": f"{100 * summary.ratio_achieved:.2f} %",
@@ -151,6 +162,7 @@ def _facts_of(records: Records) -> dict[str, str]:
         "hidden channels": f"{summary.hidden_before:,} → {summary.hidden_after:,}",
         "loads as": summary.export,
         "pruning took": f"{summary.seconds:.1f} s",
+        "compensation": summary.compensation.get("step", "none"),
         "tuned": "with LoRA" if records.recovery else "no",
     }
 
