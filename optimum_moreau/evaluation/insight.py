@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
-from ..errors import ConfigError, MoreauError
+from ..errors import MoreauError
 from ..files import Record
 from ..planning import PruningPlan
-from ..registry import suggestion
 
 INSIGHT_NAME = "insight.json"
 FIGURES = {
@@ -136,10 +135,3 @@ class Insight(Record):
             return replace(found, plans={name: PruningPlan.from_dict(plan) for name, plan in plans.items()})
         except MoreauError as problem:
             raise error(f"{where}: cannot be read as {cls.what}: {problem}") from problem
-
-
-def check_figures(names: Sequence[str]) -> None:
-    """Raises ConfigError for a figure that is not one of FIGURES."""
-    for name in names:
-        if name not in FIGURES:
-            raise ConfigError(f"figures: unknown '{name}'.{suggestion(name, FIGURES)} Known: {', '.join(FIGURES)}")

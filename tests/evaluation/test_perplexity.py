@@ -1,5 +1,6 @@
 """Perplexity against its definition."""
 
+import inspect
 import math
 import subprocess
 import sys
@@ -10,6 +11,9 @@ import torch
 
 from optimum_moreau import Perplexity, perplexity
 from optimum_moreau.errors import DataError
+from optimum_moreau.evaluation.generations import generations
+from optimum_moreau.evaluation.study import Study
+from optimum_moreau.evaluation.zero_shot import zero_shot
 from tests.tiny import TEXT, tiny_model
 
 TEXTS = [TEXT * 4, TEXT * 3]
@@ -95,3 +99,8 @@ def test_the_mode_is_left_as_it_was(model, tokenizer):
 def test_text_shorter_than_a_segment_is_refused(model, tokenizer):
     with pytest.raises(DataError, match="one segment needs 128"):
         perplexity(model, tokenizer, ["too short"])
+
+
+@pytest.mark.parametrize("measure", [perplexity, generations, zero_shot, Study])
+def test_what_measures_takes_the_model_its_tokenizer_and_the_text_in_this_order(measure):
+    assert [*inspect.signature(measure).parameters][:2] == ["model", "tokenizer"]

@@ -276,12 +276,7 @@ def _row(metric: str, batch: int | None, model: Sequence[float], base: Sequence[
 
 
 def _odd(what: str, widths: Sequence[Sequence[int]]) -> str:
-    """How many of the model's widths are no multiples, and how many of its base's; empty where none of the model's is.
-
-    Args:
-        what: the widths are of.
-        widths: of the model's layers, and of its base's where there is one.
-    """
+    """How many of the model's widths are no multiples, and of its base's; empty where none of the model's is."""
 
     def counted(some: Sequence[int]) -> str:
         return f"in {sum(width % _TILE > 0 for width in some)} of {len(some)} layers"
