@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _report(args: argparse.Namespace) -> dict[str, Any]:
     from ..loading import check_same_tokenizer
-    from ..report.page import Subject, load_evidence, measuring, write_report
+    from ..report.page import Subject, measuring, write_report
     from ..saving.records import Records
 
     if args.new_tokens < 1:
@@ -67,10 +67,7 @@ def _report(args: argparse.Namespace) -> dict[str, Any]:
     plans = [subject.records.plan for subject in subjects]
     for other in [*folders[1:], *([args.base] if args.base else [])]:
         check_same_tokenizer(str(folders[0]), str(other), trust_remote_code=args.trust_remote_code)
-    evidence = [one for folder in dict.fromkeys([*args.evidence, *folders]) for one in _evidence(folder, plans)]
-    for folder in args.evidence:
-        if not load_evidence(folder.expanduser()):
-            raise CheckpointError(f"{folder}: holds neither robustness.json nor insight.json; give what they wrote")
+    evidence = [one for folder in dict.fromkeys([*args.evidence, *folders]) for one in _evidence(folder, args, plans)]
     written = [] if args.no_generate else _generations(args, [subject.name for subject in subjects], plans)
     write_report(args.output, subjects, evidence, written)
     return {
@@ -79,7 +76,7 @@ def _report(args: argparse.Namespace) -> dict[str, Any]:
         "models": [subject.name for subject in subjects],
         "evidence": [one.model for one in evidence],
         "unmeasured": [
-            measuring(folder, args.base or subject.records.summary.base_model)
+            measuring(folder, subject.records, args.base)
             for folder, subject in zip(args.folders, subjects, strict=True)
             if not subject.records.measurements
         ],
@@ -87,11 +84,13 @@ def _report(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _evidence(folder: Path, plans: list[PruningPlan]) -> list[Evidence]:
+def _evidence(folder: Path, args: argparse.Namespace, plans: list[PruningPlan]) -> list[Evidence]:
     """What is known of the base models; refused where it is of another model than those that the plans are for."""
     from ..report.page import load_evidence
 
     found = load_evidence(folder.expanduser())
+    if not found and folder in args.evidence:
+        raise CheckpointError(f"{folder}: holds neither robustness.json nor insight.json; give what they wrote")
     bases = {plan.fingerprint for plan in plans}
     for one in found:
         if one.fingerprint not in bases and None not in bases:

@@ -23,8 +23,6 @@ from ..saving.records import Records
 from .figures import draw_agreements, draw_insight, draw_map
 from .style import inline_svg
 
-_TEMPLATE = "page.html.j2"
-
 Evidence = Robustness | Insight
 
 
@@ -76,14 +74,15 @@ def write_report(
         generations: of the models, side by side.
     """
     names = [subject.name for subject in subjects]
-    page = _environment().get_template(_TEMPLATE)
-    text = page.render(
+    templates = FileSystemLoader(Path(__file__).parent)
+    pages = Environment(
+        loader=templates, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+    )
+    text = pages.get_template("page.html.j2").render(
         title=f"{names[0]}, pruned" if len(names) == 1 else f"{len(names)} pruned models",
         subjects=[_subject(subject) for subject in subjects],
         facts=_facts(subjects),
-        unmeasured=[
-            measuring(one.name, one.records.summary.base_model) for one in subjects if not one.records.measurements
-        ],
+        unmeasured=[measuring(one.name, one.records) for one in subjects if not one.records.measurements],
         measured=_measured(subjects),
         evidence=[_evidence(one) for one in evidence],
         generations=generations,
@@ -92,19 +91,11 @@ def write_report(
     write_text(path, text)
 
 
-def measuring(folder: str, base: str | None) -> str:
+def measuring(folder: str, records: Records, base: str | None = None) -> str:
     """The command that measures the quality of the model in a folder, and of its base, for the card and this page."""
-    return f"optimum-moreau evaluate {shlex.quote(folder)} --baseline {shlex.quote(base or 'BASE')} --text TEXT --save"
-
-
-def _environment() -> Environment:
-    return Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
+    recorded = records.summary.base_model or ""
+    base = base or (recorded if "/" in recorded else "BASE")  # without a slash it is the name of a folder, somewhere
+    return f"optimum-moreau evaluate {shlex.quote(folder)} --baseline {shlex.quote(base)} --text TEXT --save"
 
 
 def _subject(subject: Subject) -> dict[str, Any]:

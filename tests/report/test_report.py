@@ -128,8 +128,8 @@ def test_the_summary_says_what_decided_and_how_to_measure_what_was_not(command, 
     summary = Records.load(folders["stock"]).summary
     assert '<tr><th scope="row">budget</th><td>uniform</td></tr>' in page
     assert f'<tr><th scope="row">compensation</th><td>{summary.compensation.get("step", "none")}</td></tr>' in page
-    assert "<code>optimum-moreau evaluate stock --baseline tiny-llama --text TEXT --save</code>" in page
-    assert f"optimum-moreau evaluate {folders['stock']} --baseline tiny-llama --text TEXT --save" in out
+    assert "<code>optimum-moreau evaluate stock --baseline BASE --text TEXT --save</code>" in page
+    assert f"optimum-moreau evaluate {folders['stock']} --baseline BASE --text TEXT --save" in out
     folder = shutil.copytree(folders["stock"], tmp_path / "measured")
     (tmp_path / "text.txt").write_text("Once upon a time there was a house. " * 40)
     assert command("evaluate", folder, "--text", tmp_path / "text.txt", "--save", "--seq-len", "16")[0] == 0
