@@ -9,6 +9,7 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"', (HERE / "optimum_moreau" / "__init__.py").read_text(), re.M).group(1)
 
 EVAL = ["lm_eval>=0.4.13"]
+EVALUATE = ["evaluate>=0.4.6"]
 REPORT = ["matplotlib>=3.10"]
 DOCS = ["mkdocs-material>=9.7"]
 TEST = ["markdown-it-py>=4", "pytest>=8", "hypothesis>=6.130", "pytest-xdist>=3.6", "setuptools>=77"]
@@ -72,7 +73,6 @@ setup(
         "peft>=0.21",
         "accelerate>=1.15",
         "datasets>=5.0",
-        "evaluate>=0.4.6",
         "jinja2>=3.1",
         "pydantic>=2.12",
         "tqdm>=4.67",
@@ -81,10 +81,11 @@ setup(
     ],
     extras_require={
         "eval": EVAL,
+        "evaluate": EVALUATE,
         "report": REPORT,
         "docs": DOCS,
-        "test": [*TEST, *EVAL, *REPORT],
-        "dev": [*TEST, *EVAL, *REPORT, "ruff>=0.14", "mypy>=1.18"],
+        "test": [*TEST, *EVAL, *EVALUATE, *REPORT],
+        "dev": [*TEST, *EVAL, *EVALUATE, *REPORT, "ruff>=0.14", "mypy>=1.18"],
     },
     entry_points={"console_scripts": ["optimum-moreau=optimum_moreau.cli:main"]},
     classifiers=[

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from .config.recovery import RecoveryConfig
     from .data.windows import CalibrationSet, load_calibration
     from .errors import MoreauError
-    from .evaluation import Perplexity, perplexity
+    from .evaluation import perplexity
+    from .evaluation.metric import Perplexity
     from .pipeline.recipe import Recipe
     from .planning import PruningPlan
     from .pruner import MoreauPruner, PruningResult
@@ -40,7 +41,7 @@ _PUBLIC = {
     "recover": ".recovery",
     "CalibrationSet": ".data.windows",
     "load_calibration": ".data.windows",
-    "Perplexity": ".evaluation",
+    "Perplexity": ".evaluation.metric",
     "perplexity": ".evaluation",
     "MoreauError": ".errors",
 }

@@ -39,4 +39,5 @@ def test_the_console_script_and_the_extras_are_declared(wheel):
     assert "optimum-moreau = optimum_moreau.cli:main" in wheel.read(f"{info}/entry_points.txt").decode()
     metadata = wheel.read(f"{info}/METADATA").decode()
     assert "Name: optimum-moreau" in metadata
-    assert "Provides-Extra: test" in metadata
+    for extra in ("eval", "evaluate", "report", "test"):
+        assert f"Provides-Extra: {extra}\n" in metadata

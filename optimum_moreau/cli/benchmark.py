@@ -14,6 +14,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ..errors import ConfigError
 from ..pipeline import outputs
 from . import options
 
@@ -63,15 +64,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _benchmark(args: argparse.Namespace, folder: Path, saves: bool) -> dict[str, Any]:
-    from ..errors import ConfigError
     from ..evaluation.speed import SpeedSettings, measure_speed
     from ..saving.card import check_template
     from ..saving.records import Records
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("benchmark: measures in processes of its own; run it once, without torchrun or accelerate")
-    fields = ("batch_sizes", "prompt_tokens", "new_tokens", "rounds", "repeats")
-    settings = SpeedSettings(**{field: getattr(args, field) for field in fields})
+    settings = SpeedSettings(**{one.name: getattr(args, one.name) for one in fields(SpeedSettings)})
     records = None
     if saves:
         check_template(args.card_template)
@@ -101,10 +100,8 @@ def _benchmark(args: argparse.Namespace, folder: Path, saves: bool) -> dict[str,
 def show(result: dict[str, Any]) -> str:
     """The same for a reader, as a table."""
     from ..evaluation.speed import Speed
-    from ..files import filled
 
-    known = {one.name: result[one.name] for one in fields(Speed)}
-    speed = filled(Speed, known, "benchmark", "one")
+    speed = Speed.from_dict({one.name: result[one.name] for one in fields(Speed)})
     sides = [speed.model, *([] if speed.baseline is None else [speed.baseline])]
     head = ("", "batch", "base", "pruned", "ratio", "")
     rows = [head if len(sides) > 1 else ("", "batch", "", "median", "", ""), *(row.cells for row in speed.rows)]

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import CheckpointError, ConfigError
 from ..pipeline import outputs, processes
 from . import options
 
@@ -60,7 +61,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
     from ..data.sources import model_reference
-    from ..errors import CheckpointError, ConfigError
     from ..evaluation.records import with_new
     from ..evaluation.zero_shot import find_tasks
     from ..loading import check_same_tokenizer
@@ -87,11 +87,8 @@ def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
     where = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
     if args.baseline:
         check_same_tokenizer(args.model, args.baseline, **where)
-    if args.tasks:
-        trust = args.trust_remote_code
-        find_tasks(
-            _task_names(args), args.task_path, trust_remote_code=trust
-        )  # what is unknown is refused before anything is measured
+    if args.tasks:  # what is unknown is refused before anything is measured
+        find_tasks(_task_names(args), args.task_path, trust_remote_code=args.trust_remote_code)
     found = _measure(args, args.model, args.revision)
     stage = "pruned" if records is None or records.recovery is None else "recovered"
     measured = _measurements(found, args, stage)
@@ -116,8 +113,7 @@ def _measure(
     """Everything that was asked for, of one model, which is freed afterwards; with a plan, it must be its base."""
     from ..planning import fingerprint
 
-    given = argparse.Namespace(**{**vars(args), "model": name, "revision": revision})
-    model, tokenizer = options.load(given)
+    model, tokenizer = options.load(argparse.Namespace(**vars(args) | {"model": name, "revision": revision}))
     if plan is not None:
         plan.check_base(fingerprint(model), name)
     found: dict[str, Any] = {}
@@ -127,9 +123,8 @@ def _measure(
     if args.tasks:
         from ..evaluation.zero_shot import zero_shot
 
-        where = {"task_path": args.task_path, "limit": args.limit, "batch_size": args.batch_size}
-        where |= {"trust_remote_code": args.trust_remote_code}
-        accuracy = zero_shot(model, tokenizer, _task_names(args), **where)
+        how = {name: getattr(args, name) for name in ("task_path", "limit", "batch_size", "trust_remote_code")}
+        accuracy = zero_shot(model, tokenizer, _task_names(args), **how)
         found |= {
             "tasks": [asdict(one) for one in accuracy.tasks],
             "average": accuracy.average,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import ConfigError
 from ..pipeline import outputs
+from ..registry import suggestion
 from . import options, settings
 
 if TYPE_CHECKING:
@@ -55,42 +56,32 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _draw(args: argparse.Namespace) -> dict[str, Any]:
     from ..config import MoreauPrunerConfig
-    from ..files import write_json
+    from ..evaluation.insight import INSIGHT_NAME
     from ..report import check_installed, draw_insight, save_figure
-    from ..report.evidence import INSIGHT_NAME
     from ..saving import add_files, check_addable
 
     check_installed()
-    wanted = _wanted(args)
+    args = _checked(args)
     config = MoreauPrunerConfig.from_dict(settings.settings_from(args))
     check_addable(args.output, INSIGHT_NAME, overwrite=args.overwrite)
-    found = _look(args, wanted, config)
+    found = _look(args, config)
     with add_files(args.output, INSIGHT_NAME, overwrite=args.overwrite) as folder:
-        write_json(folder / INSIGHT_NAME, found.to_dict())
+        found.save(folder / INSIGHT_NAME)
         files = [path for name, figure in draw_insight(found).items() for path in save_figure(figure, folder, name)]
     names = [INSIGHT_NAME, *(path.name for path in files)]
     return found.to_dict() | {"files": [str(args.output / name) for name in names]}
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    """What the flags ask for, checked."""
-
-    figures: list[str]
-    criteria: list[str]
-    ratios: list[float] | None
-    layers: list[int] | None
-
-
-def _wanted(args: argparse.Namespace) -> _Wanted:
-    """Reads the flags; refuses what cannot be drawn, before a model is loaded."""
+def _checked(args: argparse.Namespace) -> argparse.Namespace:
+    """The flags, their lists read; refuses what cannot be drawn, before a model is loaded."""
     from ..config import MoreauPrunerConfig
-    from ..errors import ConfigError
-    from ..evaluation.insight import PERPLEXITIES, check_figures
+    from ..evaluation.insight import FIGURES, PERPLEXITIES
     from ..evaluation.study import has_settings
 
     figures, criteria = ([part.strip() for part in text.split(",")] for text in (args.figures, args.criteria))
-    check_figures(figures)
+    if unknown := next((name for name in figures if name not in FIGURES), None):
+        hint = suggestion(unknown, FIGURES)
+        raise ConfigError(f"figures: unknown '{unknown}'.{hint} Known: {', '.join(FIGURES)}")
     ratios = options.shares("--ratios", args.ratios) if args.ratios else None
     layers = options.whole_numbers("--layers", args.layers) if args.layers else None
     for value in (args.ratio, *(ratios or ())):
@@ -110,10 +101,12 @@ def _wanted(args: argparse.Namespace) -> _Wanted:
     if not args.evaluate and (wanting := [name for name in figures if name in PERPLEXITIES]):
         need = "needs" if len(wanting) == 1 else "need"
         raise ConfigError(f"--evaluate: {', '.join(wanting)} {need} a text to measure the perplexity on")
-    return _Wanted(figures, criteria, ratios, layers)
+    return argparse.Namespace(
+        **vars(args) | {"figures": figures, "criteria": criteria, "ratios": ratios, "layers": layers}
+    )
 
 
-def _look(args: argparse.Namespace, wanted: _Wanted, config: MoreauPrunerConfig) -> Insight:
+def _look(args: argparse.Namespace, config: MoreauPrunerConfig) -> Insight:
     """Finds out what is wanted of the model."""
     from ..data.sources import model_reference, source_name
     from ..evaluation.insight import Insight
@@ -132,18 +125,18 @@ def _look(args: argparse.Namespace, wanted: _Wanted, config: MoreauPrunerConfig)
         seeds=args.seeds,
         max_segments=args.max_segments,
     )
-    figures, criteria = wanted.figures, wanted.criteria
+    figures, criteria = args.figures, args.criteria
     at_one_ratio = [args.ratio] if {"map", "sensitivity"} & set(figures) else []
-    study.check([*at_one_ratio, *(wanted.ratios or ())], wanted.layers or ())
+    study.check([*at_one_ratio, *(args.ratios or ())], args.layers or ())
     return Insight(
         str(model_reference(args.model)),
         fingerprint(model),
         source_name(args.evaluate) if args.evaluate else "",
         study.protocol,
         args.seeds,
-        ranking=study.ranks(criteria[:2], wanted.layers) if "ranking" in figures else (),
+        ranking=study.ranks(criteria[:2], args.layers) if "ranking" in figures else (),
         layers=study.single_layers(criteria) if "layers" in figures else None,
-        ratios=study.over_ratios(criteria, wanted.ratios) if "ratios" in figures else None,
+        ratios=study.over_ratios(criteria, args.ratios) if "ratios" in figures else None,
         sensitivity=study.sensitivity(criteria[0], args.ratio) if "sensitivity" in figures else (),
         plans={name: study.plan(name, args.ratio) for name in criteria} if "map" in figures else {},
     )
@@ -151,6 +144,10 @@ def _look(args: argparse.Namespace, wanted: _Wanted, config: MoreauPrunerConfig)
 
 def show(result: dict[str, Any]) -> str:
     """The same for a reader."""
+
+    def points(curve: dict[str, Any]) -> str:
+        return ", ".join(f"{x:g}: {y:.2f}" for x, y in zip(curve["x"], curve["mean"], strict=True))
+
     lines = []
     if result["ranking"]:
         first, second = result["ranking"][0]["criteria"]
@@ -162,11 +159,9 @@ def show(result: dict[str, Any]) -> str:
         )
     for name in ("layers", "ratios"):
         for curve in result[name]["curves"] if result[name] else []:
-            points = ", ".join(f"{x:g}: {y:.2f}" for x, y in zip(curve["x"], curve["mean"], strict=True))
-            lines.append(f"{name:11} perplexity by {curve['label']}: {points}")
+            lines.append(f"{name:11} perplexity by {curve['label']}: {points(curve)}")
     for panel in result["sensitivity"]:
         (curve,) = panel["curves"]
-        points = ", ".join(f"{x:g}: {y:.2f}" for x, y in zip(curve["x"], curve["mean"], strict=True))
         alike = "; the choice of units does not depend on it here" if len(set(curve["mean"])) == 1 else ""
-        lines.append(f"sensitivity perplexity over {panel['title']}: {points}{alike}")
+        lines.append(f"sensitivity perplexity over {panel['title']}: {points(curve)}{alike}")
     return "\n".join([*lines, *(f"wrote       {path}" for path in result["files"])])

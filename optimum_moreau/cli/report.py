@@ -6,13 +6,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import CheckpointError, ConfigError
 from ..pipeline import outputs
 from . import options
 
 if TYPE_CHECKING:
     from ..planning import PruningPlan
-    from ..report.evidence import Evidence
-    from ..report.page import Generation
+    from ..report.page import Evidence, Generation
 
 EXAMPLE = "pruned -o report.html --base org/model --evidence robustness-of-model --prompt Yesterday"
 PROMPT = "Once upon a time"
@@ -53,10 +53,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _report(args: argparse.Namespace) -> dict[str, Any]:
-    from ..errors import CheckpointError, ConfigError
     from ..loading import check_same_tokenizer
-    from ..report.evidence import load_evidence
-    from ..report.page import Subject, write_report
+    from ..report.page import Subject, measuring, write_report
     from ..saving.records import Records
 
     if args.new_tokens < 1:
@@ -69,10 +67,7 @@ def _report(args: argparse.Namespace) -> dict[str, Any]:
     plans = [subject.records.plan for subject in subjects]
     for other in [*folders[1:], *([args.base] if args.base else [])]:
         check_same_tokenizer(str(folders[0]), str(other), trust_remote_code=args.trust_remote_code)
-    evidence = [one for folder in dict.fromkeys([*args.evidence, *folders]) for one in _evidence(folder, plans)]
-    for folder in args.evidence:
-        if not load_evidence(folder.expanduser()):
-            raise CheckpointError(f"{folder}: holds neither robustness.json nor insight.json; give what they wrote")
+    evidence = [one for folder in dict.fromkeys([*args.evidence, *folders]) for one in _evidence(folder, args, plans)]
     written = [] if args.no_generate else _generations(args, [subject.name for subject in subjects], plans)
     write_report(args.output, subjects, evidence, written)
     return {
@@ -80,20 +75,22 @@ def _report(args: argparse.Namespace) -> dict[str, Any]:
         "bytes": args.output.stat().st_size,
         "models": [subject.name for subject in subjects],
         "evidence": [one.model for one in evidence],
+        "unmeasured": [
+            measuring(folder, subject.records, args.base)
+            for folder, subject in zip(args.folders, subjects, strict=True)
+            if not subject.records.measurements
+        ],
         "generations": [{"prompt": one.prompt, "texts": [list(pair) for pair in one.texts]} for one in written],
     }
 
 
-def _evidence(folder: Path, plans: list[PruningPlan]) -> list[Evidence]:
-    """What is known of the base models.
-
-    Raises:
-        CheckpointError: it is of another model than those that the plans are for.
-    """
-    from ..errors import CheckpointError
-    from ..report.evidence import load_evidence
+def _evidence(folder: Path, args: argparse.Namespace, plans: list[PruningPlan]) -> list[Evidence]:
+    """What is known of the base models; refused where it is of another model than those that the plans are for."""
+    from ..report.page import load_evidence
 
     found = load_evidence(folder.expanduser())
+    if not found and folder in args.evidence:
+        raise CheckpointError(f"{folder}: holds neither robustness.json nor insight.json; give what they wrote")
     bases = {plan.fingerprint for plan in plans}
     for one in found:
         if one.fingerprint not in bases and None not in bases:
@@ -102,13 +99,7 @@ def _evidence(folder: Path, plans: list[PruningPlan]) -> list[Evidence]:
 
 
 def _names(folders: list[Path]) -> list[str]:
-    """What to call each model: its folder's name, with as many folders above as tell them apart.
-
-    Raises:
-        ConfigError: a folder is given twice.
-    """
-    from ..errors import ConfigError
-
+    """What to call each model: its folder's name, with as many folders above as tell them apart."""
     paths = [folder.resolve() for folder in folders]
     if len(set(paths)) < len(paths):
         twice = next(path for path in paths if paths.count(path) > 1)
@@ -133,11 +124,11 @@ def _generations(args: argparse.Namespace, names: list[str], plans: list[Pruning
         models = [(f"{model_reference(args.base)}, unpruned", args.base), *models]
     texts: list[list[str]] = []
     for _, where in models:
-        model = load_model(str(where), dtype=args.dtype, device=args.device, trust_remote_code=args.trust_remote_code)
+        code = {"trust_remote_code": args.trust_remote_code}
+        model = load_model(str(where), dtype=args.dtype, device=args.device, **code)
         if where == args.base:
             plans[0].check_base(fingerprint(model), args.base)
-        tokenizer = load_tokenizer(str(where), trust_remote_code=args.trust_remote_code)
-        texts.append(generations(model, tokenizer, prompts, new_tokens=args.new_tokens))
+        texts.append(generations(model, load_tokenizer(str(where), **code), prompts, new_tokens=args.new_tokens))
         del model
     return [
         Generation(prompt, [(name, written[i]) for (name, _), written in zip(models, texts, strict=True)])
@@ -147,4 +138,5 @@ def _generations(args: argparse.Namespace, names: list[str], plans: list[Pruning
 
 def show(result: dict[str, Any]) -> str:
     """The same for a reader."""
-    return f"wrote       {result['output']} ({result['bytes'] / 2**10:,.0f} KiB): {', '.join(result['models'])}"
+    wrote = f"wrote       {result['output']} ({result['bytes'] / 2**10:,.0f} KiB): {', '.join(result['models'])}"
+    return "\n".join([wrote, *(f"next        quality was not measured: {one}" for one in result["unmeasured"])])

@@ -13,7 +13,7 @@ from . import options, settings
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ..evaluation.agreement import Agreement
+    from ..evaluation.agreement import Robustness
 
 EXAMPLE = "org/model --criteria moreau,taylor --perturbations bf16,fp16,seeds:5 --ratio 0.2 --calibration text.txt"
 
@@ -47,12 +47,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def _compare(args: argparse.Namespace) -> dict[str, Any]:
     from ..config import MoreauPrunerConfig
     from ..data.sources import model_reference
-    from ..evaluation.agreement import verdicts
+    from ..evaluation.agreement import ROBUSTNESS_NAME, Robustness, verdicts
     from ..evaluation.robustness import robustness
     from ..loading import load_model, load_tokenizer
     from ..planning import fingerprint
     from ..report import check_installed
-    from ..report.evidence import ROBUSTNESS_NAME
     from ..saving import check_addable
 
     ratios = options.shares("--ratio", args.ratio)
@@ -84,36 +83,32 @@ def _compare(args: argparse.Namespace) -> dict[str, Any]:
         evaluate=args.evaluate,
         max_segments=args.max_segments,
     )
-    result = {
-        "model": model_reference(args.model),
-        "fingerprint": prints[0],
-        "agreements": [one.to_dict() for one in found],
-        "verdicts": verdicts(found),
-    }
+    record = Robustness(str(model_reference(args.model)), prints[0], tuple(found), tuple(verdicts(found)))
     if args.output:
-        _write(result, found, args.output, overwrite=args.overwrite)
-        result["files"] = [str(args.output / f"robustness.{kind}") for kind in ("json", "md", "png", "svg")]
-    return result
+        _write(record, args.output, overwrite=args.overwrite)
+    files = [str(args.output / f"robustness.{kind}") for kind in ("json", "md", "png", "svg")] if args.output else []
+    return record.to_dict() | ({"files": files} if files else {})
 
 
-def _write(result: dict[str, Any], found: list[Agreement], output: Path, *, overwrite: bool) -> None:
+def _write(record: Robustness, output: Path, *, overwrite: bool) -> None:
     """Writes the agreements as JSON, as a table and as a figure."""
-    from ..files import write_json, write_text
+    from ..evaluation.agreement import ROBUSTNESS_NAME
+    from ..files import write_text
     from ..report import draw_agreements, save_figure
-    from ..report.evidence import ROBUSTNESS_NAME
     from ..saving import add_files
 
     with add_files(output, ROBUSTNESS_NAME, overwrite=overwrite) as folder:
-        write_json(folder / ROBUSTNESS_NAME, result, indent=1)
-        write_text(folder / "robustness.md", show(result) + "\n")
-        save_figure(draw_agreements(found, str(result["model"])), folder, "robustness")
+        record.save(folder / ROBUSTNESS_NAME)
+        write_text(folder / "robustness.md", show(record.to_dict()) + "\n")
+        save_figure(draw_agreements(record.agreements, record.model), folder, "robustness")
 
 
 def show(result: dict[str, Any]) -> str:
     """The same for a reader, as a markdown table."""
-    from ..evaluation.agreement import Agreement
+    from ..evaluation.agreement import Robustness
 
-    agreements = [Agreement.from_dict(one) for one in result["agreements"]]
+    files = result.get("files", [])
+    agreements = Robustness.from_dict({name: one for name, one in result.items() if name != "files"}).agreements
     measured = any(one.perplexity for one in agreements)
     head = ["criterion", "ratio", "compared", "pairs", "kept alike", "removed alike", "rank"]
     head += ["perplexity of the two", "Diff"] if measured else []
@@ -127,4 +122,4 @@ def show(result: dict[str, Any]) -> str:
     legend = "Alike: overlap (Jaccard; 1: the same units), ± deviation over the pairs; rank: correlation of the scores."
     legend += " Diff: of the two perplexities." if measured else ""
     lines = [*(f"| {' | '.join(row)} |" for row in rows), "", legend, *result["verdicts"]]
-    return "\n".join([*lines, *(f"wrote {path}" for path in result.get("files", []))])
+    return "\n".join([*lines, *(f"wrote {path}" for path in files)])

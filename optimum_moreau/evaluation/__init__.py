@@ -1,5 +1,5 @@
 """What a model is worth (perplexity, zero-shot tasks), and what its plans depend on (robustness, study)."""
 
-from .perplexity import SEGMENT, Perplexity, PerplexityResult, perplexity, segment
+from .perplexity import SEGMENT, PerplexityResult, perplexity, segment
 
-__all__ = ["SEGMENT", "Perplexity", "PerplexityResult", "perplexity", "segment"]
+__all__ = ["SEGMENT", "PerplexityResult", "perplexity", "segment"]

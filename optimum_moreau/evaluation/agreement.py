@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
-from ..errors import ConfigError
-from ..files import filled
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from ..files import Record
 from .perturbation import DTYPES
+
+ROBUSTNESS_NAME = "robustness.json"
 
 
 @dataclass(frozen=True)
@@ -67,18 +71,32 @@ class Agreement:
         """Whether two dtypes are compared."""
         return set(self.between) <= set(DTYPES)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the agreement as a dictionary that JSON can hold."""
-        return asdict(self)
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Agreement:
-        """Makes one from what `to_dict` gave.
+@dataclass(frozen=True)
+class Robustness(Record):
+    """What `robustness` found out about a model.
 
-        Raises:
-            ConfigError: it is not that.
-        """
-        return filled(cls, values, "agreement", "what `robustness` wrote", ConfigError)
+    Attributes:
+        model: its name, without folders.
+        fingerprint: of its weights, as in a plan.
+        agreements: of its plans under small changes.
+        verdicts: what these say, in words.
+    """
+
+    what: ClassVar[str] = "what `robustness` wrote"
+
+    model: str
+    fingerprint: str
+    agreements: tuple[Agreement, ...]
+    verdicts: tuple[str, ...] = ()
+
+
+def rank_correlation(first: Tensor, second: Tensor) -> float:
+    """Spearman's, of two tensors `(n,)`; 1 if neither tells its entries apart, 0 if only one does."""
+    alike = [bool((scores == scores[0]).all()) for scores in (first, second)]
+    if any(alike):
+        return float(all(alike))
+    return round(float(spearmanr(first.numpy(), second.numpy()).statistic), 12)  # the same ranks give 1
 
 
 def verdicts(agreements: Sequence[Agreement]) -> list[str]:

@@ -5,15 +5,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
 
-from ..errors import ConfigError
-from ..files import filled
+from ..errors import MoreauError
+from ..files import Record
 from ..planning import PruningPlan
-from ..registry import suggestion
 
+INSIGHT_NAME = "insight.json"
 FIGURES = {
     "ranking": "how two criteria rank the channels of each matrix (paper, Fig. 2, 5, 6)",
     "layers": "perplexity when a single layer is pruned (paper, Fig. 3)",
@@ -80,7 +80,7 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Insight:
+class Insight(Record):
     """What was found out about a model.
 
     Attributes:
@@ -96,6 +96,8 @@ class Insight:
         plans: criterion → which units stay, with the first calibration draw.
     """
 
+    what: ClassVar[str] = "what `insight` wrote"
+
     model: str
     fingerprint: str = ""
     text: str = ""
@@ -108,35 +110,28 @@ class Insight:
     plans: Mapping[str, PruningPlan] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns a dictionary that JSON can hold."""
-        found = asdict(replace(self, plans={}))
+        """Returns it as a dictionary that JSON can hold."""
+        found = Record.to_dict(replace(self, plans={}))
         return found | {"plans": {name: plan.to_dict() for name, plan in self.plans.items()}}
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Insight:
-        """Makes one from what `to_dict` gave.
+    def problem(self) -> str:
+        """What makes it none that can be drawn; empty if nothing does."""
+        for one in self.ranking:
+            if len(one.ranks[0]) != len(one.ranks[1]):
+                return f"{one.module}: {len(one.ranks[0])} and {len(one.ranks[1])} ranks of one matrix"
+        for panel in filter(None, (self.layers, self.ratios, *self.sensitivity)):
+            for curve in panel.curves:
+                if not len(curve.x) == len(curve.mean) == len(curve.deviation):
+                    return f"{curve.label}: as many points as means and deviations are needed"
+        return ""
 
-        Raises:
-            ConfigError: it is not that.
-        """
+    @classmethod
+    def _made(cls, values: Any, where: object, error: type[MoreauError]) -> Self:
         plans = values.get("plans") if isinstance(values, Mapping) else None
         if not isinstance(plans, Mapping):
-            raise ConfigError("not what `insight` wrote: no field 'plans'")
-        rest = {name: value for name, value in values.items() if name != "plans"}
-        found = filled(cls, rest, "insight", "what `insight` wrote", ConfigError)
-        for one in found.ranking:
-            if len(one.ranks[0]) != len(one.ranks[1]):
-                raise ConfigError(f"{one.module}: {len(one.ranks[0])} and {len(one.ranks[1])} ranks of one matrix")
-        for curve in (
-            curve for panel in (found.layers, found.ratios, *found.sensitivity) if panel for curve in panel.curves
-        ):
-            if not len(curve.x) == len(curve.mean) == len(curve.deviation):
-                raise ConfigError(f"{curve.label}: as many points as means and deviations are needed")
-        return replace(found, plans={name: PruningPlan.from_dict(plan) for name, plan in plans.items()})
-
-
-def check_figures(names: Sequence[str]) -> None:
-    """Raises ConfigError for a figure that is not one of FIGURES."""
-    for name in names:
-        if name not in FIGURES:
-            raise ConfigError(f"figures: unknown '{name}'.{suggestion(name, FIGURES)} Known: {', '.join(FIGURES)}")
+            raise error(f"{where}: cannot be read as {cls.what}: no field 'plans'")
+        found = super()._made({**values, "plans": {}}, where, error)
+        try:
+            return replace(found, plans={name: PruningPlan.from_dict(plan) for name, plan in plans.items()})
+        except MoreauError as problem:
+            raise error(f"{where}: cannot be read as {cls.what}: {problem}") from problem

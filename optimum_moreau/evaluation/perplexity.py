@@ -11,8 +11,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import datasets
-import evaluate
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -26,7 +24,6 @@ from ..models.placement import input_device
 from ..models.undisturbed import plain_outputs, undisturbed
 
 SEGMENT = 128  # tokens, of the papers' tables
-_DESCRIPTION = "Token-weighted perplexity of a causal language model over non-overlapping segments."
 
 
 @dataclass(frozen=True)
@@ -42,42 +39,6 @@ class PerplexityResult:
     perplexity: float
     tokens: int
     segments: int
-
-
-class Perplexity(evaluate.Metric):
-    """`evaluate` metric: `Perplexity().compute(predictions=texts, model=model, tokenizer=tokenizer)`.
-
-    Returns a dictionary with `perplexity`, `tokens` and `segments`. Instead of `predictions`, `text` takes a path, a
-    `hub:` name or a dataset. `sequence_length` (128) and `batch_size` (8) are keyword arguments of `compute`.
-    """
-
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation="",
-            inputs_description="predictions: texts to score; model and tokenizer: of the language model.",
-            features=datasets.Features({"predictions": datasets.Value("string")}),
-        )
-
-    def compute(
-        self, *, predictions: list[str] | None = None, text: Any = None, column: str | None = None, **settings: Any
-    ) -> dict[str, Any]:
-        """Measures the perplexity of `predictions`, or of the documents of `text`; settings as for `perplexity`."""
-        documents = read_documents(
-            predictions or [] if text is None else text, column=column, seed=None, option="column"
-        )
-        return super().compute(predictions=documents, **settings)
-
-    def _compute(
-        self,
-        predictions: list[str],
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        sequence_length: int = SEGMENT,
-        batch_size: int = 8,
-    ) -> dict[str, Any]:
-        segments = segment(predictions, tokenizer, sequence_length)
-        return vars(measure_segments(model, segments, batch_size))
 
 
 @undisturbed()

@@ -23,10 +23,9 @@ from ..planning import PruningPlan, make_plan, plan_overlap
 from ..scoring.profiles import PROFILES
 from ..scoring.scores import UnitScores, needs_text, score_units
 from ..surgery.apply import apply_plan, check_prunable
-from .agreement import Agreement
+from .agreement import Agreement, rank_correlation
 from .perplexity import perplexity
 from .perturbation import BASE, DTYPES, Perturbation, parse_perturbations
-from .ranks import rank_correlation
 
 logger = logging.getLogger(__name__)
 
@@ -35,30 +34,53 @@ Run = tuple[str, int]
 Pair = tuple[Run, Run]
 
 
-@dataclass(frozen=True)
-class _Given:
-    """What `robustness` was given of the model and of texts; its arguments say what each is."""
-
-    load: Callable[[], PreTrainedModel]
-    tokenizer: PreTrainedTokenizerBase | None
-    calibration: Any
-    evaluate: Any
-    max_segments: int | None
-
-
 @dataclass
 class _Runs:
-    """What was scored: (criterion, perturbation, seed) → scores; and what was measured of it."""
+    """What `robustness` was given, what was scored, (criterion, perturbation, seed) → scores, and what was measured."""
 
+    load: Callable[[], PreTrainedModel]
+    tokenizer: Any
+    calibration: Any
     shape: ModelShape
     configs: dict[tuple[str, str], MoreauPrunerConfig] = field(default_factory=dict)
     scores: dict[tuple[str, str, int], UnitScores] = field(default_factory=dict)
     perplexity: dict[tuple[str, str, int, float], float] = field(default_factory=dict)
 
+    def score(self, model: PreTrainedModel, config: MoreauPrunerConfig, change: Perturbation, seeds: range) -> None:
+        """Scores a changed model with every calibration seed."""
+        if change.kind == "samples":
+            config = replace(config, calibration_samples=int(change.value))
+        criterion, resolved = config.criterion.name, config.resolve(model.config)
+        self.configs[criterion, change.name] = resolved
+        for seed in seeds:
+            tokens = None
+            if needs_text(config):
+                tokens = load_calibration(
+                    self.calibration,
+                    self.tokenizer,
+                    samples=config.calibration_samples,
+                    sequence_length=config.sequence_length,
+                    seed=seed,
+                    vocab_size=model.config.vocab_size,
+                ).tokens
+            logger.info("%s: %s, seed %d", change.name, criterion, seed)
+            scores = score_units(model, self.shape, tokens, replace(resolved, seed=seed))
+            self.scores[criterion, change.name, seed] = scores
+
     def plan(self, criterion: str, name: str, seed: int, ratio: float) -> PruningPlan:
         """The plan of a run at a ratio."""
         config = self.configs[criterion, name].changed(seed=seed, pruning_ratio=ratio)
         return make_plan(self.scores[criterion, name, seed], self.shape, config)
+
+    def measure(self, change: Perturbation, ratios: Sequence[float], text: Any, max_segments: int | None) -> None:
+        """Measures the perplexity of a changed model, pruned by each of its plans; one is in memory at a time."""
+        keys = [key for key in self.scores if key[1] == change.name]
+        for key, ratio in product(keys, ratios):
+            pruned = change.change(self.load())
+            apply_plan(pruned, self.plan(*key, ratio))
+            found = perplexity(pruned, self.tokenizer, text, max_segments=max_segments)
+            self.perplexity[(*key, ratio)] = found.perplexity
+            del pruned
 
 
 def robustness(
@@ -92,92 +114,25 @@ def robustness(
     Raises:
         MoreauError: of the kind that names the mistake (errors.py).
     """
-    changes, seeds = _parsed(perturbations)
-    configs = {criterion: (config or MoreauPrunerConfig()).changed(criterion=criterion) for criterion in criteria}
-    given = _Given(load, tokenizer, calibration, evaluate, max_segments)
-    model = load()
-    check_prunable(model)
-    own = next((name for name, dtype in DTYPES.items() if dtype == model.dtype), None)
-    changes = _with_loaded(changes, seeds, own)
-    runs = _Runs(model_shape(model))
-    for change in changes:
-        model = change.change(model if change.kind == "base" else load())
-        for criterion in criteria:
-            _score(runs, given, model, configs[criterion], change, range(seeds))
-        del model
-    if evaluate is not None:
-        _measure(runs, given, changes, ratios)
-    asked = product(criteria, ratios)
-    return [one for criterion, ratio in asked for one in _compare(runs, changes, seeds, criterion, ratio, own)]
-
-
-def _parsed(perturbations: str) -> tuple[list[Perturbation], int]:
-    """What changes, and how many calibration draws there are.
-
-    Raises:
-        ConfigError: there is nothing to compare.
-    """
     changes, seeds = parse_perturbations(perturbations)
     if not changes and seeds == 1:
         raise ConfigError("perturbations: nothing to compare; give some, or seeds:2")
-    return changes, seeds
-
-
-def _with_loaded(changes: Sequence[Perturbation], seeds: int, own: str | None) -> list[Perturbation]:
-    """The model as loaded, and the changes that change it.
-
-    Raises:
-        ConfigError: there is nothing to compare.
-    """
-    found = [Perturbation(BASE, "base"), *(change for change in changes if change.name != own)]
-    if len(found) == 1 and seeds == 1:
+    configs = [(config or MoreauPrunerConfig()).changed(criterion=criterion) for criterion in criteria]
+    model = load()
+    check_prunable(model)
+    own = next((name for name, dtype in DTYPES.items() if dtype == model.dtype), None)
+    changes = [Perturbation(BASE, "base"), *(change for change in changes if change.name != own)]
+    if len(changes) == 1 and seeds == 1:
         raise ConfigError(f"perturbations: nothing to compare, the model is in {own} already; give others, or seeds:2")
-    return found
-
-
-def _measure(runs: _Runs, given: _Given, changes: Sequence[Perturbation], ratios: Sequence[float]) -> None:
-    """Measures the perplexity of every pruned model."""
-    by_name = {change.name: change for change in changes}
-    for criterion, name, seed in runs.scores:
-        for ratio in ratios:
-            plan = runs.plan(criterion, name, seed, ratio)
-            runs.perplexity[criterion, name, seed, ratio] = _pruned_perplexity(given, by_name[name], plan)
-
-
-def _pruned_perplexity(given: _Given, change: Perturbation, plan: PruningPlan) -> float:
-    """Of a model that is freed on return: one is in memory at a time."""
-    pruned = change.change(given.load())
-    apply_plan(pruned, plan)
-    tokenizer: Any = given.tokenizer
-    return perplexity(pruned, tokenizer, given.evaluate, max_segments=given.max_segments).perplexity
-
-
-def _score(
-    runs: _Runs,
-    given: _Given,
-    model: PreTrainedModel,
-    config: MoreauPrunerConfig,
-    change: Perturbation,
-    seeds: range,
-) -> None:
-    if change.kind == "samples":
-        config = replace(config, calibration_samples=int(change.value))
-    resolved = config.resolve(model.config)
-    runs.configs[config.criterion.name, change.name] = resolved
-    for seed in seeds:
-        tokens = None
-        if needs_text(config):
-            tokens = load_calibration(
-                given.calibration,
-                given.tokenizer,
-                samples=config.calibration_samples,
-                sequence_length=config.sequence_length,
-                seed=seed,
-                vocab_size=model.config.vocab_size,
-            ).tokens
-        logger.info("%s: %s, seed %d", change.name, config.criterion.name, seed)
-        scores = score_units(model, runs.shape, tokens, replace(resolved, seed=seed))
-        runs.scores[config.criterion.name, change.name, seed] = scores
+    runs = _Runs(load, tokenizer, calibration, model_shape(model))
+    for change in changes:
+        model = change.change(model if change.kind == "base" else load())
+        for one in configs:
+            runs.score(model, one, change, range(seeds))
+        del model
+    for change in changes if evaluate is not None else ():
+        runs.measure(change, ratios, evaluate, max_segments)
+    return [one for asked in product(criteria, ratios) for one in _compare(runs, changes, seeds, *asked, own)]
 
 
 def _compare(
@@ -213,16 +168,7 @@ def _agreement(
     between: tuple[str, str],
     of: str,
 ) -> Agreement:
-    """How much the plans and scores of some pairs of runs agree.
-
-    Args:
-        runs: what was scored.
-        plans: of the runs.
-        asked: the criterion and the ratio of the plans.
-        pairs: of runs.
-        between: the two that are compared, for the record.
-        of: what the draws are of; empty where no draws are compared.
-    """
+    """How much the plans and scores of pairs of runs agree; `asked` is the criterion and the ratio of the plans."""
     criterion, ratio = asked
     overlaps = [plan_overlap(plans[one], plans[two]) for one, two in pairs]
     ranks = [_ranks(*(runs.scores[criterion, *key] for key in pair)) for pair in pairs]
@@ -230,10 +176,18 @@ def _agreement(
     units = {block: len(runs.scores[criterion, *pairs[0][0]].values[block]) for block in ranks[0]}
     mean = statistics.mean
     kept, removed = ([getattr(o["all"], side) for o in overlaps] for side in ("kept", "removed"))
+    layers = {
+        block: {
+            "kept": mean(o[block].kept for o in overlaps),
+            "removed": mean(o[block].removed for o in overlaps),
+            "rank": mean(rank[block] for rank in ranks),
+        }
+        for block in blocks
+    }
     measured: tuple[float, float] | None = None
     if runs.perplexity and of == "":
-        sides = [[runs.perplexity[criterion, *pair[side], ratio] for pair in pairs] for side in (0, 1)]
-        measured = mean(sides[0]), mean(sides[1])
+        one, two = (mean(runs.perplexity[criterion, *pair[side], ratio] for pair in pairs) for side in (0, 1))
+        measured = one, two
     return Agreement(
         criterion,
         ratio,
@@ -245,7 +199,7 @@ def _agreement(
         _deviation(removed),
         mean(sum(rank[b] * units[b] for b in rank) / sum(units[b] for b in rank) for rank in ranks),
         len(pairs),
-        {block: _layer(block, overlaps, ranks) for block in blocks},
+        layers,
         measured,
         None if measured is None else abs(measured[0] - measured[1]),
     )
@@ -253,15 +207,6 @@ def _agreement(
 
 def _deviation(values: Sequence[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
-
-
-def _layer(block: str, overlaps: Sequence[Mapping[str, Any]], ranks: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Means over the pairs, of one block."""
-    return {
-        "kept": statistics.mean(o[block].kept for o in overlaps),
-        "removed": statistics.mean(o[block].removed for o in overlaps),
-        "rank": statistics.mean(rank[block] for rank in ranks),
-    }
 
 
 def _ranks(first: UnitScores, second: UnitScores) -> dict[str, float]:

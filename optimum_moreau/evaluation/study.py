@@ -8,8 +8,10 @@ from __future__ import annotations
 import logging
 import statistics
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
+from scipy.stats import rankdata
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,9 +27,9 @@ from ..planning import PruningPlan, expected_plan, make_plan
 from ..registry import CRITERIA
 from ..scoring.scores import UnitScores, needs_text, score_channels, score_units
 from ..surgery.apply import check_prunable
+from .agreement import rank_correlation
 from .insight import ChannelRanks, Curve, Panel
 from .perplexity import SEGMENT, measure_segments, segment
-from .ranks import rank_correlation, ranks_of
 from .silencing import silenced
 
 logger = logging.getLogger(__name__)
@@ -80,7 +82,6 @@ class Study:
         if evaluate is not None:
             self.segments = segment(read_documents(evaluate, seed=None), tokenizer, SEGMENT, max_segments)
         self._tokens: dict[tuple[int, int, int], Tensor] = {}
-        self._dense: float | None = None
 
     def check(self, ratios: Iterable[float] = (), layers: Iterable[int] = ()) -> None:
         """Refuses, before anything is scored, what the scope or the model cannot give.
@@ -102,7 +103,8 @@ class Study:
             criteria: two names.
             layers: indices; default: the first, the last and two between.
         """
-        chosen = sorted(set(layers)) if layers is not None else self._four_layers()
+        last = self.shape.depth - 1
+        chosen = sorted(set(layers) if layers is not None else {round(last * part / 3) for part in range(4)})
         self.check(layers=chosen)
         if len(criteria) != 2:
             raise ConfigError(f"criteria: ranks compare two, not {len(criteria)}")
@@ -124,20 +126,17 @@ class Study:
 
     def single_layers(self, criteria: Sequence[str], share: float = LAYER_SHARE) -> Panel:
         """Perplexity when a share of the heads and channels of one layer alone is removed, for every layer."""
-        bar = tqdm(total=len(criteria) * self.seeds * self.shape.depth, desc="layers", leave=False, disable=None)
         curves = []
         for name in criteria:
             runs = []
             for seed in range(self.seeds):
                 scores, _ = self._scores(name, seed, **self._everywhere)
                 found = []
-                for layer in range(self.shape.depth):
-                    scope = {"attention_layers": (layer, layer + 1), "mlp_layers": (layer, layer + 1)}
+                for layer in tqdm(range(self.shape.depth), desc=f"layers, {name}", leave=False, disable=None):
+                    scope = dict.fromkeys(self._everywhere, (layer, layer + 1))
                     found.append(self._cost(scores, self._config(name, seed=seed, unit_ratio=share, **scope)))
-                    bar.update()
                 runs.append(found)
             curves.append(_curve(name, range(self.shape.depth), runs))
-        bar.close()
         title = f"{100 * share:g} % of the heads and channels of a single layer removed"
         return Panel(title, "layer (0 is next to the input)", tuple(curves), self.dense)
 
@@ -153,19 +152,15 @@ class Study:
         """
         ratios = [ratio for ratio in RATIOS if self._gives(ratio)] if ratios is None else sorted(ratios)
         self.check(ratios)
-        bar = tqdm(total=len(criteria) * self.seeds * len(ratios), desc="ratios", leave=False, disable=None)
         curves = []
         for name in criteria:
             runs = []
             for seed in range(self.seeds):
                 scores, config = self._scores(name, seed)
-                found = []
-                for ratio in ratios:
-                    found.append(self._cost(scores, config.changed(pruning_ratio=ratio)))
-                    bar.update()
-                runs.append(found)
-            curves.append(_curve(name, [0, *(100 * ratio for ratio in ratios)], [[self.dense, *run] for run in runs]))
-        bar.close()
+                bar = tqdm(ratios, desc=f"ratios, {name}", leave=False, disable=None)
+                costs = [self._cost(scores, config.changed(pruning_ratio=ratio)) for ratio in bar]
+                runs.append([self.dense, *costs])
+            curves.append(_curve(name, [0, *(100 * ratio for ratio in ratios)], runs))
         return Panel("Perplexity over the pruning ratio", "parameters removed (%)", tuple(curves), self.dense)
 
     def sensitivity(self, criterion: str, ratio: float = 0.2) -> tuple[Panel, ...]:
@@ -206,12 +201,10 @@ class Study:
         scores, config = self._scores(criterion, 0)
         return make_plan(scores, self.shape, config.changed(pruning_ratio=ratio))
 
-    @property
+    @cached_property
     def dense(self) -> float:
         """Perplexity of the unpruned model."""
-        if self._dense is None:
-            self._dense = self._perplexity()
-        return self._dense
+        return self._perplexity()
 
     @property
     def _everywhere(self) -> dict[str, Any]:
@@ -224,10 +217,6 @@ class Study:
         except PlanError:
             return False
         return True
-
-    def _four_layers(self) -> list[int]:
-        last = self.shape.depth - 1
-        return sorted({round(last * part / 3) for part in range(4)})
 
     def _config(self, criterion: str, **changes: Any) -> MoreauPrunerConfig:
         return self.config.changed(criterion=criterion, **changes).resolve(self.model.config)
@@ -266,6 +255,11 @@ def has_settings(criterion: str) -> bool:
     """Whether a criterion has one of the settings whose sensitivity is shown."""
     resolved = CRITERIA.get(criterion)().resolved()
     return any(getattr(resolved, name) is not None for name in _symbols(resolved))
+
+
+def ranks_of(scores: Tensor) -> tuple[int, ...]:
+    """The rank of each score, 1 for the lowest; of equal ones the first is lower."""
+    return tuple(rankdata(scores.numpy(), method="ordinal").astype(int).tolist())
 
 
 def _symbols(criterion: Any) -> dict[str, str]:

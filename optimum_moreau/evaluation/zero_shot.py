@@ -64,8 +64,6 @@ class ZeroShot:
 
     Attributes:
         tasks: one result a task.
-        average: mean of the values.
-        stderr: of the mean, the tasks taken as independent: √(Σ s²) / number of tasks.
     """
 
     tasks: tuple[TaskResult, ...]
@@ -169,7 +167,8 @@ def find_tasks(
             return TaskManager(include_path=str(folder), include_defaults=False), found
         return TaskManager(include_defaults=False), found  # which reads no file of that folder
     manager = TaskManager()
-    _check_known(tasks, manager.all_tasks)
+    if unknown := next((task for task in tasks if task not in manager.all_tasks), None):
+        raise ConfigError(f"tasks: unknown task '{unknown}'.{suggestion(unknown, manager.all_tasks)}")
     return manager, list(tasks)
 
 
@@ -184,12 +183,6 @@ def _result(task: str, found: Any) -> TaskResult:
     # lm-eval's standard error of a mean of zeros and ones, which it leaves out without bootstrap
     stderr = math.sqrt(accuracy * (1 - accuracy) / (samples - 1)) if samples > 1 else 0.0
     return TaskResult(task, metric, accuracy, stderr, samples)
-
-
-def _check_known(tasks: Sequence[str], known: Sequence[str]) -> None:
-    for task in tasks:
-        if task not in known:
-            raise ConfigError(f"tasks: unknown task '{task}'.{suggestion(task, known)}")
 
 
 def _task_of(folder: Path, task: str) -> str | dict[str, Any]:
@@ -209,9 +202,7 @@ def _task_of(folder: Path, task: str) -> str | dict[str, Any]:
         "dataset_kwargs": {"data_files": {"test": str(file)}},
         "test_split": "test",
         "output_type": "multiple_choice",
-        "metric_list": [
-            {"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("acc", "acc_norm")
-        ],
+        "metric_list": [{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in _METRICS],
     }
     if blank:  # each context is completed by one continuation, and the likeliest wins
         fields = {"doc_to_text": "label", "doc_to_choice": "contexts", "doc_to_target": "continuation"}
@@ -220,13 +211,9 @@ def _task_of(folder: Path, task: str) -> str | dict[str, Any]:
 
 
 def _check_questions(file: Path) -> bool:
-    """Reads a file of questions line by line; lm-eval would count a label that names no choice as a wrong answer.
+    """Reads a file of questions, all of one kind; returns whether they are texts with a blank.
 
-    Returns:
-        Whether its questions are texts with a blank.
-
-    Raises:
-        DataError: a line is no question of the same kind as the first; says which, and why.
+    lm-eval would count a label that names no choice as a wrong answer.
     """
     blank, kind = False, None
     for number, row in read_lines(file, "a question", DataError, longest=_LONGEST_LINE):

@@ -1,11 +1,8 @@
 """Files: one reader and one writer of JSON, YAML and safetensors; temporary files that outlive no process."""
 
-from .filling import T, filled
+from .filling import filled
 from .reading import (
     MAX_JSON_BYTES,
-    MAX_TEXT_BYTES,
-    MAX_YAML_BYTES,
-    MAX_YAML_VALUES,
     parse_json,
     read_json,
     read_lines,
@@ -14,18 +11,14 @@ from .reading import (
     read_text,
     read_yaml,
 )
-from .values import LARGEST, LARGEST_OF_TRANSFORMERS, MAX_DEPTH
+from .records import Record
+from .values import LARGEST_OF_TRANSFORMERS
 from .writing import write_bytes, write_json, write_tensors, write_text
 
 __all__ = [
-    "LARGEST",
     "LARGEST_OF_TRANSFORMERS",
-    "MAX_DEPTH",
     "MAX_JSON_BYTES",
-    "MAX_TEXT_BYTES",
-    "MAX_YAML_BYTES",
-    "MAX_YAML_VALUES",
-    "T",
+    "Record",
     "filled",
     "parse_json",
     "read_json",

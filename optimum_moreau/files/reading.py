@@ -7,6 +7,7 @@ Whatever is wrong becomes one line: the file, the field, and what to do.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,15 +129,8 @@ def read_tensors(
     Returns:
         Name → tensor on the CPU, and the metadata of the file's head.
     """
-    from safetensors import SafetensorError, safe_open
-
-    found = _file(Path(path), what, error)
-    try:
-        with safe_open(found, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a file)
-            return tensors, dict(file.metadata() or {})
-    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as problem:
-        raise error(f"{path}: cannot be read as {what}: no safetensors ({first_line(problem)})") from problem
+    with _opened(path, what, error) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118 (a file)
 
 
 def read_shapes(path: str | Path, what: str, error: type[MoreauError] = CheckpointError) -> dict[str, tuple[int, ...]]:
@@ -145,13 +139,20 @@ def read_shapes(path: str | Path, what: str, error: type[MoreauError] = Checkpoi
     Returns:
         Name → shape.
     """
+    with _opened(path, what, error) as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (a file)
+
+
+@contextmanager
+def _opened(path: str | Path, what: str, error: type[MoreauError]) -> Iterator[Any]:
+    """A safetensors file, open; whatever is wrong with it becomes one error."""
     from safetensors import SafetensorError, safe_open
 
     found = _file(Path(path), what, error)
     try:
         with safe_open(found, "pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (a file)
-    except (SafetensorError, OSError, ValueError) as problem:
+            yield file
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as problem:
         raise error(f"{path}: cannot be read as {what}: no safetensors ({first_line(problem)})") from problem
 
 

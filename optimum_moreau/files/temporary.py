@@ -38,7 +38,7 @@ def temporary_folder(purpose: str) -> Iterator[Path]:
     """
     collect_temporary()
     where = Path(tempfile.gettempdir())
-    with _made(lambda: _new_folder(where / f"optimum-moreau-{purpose}-{_mark()}", mode=0o700)) as folder:
+    with _made(where, f"optimum-moreau-{purpose}-", lambda path: path.mkdir(mode=0o700)) as folder:
         yield folder
 
 
@@ -50,14 +50,14 @@ def partial_folder(place: Path, name: str) -> Iterator[Path]:
         place: folder in which it lies, on the file system of the result.
         name: of the result.
     """
-    with _made(lambda: _new_folder(place / f".{name}.partial-{_mark()}")) as folder:
+    with _made(place, f".{name}.partial-", Path.mkdir) as folder:
         yield folder
 
 
 @contextmanager
 def partial_file(place: Path, name: str) -> Iterator[Path]:
     """The same for an empty file."""
-    with _made(lambda: _new_file(place / f".{name}.partial-{_mark()}")) as file:
+    with _made(place, f".{name}.partial-", lambda path: path.touch(exist_ok=False)) as file:
         yield file
 
 
@@ -173,8 +173,8 @@ def _removed(path: Path) -> bool:
 
 
 @contextmanager
-def _made(make: Callable[[], Path]) -> Iterator[Path]:
-    path, descriptor = _locked(make)
+def _made(place: Path, prefix: str, make: Callable[[Path], None]) -> Iterator[Path]:
+    path, descriptor = _locked(place, prefix, make)
     try:
         yield path
     finally:
@@ -182,10 +182,10 @@ def _made(make: Callable[[], Path]) -> Iterator[Path]:
         os.close(descriptor)
 
 
-def _locked(make: Callable[[], Path]) -> tuple[Path, int]:
+def _locked(place: Path, prefix: str, make: Callable[[Path], None]) -> tuple[Path, int]:
     """Makes and locks; makes another where a process took it for a dead one's in between."""
     while True:
-        path = make()
+        make(path := place / f"{prefix}{uuid.uuid4().hex[:8]}")
         try:
             descriptor = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
@@ -199,20 +199,6 @@ def _locked(make: Callable[[], Path]) -> tuple[Path, int]:
         if path.exists():
             return path, descriptor
         os.close(descriptor)
-
-
-def _new_folder(path: Path, mode: int = 0o777) -> Path:
-    path.mkdir(mode=mode)
-    return path
-
-
-def _new_file(path: Path) -> Path:
-    path.touch(exist_ok=False)
-    return path
-
-
-def _mark() -> str:
-    return uuid.uuid4().hex[:8]
 
 
 def reason(error: BaseException) -> str:

@@ -61,7 +61,6 @@ def write_json(
     values: Any,
     error: type[MoreauError] = CheckpointError,
     *,
-    indent: int = 2,
     largest: int = LARGEST,
 ) -> None:
     """Writes values as JSON, as `write_text` does; nothing that `read_json` would refuse, of the same `largest`.
@@ -70,7 +69,7 @@ def write_json(
         MoreauError: of the kind given: it cannot be written, or JSON has no such value (NaN); what was there stays.
     """
     try:
-        text = json.dumps(values, indent=indent) + "\n"
+        text = json.dumps(values, indent=2) + "\n"
     except (TypeError, ValueError, RecursionError) as problem:
         raise error(f"{path}: cannot be written ({first_line(problem)})") from problem
     parse_json(text, path, "what can be written as JSON", error, largest=largest)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
+from typing import ClassVar
 
-from ..errors import CheckpointError
-from ..files import filled, read_json, write_json
+from ..files import Record
 
 SPARSITY_NAME = "sparsity_summary.json"
 
@@ -46,7 +45,7 @@ class MatrixSparsity:
 
 
 @dataclass(frozen=True)
-class SparsitySummary:
+class SparsitySummary(Record):
     """A masked model.
 
     Attributes:
@@ -55,6 +54,8 @@ class SparsitySummary:
         matrices: those in scope.
         parameters: of the whole model.
     """
+
+    what: ClassVar[str] = "a sparsity summary"
 
     pattern: str
     requested: float
@@ -121,24 +122,9 @@ class SparsitySummary:
             found[layer] = sum(one.zeros for one in own) / sum(one.total for one in own)
         return found
 
-    def save(self, path: str | Path) -> None:
-        """Writes the summary as JSON."""
-        write_json(path, asdict(self), indent=1)
-
-    @classmethod
-    def load(cls, path: str | Path) -> SparsitySummary:
-        """Reads a summary.
-
-        Raises:
-            CheckpointError: the file is missing or damaged.
-        """
-        what = "a sparsity summary"
-        found = filled(cls, read_json(path, what), path, what)
-        for one in found.matrices:
+    def problem(self) -> str:
+        """What makes these counts none that a mask can have; empty if nothing does."""
+        for one in self.matrices:
             if not (0 <= one.zeros <= one.total and one.total and len(one.name.split(".")) > 2):
-                raise CheckpointError(
-                    f"{path}: cannot be read as {what}: {one.zeros} of {one.total} weights of '{one.name}'"
-                )
-        if not found.matrices or found.parameters < 1:
-            raise CheckpointError(f"{path}: cannot be read as {what}: it names no matrices")
-        return found
+                return f"{one.zeros} of {one.total} weights of '{one.name}'"
+        return "" if self.matrices and self.parameters > 0 else "it names no matrices"

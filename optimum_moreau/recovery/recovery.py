@@ -7,9 +7,9 @@ import json
 import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -18,7 +18,7 @@ from ..data.instructions import TrainingData, load_examples
 from ..data.sources import model_reference
 from ..envelope import scoring_mode
 from ..errors import ConfigError, MoreauError, NonFiniteError, UnsupportedModelError
-from ..files import filled, read_json, write_json
+from ..files import Record
 from ..files.temporary import temporary_folder
 from ..models.buffers import as_reloaded, reset_buffers
 from ..models.undisturbed import plain_outputs, undisturbed
@@ -74,7 +74,7 @@ class TrainingRecord:
 
 
 @dataclass(frozen=True)
-class RecoverySummary:
+class RecoverySummary(Record):
     """What a recovery did.
 
     Attributes:
@@ -86,6 +86,8 @@ class RecoverySummary:
         earlier: the summary of the tuning before this one, if the model had been tuned already.
     """
 
+    what: ClassVar[str] = "a recovery summary"
+
     settings: Mapping[str, Any]
     data: Mapping[str, Any]
     training: Mapping[str, Any]
@@ -93,32 +95,16 @@ class RecoverySummary:
     teacher: str | None = None
     earlier: Mapping[str, Any] | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the summary as a dictionary that JSON can hold."""
-        return asdict(self)
-
-    def save(self, path: str | Path) -> None:
-        """Writes the summary as JSON; raises CheckpointError where that cannot be."""
-        write_json(path, self.to_dict())
-
     @classmethod
-    def load(cls, path: str | Path) -> RecoverySummary:
-        """Reads a summary.
+    def parts(cls) -> Mapping[str, type]:
+        """What dictionaries in it hold."""
+        return {"data": DataRecord, "training": TrainingRecord, "earlier": cls}
 
-        Raises:
-            CheckpointError: the file is missing or damaged.
-        """
-        what = "a recovery summary"
-        found = filled(cls, read_json(path, what), path, what)
-        parts: dict[str, type] = {"data": DataRecord, "training": TrainingRecord}
-        for name, kind in parts.items():
-            if getattr(found, name):
-                filled(kind, dict(getattr(found, name)), f"{path}: {name}", "the record of one")
-        if found.training:
-            RecoveryConfig.from_dict(dict(found.settings))
-        if found.earlier is not None:
-            filled(cls, dict(found.earlier), f"{path}: earlier", what)
-        return found
+    def problem(self) -> str:
+        """Raises ConfigError for settings that no training can have had."""
+        if self.training:  # a merged adapter has settings of its own
+            RecoveryConfig.from_dict(dict(self.settings))
+        return ""
 
 
 @dataclass

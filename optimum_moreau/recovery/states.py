@@ -48,26 +48,26 @@ def read_state(folder: Path) -> TrainerState:
     """
     file = folder / STATE
     values = read_json(file, what := "the Trainer's state")
-    known = [one.name for one in fields(_Read)]
-    found = filled(
-        _Read, {key: values[key] for key in known if key in values} if isinstance(values, dict) else values, file, what
-    )
+    known = {one.name for one in fields(_Read)}
+    read = {key: value for key, value in values.items() if key in known} if isinstance(values, dict) else values
+    found = filled(_Read, read, file, what)
+    refused = f"{file}: cannot be read as {what}"
     for name in ("max_steps", "logging_steps", "save_steps", "train_batch_size", "eval_steps"):
         if (value := getattr(found, name)) is not None and value < 1:
-            raise CheckpointError(f"{file}: cannot be read as {what}: {name} {value} is not a whole number ≥ 1")
+            raise CheckpointError(f"{refused}: {name} {value} is not a whole number ≥ 1")
     if folder.name != f"checkpoint-{found.global_step}":
-        raise CheckpointError(f"{file}: cannot be read as {what}: global_step {found.global_step} is not its folder's")
+        raise CheckpointError(f"{refused}: global_step {found.global_step} is not its folder's")
     if "TrainerControl" not in found.stateful_callbacks:
-        raise CheckpointError(f"{file}: cannot be read as {what}: stateful_callbacks has no TrainerControl")
+        raise CheckpointError(f"{refused}: stateful_callbacks has no TrainerControl")
     best = Path(found.best_model_checkpoint) if found.best_model_checkpoint is not None else None
     if best is not None and best.is_dir():  # one that is gone the Trainer leaves out
         if best.resolve().parent != folder.resolve().parent:
-            raise CheckpointError(f"{file}: cannot be read as {what}: its best state lies elsewhere ({best})")
+            raise CheckpointError(f"{refused}: its best state lies elsewhere ({best})")
         read_tensors(best / ADAPTER, "the adapter of the best state")
     try:
         return TrainerState(**values)
     except TypeError as error:
-        raise CheckpointError(f"{file}: cannot be read as {what}: {first_line(error)}") from error
+        raise CheckpointError(f"{refused}: {first_line(error)}") from error
 
 
 def last_state(work: Path) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import shutil
@@ -137,8 +138,7 @@ def train(
         set_peft_model_state_dict(model, weights)
         trainer.state, seconds = before, 0.0
     else:
-        _say_begin(trainer.args, data.source)
-        seconds = _train(trainer, state)
+        seconds = _train(trainer, state, data.source)
     return _outcome(trainer, seconds, best=bool(config.patience))
 
 
@@ -166,15 +166,6 @@ def _trainer(
     return trainer
 
 
-def _say_begin(arguments: TrainingArguments, source: str) -> None:
-    logger.info(
-        "training: %s of %d sequences, on %s",
-        f"{arguments.max_steps} steps" if arguments.max_steps > 0 else f"{arguments.num_train_epochs:g} epochs",
-        arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size,
-        source,
-    )
-
-
 def _outcome(trainer: Trainer, seconds: float, *, best: bool) -> dict[str, Any]:
     """What `train` returns; of the losses held out the lowest or, where training did not go by them, the last."""
     validation = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
@@ -189,8 +180,12 @@ def _outcome(trainer: Trainer, seconds: float, *, best: bool) -> dict[str, Any]:
     }
 
 
-def _train(trainer: Trainer, state: Path | None) -> float:
+def _train(trainer: Trainer, state: Path | None, source: str) -> float:
     """Trains on from a state, or from the beginning; returns the seconds."""
+    args = trainer.args
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
+    logger.info("training: %s of %d sequences, on %s", length, batch, source)
     try:
         return float(trainer.train(resume_from_checkpoint=str(state) if state else None).metrics["train_runtime"])
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -198,7 +193,7 @@ def _train(trainer: Trainer, state: Path | None) -> float:
         full = is_full(error) if isinstance(error, OSError) else any(words in str(error) for words in _FULL_DISK)
         if isinstance(error, MoreauError) or not full:
             raise
-        work = Path(str(trainer.args.output_dir))
+        work = Path(str(args.output_dir))
         kept = "the last whole state is kept" if last_state(work) else "no state was kept yet"
         raise CheckpointError(f"{work}: a state cannot be written ({reason(error)}); {kept}") from error
 
@@ -268,8 +263,6 @@ def _arguments(
 
 def _with_padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """A copy that can pad: padded positions carry no attention and no loss, so any token serves."""
-    import copy
-
     if tokenizer.pad_token is not None:
         return tokenizer
     copied = copy.deepcopy(tokenizer)

@@ -25,19 +25,14 @@ def draw_insight(insight: Insight) -> dict[str, Figure]:
     """Draws every figure that there is something for: name of the figure → figure."""
     found = {}
     for kind, words in (("self_attn", "attention"), ("mlp", "mlp")):
-        ranks = [one for one in insight.ranking if f".{kind}." in one.module]
-        if ranks:
+        if ranks := [one for one in insight.ranking if f".{kind}." in one.module]:
             found[f"ranking-{words}"] = draw_ranking(ranks, insight.model)
-    for name, panels in (
-        ("layers", [insight.layers] if insight.layers else []),
-        ("ratios", [insight.ratios] if insight.ratios else []),
-        ("sensitivity", list(insight.sensitivity)),
-    ):
-        if panels:
-            draws = f" (mean ± deviation of {insight.seeds} calibration draws)" if insight.seeds > 1 else ""
-            found[name] = draw_panels(
-                panels, insight.model + draws, f"perplexity, {insight.protocol}\nof {insight.text}"
-            )
+    draws = f" (mean ± deviation of {insight.seeds} calibration draws)" if insight.seeds > 1 else ""
+    y_label = f"perplexity, {insight.protocol}\nof {insight.text}"
+    drawn = {"layers": [insight.layers], "ratios": [insight.ratios], "sensitivity": insight.sensitivity}
+    for name, panels in drawn.items():
+        if there := [panel for panel in panels if panel is not None]:
+            found[name] = draw_panels(there, insight.model + draws, y_label)
     if insight.plans:
         found["map"] = draw_map(insight.plans, insight.model)
     return found
@@ -115,6 +110,10 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
 def draw_map(plans: Mapping[str, PruningPlan], model: str) -> Figure:
     """Draws which heads (or KV groups) and channels of every layer stay, one row of panels a plan."""
     with style():
+        from matplotlib.cm import ScalarMappable
+        from matplotlib.colors import Normalize
+        from matplotlib.patches import Patch
+
         depth = max(len(plan.layers) for plan in plans.values())
         height = min(max(0.24 * depth, 1.3), 6.5)
         hidden = any(plan.hidden is not None for plan in plans.values())
@@ -131,9 +130,11 @@ def draw_map(plans: Mapping[str, PruningPlan], model: str) -> Figure:
                 _draw_hidden(grid[i * 2 + 1][1], plan)
         most = max(blocks[kind].total for plan in plans.values() for blocks in plan.layers.values() for kind in blocks)
         if most <= _CELLS:  # one unit a cell
-            figure.legend(handles=_patches(), loc="outside lower center", ncols=2, frameon=False)
+            stays, removed = Patch(color=_STAYS, label="stays"), Patch(color=ORANGE, label="removed")
+            figure.legend(handles=[stays, removed], loc="outside lower center", ncols=2, frameon=False)
         else:
-            bar = figure.colorbar(_mappable(), ax=grid, location="bottom", shrink=0.35, aspect=30, pad=0.03)
+            colours = ScalarMappable(Normalize(0, 1), _colours())
+            bar = figure.colorbar(colours, ax=grid, location="bottom", shrink=0.35, aspect=30, pad=0.03)
             bar.set_label("share of the units in a cell that stay")
         figure.suptitle(f"{model}: which units stay", fontsize=11)
     return figure
@@ -241,16 +242,3 @@ def _colours() -> Any:
     from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list("kept", [ORANGE, "#e8e0d8", _STAYS]).with_extremes(bad="#888888")
-
-
-def _patches() -> list[Any]:
-    from matplotlib.patches import Patch
-
-    return [Patch(color=_STAYS, label="stays"), Patch(color=ORANGE, label="removed")]
-
-
-def _mappable() -> Any:
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
-
-    return ScalarMappable(Normalize(0, 1), _colours())

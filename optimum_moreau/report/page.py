@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from .. import __version__
 from ..config import MoreauPrunerConfig
 from ..config.methods import shown
 from ..config.quantities import words_for_bytes
-from ..evaluation.agreement import verdicts
-from ..evaluation.insight import FIGURES
+from ..evaluation.agreement import ROBUSTNESS_NAME, Robustness
+from ..evaluation.insight import FIGURES, INSIGHT_NAME, Insight
 from ..evaluation.records import STAGES
 from ..files import write_text
 from ..planning import PruningPlan
 from ..saving.records import Records
-from .evidence import Evidence
 from .figures import draw_agreements, draw_insight, draw_map
 from .style import inline_svg
 
-_TEMPLATE = "page.html.j2"
+Evidence = Robustness | Insight
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,16 @@ class Generation:
     texts: Sequence[tuple[str, str]]
 
 
+def load_evidence(folder: Path) -> list[Evidence]:
+    """Reads what `robustness` and `insight` wrote into a folder; nothing if it holds none.
+
+    Raises:
+        CheckpointError: a file is damaged.
+    """
+    kinds: dict[str, type[Evidence]] = {ROBUSTNESS_NAME: Robustness, INSIGHT_NAME: Insight}
+    return [kind.load(folder / name) for name, kind in kinds.items() if (folder / name).is_file()]
+
+
 def write_report(
     path: Path, subjects: Sequence[Subject], evidence: Sequence[Evidence] = (), generations: Sequence[Generation] = ()
 ) -> None:
@@ -65,11 +74,15 @@ def write_report(
         generations: of the models, side by side.
     """
     names = [subject.name for subject in subjects]
-    page = _environment().get_template(_TEMPLATE)
-    text = page.render(
+    templates = FileSystemLoader(Path(__file__).parent)
+    pages = Environment(
+        loader=templates, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+    )
+    text = pages.get_template("page.html.j2").render(
         title=f"{names[0]}, pruned" if len(names) == 1 else f"{len(names)} pruned models",
         subjects=[_subject(subject) for subject in subjects],
         facts=_facts(subjects),
+        unmeasured=[measuring(one.name, one.records) for one in subjects if not one.records.measurements],
         measured=_measured(subjects),
         evidence=[_evidence(one) for one in evidence],
         generations=generations,
@@ -78,14 +91,11 @@ def write_report(
     write_text(path, text)
 
 
-def _environment() -> Environment:
-    return Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
+def measuring(folder: str, records: Records, base: str | None = None) -> str:
+    """The command that measures the quality of the model in a folder, and of its base, for the card and this page."""
+    recorded = records.summary.base_model or ""
+    base = base or (recorded if "/" in recorded else "BASE")  # without a slash it is the name of a folder, somewhere
+    return f"optimum-moreau evaluate {shlex.quote(folder)} --baseline {shlex.quote(base)} --text TEXT --save"
 
 
 def _subject(subject: Subject) -> dict[str, Any]:
@@ -101,12 +111,11 @@ def _subject(subject: Subject) -> dict[str, Any]:
         }
         for index, (before, after) in enumerate(zip(summary.layers_before, summary.layers_after, strict=True))
     ]
-    figure = inline_svg(draw_map({"": plan}, subject.name), f"Which units of each layer of {subject.name} stay")
     return {
         "name": subject.name,
         "summary": summary,
         "layers": layers,
-        "map": Markup(figure),
+        "map": inline_svg(draw_map({"": plan}, subject.name), f"Which units of each layer of {subject.name} stay"),
         "settings": {key: _words(value) for key, value in _shown(plan).items()},
         "adjustments": plan.adjustments,
         "recovery": records.recovery.summary if records.recovery else None,
@@ -128,9 +137,11 @@ def _facts(subjects: Sequence[Subject]) -> list[tuple[str, list[str]]]:
 def _facts_of(records: Records) -> dict[str, str]:
     summary = records.summary
     left = [layer for layer in summary.layers_after if layer is not None]
+    config = MoreauPrunerConfig.from_dict(records.plan.config) if records.plan.config else None
     return {
         "base model": summary.base_model or "not recorded",
         "criterion": summary.criterion,
+        "budget": config.budget.name if config else "not recorded",
         "targets": ", ".join(records.plan.config.get("targets", ())) or "not recorded",
         "parameters": f"{summary.parameters_before:,} → {summary.parameters_after:,}",
         "removed": f"{100 * summary.ratio_achieved:.2f} %",
@@ -142,6 +153,7 @@ def _facts_of(records: Records) -> dict[str, str]:
         "hidden channels": f"{summary.hidden_before:,} → {summary.hidden_after:,}",
         "loads as": summary.export,
         "pruning took": f"{summary.seconds:.1f} s",
+        "compensation": summary.compensation.get("step", "none"),
         "tuned": "with LoRA" if records.recovery else "no",
     }
 
@@ -165,24 +177,20 @@ def _measured(subjects: Sequence[Subject]) -> list[dict[str, Any]]:
 
 def _evidence(one: Evidence) -> dict[str, Any]:
     """What the page says of a base model."""
-    robustness = None
-    if one.agreements:
-        robustness = {
-            "figure": Markup(
-                inline_svg(
-                    draw_agreements(one.agreements, one.model),
-                    f"Overlap of the units that plans of {one.model} keep and remove",
-                )
-            ),
+    found: dict[str, Any] = {"model": one.model, "robustness": None, "figures": []}
+    if isinstance(one, Insight):
+        for name, figure in draw_insight(one).items():
+            words = FIGURES[name.partition("-")[0]]
+            found["figures"].append({"words": words, "figure": inline_svg(figure, f"{one.model}: {words}")})
+    elif one.agreements:
+        label = f"Overlap of the units that plans of {one.model} keep and remove"
+        found["robustness"] = {
+            "figure": inline_svg(draw_agreements(one.agreements, one.model), label),
             "rows": one.agreements,
-            "verdicts": verdicts(one.agreements),
+            "verdicts": one.verdicts,
             "measured": any(agreement.perplexity for agreement in one.agreements),
         }
-    figures = []
-    for name, figure in (draw_insight(one.insight) if one.insight else {}).items():
-        words = FIGURES[name.partition("-")[0]]
-        figures.append({"words": words, "figure": Markup(inline_svg(figure, f"{one.model}: {words}"))})
-    return {"model": one.model, "robustness": robustness, "figures": figures}
+    return found
 
 
 def _words(value: Any) -> str:

@@ -14,6 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from markupsafe import Markup
+
 from ..errors import ConfigError
 from ..files import write_bytes
 
@@ -75,7 +77,7 @@ def save_figure(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
     return files
 
 
-def inline_svg(figure: Figure, label: str) -> str:
+def inline_svg(figure: Figure, label: str) -> Markup:
     """Returns the figure as an `<svg>` element for a page: in the page's colour of text, and named for screen readers.
 
     Args:
@@ -94,4 +96,4 @@ def inline_svg(figure: Figure, label: str) -> str:
     width = re.search(r'width="([\d.]+)pt"', head)
     head = re.sub(r' (width|height)="[^"]*"', "", head)
     size = f' style="max-width: {float(width[1]) * 4 / 3:.0f}px"' if width else ""
-    return f'{head} role="img" aria-label="{escape(label)}"{size}>{rest.strip()}'
+    return Markup(f'{head} role="img" aria-label="{escape(label)}"{size}>{rest.strip()}')

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ..compensation.compensate import CompensationRecord
 from ..config import TARGETS
 from ..data.windows import CalibrationRecord
-from ..errors import CheckpointError
-from ..files import filled, read_json, write_json
+from ..files import Record
 from ..planning import Kept, PruningPlan
 
 SUMMARY_NAME = "pruning_summary.json"
@@ -21,7 +19,7 @@ _PACKAGES = ("optimum-moreau", "torch", "transformers", "optimum", "peft", "hugg
 
 
 @dataclass(frozen=True)
-class PruningSummary:
+class PruningSummary(Record):
     """Counts, shares and times of one run; shares in [0, 1], sizes in parameters or bytes.
 
     Attributes:
@@ -54,6 +52,8 @@ class PruningSummary:
         inputs: sha256 of what a chain made it from; empty outside a chain.
     """
 
+    what: ClassVar[str] = "a pruning summary"
+
     base_model: str | None
     criterion: str
     parameters_before: int
@@ -81,32 +81,12 @@ class PruningSummary:
     compensation: Mapping[str, Any] = field(default_factory=dict)
     inputs: str = ""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the summary as a dictionary that JSON can hold."""
-        return asdict(self)
-
-    def save(self, path: str | Path) -> None:
-        """Writes the summary as JSON; raises CheckpointError where that cannot be."""
-        write_json(path, self.to_dict())
-
     @classmethod
-    def load(cls, path: str | Path) -> PruningSummary:
-        """Reads a summary.
+    def parts(cls) -> Mapping[str, type]:
+        """What dictionaries in it hold."""
+        return {"compensation": CompensationRecord, "calibration": CalibrationRecord}
 
-        Raises:
-            CheckpointError: the file is missing or damaged.
-        """
-        what = "a pruning summary"
-        found = filled(cls, read_json(path, what), path, what)
-        if found.compensation:
-            filled(CompensationRecord, dict(found.compensation), f"{path}: compensation", "the record of one")
-        if found.calibration:
-            filled(CalibrationRecord, dict(found.calibration), f"{path}: calibration", "the record of one")
-        if problem := found._problem():
-            raise CheckpointError(f"{path}: cannot be read as {what}: {problem}")
-        return found
-
-    def _problem(self) -> str:
+    def problem(self) -> str:
         """What makes these counts none that a pruning can have; empty if nothing does."""
         sizes = ("parameters_before", "parameters_after", "bytes_before", "bytes_after")
         if odd := next((name for name in (*sizes, "hidden_before", "hidden_after") if getattr(self, name) < 1), None):

@@ -9,8 +9,8 @@ from PIL import Image
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig, perplexity
 from optimum_moreau.errors import ConfigError, PlanError
+from optimum_moreau.evaluation.agreement import rank_correlation
 from optimum_moreau.evaluation.insight import Insight
-from optimum_moreau.evaluation.ranks import rank_correlation
 from optimum_moreau.evaluation.silencing import silenced
 from optimum_moreau.evaluation.study import Study
 from optimum_moreau.loading import load_model, load_tokenizer

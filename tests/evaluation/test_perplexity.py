@@ -1,6 +1,9 @@
 """Perplexity against its definition."""
 
+import inspect
 import math
+import subprocess
+import sys
 
 import datasets
 import pytest
@@ -8,6 +11,9 @@ import torch
 
 from optimum_moreau import Perplexity, perplexity
 from optimum_moreau.errors import DataError
+from optimum_moreau.evaluation.generations import generations
+from optimum_moreau.evaluation.study import Study
+from optimum_moreau.evaluation.zero_shot import zero_shot
 from tests.tiny import TEXT, tiny_model
 
 TEXTS = [TEXT * 4, TEXT * 3]
@@ -55,6 +61,29 @@ def test_the_metric_reads_files_and_datasets(model, tokenizer, tmp_path):
     )
 
 
+WITHOUT = """
+import sys
+sys.modules["evaluate"] = None
+from optimum_moreau import perplexity
+from optimum_moreau.cli import main
+assert main(["evaluate", sys.argv[1], "--text", sys.argv[2], "--seq-len", "16"]) == 0
+try:
+    from optimum_moreau import Perplexity
+except ImportError as error:
+    print(error)
+"""
+
+
+def test_without_the_library_only_the_metric_is_missed_and_says_so_in_a_line(tiny_folder, tmp_path):
+    (tmp_path / "text.txt").write_text(TEXT * 4)
+    code = [sys.executable, "-c", WITHOUT, str(tiny_folder), str(tmp_path / "text.txt")]
+    done = subprocess.run(code, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    measured, missed = done.stdout.splitlines()
+    assert measured.startswith("perplexity  ")
+    assert missed.endswith("is not installed: pip install 'optimum-moreau[evaluate]'")
+
+
 def test_a_uniform_model_has_the_perplexity_of_its_vocabulary(tokenizer):
     model = tiny_model("llama", vocab_size=len(tokenizer))
     model.lm_head.weight.data.zero_()
@@ -70,3 +99,8 @@ def test_the_mode_is_left_as_it_was(model, tokenizer):
 def test_text_shorter_than_a_segment_is_refused(model, tokenizer):
     with pytest.raises(DataError, match="one segment needs 128"):
         perplexity(model, tokenizer, ["too short"])
+
+
+@pytest.mark.parametrize("measure", [perplexity, generations, zero_shot, Study])
+def test_what_measures_takes_the_model_its_tokenizer_and_the_text_in_this_order(measure):
+    assert [*inspect.signature(measure).parameters][:2] == ["model", "tokenizer"]

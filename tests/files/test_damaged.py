@@ -31,8 +31,7 @@ from optimum_moreau.recovery import MoreauRecovery
 from optimum_moreau.recovery.adapter import Adapter
 from optimum_moreau.recovery.recovery import RECOVERY_NAME
 from optimum_moreau.recovery.states import last_state
-from optimum_moreau.report.evidence import load_evidence
-from optimum_moreau.report.page import Subject, write_report
+from optimum_moreau.report.page import Subject, load_evidence, write_report
 from optimum_moreau.saving.card import read_base_card
 from optimum_moreau.saving.records import Records
 from optimum_moreau.saving.summary import SUMMARY_NAME

@@ -11,6 +11,7 @@ import tracemalloc
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -18,8 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
-from optimum_moreau.errors import ConfigError, PlanError
+from optimum_moreau.errors import CheckpointError, ConfigError, PlanError
 from optimum_moreau.files import (
+    Record,
     filled,
     parse_json,
     read_json,
@@ -56,6 +58,23 @@ class Outer:
     flag: bool = False
 
 
+@dataclass(frozen=True)
+class Kept(Record):
+    what: ClassVar[str] = "a record"
+    remedy: ClassVar[str] = "; make it anew"
+
+    count: int
+    inner: Mapping[str, Any] = field(default_factory=dict)
+    before: Mapping[str, Any] | None = None
+
+    @classmethod
+    def parts(cls):
+        return {"inner": Inner, "before": cls}
+
+    def problem(self):
+        return "" if self.count else "it counts nothing"
+
+
 def same(a, b):
     """Equal, and of the same types: 1 is not 1.0 or True."""
     if isinstance(a, dict):
@@ -79,6 +98,37 @@ def read(path, data, reader=read_json):
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     return tmp_path_factory.mktemp("files") / "file"
+
+
+# Records
+
+
+def test_a_record_survives_its_file_and_a_dictionary(place):
+    record = Kept(2, {"share": 0.5}, {"count": 1})
+    record.save(place)
+    assert Kept.load(place) == record == Kept.from_dict(record.to_dict())
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([], "values: cannot be read as a record: [] is no dictionary"),
+        ({"count": "2"}, "values: cannot be read as a record: count: input should be a valid integer, not '2'"),
+        ({"count": 2, "cuont": 2}, "unknown field 'cuont'. Did you mean 'count'?"),
+        ({"count": 2, "inner": {"share": "x"}}, "values: inner: cannot be read as the record of one: share: "),
+        ({"count": 0}, "values: cannot be read as a record: it counts nothing; make it anew"),
+        ({"count": 2, "before": {"count": 0}}, "values: before: cannot be read as a record: it counts nothing; make"),
+    ],
+    ids=str,
+)
+def test_what_is_no_record_is_refused_by_its_field_in_the_file_too(place, values, words):
+    with pytest.raises(ConfigError) as error:
+        Kept.from_dict(values)
+    assert words in str(error.value)
+    place.write_text(json.dumps(values))
+    with pytest.raises(CheckpointError) as error:
+        Kept.load(place)
+    assert words.replace("values: ", f"{place}: ") in str(error.value)
 
 
 # JSON

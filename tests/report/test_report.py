@@ -120,6 +120,24 @@ def test_the_page_says_what_is_on_record(report, folders):
     assert "of the units removed, fp32 and bf16 share" in verdict and "two calibration draws" in verdict
 
 
+def test_the_summary_says_what_decided_and_how_to_measure_what_was_not(command, folders, tmp_path):
+    arguments = ("report", folders["stock"], "-o", tmp_path / "report.html", "--no-generate")
+    code, out, err = command(*arguments)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert code == 0 and 'href="#quality"' not in page, err
+    summary = Records.load(folders["stock"]).summary
+    assert '<tr><th scope="row">budget</th><td>uniform</td></tr>' in page
+    assert f'<tr><th scope="row">compensation</th><td>{summary.compensation.get("step", "none")}</td></tr>' in page
+    assert "<code>optimum-moreau evaluate stock --baseline BASE --text TEXT --save</code>" in page
+    assert f"optimum-moreau evaluate {folders['stock']} --baseline BASE --text TEXT --save" in out
+    folder = shutil.copytree(folders["stock"], tmp_path / "measured")
+    (tmp_path / "text.txt").write_text("Once upon a time there was a house. " * 40)
+    assert command("evaluate", folder, "--text", tmp_path / "text.txt", "--save", "--seq-len", "16")[0] == 0
+    code, out, err = command(*arguments[:1], folder, *arguments[2:], "--overwrite")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert code == 0 and 'href="#quality"' in page and "not measured" not in page + out, err
+
+
 def written_by(folder):
     """What a model writes after the prompt, by a loop of plain forward passes."""
     model, tokenizer = load_model(str(folder), device="cpu"), load_tokenizer(str(folder))

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +60,6 @@ class SpeedSettings:
                 if one < 1:
                     raise ConfigError(f"{name}: {one} is not a whole number ≥ 1")
 
-    def request(self) -> dict[str, Any]:
-        """What each process is told of them."""
-        told = ("batch_sizes", "prompt_tokens", "new_tokens", "repeats")
-        return {name: getattr(self, name) for name in told}
-
 
 @dataclass(frozen=True)
 class _Subject:
@@ -77,13 +72,12 @@ class _Subject:
 
     def side(self, rounds: list[Mapping[str, Any]], settings: SpeedSettings) -> Side:
         """Everything that was measured of it, one dictionary a round."""
+        by_batch = dict.fromkeys(("prefill", "decode", "time to first token"), settings.batch_sizes)
         series = [
             Series(metric, batch, tuple(float(one[metric][index]) for one in rounds))
-            for metric in ("prefill", "decode", "time to first token")
-            for index, batch in enumerate(settings.batch_sizes)
+            for metric, batches in {**by_batch, "load time": (None,), "peak memory": (None,)}.items()
+            for index, batch in enumerate(batches)
         ]
-        for metric in ("load time", "peak memory"):
-            series.append(Series(metric, None, tuple(float(one[metric][0]) for one in rounds)))
         layers: Any = self.config.per_layer_config
         hidden = self.config.hidden_size
         return Side(
@@ -130,13 +124,12 @@ def measure_speed(
         UnsupportedModelError: of another family.
     """
     settings = settings or SpeedSettings()
-    _check_rounds(settings.rounds, alone=baseline is None)
     if device != "auto":
         check_device(device)
     asked = [(model, revision), *([] if baseline is None else [(baseline, None)])]
     how: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
     subjects = _subjects(asked, settings, **how)
-    common = {**how, "device": device, "threads": torch.get_num_threads(), **settings.request()}
+    common = {**how, "device": device, "threads": torch.get_num_threads(), **asdict(settings)}
     found = _by_turns(subjects, settings.rounds, common, plan)
     sides = [subject.side(rounds, settings) for subject, rounds in zip(subjects, found, strict=True)]
     return Speed(
@@ -154,20 +147,25 @@ def measure_speed(
 def _subjects(
     asked: Sequence[tuple[str, str | None]], settings: SpeedSettings, *, dtype: str, trust_remote_code: bool
 ) -> list[_Subject]:
-    """The models to measure, each a name and a revision, the second the first one's base; whether they can be.
-
-    Raises:
-        CheckpointError: a model is not found.
-        ConfigError: it has too few positions, or the two are not comparable.
-        UnsupportedModelError: of another family.
-    """
+    """The models to measure, each a name and a revision, the second the first one's base; refused if they cannot be."""
+    if len(asked) > 1 and settings.rounds < _LEAST_ROUNDS:
+        raise ConfigError(
+            f"rounds: {settings.rounds} cannot tell chance from speed-up; give at least {_LEAST_ROUNDS} beside a base"
+        )
     code: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     skeletons = [load_skeleton(name, revision=commit, dtype=dtype, **code) for name, commit in asked]
     for skeleton, (name, _) in zip(skeletons, asked, strict=True):
-        _check_positions(name, skeleton.config, settings)
+        most = getattr(skeleton.config, "max_position_embeddings", None)
+        if most is not None and (length := settings.prompt_tokens + settings.new_tokens) > most:
+            raise ConfigError(
+                f"{name}: has {most} positions, and {settings.prompt_tokens} prompt_tokens and {settings.new_tokens}"
+                f" new_tokens need {length}; lower one of them"
+            )
     if len(asked) > 1:
         (model, revision), (baseline, _) = asked
-        _check_dtypes(model, baseline, [skeleton.dtype for skeleton in skeletons])
+        first, second = (str(skeleton.dtype).removeprefix("torch.") for skeleton in skeletons)
+        if first != second:
+            raise ConfigError(f"dtype: {model} is in {first}, {baseline} in {second}; give --dtype, one for both")
         check_same_tokenizer(model, baseline, revision=revision, **code)
     return [_subject(*one, skeleton.config) for one, skeleton in zip(asked, skeletons, strict=True)]
 
@@ -220,28 +218,6 @@ def measure_once(name: str, folder: Path, weights: tuple[Path, ...], request: Ma
         return dict(read_json(result, "what was measured"))
 
 
-def _check_rounds(rounds: int, *, alone: bool) -> None:
-    if not alone and rounds < _LEAST_ROUNDS:
-        raise ConfigError(
-            f"rounds: {rounds} cannot tell chance from speed-up; give at least {_LEAST_ROUNDS} beside a base"
-        )
-
-
-def _check_positions(name: str, config: PretrainedConfig, settings: SpeedSettings) -> None:
-    length, most = settings.prompt_tokens + settings.new_tokens, getattr(config, "max_position_embeddings", None)
-    if most is not None and length > most:
-        raise ConfigError(
-            f"{name}: has {most} positions, and {settings.prompt_tokens} prompt_tokens and {settings.new_tokens}"
-            f" new_tokens need {length}; lower one of them"
-        )
-
-
-def _check_dtypes(model: str, baseline: str, dtypes: Sequence[torch.dtype]) -> None:
-    first, second = (str(dtype).removeprefix("torch.") for dtype in dtypes)
-    if first != second:
-        raise ConfigError(f"dtype: {model} is in {first}, {baseline} in {second}; give --dtype, one for both")
-
-
 def _subject(name: str, revision: str | None, config: PretrainedConfig) -> _Subject:
     """Finds the folder of a model, downloaded where it is not here yet, and its files of weights."""
     folder = Path(name).expanduser()
@@ -252,7 +228,6 @@ def _subject(name: str, revision: str | None, config: PretrainedConfig) -> _Subj
         except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
             raise CheckpointError(f"{name}: cannot be downloaded ({first_line(error)})") from error
     files = weight_files(folder)
-    for file in files:
-        if not file.is_file():
-            raise CheckpointError(f"{name}: holds no {file.name}; weights must be safetensors")
+    if missing := next((file.name for file in files if not file.is_file()), None):
+        raise CheckpointError(f"{name}: holds no {missing}; weights must be safetensors")
     return _Subject(name, folder, tuple(files), config)

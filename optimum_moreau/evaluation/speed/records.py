@@ -1,4 +1,4 @@
-"""What was measured of a model's speed and size, beside its base, and the law by which the two are compared.
+"""What was measured of a model's speed and size, beside its base, by which law the two are compared, and in words.
 
 Every round measures both models, one process after the other, in the order A B, B A, A B, …: what changes slowly on a
 machine meets both. In each round the two give one ratio, above 1 where the pruned model is better:
@@ -18,13 +18,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
-from ...errors import CheckpointError
-from ...files import filled, read_json, write_json
-from . import words
+from ...config.quantities import words_for_bytes
+from ...files import Record
 
 SPEED_NAME = "benchmark.json"
 # metric → its unit; rows come in this order
@@ -39,6 +37,9 @@ UNITS = {
 # unit → what a gain, a loss and neither are called
 _VERDICTS = {"bytes": ("smaller", "larger", "no difference")}
 _SPEED_VERDICTS = ("faster", "slower", "no speed-up")
+_TILE = 64  # 128 bytes in 16 bits: what NVIDIA's guide to matrix products asks of a width for full speed
+_LEAST_TILE = 8  # 16 bytes: below it, older tensor cores are not used at all
+_BESIDE = ", of the base "
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,11 @@ class Spread:
     def of(cls, values: Sequence[float]) -> Spread:
         """The spread of one value a round."""
         return cls(statistics.median(values), min(values), max(values))
+
+    def words(self, unit: str) -> str:
+        """`1,234 (1,200 – 1,260)`; the median alone where the bounds would be printed alike."""
+        median, low, high = (_number(value, unit) for value in (self.median, self.low, self.high))
+        return median if low == high else f"{median} ({low} – {high})"
 
 
 @dataclass(frozen=True)
@@ -124,11 +130,14 @@ class Row:
     @property
     def cells(self) -> tuple[str, str, str, str, str, str]:
         """For a reader: metric, batch, base, pruned, ratio, verdict."""
-        return words.cells(self)
+        metric = self.metric if self.unit == "bytes" else f"{self.metric}, {self.unit}"
+        ratio = "" if self.ratio is None else self.ratio.words("×")
+        baseline = "" if self.baseline is None else self.baseline.words(self.unit)
+        return metric, str(self.batch_size or ""), baseline, self.model.words(self.unit), ratio, self.verdict
 
 
 @dataclass(frozen=True)
-class Speed:
+class Speed(Record):
     """A benchmark of a model, alone or beside its base.
 
     Attributes:
@@ -141,6 +150,9 @@ class Speed:
         model: what was measured of the model.
         baseline: of its base.
     """
+
+    what: ClassVar[str] = "a benchmark"
+    remedy: ClassVar[str] = "; remove it, and measure again"
 
     device: str
     dtype: str
@@ -162,24 +174,69 @@ class Speed:
 
     @property
     def verdict(self) -> str:
-        """What is faster on this device and what is not, in one sentence; empty without a base."""
-        return words.verdict(self)
+        """What is faster on this device and what is not, in one sentence; empty without a base.
+
+        Of prefill and decode: the time to first token is the prefill's once more.
+        """
+        if self.baseline is None:
+            return ""
+        rows = [row for row in self.rows if row.metric in ("prefill", "decode")]
+        kinds = {kind: [row for row in rows if row.verdict == kind] for kind in ("faster", "slower", "no speed-up")}
+        if not kinds["faster"]:
+            said = (
+                f"no speed-up on this device ({self.device}): {_by_metric(rows, batches=False)} in the median, but not"
+                " above 1 in every round"
+            )
+            return said + (f"; slower: {_by_metric(kinds['slower'])}" if kinds["slower"] else "")
+        words = {"faster": f"faster on this device ({self.device})", "no speed-up": "no speed-up on it"}
+        order = ("faster", "no speed-up", "slower")
+        return "; ".join(f"{words.get(kind, kind)}: {_by_metric(kinds[kind])}" for kind in order if kinds[kind])
 
     @property
     def how(self) -> str:
         """How it was measured, in one sentence."""
-        return words.how(self)
+        rounds, runs = _counted(self.rounds, "round"), _counted(self.repeats, "run")
+        said = (
+            f"prompts of {self.prompt_tokens} tokens, {self.new_tokens} decoded after each, in {self.dtype}; median"
+            f" (low – high) of {rounds}, each the median of {runs} in a fresh process"
+        )
+        if self.baseline is None:
+            return said
+        return (
+            f"{said}, the two models by turns; the ratio is the median of the rounds' own ratios, above 1 in favour of"
+            " the pruned model, which is called faster or smaller only where every round says so (chance alone: one row"
+            f" in {2**self.rounds})"
+        )
 
     @property
     def shape_notes(self) -> tuple[str, ...]:
-        """What the shapes of the layers have to do with it."""
-        return words.shape_notes(self)
+        """How many widths are no multiples of a tile, and what that costs; only what holds of these shapes."""
+        model, base = self.model, self.baseline
+        notes = []
+        sides = [model, *([] if base is None else [base])]
+        channels = _odd("MLP channels", [side.mlp_channels for side in sides])
+        width = _odd("attention width (heads × head width)", [side.attention_widths for side in sides])
+        sizes = [f"hidden size {model.hidden_size}", *(str(side.hidden_size) for side in sides[1:])]
+        hidden = _BESIDE.join(sizes) if model.hidden_size % _TILE else ""
+        if channels or width or hidden:
+            notes.append(f"not a multiple of {_TILE}: {'; '.join(filter(None, (channels, width, hidden)))}")
+            advice = f"; --multiple-of {_TILE} keeps MLP and hidden channels to whole ones"
+            notes.append(
+                f"the matrix units of GPUs compute in whole tiles of {_LEAST_TILE} to {_TILE} numbers and more: a tile"
+                f" in part costs as much as a whole one{advice if channels or hidden else ''}"
+            )
+        else:
+            notes.append(f"all widths are multiples of {_TILE}: no tile of a matrix unit is computed in part")
+        as_deep = base is not None and len(base.mlp_channels) == len(model.mlp_channels)
+        if as_deep and any(row.metric == "decode" and row.verdict != "faster" for row in self.rows):
+            notes.append(
+                "it has as many layers as its base, so as many operations follow on one another for each token; where"
+                " their number and not their size takes the time (a small model, a small batch), narrower layers are no"
+                " faster, fewer ones are (--targets layers)"
+            )
+        return tuple(notes)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns it as a dictionary that JSON can hold."""
-        return asdict(self)
-
-    def _problem(self) -> str:
+    def problem(self) -> str:
         """What makes it none that can be; empty if nothing does."""
         if self.rounds < 1:
             return f"rounds: {self.rounds} is less than 1"
@@ -192,23 +249,6 @@ class Speed:
         if self.baseline and [_key(one) for one in self.model.series] != [_key(one) for one in self.baseline.series]:
             return "the two models were not measured alike"
         return ""
-
-    def save(self, path: str | Path) -> None:
-        """Writes it as JSON."""
-        write_json(path, self.to_dict(), indent=1)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Speed:
-        """Reads it.
-
-        Raises:
-            CheckpointError: the file is missing or damaged.
-        """
-        what = "a benchmark"
-        found = filled(cls, read_json(path, what), path, what)
-        if problem := found._problem():
-            raise CheckpointError(f"{path}: cannot be read as {what}: {problem}; remove it, and measure again")
-        return found
 
 
 def _key(one: Series) -> tuple[str, int | None]:
@@ -233,3 +273,37 @@ def _row(metric: str, batch: int | None, model: Sequence[float], base: Sequence[
     printed = [round(ratio, 2) for ratio in ratios]
     verdict = gain if min(printed) > 1 else loss if max(printed) < 1 else neither
     return Row(metric, unit, batch, Spread.of(model), Spread.of(base), Spread.of(ratios), verdict)
+
+
+def _odd(what: str, widths: Sequence[Sequence[int]]) -> str:
+    """How many of the model's widths are no multiples, and of its base's; empty where none of the model's is."""
+
+    def counted(some: Sequence[int]) -> str:
+        return f"in {sum(width % _TILE > 0 for width in some)} of {len(some)} layers"
+
+    if not any(width % _TILE for width in widths[0]):
+        return ""
+    return _BESIDE.join([f"{what} {counted(widths[0])}", *map(counted, widths[1:])])
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
+def _by_metric(rows: Sequence[Row], *, batches: bool = True) -> str:
+    """`decode 1.21 to 1.30 × at batch 1, 4, prefill …`."""
+    found = []
+    for metric in dict.fromkeys(row.metric for row in rows):
+        ratios = [(row.ratio.median, row.batch_size) for row in rows if row.metric == metric and row.ratio]
+        low, high = (f"{bound(ratio for ratio, _ in ratios):.2f}" for bound in (min, max))
+        at = f" at batch {', '.join(str(batch) for _, batch in ratios)}" if batches else ""
+        found.append(f"{metric} {low if low == high else f'{low} to {high}'} ×{at}")
+    return ", ".join(found)
+
+
+def _number(value: float, unit: str) -> str:
+    if unit == "bytes":
+        return words_for_bytes(value)
+    if unit == "×":
+        return f"{value:.2f}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
