@@ -23,6 +23,7 @@ from ..errors import CheckpointError, ConfigError, UnsupportedModelError, first_
 from ..files import LARGEST_OF_TRANSFORMERS, read_json, read_shapes
 from ..modeling import register_auto_classes
 from ..models.families import family_of
+from ..models.skeleton import skeleton
 from ..models.undisturbed import undisturbed
 from ..models.units import EMBEDDINGS
 from ..registry import suggestion
@@ -163,11 +164,9 @@ def load_skeleton(
     _check_dtype(dtype)
     config = load_config(name, revision=revision, trust_remote_code=trust_remote_code)
     _check_supported(name, config)
-    chosen = (config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)
+    chosen: Any = (config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)
     try:
-        with torch.device("meta"):
-            made = AutoModelForCausalLM.from_config(config, dtype=chosen, trust_remote_code=trust_remote_code)
-            return made.eval()
+        return skeleton(config, chosen, trust_remote_code=trust_remote_code)
     except _UNREADABLE as error:
         raise CheckpointError(f"{name}: config.json describes no model ({first_line(error)})") from error
 

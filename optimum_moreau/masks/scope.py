@@ -69,7 +69,7 @@ def masked_blocks(model: Any, shape: ModelShape, config: MoreauPrunerConfig) -> 
         PlanError: the pattern does not fit one of them; named.
     """
     pattern, layers = Pattern.parse(config.mask.pattern), decoder_layers(model)
-    scope = [block for block in shape.in_scope(config) if block.kind in ("attention", "mlp")]
+    scope = list(shape.in_scope(config, "attention", "mlp"))
     for block in scope:
         for module in modules_of(block):
             pattern.check(_shape(layers, block, module)[1], f"layers.{block.layer}.{module}")

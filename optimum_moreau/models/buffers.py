@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ExportError, first_line
+from .skeleton import skeleton
 
 # What transformers raises of a config that it cannot read or build.
 UNBUILDABLE = (AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError, ZeroDivisionError)
@@ -33,12 +34,8 @@ def built_from(config: Any, dtype: torch.dtype | None = None) -> Any:
     Raises:
         ExportError: transformers cannot build it.
     """
-    from transformers import AutoModelForCausalLM
-
     try:
-        with torch.device("meta"):
-            given = {} if dtype is None else {"dtype": dtype}
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **given)
+        model = skeleton(config, dtype)
         with torch.device("cpu"):
             for module in model.modules():
                 for name in module._non_persistent_buffers_set:

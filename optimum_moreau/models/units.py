@@ -186,8 +186,16 @@ class ModelShape:
             hidden=replace(self.hidden, total=self.hidden.total - channels),
         )
 
-    def in_scope(self, config: MoreauPrunerConfig) -> tuple[Block, ...]:
-        """Returns the blocks a resolved config may cut: heads and channels by layer, then hidden, then whole layers.
+    def of(self, kind: Kind) -> list[Block]:
+        """The blocks of heads (`attention`) or of channels (`mlp`), by layer."""
+        return [block for block in self.blocks if block.kind == kind]
+
+    def in_scope(self, config: MoreauPrunerConfig, *kinds: str) -> tuple[Block, ...]:
+        """Returns the blocks a resolved config may cut: heads and channels by layer, then whole layers, then hidden.
+
+        Args:
+            config: resolved.
+            *kinds: only blocks of these; default: of all.
 
         Raises:
             UnsupportedModelError: hidden channels are asked for, and the family's cannot be cut.
@@ -200,15 +208,11 @@ class ModelShape:
                 name, reason = self.family.base_type, self.family.hidden_refusal
                 raise UnsupportedModelError(f"hidden channels of '{name}' cannot be cut: {reason}; use other targets")
             found.append(self.hidden)
-        return tuple(found)
-
-    def of_heads_and_channels(self, config: MoreauPrunerConfig) -> list[Block]:
-        """Those of the blocks in scope that are heads or MLP channels."""
-        return [block for block in self.in_scope(config) if block.kind in UNITS]
+        return tuple(block for block in found if not kinds or block.kind in kinds)
 
     def scored(self, config: MoreauPrunerConfig) -> tuple[Block, ...]:
         """Returns the blocks whose units a criterion scores: those in scope, and what a layer's score is the sum of."""
-        scope = [block for block in self.in_scope(config) if block.kind != "layers"]
+        scope = list(self.in_scope(config, *UNITS, "hidden"))
         if "layers" in config.targets and config.criterion.layers == "sum":
             scope += [b for b in self.blocks if _inside(b.layer, config.whole_layers) and b not in scope]
         return tuple(sorted(scope, key=lambda b: (b.layer is None, b.layer, b.kind)))
