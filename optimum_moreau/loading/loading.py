@@ -120,11 +120,8 @@ def load_model(
         ConfigError: unknown dtype or device.
         UnsupportedModelError: of another family.
     """
-    _check_dtype(dtype)
-    config = load_config(name, revision=revision, trust_remote_code=trust_remote_code)
-    _check_supported(name, config)
-    _refuse_pickle(name)
-    _refuse_adapter(name, revision)
+    config = _supported_config(name, dtype, revision=revision, trust_remote_code=trust_remote_code)
+    _refuse_others(name, revision)
     target = None if device == "auto" else check_device(device)
     _check_embeddings(name, config)
     try:
@@ -161,9 +158,7 @@ def load_skeleton(
         ConfigError: unknown dtype.
         UnsupportedModelError: of another family.
     """
-    _check_dtype(dtype)
-    config = load_config(name, revision=revision, trust_remote_code=trust_remote_code)
-    _check_supported(name, config)
+    config = _supported_config(name, dtype, revision=revision, trust_remote_code=trust_remote_code)
     chosen: Any = (config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)
     try:
         return skeleton(config, chosen, trust_remote_code=trust_remote_code)
@@ -258,7 +253,11 @@ def _impossible(values: dict[str, Any]) -> str:
     return ""
 
 
-def _check_supported(name: str, config: PretrainedConfig) -> None:
+def _supported_config(name: str, dtype: str, *, revision: str | None, trust_remote_code: bool) -> PretrainedConfig:
+    """The config of a model that can be loaded in a dtype and pruned."""
+    if dtype not in _DTYPES:
+        raise ConfigError(f"dtype: unknown value '{dtype}'. Known: {', '.join(_DTYPES)}")
+    config = load_config(name, revision=revision, trust_remote_code=trust_remote_code)
     family_of(config)
     values = config.to_dict()
     for part in (values, *(values.get("per_layer_config") or {}).values()):
@@ -266,11 +265,7 @@ def _check_supported(name: str, config: PretrainedConfig) -> None:
             raise CheckpointError(f"{name}: {CONFIG}: {words}")
     if getattr(config, "quantization_config", None):
         raise UnsupportedModelError(f"{name}: is quantised; prune the unquantised model, and quantise the result")
-
-
-def _check_dtype(dtype: str) -> None:
-    if dtype not in _DTYPES:
-        raise ConfigError(f"dtype: unknown value '{dtype}'. Known: {', '.join(_DTYPES)}")
+    return config
 
 
 def _no_weights(name: str, folder: Path | None, error: Exception) -> str:
@@ -279,17 +274,14 @@ def _no_weights(name: str, folder: Path | None, error: Exception) -> str:
     return f"{name}: the weights cannot be loaded ({reason})"
 
 
-def _refuse_pickle(name: str) -> None:
+def _refuse_others(name: str, revision: str | None) -> None:
+    """Refuses pickles; and an adapter, which transformers would put on the model, with modules that it names."""
     folder = Path(name).expanduser()
     if folder.is_dir() and not list(folder.glob("*.safetensors")):
         pickles = sorted(path.name for path in [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
         found = f"pickle weights only ({pickles[0]})" if pickles else "no weights"
         raise CheckpointError(f"{name}: {found}; weights must be safetensors (model.safetensors)")
 
-
-def _refuse_adapter(name: str, revision: str | None) -> None:
-    """Refuses a model with an adapter beside it, which transformers would put on it, with modules that it names."""
-    folder = Path(name).expanduser()
     try:
         if folder.is_dir():
             check_no_adapter(folder)

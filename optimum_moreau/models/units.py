@@ -231,7 +231,7 @@ def model_shape(model: Any) -> ModelShape:
     layers = decoder_layers(model)
     blocks = tuple(_blocks(family, model.config, layers))
     hidden = _hidden(family, model, layers)
-    wholes = tuple(_whole(index, layer, hidden) for index, layer in enumerate(layers))
+    wholes = tuple(_whole(index, model, hidden) for index in range(len(layers)))
     parameters = list(model.parameters())
     return ModelShape(
         family,
@@ -317,25 +317,19 @@ def _has_weight(module: nn.Module) -> bool:
     return isinstance(getattr(module, "weight", None), Tensor)
 
 
-def _whole(index: int, layer: nn.Module, hidden: Block) -> Block:
+def _whole(index: int, model: Any, hidden: Block) -> Block:
     prefix = f"{LAYERS}{index}."
-    inside = [cut for cut in hidden.cuts if cut.module.startswith(prefix)]
-    vectors = [name for name in hidden.vectors if name.startswith(prefix)]
-    lines = sum(_lines(cut.module.removeprefix(prefix), cut, layer) for cut in inside)
-    lines += sum(_entries(name.removeprefix(prefix), layer) for name in vectors)
-    return Block(index, "layers", (), 1, sum(parameter.numel() for parameter in layer.parameters()), lines)
+    cuts = tuple(cut for cut in hidden.cuts if cut.module.startswith(prefix))
+    vectors = tuple(name for name in hidden.vectors if name.startswith(prefix))
+    lines = _per_channel(replace(hidden, cuts=cuts, vectors=vectors), model)
+    parameters = sum(parameter.numel() for parameter in decoder_layers(model)[index].parameters())
+    return Block(index, "layers", (), 1, parameters, lines)
 
 
 def _per_channel(hidden: Block, model: nn.Module) -> int:
-    matrices = sum(_lines(cut.module, cut, model) for cut in hidden.cuts)
-    return matrices + sum(_entries(name, model) for name in hidden.vectors)
-
-
-def _lines(name: str, cut: Cut, root: nn.Module) -> int:
-    """Parameters of a matrix, and of its bias on the residual side, that belong to one hidden channel."""
-    module: Any = root.get_submodule(name)
-    return module.weight.shape[1 - cut.dim] + (cut.side == "out" and module.bias is not None)
-
-
-def _entries(name: str, root: nn.Module) -> int:
-    return sum(1 for _ in root.get_submodule(name).parameters())
+    """Parameters of its matrices, of their biases on the residual side, and of its norms, for one hidden channel."""
+    found = sum(len(list(model.get_submodule(name).parameters())) for name in hidden.vectors)
+    for cut in hidden.cuts:
+        module: Any = model.get_submodule(cut.module)
+        found += module.weight.shape[1 - cut.dim] + (cut.side == "out" and module.bias is not None)
+    return found
