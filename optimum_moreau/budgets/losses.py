@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +13,7 @@ from transformers import PreTrainedModel
 
 from ..distributed import add_up, is_distributed
 from ..errors import NonFiniteError
+from ..models.silence import silent
 from ..models.stream import LayerStream, StreamedLayer
 from ..models.units import Block, decoder_layers
 from ..scoring.profiles import probes, profile_name
@@ -75,27 +74,11 @@ def search(
             order = torch.argsort(scores[block.where], stable=True)
             losses = []
             for count in probes(block.total):
-                with _silent(streamed.layer, block, order[:count]):
+                with silent([(streamed.layer, block, order[:count])]):
                     loss = _loss(stream, streamed, batches, f"{block.where} without {count} units")
                 losses.append(loss - dense)
             found[profile_name("search", block)] = torch.tensor(losses, dtype=torch.float64, device="cpu")
     return found
-
-
-@contextmanager
-def _silent(layer: nn.Module, block: Block, units: Tensor) -> Iterator[None]:
-    """Within the block, what some units hand to o_proj or down_proj is zero: as good as removed."""
-    reader: Any = layer.get_submodule(block.reader.module)
-    columns = block.lines(block.reader, reader.weight.shape[1])[units].flatten()
-
-    def silence(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (args[0].index_fill(-1, columns.to(args[0].device), 0), *args[1:])
-
-    handle = reader.register_forward_pre_hook(silence)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def _loss(stream: LayerStream, streamed: StreamedLayer, batches: Sequence[Tensor], what: str) -> float:

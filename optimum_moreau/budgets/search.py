@@ -39,7 +39,7 @@ class Search(Budget):
         from ..models.placement import prepare_offloaded
         from .losses import search
 
-        found = search(run.model, run.shape.of_heads_and_channels(run.config), run.scores, run.batches)
+        found = search(run.model, run.shape.in_scope(run.config, "attention", "mlp"), run.scores, run.batches)
         prepare_offloaded(run.model)  # accelerate's passes untie what is tied
         return found
 

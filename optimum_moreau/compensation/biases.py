@@ -6,18 +6,18 @@ model is exported as the own type, which does (surgery/export.py).
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..config import MoreauPrunerConfig
 from ..errors import ExportError, UnsupportedModelError
 from ..models.placement import is_offloaded
+from ..models.skeleton import skeleton_of
 from ..models.units import ModelShape, decoder_layers, model_shape
 from ..surgery.export import ADDED_BIASES, biases_of_own_type
 
@@ -98,11 +98,7 @@ def _settings(shape: ModelShape) -> dict[str, Any]:
 
 def _twin(model: PreTrainedModel, settings: dict[str, Any]) -> PreTrainedModel:
     """The same model with biases, on the meta device."""
-    config = copy.deepcopy(model.config)
-    for name, value in settings.items():
-        setattr(config, name, value)
-    with torch.device("meta"):
-        twin = AutoModelForCausalLM.from_config(config, dtype=model.dtype, trust_remote_code=False)
+    twin = skeleton_of(model, **settings)
     for name in settings.get(ADDED_BIASES, ()):
         for layer in decoder_layers(twin):
             module: Any = layer.get_submodule(name)

@@ -62,7 +62,7 @@ def _asked_once(dataset_id: str) -> Iterator[None]:
     import datasets
     from huggingface_hub import constants
 
-    if Path(dataset_id).exists() or _hub_answers(dataset_id):
+    if Path(dataset_id).exists() or _asked(dataset_id)[0]:
         yield
         return
     before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
@@ -73,29 +73,21 @@ def _asked_once(dataset_id: str) -> Iterator[None]:
         constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
 
 
-def _hub_answers(dataset_id: str) -> bool:
-    """Whether the Hub says anything at all of a dataset, be it that there is none."""
+def _asked(dataset_id: str) -> tuple[bool, str | None]:
+    """Whether the Hub says anything at all of a dataset, be it that there is none; and its commit."""
     import httpx2
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         with quiet("huggingface_hub"):
-            HfApi().dataset_info(dataset_id, timeout=_PATIENCE)
+            return True, HfApi().dataset_info(dataset_id, timeout=_PATIENCE).sha
     except (HfHubHTTPError, HFValidationError):
-        return True
+        return True, None
     except (httpx2.TransportError, OSError):
-        return False
-    return True
+        return False, None
 
 
 def dataset_commit(source: str) -> str | None:
     """The commit of `hub:id[…]` that would be read; `None` where the Hub cannot be asked."""
-    import httpx2
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return HfApi().dataset_info(source.removeprefix(HUB_PREFIX).split(":")[0], timeout=_PATIENCE).sha
-    except (HFValidationError, httpx2.TransportError, OSError):  # HfHubHTTPError is an OSError
-        return None
+    return _asked(source.removeprefix(HUB_PREFIX).split(":")[0])[1]

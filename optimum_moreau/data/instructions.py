@@ -34,6 +34,10 @@ _WITHOUT_INPUT = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n### Response:\n"
 )
+_SKIPPED = (
+    "%s: %d of %d records are skipped: the answer begins behind the first %d tokens, or is empty (raise the sequence"
+    " length, or learn from all tokens)"
+)
 
 Example = dict[str, list[int]]
 # A record as pieces of text, each with whether it carries loss.
@@ -115,23 +119,12 @@ def load_examples(
             " raise the sequence length, or learn from all tokens (loss_on='all')"
         )
     if skipped:
-        _warn_of_skipped(name, skipped, len(records), sequence_length)
+        logger.warning(_SKIPPED, name, skipped, len(records), sequence_length)
     parts = _parts(groups, validation, seed)
     if packing:
         parts = [list(_packed(part, sequence_length)) for part in parts]
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     return TrainingData(parts[0], parts[1], name, len(records), skipped, digest)
-
-
-def _warn_of_skipped(name: str, skipped: int, total: int, length: int) -> None:
-    logger.warning(
-        "%s: %d of %d records are skipped: the answer begins behind the first %d tokens, or is empty (raise the"
-        " sequence length, or learn from all tokens)",
-        name,
-        skipped,
-        total,
-        length,
-    )
 
 
 def _parts(groups: list[list[Example]], validation: float, seed: int) -> list[list[Example]]:
@@ -173,11 +166,7 @@ def _alpaca(record: Record, index: int, name: str) -> Pieces:
 
 
 def _messages(record: Record, index: int, name: str) -> Sequence[Record]:
-    """The messages of a record.
-
-    Raises:
-        DataError: they are no list of dictionaries with text.
-    """
+    """The messages of a record; refuses what is no list of dictionaries with text."""
     found = record.get("messages")
     if not isinstance(found, Sequence) or not all(isinstance(one, Mapping) for one in found) or isinstance(found, str):
         raise DataError(f"{name}: record {index + 1}: 'messages' is no list of dictionaries with role and content")
@@ -211,14 +200,7 @@ def _sequences(
 ) -> Iterator[Example]:
     """Token ids and labels of a record: what the tokenizer begins a text with, once; its pieces; EOS.
 
-    A plain text makes as many sequences as it fills, another record one.
-
-    Args:
-        pieces: of the record.
-        tokenizer: of the model.
-        length: of a sequence, at most.
-        loss_on: `answer` or `all`.
-        ends: what a sequence begins with, and what a record ends with; nothing for a chat, whose template writes both.
+    A plain text makes as many sequences as it fills, another record one. A chat's template writes both `ends` itself.
     """
     ids: list[int] = []
     labels: list[int] = []

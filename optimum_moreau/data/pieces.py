@@ -65,16 +65,7 @@ def _located(text: str, start: int, end: int, tokenizer: PreTrainedTokenizerBase
 def _seam(
     ids: Tensor, places: Tensor, more: Tensor, more_places: Tensor, low: int, high: int
 ) -> tuple[int, int] | None:
-    """Which token of one piece, and of the next, is the first at or behind a place; `None` where they do not agree.
-
-    Args:
-        ids: of the one piece.
-        places: where they lie in the text.
-        more: of the next piece.
-        more_places: where those lie.
-        low: the place, in both pieces.
-        high: up to where they have to agree.
-    """
+    """Which token of one piece, and of the next, is the first from `low` on; `None` if they differ before `high`."""
     limits = torch.tensor([low, high], dtype=torch.int64, device="cpu")
     (i, to), (j, more_to) = (
         torch.searchsorted(one[:, 0].contiguous(), limits).tolist() for one in (places, more_places)

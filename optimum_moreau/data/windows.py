@@ -12,7 +12,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -40,6 +40,27 @@ _PER_TOKEN = 32  # characters of a part for every token of a window: far more th
 
 
 @dataclass(frozen=True)
+class CalibrationRecord:
+    """What a saved record says of calibration windows, as `CalibrationSet.to_dict` writes it.
+
+    Attributes:
+        source: name of the file or dataset.
+        seed: of the draw.
+        samples: number of windows.
+        sequence_length: tokens of each.
+        tokens: of all.
+        sha256: of the token ids.
+    """
+
+    source: str = ""
+    seed: int = 0
+    samples: int = 0
+    sequence_length: int = 0
+    tokens: int = 0
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
 class CalibrationSet:
     """Calibration windows and where they come from.
 
@@ -60,35 +81,7 @@ class CalibrationSet:
     def to_dict(self) -> dict[str, Any]:
         """What plan, summary and card record; not the tokens."""
         samples, length = self.tokens.shape
-        return {
-            "source": self.source,
-            "seed": self.seed,
-            "samples": samples,
-            "sequence_length": length,
-            "tokens": samples * length,
-            "sha256": self.sha256,
-        }
-
-
-@dataclass(frozen=True)
-class CalibrationRecord:
-    """What a saved record says of calibration windows, as `CalibrationSet.to_dict` writes it.
-
-    Attributes:
-        source: name of the file or dataset.
-        seed: of the draw.
-        samples: number of windows.
-        sequence_length: tokens of each.
-        tokens: of all.
-        sha256: of the token ids.
-    """
-
-    source: str = ""
-    seed: int = 0
-    samples: int = 0
-    sequence_length: int = 0
-    tokens: int = 0
-    sha256: str = ""
+        return asdict(CalibrationRecord(self.source, self.seed, samples, length, samples * length, self.sha256))
 
 
 @undisturbed()
@@ -284,11 +277,8 @@ def token_documents(source: Any) -> list[Tensor] | None:
             return _flat(source)
         parts = [token_documents(item) for item in source]
         return None if any(part is None for part in parts) else [one for part in parts for one in part or []]
-    return _flat(source) if _is_ids(source) else None
-
-
-def _is_ids(item: Any) -> bool:
-    return isinstance(item, Tensor) or (type(item).__module__ == "numpy" and hasattr(item, "dtype"))
+    ids = isinstance(source, Tensor) or (type(source).__module__ == "numpy" and hasattr(source, "dtype"))
+    return _flat(source) if ids else None
 
 
 def _unpadded(ids: Any, mask: Any) -> list[Tensor]:
@@ -331,10 +321,8 @@ def _spans(index: int, text: str, length: int) -> list[_Span]:
 
 
 def _shuffled(documents: list[Any], generator: torch.Generator) -> list[Any]:
-    return [
-        documents[i]
-        for i in torch.randperm(len(documents), generator=generator, dtype=torch.int64, device="cpu").tolist()
-    ]
+    order = torch.randperm(len(documents), generator=generator, dtype=torch.int64, device="cpu")
+    return [documents[i] for i in order.tolist()]
 
 
 def _windows(
@@ -342,8 +330,7 @@ def _windows(
 ) -> tuple[Tensor, int]:
     """Takes one window at a random place of each document in turn, and goes round again while more are needed.
 
-    Returns:
-        The windows, and how many tokens they cover, each place of a document counted once, and the prefix once.
+    Returned with them is how many tokens they cover, each place of a document counted once, and the prefix once.
     """
     need, first = length - len(prefix), torch.tensor(prefix, dtype=torch.int64, device="cpu")
     windows: list[Tensor] = []

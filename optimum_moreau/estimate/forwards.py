@@ -60,7 +60,7 @@ def search_extent(shape: ModelShape, config: MoreauPrunerConfig) -> tuple[int, i
 
 
 def _searched(shape: ModelShape, config: MoreauPrunerConfig) -> list[Block]:
-    return [block for block in shape.in_scope(config) if block.kind in ("attention", "mlp")]
+    return list(shape.in_scope(config, "attention", "mlp"))
 
 
 def _search_operations(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig, layers: int) -> float:

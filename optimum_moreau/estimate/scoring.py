@@ -16,7 +16,6 @@ normal number per weight, twice a batch of a noisy pass.
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..config import MoreauPrunerConfig
 from ..config.quantities import words_for_bytes
@@ -193,13 +192,6 @@ def _memory(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPrunerCo
 
 def _windows_at_once(cost: Cost, config: MoreauPrunerConfig) -> int:
     return cost.batch or min(config.batch_size or config.calibration_samples, config.calibration_samples)
-
-
-def skeleton_of(model: PreTrainedModel) -> PreTrainedModel:
-    """The same model on the meta device, without weights."""
-    with torch.device("meta"):
-        config = copy.deepcopy(model.config)
-        return AutoModelForCausalLM.from_config(config, dtype=model.dtype, trust_remote_code=False).eval()
 
 
 def activation_bytes(skeleton: Any, blocks: tuple[Block, ...], windows: int, length: int) -> int:

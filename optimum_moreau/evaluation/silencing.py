@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 from ..errors import PlanError
+from ..models.silence import silent
 from ..models.units import ModelShape, decoder_layers
 from ..planning import PruningPlan
 
 
 @contextmanager
 def silenced(model: PreTrainedModel, shape: ModelShape, plan: PruningPlan) -> Iterator[None]:
-    """Within the block the model computes what it would with the plan applied; afterwards it is bit for bit as it was.
-
-    A unit speaks through its columns of o_proj or down_proj alone; with these at zero it is as good as removed.
+    """Within the block the model computes what it would with the plan applied; its weights are never changed.
 
     Args:
-        model: the base model, all of it in memory.
+        model: the base model.
         shape: its shape.
         plan: for it, of heads and MLP channels.
 
@@ -31,19 +28,6 @@ def silenced(model: PreTrainedModel, shape: ModelShape, plan: PruningPlan) -> It
     if plan.hidden is not None or plan.kept_layers is not None:
         raise PlanError("only heads and MLP channels can be silenced; leave hidden and layers out of the targets")
     layers = decoder_layers(model)
-    kept: list[tuple[Any, torch.Tensor, torch.Tensor]] = []  # weight, columns, their values
-    try:
-        with torch.no_grad():
-            for block in shape.blocks:
-                assert block.layer is not None  # heads and channels lie in a layer
-                gone = sorted(set(range(block.total)) - set(plan.kept(block).kept))
-                for cut in (cut for cut in block.cuts if gone and cut.side == "in"):
-                    weight: Any = layers[block.layer].get_submodule(cut.module).weight
-                    columns = block.lines(cut, weight.shape[1], weight.device)[gone].flatten()
-                    kept.append((weight, columns, weight[:, columns].clone()))
-                    weight[:, columns] = 0
+    gone = [sorted(set(range(block.total)) - set(plan.kept(block).kept)) for block in shape.blocks]
+    with silent((layers[b.layer or 0], b, own) for b, own in zip(shape.blocks, gone, strict=True) if own):
         yield
-    finally:
-        with torch.no_grad():
-            for weight, columns, values in kept:
-                weight[:, columns] = values

@@ -23,6 +23,7 @@ from ..errors import CheckpointError, ConfigError, UnsupportedModelError, first_
 from ..files import LARGEST_OF_TRANSFORMERS, read_json, read_shapes
 from ..modeling import register_auto_classes
 from ..models.families import family_of
+from ..models.skeleton import skeleton
 from ..models.undisturbed import undisturbed
 from ..models.units import EMBEDDINGS
 from ..registry import suggestion
@@ -31,8 +32,11 @@ from .readable import (
     are_whole,
     check_model_files,
     check_tokenizer_files,
+    check_vocabulary_there,
     damage_of,
+    kind_on_hub,
     local_folder,
+    other_kind,
     pinned,
     weight_files,
 )
@@ -62,16 +66,17 @@ _MOST = {"num_hidden_layers": 2000, "num_attention_heads": 2**14, "num_key_value
 _MOST |= {"hidden_size": 2**20, "intermediate_size": 2**22, "vocab_size": 2**24}
 
 
-def load_config(
-    name: str, *, revision: str | None = None, token: str | None = None, trust_remote_code: bool = False
-) -> PretrainedConfig:
+def load_config(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PretrainedConfig:
     """Reads a model's config.json.
 
     Raises:
-        CheckpointError: no such folder or repository, or config.json is missing, damaged, or names code to be fetched.
+        CheckpointError: no such folder or repository; an adapter or a GGUF file; or config.json is missing, damaged, or
+            names code to be fetched.
     """
     register_auto_classes()
     folder = Path(name).expanduser()
+    if words := other_kind(folder):
+        raise CheckpointError(f"{name}: {words}")
     if folder.is_file():
         raise CheckpointError(f"{name}: is a file; give the folder that holds config.json")
     if not folder.is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
@@ -79,14 +84,14 @@ def load_config(
     if not folder.is_dir() and "/" not in name:  # no request for what cannot be on the Hub
         hint = suggestion(name, (path.name for path in Path().iterdir() if path.is_dir()))
         raise CheckpointError(f"{name}: no such folder.{hint} An id of the Hub has the form org/name")
-    revision = pinned(name, revision, token)
+    revision = pinned(name, revision)
     check_model_files(local_folder(name, revision))
     try:
         with quiet("huggingface_hub"):  # it logs every retry
-            where = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
+            where = {"revision": revision, "trust_remote_code": trust_remote_code}
             config: PretrainedConfig = AutoConfig.from_pretrained(name, **where)
     except _UNREADABLE as error:
-        raise CheckpointError(_no_config(name, local_folder(name, revision), error)) from error
+        raise CheckpointError(_no_config(name, revision, error)) from error
     if not trust_remote_code:
         check_attention(name, config)
     return config
@@ -99,7 +104,6 @@ def load_model(
     dtype: str = "auto",
     device: str | None = None,
     revision: str | None = None,
-    token: str | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """Loads a causal language model of a supported family.
@@ -109,7 +113,6 @@ def load_model(
         dtype: `auto` (as saved), `float32`, `bfloat16` or `float16`.
         device: torch device, or `auto` to spread the model over all GPUs; default: cuda where there is one.
         revision: of the Hub repository.
-        token: of the Hub.
         trust_remote_code: run modeling code that lies beside the weights.
 
     Raises:
@@ -117,11 +120,8 @@ def load_model(
         ConfigError: unknown dtype or device.
         UnsupportedModelError: of another family.
     """
-    _check_dtype(dtype)
-    config = load_config(name, revision=revision, token=token, trust_remote_code=trust_remote_code)
-    _check_supported(name, config)
-    _refuse_pickle(name)
-    _refuse_adapter(name, revision, token)
+    config = _supported_config(name, dtype, revision=revision, trust_remote_code=trust_remote_code)
+    _refuse_others(name, revision)
     target = None if device == "auto" else check_device(device)
     _check_embeddings(name, config)
     try:
@@ -130,7 +130,6 @@ def load_model(
                 name,
                 dtype=dtype,
                 revision=revision,
-                token=token,
                 trust_remote_code=trust_remote_code,
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,  # `_check_complete` refuses them, by name
@@ -138,7 +137,7 @@ def load_model(
                 **({"device_map": "auto"} if target is None else {}),
             )
     except (*_UNREADABLE, RuntimeError) as error:
-        folder = local_folder(name, pinned(name, revision, token))
+        folder = local_folder(name, pinned(name, revision))
         raise CheckpointError(_no_weights(name, folder, error)) from error
     model, found = loaded
     _check_complete(name, found)
@@ -150,7 +149,6 @@ def load_skeleton(
     *,
     dtype: str = "auto",
     revision: str | None = None,
-    token: str | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """Builds a model on the meta device from its config.json alone; no weights are read or allocated.
@@ -160,42 +158,42 @@ def load_skeleton(
         ConfigError: unknown dtype.
         UnsupportedModelError: of another family.
     """
-    _check_dtype(dtype)
-    config = load_config(name, revision=revision, token=token, trust_remote_code=trust_remote_code)
-    _check_supported(name, config)
-    chosen = (config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)
+    config = _supported_config(name, dtype, revision=revision, trust_remote_code=trust_remote_code)
+    chosen: Any = (config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)
     try:
-        with torch.device("meta"):
-            made = AutoModelForCausalLM.from_config(config, dtype=chosen, trust_remote_code=trust_remote_code)
-            return made.eval()
+        return skeleton(config, chosen, trust_remote_code=trust_remote_code)
     except _UNREADABLE as error:
         raise CheckpointError(f"{name}: config.json describes no model ({first_line(error)})") from error
 
 
 def load_tokenizer(
-    name: str, *, revision: str | None = None, token: str | None = None, trust_remote_code: bool = False
+    name: str, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
     """Loads a tokenizer.
 
     Args:
         name: folder or Hub id.
         revision: of the Hub repository.
-        token: of the Hub.
         trust_remote_code: run code that lies beside it.
 
     Raises:
         CheckpointError: there is none, or a file of it is damaged.
     """
-    revision = pinned(name, revision, token)
+    revision = pinned(name, revision)
     check_tokenizer_files(local_folder(name, revision))
-    where = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}  # None of it would ask
+    where = {"revision": revision, "trust_remote_code": trust_remote_code}  # None of it would ask
     try:
-        return AutoTokenizer.from_pretrained(name, **where)
+        made: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **where)
     except Exception as error:  # the tokenizers library raises Exception itself
-        check_tokenizer_files(local_folder(name, revision), whole=True)
+        folder = local_folder(name, revision)
+        check_tokenizer_files(folder, whole=True)
+        check_vocabulary_there(name, folder)
         raise CheckpointError(
             f"{name}: no tokenizer that can be loaded; add the base model's tokenizer files ({first_line(error)})"
         ) from error
+    if made.is_fast and not trust_remote_code:  # of some classes one is made without a vocabulary
+        check_vocabulary_there(name, local_folder(name, revision))
+    return made
 
 
 def check_same_tokenizer(
@@ -233,12 +231,14 @@ def base_revision(name: str, revision: str | None = None) -> str | None:
     return Path(found).parent.name if isinstance(found, str) else revision
 
 
-def _no_config(name: str, folder: Path | None, error: Exception) -> str:
+def _no_config(name: str, revision: str | None, error: Exception) -> str:
     """What to say where transformers makes no config of a model's folder, or of none."""
+    folder = local_folder(name, revision)
     if folder is None or not (folder / CONFIG).is_file():
         if Path(name).expanduser().is_dir():
             return f"{name}: holds no {CONFIG}; give the folder of a model"
-        return f"{name}: no such folder, and not found on the Hub ({first_line(error)})"
+        words = kind_on_hub(name, revision)
+        return f"{name}: {words or f'no such folder, and not found on the Hub ({first_line(error)})'}"
     check_model_files(folder)  # of the Hub, what has just been fetched
     words = _impossible(read_json(folder / CONFIG, "a model's config", largest=LARGEST_OF_TRANSFORMERS))
     return f"{folder / CONFIG}: cannot be read as a model's config: {words or first_line(error)}"
@@ -253,7 +253,11 @@ def _impossible(values: dict[str, Any]) -> str:
     return ""
 
 
-def _check_supported(name: str, config: PretrainedConfig) -> None:
+def _supported_config(name: str, dtype: str, *, revision: str | None, trust_remote_code: bool) -> PretrainedConfig:
+    """The config of a model that can be loaded in a dtype and pruned."""
+    if dtype not in _DTYPES:
+        raise ConfigError(f"dtype: unknown value '{dtype}'. Known: {', '.join(_DTYPES)}")
+    config = load_config(name, revision=revision, trust_remote_code=trust_remote_code)
     family_of(config)
     values = config.to_dict()
     for part in (values, *(values.get("per_layer_config") or {}).values()):
@@ -261,11 +265,7 @@ def _check_supported(name: str, config: PretrainedConfig) -> None:
             raise CheckpointError(f"{name}: {CONFIG}: {words}")
     if getattr(config, "quantization_config", None):
         raise UnsupportedModelError(f"{name}: is quantised; prune the unquantised model, and quantise the result")
-
-
-def _check_dtype(dtype: str) -> None:
-    if dtype not in _DTYPES:
-        raise ConfigError(f"dtype: unknown value '{dtype}'. Known: {', '.join(_DTYPES)}")
+    return config
 
 
 def _no_weights(name: str, folder: Path | None, error: Exception) -> str:
@@ -274,21 +274,18 @@ def _no_weights(name: str, folder: Path | None, error: Exception) -> str:
     return f"{name}: the weights cannot be loaded ({reason})"
 
 
-def _refuse_pickle(name: str) -> None:
+def _refuse_others(name: str, revision: str | None) -> None:
+    """Refuses pickles; and an adapter, which transformers would put on the model, with modules that it names."""
     folder = Path(name).expanduser()
     if folder.is_dir() and not list(folder.glob("*.safetensors")):
         pickles = sorted(path.name for path in [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
         found = f"pickle weights only ({pickles[0]})" if pickles else "no weights"
         raise CheckpointError(f"{name}: {found}; weights must be safetensors (model.safetensors)")
 
-
-def _refuse_adapter(name: str, revision: str | None, token: str | None) -> None:
-    """Refuses a model with an adapter beside it, which transformers would put on it, with modules that it names."""
-    folder = Path(name).expanduser()
     try:
         if folder.is_dir():
             check_no_adapter(folder)
-        elif (file := find_adapter_config_file(name, revision=revision, token=token)) is not None:
+        elif (file := find_adapter_config_file(name, revision=revision)) is not None:
             check_no_adapter(Path(file).parent)
     except CheckpointError as error:
         raise CheckpointError(f"{name}: {error}") from error
@@ -320,17 +317,22 @@ def _check_complete(name: str, found: dict[str, Any]) -> None:
         logger.warning("%s: %d weights in its files are not the model's: ignored (first: %s)", name, count, first)
 
 
-def check_device(device: str | None) -> torch.device:
+def check_device(device: str | None, *, present: bool = True) -> torch.device:
     """Returns the device that a name stands for; default: cuda where there is one.
 
+    Args:
+        device: e.g. `cpu`, `cuda:0`.
+        present: it must be here; `False` for an estimate, which needs to know its type only.
+
     Raises:
-        ConfigError: it cannot be used here.
+        ConfigError: there is no such device, or it cannot be used here.
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)
-        torch.empty(0, dtype=torch.float32, device=found)
+        if present:
+            torch.empty(0, dtype=torch.float32, device=found)
         return found
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(f"device: '{device}' cannot be used here ({first_line(error)})") from error

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
+from transformers.utils import find_adapter_config_file
 from transformers.utils.hub import resolve_revision
 
 from ..errors import CheckpointError, quiet
@@ -14,7 +15,9 @@ from ..files import LARGEST_OF_TRANSFORMERS, MAX_JSON_BYTES, read_json, read_sha
 
 WEIGHTS_INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
+ADAPTER = "adapter_config.json"
 _TOKENIZER = "tokenizer.json"
+_VOCABULARIES = (_TOKENIZER, "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 # Files that transformers reads; each is a JSON dictionary.
 OF_MODEL = {
     CONFIG: "a model's config",
@@ -28,10 +31,11 @@ OF_TOKENIZER = {
 }
 _TEMPLATE = "chat_template.jinja"
 _LONGEST_TEMPLATE = 2**20  # bytes
+_GGUF = "for llama.cpp; prune the safetensors model it was made from"
 _ADVICE = "get the file anew, or repair it"
 
 
-def pinned(name: str, revision: str | None, token: str | None) -> str | None:
+def pinned(name: str, revision: str | None) -> str | None:
     """The revision of a Hub model with the commit that it stands for, so that what is checked is what is loaded.
 
     For a folder, and where neither the Hub nor its cache knows, the revision as it is given.
@@ -39,7 +43,7 @@ def pinned(name: str, revision: str | None, token: str | None) -> str | None:
     if Path(name).expanduser().is_dir():
         return revision
     with quiet("huggingface_hub"):
-        found: str | None = resolve_revision(name, revision, token=token)
+        found: str | None = resolve_revision(name, revision)
     return found
 
 
@@ -61,6 +65,49 @@ def local_folder(name: str, revision: str | None) -> Path | None:
     except (HFValidationError, OSError):  # a name that cannot be on the Hub
         return None
     return None
+
+
+def other_kind(path: Path) -> str:
+    """What a path holds in a model's place (an adapter, GGUF files), and the way out; empty where it may be a model."""
+    if path.suffix == ".gguf" and path.is_file():
+        return f"is a GGUF file, {_GGUF}"
+    if not path.is_dir() or (path / CONFIG).is_file():
+        return ""
+    if (path / ADAPTER).is_file():
+        values = read_json(path / ADAPTER, "an adapter's config", largest=LARGEST_OF_TRANSFORMERS)
+        values = values if isinstance(values, dict) else {}
+        kind = "LoRA" if values.get("peft_type") == "LORA" else "PEFT"
+        return (
+            f"is a {kind} adapter of {values.get('base_model_name_or_path')!r:.120}; merge it first"
+            " (peft: AutoPeftModelForCausalLM.from_pretrained(…).merge_and_unload()), then prune the merged folder"
+        )
+    return f"holds GGUF files only, {_GGUF}" if any(path.glob("*.gguf")) else ""
+
+
+def kind_on_hub(name: str, revision: str | None) -> str:
+    """The same of a repository of the Hub without a config.json; empty where the Hub does not know it."""
+    if getattr(revision, "resolved", None) is None:
+        return ""
+    try:
+        if (file := find_adapter_config_file(name, revision=revision)) is not None:
+            return other_kind(Path(file).parent)
+        files = HfApi().list_repo_files(name, revision=revision)
+    except OSError:
+        return ""
+    return f"holds GGUF files only, {_GGUF}" if any(file.endswith(".gguf") for file in files) else ""
+
+
+def check_vocabulary_there(name: str, folder: Path | None) -> None:
+    """Refuses a folder without a tokenizer.
+
+    Raises:
+        CheckpointError: says how to get one.
+    """
+    if folder is not None and not any((folder / file).is_file() for file in _VOCABULARIES):
+        raise CheckpointError(
+            f"{name}: has no tokenizer ({', '.join(_VOCABULARIES[:3])}, …): text cannot be read; copy the tokenizer"
+            " files of the model that it was made from"
+        )
 
 
 def check_model_files(folder: Path | None) -> None:

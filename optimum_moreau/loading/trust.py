@@ -16,11 +16,11 @@ from transformers import PretrainedConfig
 from ..errors import CheckpointError
 from ..files import LARGEST_OF_TRANSFORMERS, read_json, write_text
 from ..modeling import auto_map, modeling_moreau
+from .readable import ADAPTER
 
 logger = logging.getLogger(__name__)
 
 MODELING_FILE = Path(modeling_moreau.__file__)
-_ADAPTER = "adapter_config.json"
 
 
 def code_may_run(folder: str | Path, trust_remote_code: bool) -> bool:
@@ -73,8 +73,8 @@ def check_no_adapter(folder: Path) -> None:
     Raises:
         CheckpointError: there is one.
     """
-    if (folder / _ADAPTER).is_file():
-        raise CheckpointError(f"holds an adapter beside the weights ({_ADAPTER}); merge it first, or remove it")
+    if (folder / ADAPTER).is_file():
+        raise CheckpointError(f"holds an adapter beside the weights ({ADAPTER}); merge it first, or remove it")
 
 
 def check_attention(name: str, config: PretrainedConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -73,6 +74,14 @@ def keep_mask(scores: Tensor, pattern: Pattern, sparsity: float, group: str = "r
         lines, drop = scores.reshape(1, -1), nearest_fewer(sparsity * scores.numel())
     mask = _small(lines, drop) if pattern.structured else _large(lines, drop)
     return mask.view_as(scores)
+
+
+def global_masks(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
+    """Which weights stay, of every matrix, by one ranking of all, budget `global`: name → bool `(out, in)`."""
+    line = torch.cat([matrix.flatten() for matrix in scores.values()])
+    mask = keep_mask(line[None], Pattern(), sparsity, "row")[0]
+    parts = mask.split([matrix.numel() for matrix in scores.values()])
+    return {name: part.view_as(matrix) for (name, matrix), part in zip(scores.items(), parts, strict=True)}
 
 
 def zeros_first(scores: Tensor, w: Tensor) -> Tensor:

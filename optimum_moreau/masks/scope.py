@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from ..config import MoreauPrunerConfig
 from ..config.quantities import nearest_fewer
 from ..models.units import Block, ModelShape, decoder_layers
@@ -51,9 +49,8 @@ def foresee_zeros(model: Any, shape: ModelShape, config: MoreauPrunerConfig) -> 
     Raises:
         PlanError: the pattern does not fit a matrix; named.
     """
-    pattern, layers = Pattern.parse(config.mask.pattern), decoder_layers(model)
-    scope = masked_blocks(model, shape, config)
-    sizes = [tuple(_shape(layers, block, module)) for block in scope for module in modules_of(block)]
+    pattern = Pattern.parse(config.mask.pattern)
+    sizes = [size for block in masked_blocks(model, shape, config) for size in _sizes(model, block).values()]
     weights = sum(rows * columns for rows, columns in sizes)
     zeros = sum(_zeros(rows, columns, pattern, config) for rows, columns in sizes)
     if config.budget.name == "global":
@@ -68,11 +65,10 @@ def masked_blocks(model: Any, shape: ModelShape, config: MoreauPrunerConfig) -> 
     Raises:
         PlanError: the pattern does not fit one of them; named.
     """
-    pattern, layers = Pattern.parse(config.mask.pattern), decoder_layers(model)
-    scope = [block for block in shape.in_scope(config) if block.kind in ("attention", "mlp")]
+    pattern, scope = Pattern.parse(config.mask.pattern), list(shape.in_scope(config, "attention", "mlp"))
     for block in scope:
-        for module in modules_of(block):
-            pattern.check(_shape(layers, block, module)[1], f"layers.{block.layer}.{module}")
+        for module, (_, columns) in _sizes(model, block).items():
+            pattern.check(columns, f"layers.{block.layer}.{module}")
     return scope
 
 
@@ -81,9 +77,9 @@ def modules_of(block: Block) -> list[str]:
     return list(dict.fromkeys(cut.module for cut in block.cuts))
 
 
-def _shape(layers: Any, block: Block, module: str) -> tuple[int, ...]:
-    weight: Tensor = layers[block.layer].get_submodule(module).weight
-    return tuple(weight.shape)
+def _sizes(model: Any, block: Block) -> dict[str, tuple[int, int]]:
+    layer: Any = decoder_layers(model)[block.layer or 0]
+    return {module: tuple(layer.get_submodule(module).weight.shape) for module in modules_of(block)}
 
 
 def _zeros(rows: int, columns: int, pattern: Pattern, config: MoreauPrunerConfig) -> int:

@@ -32,9 +32,8 @@ from ..models.stream import Inputs, LayerStream, StreamedLayer
 from ..models.undo import Keep, parameter_names, put, restored
 from ..models.units import LAYERS, Block, ModelShape, decoder_layers
 from ..scoring.scores import check_gradients
-from .budget import global_masks
 from .obs import surgeon
-from .patterns import Pattern, keep_mask, zeros_first
+from .patterns import Pattern, global_masks, keep_mask, zeros_first
 from .permute import Order, order_channels
 from .refine import STATISTICS, Refined, refine
 from .scope import masked_blocks, modules_of
@@ -83,7 +82,7 @@ def sparsify(
     check_gradients(model, config)
     pattern, layers = Pattern.parse(config.mask.pattern), decoder_layers(model)
     scope = masked_blocks(model, shape, config)
-    masker = _Masker(model, config, pattern, config.criterion, tokens)
+    masker = _Masker(model, config, pattern, tokens)
     with torch.inference_mode(False), scoring_mode(model), torch.no_grad(), restored(layers) as keep:
         found = [matrix for layer in masker.run(scope, keep, elements) for matrix in layer]
     asked = pattern.sparsity if pattern.structured else config.mask.sparsity
@@ -101,30 +100,19 @@ def element_scores(
         each layer as the masked ones before it leave it.
     """
     check_gradients(model, config)
-    masker = _Masker(model, config, Pattern.parse(config.mask.pattern), config.criterion, tokens)
+    masker = _Masker(model, config, Pattern.parse(config.mask.pattern), tokens)
     with torch.inference_mode(False), scoring_mode(model), torch.no_grad():
         return masker.scores(masked_blocks(model, shape, config))
 
 
 class _Masker:
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        config: MoreauPrunerConfig,
-        pattern: Pattern,
-        criterion: Criterion,
-        tokens: Tensor | None,
-    ) -> None:
-        self.model, self.config, self.pattern, self.criterion = model, config, pattern, criterion
-        self.mask = config.mask
+    def __init__(self, model: PreTrainedModel, config: MoreauPrunerConfig, pattern: Pattern, tokens: Tensor | None):
+        self.model, self.layers, self.config, self.pattern = model, decoder_layers(model), config, pattern
+        self.mask, self.criterion = config.mask, (criterion := config.criterion)
         self.updates = self.mask.update or criterion.name == "sparsegpt"
         self.needs_text = bool(criterion.needs) or config.budget.measured
-        wanted = {
-            *criterion.statistics,
-            *(STATISTICS if self.mask.refine else ()),
-            *(["products"] if self.updates else []),
-        }
-        self.what = tuple(sorted(wanted))
+        refining, updating = STATISTICS if self.mask.refine else (), ["products"] if self.updates else []
+        self.what = tuple(sorted({*criterion.statistics, *refining, *updating}))
         if tokens is None and (self.what or self.needs_text):
             raise DataError(f"{criterion.name}: reads calibration text; give some")
         self.batches = [] if tokens is None else list(tokens.clone().split(config.batch_size or len(tokens)))
@@ -143,14 +131,14 @@ class _Masker:
         for block in scope:
             assert block.layer is not None  # heads and channels lie in a layer
             by_layer.setdefault(block.layer, []).append(block)
-        layers = decoder_layers(self.model)
         if not self.what:
             for index, blocks in by_layer.items():
-                keep(index, [module for block in blocks for module in modules_of(block)])
-                yield self._write(layers[index], [cut for b in blocks for cut in self._cuts(layers, b, {}, scores)])
+                own = [(block, module) for block in blocks for module in modules_of(block)]
+                keep(index, [module for _, module in own])
+                yield self._write(index, [self._cut(block, module, _EMPTY, scores) for block, module in own])
             return
         stream = LayerStream(self.model, self.batches, self.windows)
-        for streamed in tqdm(stream, "layers", len(layers), leave=False, disable=None):
+        for streamed in tqdm(stream, "layers", len(self.layers), leave=False, disable=None):
             if streamed.index in by_layer:
                 blocks = by_layer[streamed.index]
                 keep(streamed.index, [module for block in blocks for module in modules_of(block)])
@@ -162,7 +150,6 @@ class _Masker:
         self, streamed: StreamedLayer, blocks: Sequence[Block], scores: dict[str, Tensor]
     ) -> list[MatrixSparsity]:
         """One pass gathers all; but Hessians are held one at a time, matrices with the same inputs sharing one."""
-        layers = decoder_layers(self.model)
         groups = [modules for block in blocks for modules in _sharing(block)]
         if "products" not in self.what:
             groups = [[module for group in groups for module in group]]
@@ -172,27 +159,21 @@ class _Masker:
         for group in groups:
             once = len(groups) == 1 and not self.mask.feed_forward
             inputs = streamed.gather(group, self.what, pass_on=once, alike="products" in self.what)
-            cuts = [self._cut(layers, owner[module], module, inputs[module], scores) for module in group]
+            cuts = [self._cut(owner[module], module, inputs[module], scores) for module in group]
             if self.mask.feed_forward:
-                found += self._write(streamed.layer, cuts)
+                found += self._write(streamed.index, cuts)
             else:
                 waiting += cuts
         if waiting:
             streamed.pass_on()  # with the dense weights
-            found += self._write(streamed.layer, waiting)
+            found += self._write(streamed.index, waiting)
         return found
 
-    def _cuts(
-        self, layers: Any, block: Block, inputs: Mapping[str, Inputs], scores: dict[str, Tensor]
-    ) -> Iterator[_Cut]:
-        for module in modules_of(block):
-            yield self._cut(layers, block, module, inputs.get(module, _EMPTY), scores)
-
-    def _cut(self, layers: Any, block: Block, module: str, inputs: Inputs, scores: dict[str, Tensor]) -> _Cut:
+    def _cut(self, block: Block, module: str, inputs: Inputs, scores: dict[str, Tensor]) -> _Cut:
         """Scores a matrix, permutes its inputs, chooses, refines, updates; changes nothing in the model."""
         where, name = f"layers.{block.layer}.{module}", f"{LAYERS}{block.layer}.{module}.weight"
-        w = _weight(layers, block, module).float()
         assert block.layer is not None  # heads and channels lie in a layer
+        w = loaded(self.layers[block.layer].get_submodule(module), "weight").float()
         sparsity = self.shares.get(block.layer, self.mask.sparsity or 0.0)
         score = order = mask = refined = None
         if inputs.products is not None:
@@ -223,9 +204,9 @@ class _Masker:
         assert mask is not None  # only sparsegpt, which updates, chooses on the way
         return _Cut(block, module, torch.where(mask, w, 0), mask, refined, order)
 
-    def _write(self, layer: Any, cuts: Sequence[_Cut]) -> list[MatrixSparsity]:
-        found = []
-        index = list(decoder_layers(self.model)).index(layer)
+    def _write(self, index: int, cuts: Sequence[_Cut]) -> list[MatrixSparsity]:
+        found: list[MatrixSparsity] = []
+        layer: Any = self.layers[index]
         for cut in cuts:
             module = layer.get_submodule(cut.name)
             weight = cut.weight.to(module.weight.dtype)
@@ -266,24 +247,23 @@ class _Masker:
 
     def _dense(self, scope: Sequence[Block], criterion: Criterion) -> Iterator[tuple[str, Tensor]]:
         """Scores every matrix of the dense model; on the CPU, in float32."""
-        seed, elements = self.config.seed, criterion.elements
-        modules: dict[int | None, list[str]] = {block.layer: [] for block in scope}
+        modules: dict[int, list[str]] = {}
         for block in scope:
-            modules[block.layer] += modules_of(block)
+            modules.setdefault(block.layer or 0, []).extend(modules_of(block))
+
+        def scored(index: int, inputs: Mapping[str, Inputs]) -> Iterator[tuple[str, Tensor]]:
+            for module in modules.get(index, ()):
+                name = f"{LAYERS}{index}.{module}.weight"
+                w = loaded(self.layers[index].get_submodule(module), "weight").float()
+                yield name, criterion.elements(name, w, inputs.get(module, _EMPTY), self.config.seed).cpu()
+
         if not criterion.statistics:
-            layers = decoder_layers(self.model)
-            for block in scope:
-                for module in modules_of(block):
-                    name = f"{LAYERS}{block.layer}.{module}.weight"
-                    yield name, elements(name, _weight(layers, block, module).float(), _EMPTY, seed).cpu()
+            for index in modules:
+                yield from scored(index, {})
             return
         for streamed in LayerStream(self.model, self.batches, self.windows):
-            own = modules.get(streamed.index, [])
-            inputs = streamed.gather(own, criterion.statistics) if own else {}
-            for module in own:
-                name = f"{LAYERS}{streamed.index}.{module}.weight"
-                w = loaded(streamed.layer.get_submodule(module), "weight").float()
-                yield name, elements(name, w, inputs[module], seed).cpu()
+            own = modules.get(streamed.index)
+            yield from scored(streamed.index, streamed.gather(own, criterion.statistics) if own else {})
 
     def scores(self, scope: Sequence[Block]) -> dict[str, Tensor]:
         """Element scores of the dense model, kept on the CPU; none where they are made layer by layer."""
@@ -305,10 +285,6 @@ def _sharing(block: Block) -> list[list[str]]:
     sides = {cut.module: cut.side for cut in block.cuts}
     groups = [[module for module, own in sides.items() if own == side] for side in ("out", "in")]
     return [group for group in groups if group]
-
-
-def _weight(layers: Any, block: Block, module: str) -> Tensor:
-    return loaded(layers[block.layer].get_submodule(module), "weight")
 
 
 def _reorder_writers(layer: Any, block: Block, order: Tensor) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
@@ -55,11 +55,15 @@ def tell_peft() -> None:
                 table.setdefault(family.custom_type, table[family.base_type])
 
 
-class _TellPeft:
-    """An import hook that calls `tell_peft` once peft's tables are imported."""
+class _After:
+    """An import hook that calls a function once a module is imported, and the outermost import around it is over."""
+
+    def __init__(self, module: str, around: str, call: Callable[[], None]) -> None:
+        self.module, self.around, self.call = module, around, call
+        self.nesting = threading.local()
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
-        if name != _PEFT_TABLES:
+        if not name.startswith(self.around):
             return None
         spec = PathFinder.find_spec(name, path)
         if spec is None or spec.loader is None or not hasattr(spec.loader, "exec_module"):
@@ -67,37 +71,14 @@ class _TellPeft:
         execute = spec.loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
-            execute(module)
-            sys.meta_path.remove(self)
-            tell_peft()
-
-        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec
-
-
-class _RegisterAfterTransformers:
-    """An import hook that registers the own types once transformers' auto classes are imported."""
-
-    def __init__(self) -> None:
-        self._nesting = threading.local()
-
-    def find_spec(self, name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
-        if not name.startswith("transformers.") or _registered.is_set():
-            return None
-        spec = PathFinder.find_spec(name, path)
-        if spec is None or spec.loader is None or not hasattr(spec.loader, "exec_module"):
-            return None
-        execute = spec.loader.exec_module
-
-        def exec_module(module: ModuleType) -> None:
-            self._nesting.depth = getattr(self._nesting, "depth", 0) + 1
+            self.nesting.depth = getattr(self.nesting, "depth", 0) + 1
             try:
                 execute(module)
             finally:
-                self._nesting.depth -= 1
-            if self._nesting.depth == 0 and _AUTO_CONFIG in sys.modules and not _registered.is_set():
+                self.nesting.depth -= 1
+            if self.nesting.depth == 0 and self.module in sys.modules and self in sys.meta_path:
                 sys.meta_path.remove(self)
-                register_auto_classes()
+                self.call()
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
@@ -105,11 +86,11 @@ class _RegisterAfterTransformers:
 
 def register_when_transformers_is_imported() -> None:
     """Registers the own types now, or as soon as transformers' auto classes, and peft's tables, are imported."""
-    if _PEFT_TABLES in sys.modules:
-        tell_peft()
-    else:
-        sys.meta_path.insert(0, _TellPeft())
-    if _AUTO_CONFIG in sys.modules:
-        register_auto_classes()
-    else:
-        sys.meta_path.insert(0, _RegisterAfterTransformers())
+    for module, around, call in (
+        (_PEFT_TABLES, _PEFT_TABLES, tell_peft),
+        (_AUTO_CONFIG, "transformers.", register_auto_classes),
+    ):
+        if module in sys.modules:
+            call()
+        else:
+            sys.meta_path.insert(0, _After(module, around, call))

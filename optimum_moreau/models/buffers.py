@@ -8,7 +8,7 @@ by transformers' own constructors and initialisation, so that no list of RoPE ty
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ExportError, first_line
+from .skeleton import skeleton
 
 # What transformers raises of a config that it cannot read or build.
 UNBUILDABLE = (AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError, ZeroDivisionError)
@@ -33,12 +34,8 @@ def built_from(config: Any, dtype: torch.dtype | None = None) -> Any:
     Raises:
         ExportError: transformers cannot build it.
     """
-    from transformers import AutoModelForCausalLM
-
     try:
-        with torch.device("meta"):
-            given = {} if dtype is None else {"dtype": dtype}
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **given)
+        model = skeleton(config, dtype)
         with torch.device("cpu"):
             for module in model.modules():
                 for name in module._non_persistent_buffers_set:
@@ -52,24 +49,30 @@ def built_from(config: Any, dtype: torch.dtype | None = None) -> Any:
     return model
 
 
-def take_over_buffers(module: nn.Module, pattern: nn.Module) -> None:
-    """In place: gives a module the buffers that no checkpoint holds, of `built_from`, on the device of its own.
+def take_over(module: nn.Module, pattern: nn.Module, but: Collection[str] = ()) -> None:
+    """In place: gives a module plain attributes, and the buffers that no checkpoint holds, of one of `built_from`.
 
-    What earlier passes left beside them (longrope's second frequencies) goes.
+    Buffers go to the device of its own. What earlier passes left beside them (longrope's second frequencies) goes.
+
+    Args:
+        module: of a model.
+        pattern: the same of the other.
+        but: attributes that it keeps.
     """
-    if not pattern._non_persistent_buffers_set:
-        return
-    passing = [name for name, value in vars(module).items() if isinstance(value, Tensor) and name not in vars(pattern)]
-    for name in passing:
-        delattr(module, name)
+    if pattern._non_persistent_buffers_set:
+        for name in [
+            one for one, value in vars(module).items() if isinstance(value, Tensor) and one not in vars(pattern)
+        ]:
+            delattr(module, name)
     for name in pattern._non_persistent_buffers_set:
         module._buffers[name] = _moved_to(module._buffers.get(name), pattern._buffers[name])
+    vars(module).update((name, value) for name, value in vars(pattern).items() if name not in OWN and name not in but)
 
 
 def reset_buffers(model: Any) -> None:
     """In place: the state that is not a weight becomes what a reload of the model would build."""
     for module, pattern in _owners(model):
-        _take_over(module, pattern)
+        take_over(module, pattern, ["config"])
 
 
 @contextmanager
@@ -85,7 +88,7 @@ def as_reloaded(model: Any, *, undone: bool = True) -> Iterator[None]:
     whole = False
     try:
         for module, pattern in owners:
-            _take_over(module, pattern)
+            take_over(module, pattern, ["config"])  # whose owner is the model
         yield
         whole = True
     finally:
@@ -99,13 +102,6 @@ def _owners(model: Any) -> list[tuple[nn.Module, nn.Module]]:
     built = built_from(copy.deepcopy(model.config), model.dtype)
     named = {name: module for name, module in built.named_modules() if module._non_persistent_buffers_set}
     return [(model.get_submodule(name), pattern) for name, pattern in named.items()]
-
-
-def _take_over(module: nn.Module, pattern: nn.Module) -> None:
-    take_over_buffers(module, pattern)
-    for name, value in vars(pattern).items():
-        if name not in OWN and name != "config":  # whose owner is the model
-            vars(module)[name] = value
 
 
 def _put_back(module: nn.Module, attributes: dict[str, Any], buffers: dict[str, Tensor | None]) -> None:

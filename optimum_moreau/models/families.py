@@ -48,10 +48,10 @@ class Family:
         model_type: as in config.json.
         attention: the matrices of an attention unit.
         mlp: the matrices of an MLP unit.
-        heads_divide_hidden: the stock config refuses head counts that do not divide the hidden size.
-        stock_alternative: the model type that holds the same network where the stock config refuses (no biases).
         biases: of the attention and MLP matrices.
         bias_flags: the fields of the stock config that give o_proj and down_proj biases; `None`: it has not both.
+        heads_divide_hidden: the stock config refuses head counts that do not divide the hidden size.
+        stock_alternative: the model type that holds the same network where the stock config refuses (no biases).
         norms: kind of the norms on the residual stream.
         qk_norms: the queries and keys have norms of head width, which share the config's ε.
         hidden_refusal: why hidden channels cannot be cut; empty where they can.
@@ -61,10 +61,10 @@ class Family:
     model_type: str
     attention: tuple[Cut, ...]
     mlp: tuple[Cut, ...]
-    heads_divide_hidden: bool = False
-    stock_alternative: str | None = None
     biases: str = "none"
     bias_flags: tuple[str, str] | None = None
+    heads_divide_hidden: bool = False
+    stock_alternative: str | None = None
     norms: str = "RMS"
     qk_norms: bool = False
     hidden_refusal: str = ""
@@ -93,81 +93,43 @@ _FUSED_MLP = (*(Cut("mlp.gate_up_proj", "out", part, ("gate", "up")) for part in
 _NAMED_MLP = (Cut("mlp.c_fc", "out"), Cut("mlp.c_proj", "in"))
 _PLAIN_MLP = (Cut("mlp.up_proj", "out"), _DOWN)
 
-_BIAS_FLAGS = ("attention_bias", "mlp_bias")
+_BIAS_FLAGS, _USE_BIAS = ("attention_bias", "mlp_bias"), ("use_bias", "use_bias")
 _DIVIDES = "heads must divide the hidden size"
-_MEAN = "its norms subtract the mean of all channels, so no cut is exact"
+_SLIDES = "sliding and full layers"
+_FUSED = "fused gate, up"
+_TWO, _PARALLEL = "MLP of two matrices", "attention and MLP in parallel"
 _SCALED = "its embeddings are scaled by the square root of the hidden size"
-
-
-def _mean(
-    model_type: str, mlp: tuple[Cut, ...], biases: str, notes: str, bias_flags: tuple[str, str] | None = None
-) -> Family:
-    return Family(
-        model_type,
-        _ATTENTION,
-        mlp,
-        biases=biases,
-        bias_flags=bias_flags,
-        norms="LayerNorm",
-        hidden_refusal=_MEAN,
-        notes=notes,
-    )
-
+_MEAN: dict[str, Any] = {
+    "norms": "LayerNorm",
+    "hidden_refusal": "its norms subtract the mean of all channels, so no cut is exact",
+}
+_GEMMA: dict[str, Any] = {"biases": "optional", "hidden_refusal": _SCALED}
 
 _STOCK = (
-    Family(
-        "llama",
-        _ATTENTION,
-        _MLP,
-        True,
-        "mistral",
-        biases="optional",
-        bias_flags=_BIAS_FLAGS,
-        notes=f"{_DIVIDES}, else mistral",
-    ),
+    Family("llama", _ATTENTION, _MLP, "optional", _BIAS_FLAGS, True, "mistral", notes=f"{_DIVIDES}, else mistral"),
     Family("mistral", _ATTENTION, _MLP),
-    Family("ministral", _ATTENTION, _MLP, notes="sliding and full layers"),
-    Family("qwen2", _ATTENTION, _MLP, biases="q, k, v"),
-    Family("qwen3", _ATTENTION, _MLP, biases="optional", qk_norms=True),
-    Family("gemma", _ATTENTION, _MLP, biases="optional", hidden_refusal=_SCALED),
-    Family(
-        "gemma2",
-        _ATTENTION,
-        _MLP,
-        True,
-        biases="optional",
-        hidden_refusal=_SCALED,
-        notes=f"{_DIVIDES}; sliding and full layers",
-    ),
-    Family(
-        "gemma3_text", _ATTENTION, _MLP, True, biases="optional", qk_norms=True, hidden_refusal=_SCALED, notes=_DIVIDES
-    ),
-    Family("granite", _ATTENTION, _MLP, biases="optional", bias_flags=_BIAS_FLAGS),
-    Family(
-        "smollm3", _ATTENTION, _MLP, biases="optional", bias_flags=_BIAS_FLAGS, notes="layers with and without RoPE"
-    ),
-    _mean("olmo", _MLP, "optional", "norms without weights"),
+    Family("ministral", _ATTENTION, _MLP, notes=_SLIDES),
+    Family("qwen2", _ATTENTION, _MLP, "q, k, v"),
+    Family("qwen3", _ATTENTION, _MLP, "optional", qk_norms=True),
+    Family("gemma", _ATTENTION, _MLP, **_GEMMA),
+    Family("gemma2", _ATTENTION, _MLP, heads_divide_hidden=True, notes=f"{_DIVIDES}; {_SLIDES}", **_GEMMA),
+    Family("gemma3_text", _ATTENTION, _MLP, heads_divide_hidden=True, qk_norms=True, notes=_DIVIDES, **_GEMMA),
+    Family("granite", _ATTENTION, _MLP, "optional", _BIAS_FLAGS),
+    Family("smollm3", _ATTENTION, _MLP, "optional", _BIAS_FLAGS, notes="layers with and without RoPE"),
+    Family("olmo", _ATTENTION, _MLP, "optional", notes="norms without weights", **_MEAN),
     Family("phi3", _FUSED_ATTENTION, _FUSED_MLP, notes="fused q, k, v and gate, up"),
-    _mean("cohere", _MLP, "optional", "attention and MLP in parallel"),
-    _mean("cohere2", _MLP, "optional", "attention and MLP in parallel; sliding layers"),
-    Family("glm", _ATTENTION, _FUSED_MLP, biases="q, k, v", notes="fused gate, up"),
-    Family("glm4", _ATTENTION, _FUSED_MLP, biases="q, k, v", notes="fused gate, up"),
-    _mean("starcoder2", _NAMED_MLP, "all", "MLP of two matrices", ("use_bias", "use_bias")),
-    _mean("nemotron", _PLAIN_MLP, "optional", "MLP of two matrices", _BIAS_FLAGS),
-    Family("seed_oss", _ATTENTION, _MLP, biases="q, k, v", bias_flags=("attention_out_bias", "mlp_bias")),
-    Family("ernie4_5", _ATTENTION, _MLP, biases="optional", bias_flags=("use_bias", "use_bias")),
+    Family("cohere", _ATTENTION, _MLP, "optional", notes=_PARALLEL, **_MEAN),
+    Family("cohere2", _ATTENTION, _MLP, "optional", notes=f"{_PARALLEL}; sliding layers", **_MEAN),
+    Family("glm", _ATTENTION, _FUSED_MLP, "q, k, v", notes=_FUSED),
+    Family("glm4", _ATTENTION, _FUSED_MLP, "q, k, v", notes=_FUSED),
+    Family("starcoder2", _ATTENTION, _NAMED_MLP, "all", _USE_BIAS, notes=_TWO, **_MEAN),
+    Family("nemotron", _ATTENTION, _PLAIN_MLP, "optional", _BIAS_FLAGS, notes=_TWO, **_MEAN),
+    Family("seed_oss", _ATTENTION, _MLP, "q, k, v", ("attention_out_bias", "mlp_bias")),
+    Family("ernie4_5", _ATTENTION, _MLP, "optional", _USE_BIAS),
     Family("exaone4", _ATTENTION, _MLP, qk_norms=True, notes="norms behind attention and MLP"),
-    Family("hunyuan_v1_dense", _ATTENTION, _MLP, biases="optional", qk_norms=True),
-    Family("apertus", _ATTENTION, _PLAIN_MLP, biases="optional", qk_norms=True, notes="MLP of two matrices"),
-    Family(
-        "arcee",
-        _ATTENTION,
-        _PLAIN_MLP,
-        True,
-        biases="optional",
-        bias_flags=_BIAS_FLAGS,
-        notes=f"MLP of two matrices; {_DIVIDES}",
-    ),
+    Family("hunyuan_v1_dense", _ATTENTION, _MLP, "optional", qk_norms=True),
+    Family("apertus", _ATTENTION, _PLAIN_MLP, "optional", qk_norms=True, notes=_TWO),
+    Family("arcee", _ATTENTION, _PLAIN_MLP, "optional", _BIAS_FLAGS, True, notes=f"{_TWO}; {_DIVIDES}"),
 )
 # The own types are families too: a pruned model can be pruned again.
 FAMILIES = {row.model_type: row for stock in _STOCK for row in (stock, replace(stock, model_type=stock.custom_type))}

@@ -1,7 +1,9 @@
 """Where a model's tensors are: on the device where they compute, or kept elsewhere by accelerate, which loads them.
 
 accelerate leaves an offloaded parameter on the meta device, and a hook on its module that knows where the values are
-(`device_map="auto"`, `cpu_offload`, `disk_offload`).
+(`device_map="auto"`, `cpu_offload`, `disk_offload`). What is offloaded its `has_offloaded_params` says. Its
+`align_module_device` unties weights that are one, and for a value of another shape, the device without a load, and a
+class that changes it has no helper: these read the hook.
 """
 
 from __future__ import annotations
@@ -10,32 +12,31 @@ from types import MethodType
 from typing import Any
 
 import torch
-from accelerate.utils import OffloadedWeightsLoader, PrefixedDataset
+from accelerate.utils import OffloadedWeightsLoader, PrefixedDataset, has_offloaded_params
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
 
 
-def loaded(module: nn.Module, name: str) -> Tensor:
+def loaded(module: Any, name: str) -> Tensor:
     """Returns a parameter of a module on the device where it computes, without its history."""
     parameter = getattr(module, name)
     if not parameter.is_meta:
         return parameter.detach()
-    hook = _hook(module)
-    return hook.weights_map[name].to(hook.execution_device)
+    return module._hf_hook.weights_map[name].to(module._hf_hook.execution_device)
 
 
-def device_of(module: nn.Module, name: str = "weight") -> torch.device:
+def device_of(module: Any, name: str = "weight") -> torch.device:
     """Where a module computes with a parameter."""
     parameter = getattr(module, name)
-    return torch.device(_hook(module).execution_device) if parameter.is_meta else parameter.device
+    return torch.device(module._hf_hook.execution_device) if parameter.is_meta else parameter.device
 
 
-def replace_parameter(module: nn.Module, name: str, value: Tensor) -> None:
+def replace_parameter(module: Any, name: str, value: Tensor) -> None:
     """In place: gives a parameter new values of any shape; an offloaded one is then kept in CPU memory."""
     old = getattr(module, name)
     if old.is_meta:
-        _keep(_hook(module).weights_map, name, value.cpu())
+        _keep(module._hf_hook.weights_map, name, value.cpu())
         value = value.to("meta")
     setattr(module, name, nn.Parameter(value, requires_grad=old.requires_grad))
 
@@ -65,13 +66,10 @@ def check_loaded(model: nn.Module) -> None:
         UnsupportedModelError: names the first.
     """
     for name, parameter in model.named_parameters():
-        try:
-            if parameter.is_meta:
-                _hook(model.get_submodule(name.rpartition(".")[0]))
-        except StopIteration:
+        if parameter.is_meta and not has_offloaded_params(model.get_submodule(name.rpartition(".")[0])):
             raise UnsupportedModelError(
                 f"{name} is on the meta device and accelerate keeps no values for it; load it whole"
-            ) from None
+            )
 
 
 def input_device(model: Any) -> torch.device:
@@ -105,12 +103,6 @@ def hook_again(module: Any) -> None:
     """In place: lets accelerate's hook call the forward of the class that the module has now."""
     if "_old_forward" in vars(module):
         module._old_forward = MethodType(type(module).forward, module)
-
-
-def _hook(module: nn.Module) -> Any:
-    """The hook that knows where an offloaded module's values are."""
-    hook = getattr(module, "_hf_hook", None)
-    return next(one for one in (hook, *getattr(hook, "hooks", ())) if getattr(one, "weights_map", None) is not None)
 
 
 def _keep(values: Any, name: str, tensor: Tensor) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -121,20 +122,8 @@ class LayerStream:
 
     def _first(self, batch: Tensor) -> Tensor:
         """The hidden states `(windows, length, hidden)` before the first layer."""
-        caught: list[Tensor] = []
-
-        def catch(layer: nn.Module, args: tuple[Any, ...]) -> None:
-            caught.append(args[0])
-            raise _Caught
-
-        handle = self._layers[0].register_forward_pre_hook(catch)
-        try:
-            self._decode(batch)
-        except _Caught:
-            pass
-        finally:
-            handle.remove()
-        return caught[0]
+        args = _caught(self._layers[0].register_forward_pre_hook, lambda: self._decode(batch))[0]
+        return args[0]
 
     def _blame(self) -> str:
         """Says where a NaN or infinity comes from."""
@@ -187,6 +176,25 @@ class _Caught(Exception):
     """The forward pass has come far enough."""
 
 
+def _caught(register: Callable[..., Any], run: Callable[[], object]) -> tuple[Any, ...]:
+    """What a hook is given besides its module, once a pass comes to it; the rest of the pass is not computed."""
+    caught: list[tuple[Any, ...]] = []
+
+    def catch(module: nn.Module, *given: Any) -> None:
+        caught.append(given)
+        raise _Caught
+
+    handle = register(catch)
+    try:
+        run()
+    except _Caught:
+        pass
+    finally:
+        handle.remove()
+    return caught.pop()
+
+
+@dataclass(eq=False)
 class StreamedLayer:
     """A decoder layer and the hidden states that reach it.
 
@@ -195,18 +203,13 @@ class StreamedLayer:
         layer: the module.
     """
 
-    def __init__(
-        self,
-        index: int,
-        layer: nn.Module,
-        hidden: _Hidden,
-        arguments: tuple[Any, Any],
-        samples: int,
-        blame: Callable[[], str],
-    ) -> None:
-        self.index, self.layer, self._blame = index, layer, blame
-        self._hidden, self._arguments, self._samples = hidden, arguments, samples
-        self._passed = False
+    index: int
+    layer: nn.Module
+    _hidden: _Hidden
+    _arguments: tuple[Any, Any]
+    _samples: int
+    _blame: Callable[[], str]
+    _passed: bool = False
 
     @property
     def hidden(self) -> Iterator[Tensor]:
@@ -253,23 +256,13 @@ class StreamedLayer:
         Args:
             module: its name inside the layer.
         """
-        caught: list[tuple[Tensor, Tensor]] = []
-
-        def catch(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            caught.append((args[0], output))
-            raise _Caught
-
         args, kwargs = self._arguments
+        watch = self.layer.get_submodule(module).register_forward_hook
         for hidden in self._hidden:
-            handle = self.layer.get_submodule(module).register_forward_hook(catch)
-            try:
-                with torch.no_grad():  # as a decorator it would keep what was yielded last beside the next
-                    self.layer(hidden, *args, **kwargs)
-            except _Caught:
-                pass
-            finally:
-                handle.remove()
-            yield caught.pop()
+            with torch.no_grad():  # as a decorator it would keep what was yielded last beside the next
+                given, output = _caught(watch, partial(self.layer, hidden, *args, **kwargs))
+            yield given[0], output
+            del given, output  # not beside the next batch's
 
     def take(self, other: StreamedLayer) -> None:
         """What reaches the next layer is what reaches it in the other stream."""

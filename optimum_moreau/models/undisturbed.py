@@ -26,7 +26,11 @@ def undisturbed() -> Iterator[None]:
     """
     dtype = torch.get_default_dtype()
     with ExitStack() as stack:
-        _keep_random_numbers(stack)
+        stack.callback(random.setstate, random.getstate())
+        stack.callback(np.random.set_state, np.random.get_state())
+        stack.callback(torch.set_rng_state, torch.get_rng_state())
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            stack.callback(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         for device in _AUTOCASTS:
@@ -38,14 +42,6 @@ def undisturbed() -> Iterator[None]:
             stack.callback(torch.set_default_dtype, dtype)
             torch.set_default_dtype(torch.float32)
         yield
-
-
-def _keep_random_numbers(stack: ExitStack) -> None:
-    stack.callback(random.setstate, random.getstate())
-    stack.callback(np.random.set_state, np.random.get_state())
-    stack.callback(torch.set_rng_state, torch.get_rng_state())
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        stack.callback(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())
 
 
 @contextmanager

@@ -186,8 +186,16 @@ class ModelShape:
             hidden=replace(self.hidden, total=self.hidden.total - channels),
         )
 
-    def in_scope(self, config: MoreauPrunerConfig) -> tuple[Block, ...]:
-        """Returns the blocks a resolved config may cut: heads and channels by layer, then hidden, then whole layers.
+    def of(self, kind: Kind) -> list[Block]:
+        """The blocks of heads (`attention`) or of channels (`mlp`), by layer."""
+        return [block for block in self.blocks if block.kind == kind]
+
+    def in_scope(self, config: MoreauPrunerConfig, *kinds: str) -> tuple[Block, ...]:
+        """Returns the blocks a resolved config may cut: heads and channels by layer, then whole layers, then hidden.
+
+        Args:
+            config: resolved.
+            *kinds: only blocks of these; default: of all.
 
         Raises:
             UnsupportedModelError: hidden channels are asked for, and the family's cannot be cut.
@@ -200,15 +208,11 @@ class ModelShape:
                 name, reason = self.family.base_type, self.family.hidden_refusal
                 raise UnsupportedModelError(f"hidden channels of '{name}' cannot be cut: {reason}; use other targets")
             found.append(self.hidden)
-        return tuple(found)
-
-    def of_heads_and_channels(self, config: MoreauPrunerConfig) -> list[Block]:
-        """Those of the blocks in scope that are heads or MLP channels."""
-        return [block for block in self.in_scope(config) if block.kind in UNITS]
+        return tuple(block for block in found if not kinds or block.kind in kinds)
 
     def scored(self, config: MoreauPrunerConfig) -> tuple[Block, ...]:
         """Returns the blocks whose units a criterion scores: those in scope, and what a layer's score is the sum of."""
-        scope = [block for block in self.in_scope(config) if block.kind != "layers"]
+        scope = list(self.in_scope(config, *UNITS, "hidden"))
         if "layers" in config.targets and config.criterion.layers == "sum":
             scope += [b for b in self.blocks if _inside(b.layer, config.whole_layers) and b not in scope]
         return tuple(sorted(scope, key=lambda b: (b.layer is None, b.layer, b.kind)))
@@ -227,7 +231,7 @@ def model_shape(model: Any) -> ModelShape:
     layers = decoder_layers(model)
     blocks = tuple(_blocks(family, model.config, layers))
     hidden = _hidden(family, model, layers)
-    wholes = tuple(_whole(index, layer, hidden) for index, layer in enumerate(layers))
+    wholes = tuple(_whole(index, model, hidden) for index in range(len(layers)))
     return ModelShape(
         family,
         blocks,
@@ -317,25 +321,19 @@ def _has_weight(module: nn.Module) -> bool:
     return isinstance(getattr(module, "weight", None), Tensor)
 
 
-def _whole(index: int, layer: nn.Module, hidden: Block) -> Block:
+def _whole(index: int, model: Any, hidden: Block) -> Block:
     prefix = f"{LAYERS}{index}."
-    inside = [cut for cut in hidden.cuts if cut.module.startswith(prefix)]
-    vectors = [name for name in hidden.vectors if name.startswith(prefix)]
-    lines = sum(_lines(cut.module.removeprefix(prefix), cut, layer) for cut in inside)
-    lines += sum(_entries(name.removeprefix(prefix), layer) for name in vectors)
-    return Block(index, "layers", (), 1, sum(parameter.numel() for parameter in layer.parameters()), lines)
+    cuts = tuple(cut for cut in hidden.cuts if cut.module.startswith(prefix))
+    vectors = tuple(name for name in hidden.vectors if name.startswith(prefix))
+    lines = _per_channel(replace(hidden, cuts=cuts, vectors=vectors), model)
+    parameters = sum(parameter.numel() for parameter in decoder_layers(model)[index].parameters())
+    return Block(index, "layers", (), 1, parameters, lines)
 
 
 def _per_channel(hidden: Block, model: nn.Module) -> int:
-    matrices = sum(_lines(cut.module, cut, model) for cut in hidden.cuts)
-    return matrices + sum(_entries(name, model) for name in hidden.vectors)
-
-
-def _lines(name: str, cut: Cut, root: nn.Module) -> int:
-    """Parameters of a matrix, and of its bias on the residual side, that belong to one hidden channel."""
-    module: Any = root.get_submodule(name)
-    return module.weight.shape[1 - cut.dim] + (cut.side == "out" and module.bias is not None)
-
-
-def _entries(name: str, root: nn.Module) -> int:
-    return sum(1 for _ in root.get_submodule(name).parameters())
+    """Parameters of its matrices, of their biases on the residual side, and of its norms, for one hidden channel."""
+    found = sum(len(list(model.get_submodule(name).parameters())) for name in hidden.vectors)
+    for cut in hidden.cuts:
+        module: Any = model.get_submodule(cut.module)
+        found += module.weight.shape[1 - cut.dim] + (cut.side == "out" and module.bias is not None)
+    return found

@@ -170,11 +170,10 @@ class _Budget:
 
     def __init__(self, shape: ModelShape, ranking: Ranking, config: MoreauPrunerConfig):
         self.shape, self.ranking, self.config = shape, ranking, config
-        scope = shape.in_scope(config)
-        candidates = [block for block in scope if block.kind == "layers"]
-        candidates.sort(key=lambda block: float(ranking[block.where]))  # least important first, stable
+        layers = shape.in_scope(config, "layers")
+        candidates = sorted(layers, key=lambda block: float(ranking[block.where]))  # least important first, stable
         self.candidates = candidates[: shape.depth - 1]  # one layer stays
-        self.units = {block.where for block in scope if block.kind in ("attention", "mlp")}
+        self.units = {block.where for block in shape.in_scope(config, "attention", "mlp")}
         self.ways = [way for way in WAYS if way in config.targets or (way == "units" and self.units)]
 
     def by_unit_ratio(self) -> Choice:

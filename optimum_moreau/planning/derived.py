@@ -98,7 +98,7 @@ def check_foreseen(shape: ModelShape, plan: PruningPlan, config: MoreauPrunerCon
         return
     alike = len({*shape.kinds, *(kinds_by_index(family, depth) or shape.kinds)}) == 1
     follows = kinds_by_index(family, depth) is not None and not alike
-    candidates = [block for block in shape.in_scope(config) if block.kind == "layers"]
+    candidates = shape.in_scope(config, "layers")
     if follows and len(plan.removed_layers) < len(candidates):  # else these go, whatever their scores
         raise PlanError(f"layers: {_pattern(family)}, so they cannot go by their scores; {_feasible(shape, plan)}")
 
@@ -110,8 +110,8 @@ def _check_width(shape: ModelShape, plan: PruningPlan, engine: str) -> None:
     derived = f"{engine} takes the head width of '{family}' to be the hidden size over its number of heads"
     if plan.hidden is not None and plan.hidden.removed:
         raise PlanError(f"hidden: {derived}, so hidden channels cannot go; leave 'hidden' out of the targets")
-    for block in rest.blocks:
-        if block.kind == "attention" and plan.kept(block).removed:
+    for block in rest.of("attention"):
+        if plan.kept(block).removed:
             raise PlanError(f"{block.where}: {derived}, so heads cannot go; leave 'attention' out of the targets")
 
 
@@ -119,7 +119,7 @@ def _check_scale(shape: ModelShape, plan: PruningPlan, family: str, depth: int) 
     if family not in _DEEPEST or shape.hidden is None or shape.query_scale is None or shape.head_width is None:
         return
     rest = remaining(plan, shape)
-    block = next(block for block in rest.blocks if block.kind == "attention")
+    block = rest.of("attention")[0]
     heads = len(plan.kept(block).kept) * block.n_rep
     derived = rest.hidden.total // heads if depth == _DEEPEST[family] and rest.hidden else shape.head_width
     if derived == shape.query_scale:

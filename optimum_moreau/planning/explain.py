@@ -25,8 +25,7 @@ def _lines(plan: PruningPlan, shape: ModelShape, config: MoreauPrunerConfig) -> 
     rest = remaining(plan, shape)
     for kind, shaped in (("hidden", shape), ("attention", rest), ("mlp", rest)):
         reason = LegalCounts.of(shaped, config).reason(kind)
-        scope = [block for block in shape.in_scope(config) if block.layer not in plan.removed_layers]
-        blocks = [block for block in scope if block.kind == kind]
+        blocks = [block for block in shape.in_scope(config, kind) if block.layer not in plan.removed_layers]
         if reason and any(plan.kept(block).removed for block in blocks):
             yield f"{_counts(plan, blocks)} {_NOUNS[kind]} stay: {reason}"
     given = contributions(plan, shape)
@@ -53,7 +52,7 @@ def _part(shape: ModelShape, config: MoreauPrunerConfig) -> float:
 def _fewest(kind: str, shape: ModelShape, config: MoreauPrunerConfig) -> int:
     """The parameters that go with the fewest layers, or hidden channels, that can go."""
     if kind == "layers":
-        return min((block.unit_parameters for block in shape.in_scope(config) if block.kind == kind), default=0)
+        return min((block.unit_parameters for block in shape.in_scope(config, kind)), default=0)
     assert shape.hidden is not None  # in scope
     counts = LegalCounts.of(shape, config).removable(shape.hidden)
     return min((count for count in counts if count), default=shape.hidden.total) * shape.hidden.unit_parameters

@@ -19,8 +19,7 @@ def contributions(plan: PruningPlan, shape: ModelShape) -> dict[str, int]:
     given = {"layers": shape.parameters - rest.parameters}
     given["hidden"] = rest.parameters - narrow.parameters
     for kind in ("attention", "mlp"):
-        of_kind = [block for block in narrow.blocks if block.kind == kind]
-        given[kind] = sum(plan.kept(block).removed * block.unit_parameters for block in of_kind)
+        given[kind] = sum(plan.kept(block).removed * block.unit_parameters for block in narrow.of(kind))
     return {kind: count for kind, count in given.items() if count}
 
 

@@ -48,7 +48,7 @@ def removes_nothing(shape: ModelShape, config: MoreauPrunerConfig) -> bool:
         return False  # a size to stay below: as much as it takes goes
     if removed_parameters(expected_plan(shape, config), shape):
         return False
-    layers = {block.unit_parameters for block in shape.in_scope(config) if block.kind == "layers"}
+    layers = {block.unit_parameters for block in shape.in_scope(config, "layers")}
     if config.budget.name == "uniform" and len(layers) <= 1:
         return True
     return all(goal <= fewest / 2 for goal, fewest in _goals(shape, config))

@@ -41,7 +41,7 @@ class LegalCounts:
     def of(cls, shape: ModelShape, config: MoreauPrunerConfig) -> LegalCounts:
         """The rules of a config for a model, whose hidden size is the one that is left."""
         width = shape.hidden.total if shape.hidden is not None else 0
-        heads = {block.total * block.n_rep for block in shape.blocks if block.kind == "attention"}
+        heads = {block.total * block.n_rep for block in shape.of("attention")}
         stock = config.export == "stock" and shape.heads_divide_hidden
         # where heads go too, their number is not known yet, and the Mistral class takes any
         stays = "attention" not in config.targets or shape.heads_divide_hidden

@@ -163,7 +163,7 @@ def score_units(
         if tokens is not None and measures(config):
             values |= config.budget.measure(Measuring(model, shape, tokens, batches, values, config))
         if tokens is not None and measures_outliers(config):
-            values |= unit_flows(model, shape.of_heads_and_channels(config), batches, len(tokens))
+            values |= unit_flows(model, shape.in_scope(config, "attention", "mlp"), batches, len(tokens))
     return with_layer_sums(UnitScores(of_first(values)), shape, config)
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
-from ..models.buffers import OWN, built_from, take_over_buffers
+from ..models.buffers import built_from, take_over
 from ..models.placement import check_loaded, hook_again, loaded, prepare_offloaded, replace_parameter, tie
 from ..models.undisturbed import undisturbed
 from ..models.units import LAYERS, Block, ModelShape, decoder_layers, model_shape
@@ -100,22 +100,26 @@ def check_prunable(model: Any) -> None:
         raise UnsupportedModelError(
             f"{name}: a wrapped model cannot be pruned; {wrappers.get(name, wrappers['FullyShardedDataParallel'])}"
         )
-    if not isinstance(model, nn.Module):
-        raise UnsupportedModelError(
-            f"{name} is not a model; pass a transformers model, loaded with AutoModelForCausalLM"
-        )
-    if hasattr(model, "peft_config"):
-        raise UnsupportedModelError(
-            f"{name}: carries adapters; prune the merged model: model = peft_model.merge_and_unload()"
-        )
-    if getattr(model, "_compiled_call_impl", None) is not None:
-        raise UnsupportedModelError(f"{name}: is compiled (model.compile()); prune it first, then compile")
-    if not hasattr(model, "config"):
-        raise UnsupportedModelError(
-            f"{name} has no config; pass a transformers model, loaded with AutoModelForCausalLM"
-        )
-    if getattr(model, "is_quantized", False) or getattr(model.config, "quantization_config", None):
-        raise UnsupportedModelError(f"{name} is quantised; load it in bfloat16, prune, and quantise the result")
+    config = getattr(model, "config", None)
+    load = "pass a transformers model, loaded with AutoModelForCausalLM"
+    for found, words in (
+        (not isinstance(model, nn.Module), f" is not a model; {load}"),
+        (
+            hasattr(model, "peft_config"),
+            ": carries adapters; prune the merged model: model = peft_model.merge_and_unload()",
+        ),
+        (
+            getattr(model, "_compiled_call_impl", None) is not None,
+            ": is compiled (model.compile()); prune it first, then compile",
+        ),
+        (config is None, f" has no config; {load}"),
+        (
+            getattr(model, "is_quantized", False) or getattr(config, "quantization_config", None),
+            " is quantised; load it in bfloat16, prune, and quantise the result",
+        ),
+    ):
+        if found:
+            raise UnsupportedModelError(f"{name}{words}")
     for parameter_name, parameter in model.named_parameters():
         if type(parameter).__name__ == "DTensor" or hasattr(parameter, "ds_id"):  # FSDP2, tensor parallel; ZeRO-3
             raise UnsupportedModelError(f"{parameter_name} is sharded over processes; prune before sharding")
@@ -183,8 +187,5 @@ def _take_over(model: nn.Module, twin: nn.Module) -> None:
             if parameter.shape != expected:  # a wrong row of the family table, never the user's mistake
                 raise AssertionError(f"{name}.{parameter_name}: {tuple(parameter.shape)}, expected {tuple(expected)}")
         module.__class__ = type(pattern)
-        for key, value in vars(pattern).items():
-            if key not in OWN:
-                module.__dict__[key] = value
-        take_over_buffers(module, pattern)
+        take_over(module, pattern)
         hook_again(module)

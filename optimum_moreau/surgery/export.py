@@ -25,6 +25,7 @@ from ..planning import PruningPlan, expected_plan, whole_plan
 # Saved in config.json but decided anew for each export.
 _EXPORT_KEYS = ("model_type", "architectures", "auto_map", "per_layer_config", "transformers_version")
 _PER_LAYER_LISTS = ("layer_types", "no_rope_layers")
+# Layers for multi-token prediction (`num_nextn_predict_layers` and its kin), which are not loaded.
 _PREDICTION = re.compile(r"(^|_)(nextn|mtp)(_|$)")
 # Fields of LlamaConfig that MistralConfig does not have; no bias may be set.
 _NOT_IN_ALTERNATIVE = ("attention_bias", "mlp_bias", "pretraining_tp")
@@ -100,17 +101,13 @@ def biases_of_own_type(shape: ModelShape) -> tuple[str, ...]:
     return () if shape.family.bias_flags else tuple(sorted(shape.without_bias.values()))
 
 
-def _added_biases(model_config: Any) -> tuple[str, ...]:
-    return tuple(getattr(model_config, ADDED_BIASES, ()))
-
-
 def _decide(model_config: Any, shape: ModelShape, plan: PruningPlan, export: str, *, coming: bool) -> Export:
     family = shape.family
     dims = _dims(model_config, plan)
-    hidden_size = _hidden_size(model_config, plan)
-    added = _added_biases(model_config) or (biases_of_own_type(shape) if coming else ())
-    shapes = _stock_problem(hidden_size, dims, family)
-    problem = "; ".join(one for one in (_bias_problem(added, family), shapes) if one)
+    added = tuple(getattr(model_config, ADDED_BIASES, ())) or (biases_of_own_type(shape) if coming else ())
+    shapes = _stock_problem(_hidden_size(model_config, plan), dims, family)
+    biases = f"{family.base_type} has no bias in {', '.join(added)}" if added else ""
+    problem = "; ".join(filter(None, (biases, shapes)))
     if export != "custom" and not problem:
         return Export(family.base_type)
     alternative = None if coming else family.stock_alternative  # it has no biases
@@ -120,7 +117,7 @@ def _decide(model_config: Any, shape: ModelShape, plan: PruningPlan, export: str
     if added and _has_intercept(plan):
         changes.append("leave the intercept out")
     if shapes:
-        changes.append(_nearest_uniform(model_config, hidden_size, dims, plan, family, alternative))
+        changes.append(_nearest_uniform(model_config, dims, plan, family, alternative))
     advice = "" if added and len(changes) < 1 + bool(shapes) else ", ".join(changes)  # the biases are the base's own
     if export == "stock":
         raise ExportError(f"export='stock': {problem}" + (f"; {advice}" if advice else ""))
@@ -139,9 +136,12 @@ def pruned_config(model_config: Any, shape: ModelShape, plan: PruningPlan, expor
     register_auto_classes()
     dims = _dims(model_config, plan)
     values = {key: value for key, value in model_config.to_dict().items() if key not in _EXPORT_KEYS}
-    values |= {"head_dim": _head_dim(model_config), "hidden_size": _hidden_size(model_config, plan)}
+    heads = model_config.per_layer_config[0].num_attention_heads
+    values["head_dim"] = getattr(model_config, "head_dim", None) or model_config.hidden_size // heads
+    values["hidden_size"] = _hidden_size(model_config, plan)
     values |= _remaining_layers(values, plan)
-    values |= {key: 0 for key, value in values.items() if _counts_dropped_layers(key, value)}
+    counts = [key for key, value in values.items() if _PREDICTION.search(key) and isinstance(value, int) and value > 0]
+    values |= dict.fromkeys(counts, 0)
     if plan.hidden is not None and plan.config.get("fold_norms"):
         check_folding(shape)
         values["rms_norm_eps"] *= plan.hidden.total / len(plan.hidden.kept)  # ε·D/D′
@@ -181,15 +181,14 @@ def check_reachable(model_config: Any, shape: ModelShape, counted: ModelShape, c
         PlanError, ExportError, UnsupportedModelError: as planning and exporting would.
     """
     plan = expected_plan(counted, config)
-    if config.export == "stock" and (added := _added_biases(model_config)):
+    if config.export == "stock" and (added := tuple(getattr(model_config, ADDED_BIASES, ()))):
         raise ExportError(f"export='stock': the model has biases in {', '.join(added)}, as no stock class has them")
     if config.fold_norms:
         check_folding(shape)
     every_layer = (0, shape.depth)
     alike = config.attention_layers == config.mlp_layers == every_layer
-    if config.budget.name == "uniform" and (
-        alike or "layers" not in config.targets
-    ):  # else it follows what is measured
+    follows = "layers" in config.targets and not alike  # what is measured
+    if config.budget.name == "uniform" and not follows:
         decide_export(model_config, shape, plan, config.export)
     check_loadable(model_config, shape, plan, decide_export(model_config, shape, plan, config.export, coming=False))
     if config.budget.name != "uniform" and config.export != "stock":  # layers may come to differ
@@ -219,7 +218,17 @@ def check_folding(shape: ModelShape) -> None:
 
 def _dims(model_config: Any, plan: PruningPlan) -> list[dict[str, int]]:
     """Heads, KV heads and channels of each layer that stays."""
-    return [_layer_dims(model_config, plan, index) for index in plan.kept_layers or sorted(plan.layers)]
+    found = []
+    for index in plan.kept_layers or sorted(plan.layers):
+        layer, groups = model_config.per_layer_config[index], len(plan.layers[index]["attention"].kept)
+        heads = groups * (layer.num_attention_heads // layer.num_key_value_heads)
+        channels = len(plan.layers[index]["mlp"].kept)
+        found.append(_layer(heads, groups, channels))
+    return found
+
+
+def _layer(heads: int, groups: int, channels: int) -> dict[str, int]:
+    return {"num_attention_heads": heads, "num_key_value_heads": groups, "intermediate_size": channels}
 
 
 def _hidden_size(model_config: Any, plan: PruningPlan) -> int:
@@ -234,30 +243,6 @@ def _remaining_layers(values: Mapping[str, Any], plan: PruningPlan) -> dict[str,
     if (first := values.get("max_window_layers")) is not None:  # the layers below it have full attention
         found["max_window_layers"] = sum(i < first for i in plan.kept_layers)
     return {"num_hidden_layers": len(plan.kept_layers), **found}
-
-
-def _counts_dropped_layers(key: str, value: Any) -> bool:
-    """Layers for multi-token prediction (`num_nextn_predict_layers` and its kin), which are not loaded."""
-    return _PREDICTION.search(key) is not None and isinstance(value, int) and value > 0
-
-
-def _layer_dims(model_config: Any, plan: PruningPlan, index: int) -> dict[str, int]:
-    layer = model_config.per_layer_config[index]
-    groups = len(plan.layers[index]["attention"].kept)
-    return {
-        "num_attention_heads": groups * (layer.num_attention_heads // layer.num_key_value_heads),
-        "num_key_value_heads": groups,
-        "intermediate_size": len(plan.layers[index]["mlp"].kept),
-    }
-
-
-def _head_dim(model_config: Any) -> int:
-    head_dim = getattr(model_config, "head_dim", None)
-    return head_dim or model_config.hidden_size // model_config.per_layer_config[0].num_attention_heads
-
-
-def _bias_problem(added: tuple[str, ...], family: Family) -> str:
-    return f"{family.base_type} has no bias in {', '.join(added)}" if added else ""
 
 
 def _stock_problem(hidden_size: int, dims: list[dict[str, int]], family: Family) -> str:
@@ -282,27 +267,18 @@ def _shape_words(layer: Mapping[str, int]) -> str:
 
 
 def _nearest_uniform(
-    model_config: Any,
-    hidden_size: int,
-    dims: list[dict[str, int]],
-    plan: PruningPlan,
-    family: Family,
-    alternative: str | None,
+    model_config: Any, dims: list[dict[str, int]], plan: PruningPlan, family: Family, alternative: str | None
 ) -> str:
     mean = {key: round(sum(layer[key] for layer in dims) / len(dims)) for key in dims[0]}
     n_rep = dims[0]["num_attention_heads"] // dims[0]["num_key_value_heads"]
     legal = list(range(1, 1 + min(layer["attention"].total for layer in plan.layers.values())))
     if family.heads_divide_hidden and not _fits_alternative(model_config, dims[:1], alternative):
-        legal = [groups for groups in legal if not hidden_size % (n_rep * groups)]
+        legal = [groups for groups in legal if not _hidden_size(model_config, plan) % (n_rep * groups)]
     if not legal:
         return "no uniform plan is legal: export 'auto' makes an own type"
     groups = min(legal, key=lambda count: (abs(count - mean["num_key_value_heads"]), -count))
     channels = min(layer["mlp"].total for layer in plan.layers.values())
-    mean |= {
-        "num_attention_heads": n_rep * groups,
-        "num_key_value_heads": groups,
-        "intermediate_size": min(mean["intermediate_size"], channels),
-    }
+    mean = _layer(n_rep * groups, groups, min(mean["intermediate_size"], channels))
     even = all(len({layer[kind].total for layer in plan.layers.values()}) == 1 for kind in ("attention", "mlp"))
     depth = len(plan.layers)
     flags = f" (--attention-layers 0:{depth} --mlp-layers 0:{depth} --uniform)" if even else ""

@@ -405,7 +405,7 @@ FOLDERS = {
         weights_with(lambda weights: weights.update({Q_PROJ: torch.zeros(4, 32)})),
         rf"{Q_PROJ} is \(4, 32\) in the file, \(32, 32\) by config\.json",
     ),
-    "no tokenizer": (without_tokenizer, r"/base: no tokenizer that can be loaded; add the base model's tokenizer"),
+    "no tokenizer": (without_tokenizer, r"/base: has no tokenizer \(tokenizer\.json, .*\): text cannot be read; copy "),
     "tokenizer damaged": (
         file_of("tokenizer.json", b"{"),
         r"/base/tokenizer\.json: cannot be read as a tokenizer: not JSON \(.* line 1 column 1\); get the file anew",

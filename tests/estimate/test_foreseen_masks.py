@@ -97,7 +97,7 @@ MEASURE = """
 import gc, json, sys
 import torch
 from optimum_moreau import MoreauPrunerConfig
-from optimum_moreau.estimate.scoring import estimate_scoring, skeleton_of
+from optimum_moreau.estimate import estimate_scoring, skeleton_of
 from optimum_moreau.masks.sparsify import sparsify
 from optimum_moreau.models.memory import reset_peak_memory, resident_bytes
 from optimum_moreau.models.units import model_shape

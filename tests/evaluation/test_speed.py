@@ -270,7 +270,7 @@ def others(tmp_path_factory, tiny_folder, tokenizer):
         (("--baseline", "nowhere/at/all"), "nowhere/at/all: no such folder"),
         (("--baseline", "words"), "have different tokenizers (300 and 300 tokens"),
         (("--baseline", "half"), "half in float16; give --dtype, one for both"),
-        (("--baseline", "mute"), "no tokenizer that can be loaded"),
+        (("--baseline", "mute"), "mute: has no tokenizer"),
         (("--batch-sizes", "1,x"), "'1,x' is not a whole number ≥ 1, or several, e.g. 1,4,16"),
         (("--batch-sizes", "0"), "'0' is not a whole number"),
         (("--batch-sizes", ""), "'' is not a whole number"),
