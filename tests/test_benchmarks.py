@@ -88,6 +88,7 @@ def test_masks_share_their_scores_and_say_their_zeros(run):
         protocols={"50 %": {**mask, "sparsity": 0.5}, "60 %": {**mask, "sparsity": 0.6}},
         rows={"taylor": {"criterion": "taylor"}, "wanda": {"criterion": "wanda", "protocols": ["60 %"]}},
     )  # fmt: skip
+    assert not found.code, found.said
     assert [(one["row"], one["protocol"]) for one in found.runs] == [
         ("taylor", "50 %"), ("taylor", "60 %"), ("wanda", "60 %")
     ]  # fmt: skip

@@ -24,6 +24,8 @@ DENSE, DIFF, AVERAGE, UNTUNED = "dense", "Diff", "average", "untuned"
 # Tuned or not → which of the recovery sets that the runner is given it learns from.
 RECOVERIES = {UNTUNED: None, "tuned": "recovery", "tuned on the larger set": "larger recovery"}
 
+AXES = {"ratio": "ratios", "recovery": "recoveries", "row": "rows", "samples": "samples", "dtype": "dtypes"}
+
 
 @dataclass(frozen=True)
 class Row:
@@ -126,11 +128,8 @@ class Recipe:
 
     def _first(self, **values: Any) -> Place:
         """A place whose axes are the table's first where nothing else is said."""
-        first = {axis: next(iter(getattr(self, of)), None) for axis, of in _AXES.items()}
+        first = {axis: next(iter(getattr(self, of)), None) for axis, of in AXES.items()}
         return Place(**{**first, **values})
-
-
-_AXES = {"ratio": "ratios", "recovery": "recoveries", "row": "rows", "samples": "samples", "dtype": "dtypes"}
 
 
 def read_recipe(name: str) -> Recipe:
@@ -187,7 +186,7 @@ def _published(recipe: Recipe, published: Mapping[str, Any]) -> dict[Place, dict
     places, found = set(recipe.places()), {}
     for figures in published["figures"]:
         values = dict(zip(published["columns"], figures, strict=True))
-        axes = {axis: values.pop(axis) for axis in _AXES if axis in values}
+        axes = {axis: values.pop(axis) for axis in AXES if axis in values}
         place = recipe._first(**axes)
         if place not in places or place in found:
             raise ConfigError(
