@@ -21,21 +21,17 @@ above what x·Wᵀ takes, dense and packed, for as many rows as there are tokens
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import statistics
-import time
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from functools import cached_property, partial
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import product
-from multiprocessing import get_context
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from work import SIZES, Work, apart, medians, names_of, peak_of, timed, warm
 
 from optimum_moreau import MoreauPrunerConfig, PruningPlan
 from optimum_moreau.compensation.compensate import compensated
@@ -45,122 +41,35 @@ from optimum_moreau.estimate import estimate_scoring, skeleton_of
 from optimum_moreau.estimate.forwards import Alive
 from optimum_moreau.masks.semi_structured import check_semi_structured
 from optimum_moreau.masks.sparsify import sparsify
-from optimum_moreau.models.memory import reset_peak_memory, resident_bytes
-from optimum_moreau.models.units import model_shape
 from optimum_moreau.planning import make_plan
 from optimum_moreau.registry import CRITERIA
-from optimum_moreau.scoring.scores import UnitSums, score_units
+from optimum_moreau.scoring.scores import UnitSums
 
-SIZES = {  # hidden size, MLP, layers, heads
-    "25M": (512, 1376, 6, 8),
-    "110M": (768, 2048, 12, 12),
-    "350M": (1024, 2816, 24, 16),
-    "1B": (2048, 5632, 22, 32),
-    "7B": (4096, 11008, 32, 32),
-}
-VOCABULARY, BATCH, MIB = 8192, 10, 2**20
-SCORING = {
-    "moreau": {"criterion": "moreau"},
-    "moreau, disk": {"criterion": "moreau", "offload": "disk"},
-    "moreau, bfloat16 state": {"criterion": "moreau", "state_dtype": "bfloat16"},
-    "moreau-gs": {"criterion": "moreau-gs"},
-    "smoothgrad": {"criterion": "smoothgrad"},
-    "taylor": {"criterion": "taylor"},
-    "taylor-second": {"criterion": "taylor-second"},
+BATCH, MIB = 10, 2**20
+SCORING = {  # name, which begins with the criterion → settings
+    "moreau": {},
+    "moreau, disk": {"offload": "disk"},
+    "moreau, bfloat16 state": {"state_dtype": "bfloat16"},
+    "moreau-gs": {},
+    "smoothgrad": {},
+    "taylor": {},
+    "taylor-second": {},
 }
 MASKS = {
-    "wanda": {"criterion": "wanda", "feed_forward": False},
-    "wanda, fed forward": {"criterion": "wanda"},
-    "wanda, dsnot, fed forward": {"criterion": "wanda", "refine": "dsnot"},
-    "ria, fed forward": {"criterion": "ria"},
-    "sparsegpt, fed forward": {"criterion": "sparsegpt"},
+    "wanda": {"feed_forward": False},
+    "wanda, fed forward": {},
+    "wanda, dsnot, fed forward": {"refine": "dsnot"},
+    "ria, fed forward": {},
+    "sparsegpt, fed forward": {},
 }
 
 
-class Work:
-    """A random model, its shape, and windows.
-
-    Args:
-        a: what was asked for; says size, dtype, device, samples and length.
-    """
-
-    def __init__(self, a: Namespace) -> None:
-        torch.manual_seed(0)
-        names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-        config = AutoConfig.for_model(
-            "llama", vocab_size=VOCABULARY, tie_word_embeddings=False, **dict(zip(names, SIZES[a.size], strict=True))
-        )
-        with torch.device(a.device):
-            self.model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, a.dtype)).eval()
-        self.shape, self.config = model_shape(self.model), config
-        self.tokens = torch.randint(VOCABULARY, (a.samples, a.length))
-        self.layer_bytes = sum(p.numel() * p.element_size() for p in self.model.model.layers[0].parameters())
-
-    def resolved(self, **fields: Any) -> MoreauPrunerConfig:
-        """A config with every layer in scope."""
-        scope = dict.fromkeys(("attention_layers", "mlp_layers"), (0, self.config.num_hidden_layers))
-        return MoreauPrunerConfig(**scope, **fields).resolve(self.config)
-
-    @cached_property
-    def plan(self) -> PruningPlan:
-        """20 % by magnitude, to be refitted."""
-        config = self.resolved(criterion="magnitude", compensation="refit", batch_size=BATCH)
-        return make_plan(self.score(config), self.shape, config)
-
-    def score(self, config: MoreauPrunerConfig, windows: int | None = None) -> Any:
-        """Scores by a config, on so many windows."""
-        return score_units(self.model, self.shape, self.tokens[:windows], config)
-
-
-def scoring_config(work: Work, a: Namespace) -> MoreauPrunerConfig:
-    """The config of a case."""
-    own = {one.name for one in settings_of(CRITERIA.get(SCORING[a.case]["criterion"]))}
-    few = dict.fromkeys(own & {"steps", "passes"}, a.steps)
-    batch = {"batch_size": a.samples, "calibration_samples": a.samples, "sequence_length": a.length}
-    return work.resolved(**SCORING[a.case], **few, **batch)
-
-
-def timed(actions: Mapping[str, Callable[[], Any]], rounds: int, warm: int = 0) -> dict[str, list[float]]:
-    """Seconds of each action, in turns, after some that warm up."""
-    found: dict[str, list[float]] = {name: [] for name in actions}
-    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-    for turn in range(warm + rounds):
-        for name, action in actions.items():
-            wait()
-            start = time.perf_counter()
-            action()
-            wait()
-            if turn >= warm:
-                found[name].append(time.perf_counter() - start)
-    return found
-
-
-def medians(actions: Mapping[str, Callable[[], Any]], rounds: int, warm: int = 0) -> dict[str, float]:
-    """Of the seconds of each action."""
-    return {name: statistics.median(found) for name, found in timed(actions, rounds, warm).items()}
-
-
-def peak_of(action: Callable[[], Any], device: str = "cpu") -> int:
-    """Bytes above what is held before, at the peak."""
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        action()
-        return torch.cuda.max_memory_allocated() - before
-    before = resident_bytes()
-    reset_peak_memory()
-    action()
-    return resident_bytes(peak=True) - before
-
-
-def apart(measure: Callable[[Namespace], dict[str, Any]], a: Namespace) -> dict[str, Any]:
-    """Measures in a process of its own, where nothing else has allocated."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(measure, a).result()
-
-
-# Scoring
+def scored_by(work: Work, a: Namespace) -> MoreauPrunerConfig:
+    """The config of a case of scoring, in one micro-batch."""
+    criterion = a.case.partition(",")[0]
+    few = {one.name for one in settings_of(CRITERIA.get(criterion))} & {"steps", "passes"}
+    fields = {**SCORING[a.case], **dict.fromkeys(few, a.steps), "batch_size": a.samples}
+    return work.resolved(criterion=criterion, calibration_samples=a.samples, sequence_length=a.length, **fields)
 
 
 def scoring(a: Namespace) -> Iterator[dict[str, Any]]:
@@ -184,7 +93,7 @@ def scoring(a: Namespace) -> Iterator[dict[str, Any]]:
 def scoring_time(a: Namespace) -> dict[str, Any]:
     """Seconds per step of the engine, of a bare pass, and of the oracle, in turns."""
     work = Work(a)
-    model, config, ids = work.model, scoring_config(work, a), work.tokens.to(a.device)
+    model, config, ids = work.model, scored_by(work, a), work.tokens.to(a.device)
 
     def bare() -> None:
         model.requires_grad_(True)
@@ -192,76 +101,51 @@ def scoring_time(a: Namespace) -> dict[str, Any]:
         model.zero_grad(set_to_none=True)
 
     def oracle() -> None:
-        names = {name for block in work.shape.in_scope(config) for name in block.weight_names().values()}
         with scoring_mode(model), torch.no_grad():
-            weights = {name: model.get_parameter(name) for name in names}
-            criterion = work.resolved(criterion="moreau", rho=0.05, step_size=1e-3).criterion  # it knows absolute steps
-            steps = {"rho": criterion.rho, "step_size": criterion.step_size, "steps": a.steps}
-            gradient = LossGradient(model, [work.tokens])
-            found = moreau_gradient(gradient, weights, noise=Noise(criterion.sigma), **steps)
+            weights = {name: model.get_parameter(name) for name in names_of(work.shape.in_scope(config))}
+            steps = {"rho": 0.05, "step_size": 1e-3, "steps": a.steps}  # it knows absolute ones only
+            found = moreau_gradient(LossGradient(model, [work.tokens]), weights, noise=Noise(0.05), **steps)
             sums = UnitSums(work.shape.scored(config))
             for name, g in found.items():
                 sums.add(name, (g * weights[name].float()).abs_())
-            sums.combined(criterion.aggregation)
+            sums.combined(config.criterion.aggregation)
 
     actions = {"bare": bare, "engine": lambda: work.score(config)}
     actions |= {"oracle": oracle} if a.case == "moreau" and a.device == "cpu" else {}
     several = a.steps if a.case.startswith(("moreau", "smooth")) else 1
     found = timed(actions, a.rounds, warm=1)
     found |= {name: [taken / several for taken in found[name]] for name in found if name != "bare"}
-    median = {name: statistics.median(values) for name, values in found.items()}
-    to_bare, to_oracle = (
-        [mine / other for mine, other in zip(found["engine"], found.get(name, ()), strict=False)]
-        for name in ("bare", "oracle")
-    )
-    return {
-        "step": median["engine"],
-        "bare": median["bare"],
-        "step / bare": statistics.median(to_bare),
-        "±": (max(to_bare) - min(to_bare)) / 2,
-        "oracle": median.get("oracle"),
-        "step / oracle": statistics.median(to_oracle) if to_oracle else None,
-    }
-
-
-def warm_up(a: Namespace) -> None:
-    """The libraries' own buffers and imports."""
-    small = Work(Namespace(**{**vars(a), "size": "25M", "samples": 1, "length": 16}))
-    small.score(small.resolved(criterion="taylor"))
+    row: dict[str, Any] = {"step": statistics.median(found["engine"])}
+    for name in ("bare", "oracle"):
+        ratios = [mine / other for mine, other in zip(found["engine"], found.get(name, ()), strict=False)]
+        row[name] = statistics.median(found[name]) if ratios else None
+        row[f"step / {name}"] = statistics.median(ratios) if ratios else None
+        row[f"±, {name}"] = (max(ratios) - min(ratios)) / 2 if ratios else None
+    return row
 
 
 def scoring_memory(a: Namespace) -> dict[str, Any]:
     """Bytes: the peak of scoring, the weights in scope, a layer; and the estimate over the measured."""
-    work = Work(a)
-    config = scoring_config(work, a)
+    work = warm(a)
+    config = scored_by(work, a)
     estimate = estimate_scoring(skeleton_of(work.model), work.shape, config, a.device)
-    warm_up(a)
     peak = peak_of(lambda: work.score(config), a.device)
-    names = {name for block in work.shape.scored(config) for name in block.weight_names().values()}
-    scope = sum(work.model.get_parameter(name).numel() for name in names)
     state = getattr(torch, getattr(config.criterion, "state_dtype", "float32")).itemsize
+    scope = state * sum(work.model.get_parameter(name).numel() for name in names_of(work.shape.scored(config)))
     measured = estimate.peak_memory_bytes / (estimate.model_bytes + peak)
-    return {"peak": peak, "scope": state * scope, "layer": work.layer_bytes, "estimate": measured}
+    return {"peak": peak, "scope": scope, "layer": work.layer_bytes, "estimate": measured}
 
 
 def activations(a: Namespace) -> dict[str, Any]:
     """Bytes at the peak of bare passes that drop every weight's gradient as soon as it is there."""
-    work = Work(a)
+    work = warm(a)
     model = work.model.requires_grad_(False)
-    for name in {name for block in work.shape.blocks for name in block.weight_names().values()}:
+    for name in names_of(work.shape.blocks):
         weight = model.get_parameter(name).requires_grad_()
         weight.register_post_accumulate_grad_hook(lambda parameter: setattr(parameter, "grad", None))
     ids = work.tokens[: 1 if a.case == "taylor-second" else None].to(a.device)
-    warm_up(a)
-
-    def passes() -> None:
-        for _ in range(2):
-            model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
-
-    return {"bare": peak_of(passes, a.device)}
-
-
-# Masks
+    run = partial(model, input_ids=ids, labels=ids, use_cache=False)
+    return {"bare": peak_of(lambda: [run().loss.backward() for _ in range(2)], a.device)}
 
 
 def mask_actions(work: Work, cases: Iterable[str]) -> dict[str, Callable[[], Any]]:
@@ -273,8 +157,8 @@ def mask_actions(work: Work, cases: Iterable[str]) -> dict[str, Callable[[], Any
                 work.model.model(input_ids=batch, use_cache=False)
 
     def mask(case: str) -> None:
-        config = work.resolved(pattern="unstructured", batch_size=BATCH, **MASKS[case])
-        sparsify(work.model, work.shape, work.tokens, config)
+        fields = {"criterion": case.partition(",")[0], "pattern": "unstructured", "batch_size": BATCH, **MASKS[case]}
+        sparsify(work.model, work.shape, work.tokens, work.resolved(**fields))
 
     return {"bare": bare} | {case: partial(mask, case) for case in cases}
 
@@ -297,21 +181,23 @@ def mask_memory(a: Namespace) -> dict[str, Any]:
     return {"peak, MiB": peak / MIB, "layers": peak / work.layer_bytes}
 
 
-# Compensation
+def planned(work: Work) -> tuple[PruningPlan, MoreauPrunerConfig]:
+    """20 % by magnitude, to be refitted."""
+    config = work.resolved(criterion="magnitude", compensation="refit", batch_size=BATCH)
+    return make_plan(work.score(config), work.shape, config), config
 
 
-def refit(work: Work, windows: int | None = None) -> None:
+def refit(work: Work, plan: PruningPlan, config: MoreauPrunerConfig, windows: int | None = None) -> None:
     """Refits every layer; afterwards the model is as it was."""
-    config = MoreauPrunerConfig.from_dict(work.plan.config).resolve(work.config)
-    with compensated(work.model, work.shape, work.plan, work.tokens[:windows], config, undone=True):
+    with compensated(work.model, work.shape, plan, work.tokens[:windows], config, undone=True):
         pass
 
 
 def compensation(a: Namespace) -> Iterator[dict[str, Any]]:
     """A row for scoring by moreau on the paper's ten windows, and one for the refit."""
     work = Work(a)
-    actions = {"moreau": partial(work.score, work.resolved(criterion="moreau"), 10), "refit": partial(refit, work)}
-    seconds = medians(actions, a.rounds)
+    moreau = partial(work.score, work.resolved(criterion="moreau"), 10)
+    seconds = medians({"moreau": moreau, "refit": partial(refit, work, *planned(work))}, a.rounds)
     memory = {f"{name}, MiB": value / MIB for name, value in apart(refit_memory, a).items()}
     for name, taken in seconds.items():
         row = {"size": a.size, "case": name, "seconds": taken, "/ moreau": taken / seconds["moreau"]}
@@ -321,13 +207,14 @@ def compensation(a: Namespace) -> Iterator[dict[str, Any]]:
 def refit_memory(a: Namespace) -> dict[str, Any]:
     """Bytes at the peak, and what they are compared with."""
     work, (hidden, mlp, _, heads) = Work(a), SIZES[a.size]
-    refit(work, 1)  # what a first pass allocates once
-    peak = peak_of(lambda: refit(work))
+    plan, config = planned(work)
+    refit(work, plan, config, 1)  # what a first pass allocates once
+    peak = peak_of(lambda: refit(work, plan, config))
     streams = 2 * a.length * hidden * 4  # of a window
-    kept = [len(work.plan.layers[0]["attention"].kept) * hidden // heads, len(work.plan.layers[0]["mlp"].kept)]
+    kept = [len(plan.layers[0]["attention"].kept) * hidden // heads, len(plan.layers[0]["mlp"].kept)]
     few = min(2 * BATCH, a.samples)
     with Alive() as alive:
-        refit(work, few)
+        refit(work, plan, config, few)
     return {
         "peak": peak,
         "streams": streams * a.samples,
@@ -336,9 +223,6 @@ def refit_memory(a: Namespace) -> dict[str, Any]:
         "two layers' Gram matrices": 2 * 8 * sum(width**2 for width in kept),
         "one batch": BATCH * a.length * 4 * (3 * mlp + 6 * hidden),  # what a layer holds at once, at most
     }
-
-
-# Semi-structured tensors
 
 
 def semi_structured(a: Namespace) -> Iterator[dict[str, Any]]:

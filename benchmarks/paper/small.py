@@ -20,12 +20,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before the libraries that read it
 import run
 from measure import identity
 
-SCORED = "--calibration {work}/calibration.jsonl"
-STORIES = f"{SCORED} --text stories={{work}}/evaluation.jsonl"
+SCORED = "--calibration {work}/stories-calibration.jsonl"
+STORIES = f"{SCORED} --text stories={{work}}/stories-evaluation.jsonl"
 WIKITEXT = "--calibration {data}/wikitext2.valid.txt --text WikiText2={data}/wikitext2.test.txt --seeds 1"
 BOTH = f"{WIKITEXT} --text C4={{data}}/c4_demo.jsonl --max-segments 200"
-TUNED = "--recovery {work}/recovery.jsonl --lr-scale 10 --micro-batch 32"
-LARGER = f"{TUNED} --larger-recovery {{work}}/larger.jsonl"
+TUNED = "--recovery {work}/stories-recovery.jsonl --lr-scale 10 --micro-batch 32"
+LARGER = f"{TUNED} --larger-recovery {{work}}/stories-larger.jsonl"
 JOBS = (  # table, model, options
     ("table3", "stories260K", f"{STORIES} {TUNED} --max-segments 200"),
     ("table1", "stories260K", f"{STORIES} --max-segments 200"),
@@ -47,7 +47,7 @@ def split(stories: Path, folder: Path) -> None:
     half = len(lines) // 2
     parts = {"calibration": (0, half), "recovery": (0, 100), "larger": (100, 350), "evaluation": (half, len(lines))}
     for name, (start, end) in parts.items():
-        (folder / f"{name}.jsonl").write_text("".join(lines[start:end]), encoding="utf-8")
+        (folder / f"stories-{name}.jsonl").write_text("".join(lines[start:end]), encoding="utf-8")
 
 
 def collected(output: Path) -> list[str]:
