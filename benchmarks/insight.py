@@ -9,9 +9,9 @@ of the first; on the text of the other tables, first 200 segments.
 import argparse
 import json
 import logging
-import os
 from pathlib import Path
 
+from study import SHARED, subjects
 from transformers.utils import logging as transformers_logging
 
 from optimum_moreau.evaluation.insight import Insight
@@ -19,7 +19,6 @@ from optimum_moreau.evaluation.study import Study
 from optimum_moreau.loading import load_model, load_tokenizer
 from optimum_moreau.planning import fingerprint
 from optimum_moreau.report import draw_insight, save_figure
-from results import SUBJECTS
 
 CRITERIA = ("moreau-gs", "taylor", "moreau", "taylor-second", "magnitude", "random")
 
@@ -27,21 +26,19 @@ CRITERIA = ("moreau-gs", "taylor", "moreau", "taylor-second", "magnitude", "rand
 def main():
     """Writes insight.json and the figures."""
     parser = argparse.ArgumentParser(description="The paper's figures on a shared real model.")
-    parser.add_argument("--shared", type=Path, default=Path("../shared"))
-    parser.add_argument("--model", default="stories260K", choices=[subject.model for subject in SUBJECTS])
+    parser.add_argument("--shared", type=Path, default=SHARED)
+    parser.add_argument("--model", default="stories260K", choices=subjects(SHARED))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path("docs/insight"))
     args = parser.parse_args()
-    os.environ["HF_HUB_OFFLINE"] = "1"
     transformers_logging.disable_progress_bar()
     logging.getLogger("optimum_moreau").setLevel(logging.ERROR)
-    (subject,) = (subject for subject in SUBJECTS if subject.model == args.model)
-    folder = str(args.shared / "models" / subject.model)
-    calibration, evaluation = subject.documents(args.shared)
-    model, tokenizer = load_model(folder, device="cpu"), load_tokenizer(folder)
+    subject = subjects(args.shared)[args.model]
+    calibration, evaluation = subject.documents()
+    model, tokenizer = load_model(str(subject.folder), device="cpu"), load_tokenizer(str(subject.folder))
     study = Study(model, tokenizer, calibration, evaluation, seeds=args.seeds, max_segments=200)
     found = Insight(
-        subject.model,
+        subject.name,
         fingerprint(model),
         subject.text,
         study.protocol,

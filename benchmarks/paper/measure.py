@@ -12,7 +12,7 @@ from typing import Any
 from recipe import AVERAGE, DENSE, DIFF, RECOVERIES, Place, Recipe
 from transformers import PreTrainedModel
 
-from optimum_moreau import MoreauPruner, PruningPlan, RecoveryConfig, perplexity
+from optimum_moreau import MoreauPruner, PruningPlan, perplexity
 from optimum_moreau.data.sources import model_reference, read_documents, source_name
 from optimum_moreau.errors import DataError
 from optimum_moreau.evaluation.zero_shot import zero_shot
@@ -105,7 +105,9 @@ def measure(recipe: Recipe, subject: Subject, seeds: int, done: list[Run]) -> It
         for seed in range(1 if row == DENSE else seeds):
             left = []
             for place in places:
-                run = _blank(recipe, subject, place, seed)
+                pruning = recipe.fields(place.row, place.ratio) if place.row != DENSE else {}
+                run = {"model": subject.name, **vars(place), "seed": seed, "pruning": pruning}
+                run["settings"] = subject.settings(recipe, place.recovery)
                 if (found := before.get(identity(run))) is not None:
                     yield {**run, **{key: found[key] for key in ("figures", "removed", "seconds")}}
                 else:
@@ -118,13 +120,6 @@ def measure(recipe: Recipe, subject: Subject, seeds: int, done: list[Run]) -> It
                 removed, figures = bench.fill(place, plans.get(place.ratio), seed)
                 seconds = {"scoring": round(scoring, 2), "rest": round(time.perf_counter() - start, 2)}
                 yield {**run, "figures": figures, "removed": removed, "seconds": seconds}
-
-
-def _blank(recipe: Recipe, subject: Subject, place: Place, seed: int) -> Run:
-    """A run before it is made: what it is of."""
-    pruning = recipe.fields(place.row, place.ratio) if place.row != DENSE else {}
-    settings = subject.settings(recipe, place.recovery)
-    return {"model": subject.name, **vars(place), "seed": seed, "pruning": pruning, "settings": settings}
 
 
 def identity(run: Run) -> str:
@@ -168,16 +163,12 @@ class _Bench:
             pruner = MoreauPruner(tokenizer=self.tokenizer)
             removed = pruner.apply(model, plan).summary.ratio_achieved
             if (records := RECOVERIES[place.recovery]) is not None:
-                config = self._tuning(place.recovery, seed, model.config)
+                config = self.recipe.recovery(place.recovery, seed=seed, **self.subject.tuning)
+                positions = getattr(model.config, "max_position_embeddings", None) or config.sequence_length
+                length, rate = min(config.sequence_length, positions), self.subject.lr_scale * config.learning_rate
+                config = replace(config, learning_rate=rate, sequence_length=length)
                 pruner.recover(self.subject.recoveries[records], config)
         return removed, self._figures(model)
-
-    def _tuning(self, recovery: str, seed: int, model_config: Any) -> RecoveryConfig:
-        """The recipe's settings, with sequences no longer than the model's positions."""
-        config = self.recipe.recovery(recovery, seed=seed, **self.subject.tuning)
-        positions = getattr(model_config, "max_position_embeddings", None) or config.sequence_length
-        length = min(config.sequence_length, positions)
-        return replace(config, learning_rate=self.subject.lr_scale * config.learning_rate, sequence_length=length)
 
     def _figures(self, model: PreTrainedModel) -> dict[str, float]:
         """Perplexities, and accuracies in percent."""

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ DENSE, DIFF, AVERAGE, UNTUNED = "dense", "Diff", "average", "untuned"
 # Tuned or not → which of the recovery sets that the runner is given it learns from.
 RECOVERIES = {UNTUNED: None, "tuned": "recovery", "tuned on the larger set": "larger recovery"}
 
+AXES = {"ratio": "ratios", "recovery": "recoveries", "row": "rows", "samples": "samples", "dtype": "dtypes"}
+
 
 @dataclass(frozen=True)
 class Row:
@@ -36,7 +38,7 @@ class Row:
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)
-    recoveries: tuple[str, ...] = ()
+    recoveries: Sequence[str] = ()
     missing: str = ""
 
 
@@ -83,15 +85,15 @@ class Recipe:
     title: str
     model: str
     rows: Mapping[str, Row]
-    protocol: Mapping[str, Any]
     ratios: Mapping[str, float]
-    dtypes: tuple[str, ...]
-    samples: tuple[int, ...]
-    recoveries: Mapping[str, Mapping[str, Any]]
-    texts: tuple[str, ...]
-    tasks: tuple[str, ...]
+    texts: Sequence[str]
     published: Mapping[Place, Mapping[str, float | list[float]]]
-    notes: tuple[str, ...]
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+    dtypes: Sequence[str] = ("auto",)
+    samples: Sequence[int] = (10,)
+    recoveries: Mapping[str, Mapping[str, Any] | None] = field(default_factory=lambda: {UNTUNED: None})
+    tasks: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -122,15 +124,12 @@ class Recipe:
 
     def recovery(self, name: str, **changes: Any) -> RecoveryConfig:
         """How a model is tuned."""
-        return RecoveryConfig(**{**self.recoveries[name], **changes})
+        return RecoveryConfig(**{**(self.recoveries[name] or {}), **changes})
 
     def _first(self, **values: Any) -> Place:
         """A place whose axes are the table's first where nothing else is said."""
-        first = {axis: next(iter(getattr(self, of)), None) for axis, of in _AXES.items()}
+        first = {axis: next(iter(getattr(self, of)), None) for axis, of in AXES.items()}
         return Place(**{**first, **values})
-
-
-_AXES = {"ratio": "ratios", "recovery": "recoveries", "row": "rows", "samples": "samples", "dtype": "dtypes"}
 
 
 def read_recipe(name: str) -> Recipe:
@@ -142,30 +141,14 @@ def read_recipe(name: str) -> Recipe:
     if name not in TABLES:
         raise ConfigError(f"unknown table '{name}'.{suggestion(name, TABLES)} Known: {', '.join(TABLES)}")
     values = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
+    if unknown := [entry for entry in values if entry not in Recipe.__annotations__]:
+        raise ConfigError(f"{name}.yaml: unknown entry '{unknown[0]}'")
     published = values.pop("published")
     try:
-        recipe = Recipe(
-            name=name,
-            title=values.pop("title"),
-            model=values.pop("model"),
-            rows={
-                label: Row(**{**row, "recoveries": tuple(row.get("recoveries", ()))})
-                for label, row in values.pop("rows").items()
-            },
-            protocol=values.pop("protocol", {}),
-            ratios=values.pop("ratios"),
-            dtypes=tuple(values.pop("dtypes", ("auto",))),
-            samples=tuple(values.pop("samples", (10,))),
-            recoveries={key: value or {} for key, value in values.pop("recoveries", {UNTUNED: None}).items()},
-            texts=tuple(values.pop("texts")),
-            tasks=tuple(values.pop("tasks", ())),
-            published={},
-            notes=tuple(values.pop("notes", ())),
-        )
+        values["rows"] = {label: Row(**row) for label, row in values["rows"].items()}
+        recipe = Recipe(name, published={}, **values)
     except (KeyError, TypeError) as error:
         raise ConfigError(f"{name}.yaml: {error}") from error
-    if values:
-        raise ConfigError(f"{name}.yaml: unknown entry '{next(iter(values))}'")
     _check(recipe)
     return replace(recipe, published=_published(recipe, published))
 
@@ -174,20 +157,19 @@ def _check(recipe: Recipe) -> None:
     for label, row in recipe.rows.items():
         if label != DENSE and not row.missing:
             recipe.config(label, next(iter(recipe.ratios)), recipe.samples[0], seed=0)  # raises ConfigError
+    for kind, names, known in (("recovery", recipe.recoveries, RECOVERIES), ("task", recipe.tasks, METRICS)):
+        for name in names:
+            if name not in known:
+                raise ConfigError(f"{recipe.name}: unknown {kind} '{name}'.{suggestion(name, known)}")
     for name in recipe.recoveries:
-        if name not in RECOVERIES:
-            raise ConfigError(f"{recipe.name}: unknown recovery '{name}'.{suggestion(name, RECOVERIES)}")
         recipe.recovery(name)
-    for task in recipe.tasks:
-        if task not in METRICS:
-            raise ConfigError(f"{recipe.name}: unknown task '{task}'.{suggestion(task, METRICS)}")
 
 
 def _published(recipe: Recipe, published: Mapping[str, Any]) -> dict[Place, dict[str, Any]]:
     places, found = set(recipe.places()), {}
     for figures in published["figures"]:
         values = dict(zip(published["columns"], figures, strict=True))
-        axes = {axis: values.pop(axis) for axis in _AXES if axis in values}
+        axes = {axis: values.pop(axis) for axis in AXES if axis in values}
         place = recipe._first(**axes)
         if place not in places or place in found:
             raise ConfigError(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping
-from typing import Any
+from dataclasses import replace
 
 from measure import Run, Subject, places_to_run
-from recipe import DENSE, DIFF, RECOVERIES, Place, Recipe
+from recipe import AXES, DENSE, DIFF, RECOVERIES, Place, Recipe
 
 REMOVED = "removed"  # share of the parameters
-_AXES = ("ratio", "recovery", "row", "samples", "dtype")
 
 
 def report(recipe: Recipe, subject: Subject, runs: list[Run], seeds: int) -> str:
@@ -22,26 +21,23 @@ def report(recipe: Recipe, subject: Subject, runs: list[Run], seeds: int) -> str
         runs: of that subject, all seeds.
         seeds: how many.
     """
-    measured = _measured(recipe, runs)
-    axes = [axis for axis in _AXES if axis == "row" or len({getattr(place, axis) for place in recipe.places()}) > 1]
+    measured, texts = _measured(recipe, runs), [column for column in recipe.columns if column not in recipe.tasks]
+    drawn = "1 seed" if seeds == 1 else f"{seeds} seeds, mean ± standard deviation"
+    axes = [axis for axis in AXES if axis == "row" or len({getattr(place, axis) for place in recipe.places()}) > 1]
     lines = [
         f"### {recipe.name.replace('table', 'Table ')}: {recipe.title}",
         "",
-        f"Left the paper's figures, of {recipe.model}; right those measured on {subject.name}, {_seeds(seeds)}.",
+        f"Left the paper's figures, of {recipe.model}; right those measured on {subject.name}, {drawn}.",
         *_settings(subject, runs),
         "",
-        *_table(recipe, subject, measured, axes, [c for c in recipe.columns if c not in recipe.tasks], recipe.texts),
+        *_table(recipe, subject, measured, axes, texts, with_texts=bool(recipe.texts)),
     ]
     if any(task in figures for figures in measured.values() for task in recipe.tasks):
         questions = f"first {subject.limit} questions of each task" if subject.limit else "all questions"
         lines += ["", f"Zero-shot accuracy in percent, {questions}.", ""]
-        lines += _table(recipe, subject, measured, axes, [*recipe.tasks], ())
+        lines += _table(recipe, subject, measured, axes, [*recipe.tasks], with_texts=False)
     lines += ["", *(f"- {note}" for note in [*_left_out(recipe, subject), *recipe.notes])]
     return "\n".join(lines) + "\n"
-
-
-def _seeds(seeds: int) -> str:
-    return "1 seed" if seeds == 1 else f"{seeds} seeds, mean ± standard deviation"
 
 
 def _settings(subject: Subject, runs: list[Run]) -> list[str]:
@@ -61,13 +57,13 @@ def _measured(recipe: Recipe, runs: Iterable[Run]) -> dict[Place, dict[str, list
     """Place → column → figures of all seeds; Diff is that of each seed."""
     by_seed: dict[Place, dict[int, Mapping[str, float]]] = {}
     for run in runs:
-        place = Place(**{axis: run[axis] for axis in _AXES})
+        place = Place(**{axis: run[axis] for axis in AXES})
         by_seed.setdefault(place, {})[run["seed"]] = run["figures"] | {REMOVED: run["removed"]}
     if len(recipe.dtypes) > 1:
         one, two = recipe.dtypes
         for place in [place for place in by_seed if place.dtype == one]:
-            other = by_seed.get(_with(place, dtype=two), {})
-            by_seed[_with(place, dtype=DIFF)] = {
+            other = by_seed.get(replace(place, dtype=two), {})
+            by_seed[replace(place, dtype=DIFF)] = {
                 seed: {name: abs(value - other[seed][name]) for name, value in figures.items()}
                 for seed, figures in by_seed[place].items()
                 if seed in other
@@ -78,34 +74,30 @@ def _measured(recipe: Recipe, runs: Iterable[Run]) -> dict[Place, dict[str, list
     }
 
 
-def _with(place: Place, **changes: Any) -> Place:
-    return Place(**{**vars(place), **changes})
-
-
 def _table(
     recipe: Recipe,
     subject: Subject,
     measured: Mapping[Place, Mapping[str, list[float]]],
     axes: list[str],
     columns: list[str],
-    texts: Iterable[str],
+    *,
+    with_texts: bool,
 ) -> list[str]:
     """Published columns, then the measured ones of the same kind: texts under their own names, tasks under theirs."""
     found = {name for figures in measured.values() for name in figures}
-    here = [name for name in (*(subject.texts if texts else ()), *columns) if name in found and name != REMOVED]
-    here = list(dict.fromkeys(here))
-    shares = {place: figures[REMOVED] for place, figures in measured.items()} if texts else {}
+    here = [name for name in dict.fromkeys([*(subject.texts if with_texts else ()), *columns]) if name in found]
+    shares = {place: figures[REMOVED] for place, figures in measured.items()} if with_texts else {}
     head = [*axes, *(f"{recipe.model}, paper: {name}" for name in columns), *(f"{subject.name}: {n}" for n in here)]
     head += [f"{subject.name}: {REMOVED}"] * bool(shares)
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(axes)}{'---:|' * (len(head) - len(axes))}"]
     for place in recipe.places():
-        at = _with(place, samples=min(place.samples, subject.max_samples or place.samples))
+        at = replace(place, samples=min(place.samples, subject.max_samples or place.samples))
         figures, published = measured.get(at, {}), recipe.published.get(place, {})
         missing = "not run here" if recipe.rows[place.row].missing else ""
         if not figures and not published:
             continue
         cells = [_axis(place, at, axis) for axis in axes]
-        cells += [_figure(published[name]) if name in published else "" for name in columns]
+        cells += [_words(published[name]) if name in published else "" for name in columns]
         cells += [_spread(figures[name]) if name in figures else missing for name in here]
         if shares:
             cells.append(f"{100 * statistics.mean(shares[at]):.1f} %" if at in shares and at.dtype != DIFF else "")
@@ -122,14 +114,14 @@ def _axis(place: Place, at: Place, axis: str) -> str:
     return str(getattr(place, axis))
 
 
-def _figure(value: float | list[float]) -> str:
-    return f"{value[0]:.2f} ± {value[1]:.2f}" if isinstance(value, list) else f"{value:.2f}"
-
-
 def _spread(values: list[float]) -> str:
     """Mean ± standard deviation."""
-    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{deviation}"
+    mean = statistics.mean(values)
+    return _words([mean, statistics.stdev(values)] if len(values) > 1 else mean)
+
+
+def _words(value: float | list[float]) -> str:
+    return f"{value[0]:.2f} ± {value[1]:.2f}" if isinstance(value, list) else f"{value:.2f}"
 
 
 def _left_out(recipe: Recipe, subject: Subject) -> list[str]:

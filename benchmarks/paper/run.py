@@ -66,34 +66,25 @@ def arguments_parser() -> Parser:
     return parser
 
 
-def subject_of(arguments: argparse.Namespace) -> Subject:
+def subject_of(asked: argparse.Namespace) -> Subject:
     """What was asked for.
 
     Raises:
         ConfigError: a text without a name.
     """
-    texts = {}
-    for text in arguments.text:
-        name, _, source = text.partition("=")
-        if not name or not source:
+    texts = dict(text.partition("=")[::2] for text in asked.text)
+    for text in asked.text:
+        if not all(text.partition("=")):
             raise ConfigError(f"--text: '{text}' is not NAME=FILE, e.g. WikiText2=wikitext2.test.txt")
-        texts[name] = source
-    given = {"recovery": arguments.recovery, "larger recovery": arguments.larger_recovery}
-    tuning = {"micro_batch_size": arguments.micro_batch}
-    if arguments.max_steps is not None:
-        tuning["max_steps"] = arguments.max_steps
+    recoveries = {"recovery": asked.recovery, "larger recovery": asked.larger_recovery}
+    tuning = {"micro_batch_size": asked.micro_batch, "max_steps": asked.max_steps}
+    same = ("model", "calibration", "task_path", "limit", "max_segments", "max_samples", "lr_scale")
     return Subject(
-        model=arguments.model,
+        **{name: getattr(asked, name) for name in same},
         texts=texts,
-        calibration=arguments.calibration,
-        recoveries={name: source for name, source in given.items() if source},
-        tasks=arguments.tasks or arguments.task_path is not None,
-        task_path=arguments.task_path,
-        limit=arguments.limit,
-        max_segments=arguments.max_segments,
-        max_samples=arguments.max_samples,
-        lr_scale=arguments.lr_scale,
-        tuning=tuning,
+        recoveries={name: source for name, source in recoveries.items() if source},
+        tasks=asked.tasks or asked.task_path is not None,
+        tuning={name: value for name, value in tuning.items() if value is not None},
     )
 
 

@@ -36,7 +36,7 @@ from .forwards import forward_bytes, forward_operations, forward_passes, score_b
 _LENGTH = 31  # tokens of the run on the meta device; no model has a size of 31, so that attention's squares stand out
 _RATE_SECONDS = 0.02
 _MATRICES = 4  # of the largest weight's size in float32: v, g, and what is computed from them
-# On a CPU the C library keeps freed blocks of less than 32 MiB: benchmarks/engine.py shows it.
+# On a CPU the C library keeps freed blocks of less than 32 MiB: `benchmarks/cost.py scoring` shows it.
 HEAP = {"cpu": 1.2}
 
 

@@ -1,0 +1,175 @@
+"""What a study measures of a model that was pruned; each measure gives further keys of the run's line."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from optimum_moreau import MoreauPruner, PruningPlan, RecoveryConfig, apply_plan, load_calibration
+from optimum_moreau import perplexity as perplexity_of
+from optimum_moreau.evaluation.robustness import robustness as agreements
+from optimum_moreau.files import read_tensors
+from optimum_moreau.loading import load_model
+from optimum_moreau.models.units import model_shape
+from optimum_moreau.planning import plan_overlap
+from optimum_moreau.run.cutting import PruningResult
+from optimum_moreau.scoring.profiles import is_outlier
+
+
+@dataclass
+class Pruned:
+    """A model that was pruned, and what it was pruned with.
+
+    Attributes:
+        folder: of the dense model.
+        model: the pruned one.
+        tokenizer: of both.
+        calibration: documents that it was scored on.
+        evaluation: documents to measure on.
+        segments: of these, at most.
+        pruner: that pruned it.
+        result: what that did.
+        seed: of the draw.
+        earlier: seed → what an earlier draw of this row kept, where the study keeps that.
+    """
+
+    folder: Path
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    calibration: list[str]
+    evaluation: list[str]
+    segments: int
+    pruner: MoreauPruner
+    result: PruningResult
+    seed: int
+    earlier: Mapping[int, Any]
+
+    def dense(self) -> PreTrainedModel:
+        """The model before, anew."""
+        return load_model(str(self.folder), device="cpu")
+
+    def perplexity(self, model: PreTrainedModel) -> float:
+        """On the study's text and segments."""
+        return round(perplexity_of(model, self.tokenizer, self.evaluation, max_segments=self.segments).perplexity, 4)
+
+    def plan_of(self, kept: Any) -> PruningPlan:
+        """The plan of an earlier draw."""
+        values = self.result.plan.to_dict()
+        return PruningPlan.from_dict(values | {"layers": kept})
+
+
+def perplexity(run: Pruned) -> dict[str, Any]:
+    """Of the pruned model."""
+    return {"perplexity": run.perplexity(run.model)}
+
+
+def zeros(run: Pruned) -> dict[str, Any]:
+    """Share of the weights in scope that a mask set to zero."""
+    return {"zeros": round(run.result.sparsity.achieved, 4)}
+
+
+def spread(run: Pruned) -> dict[str, Any]:
+    """The shares of their channels that MLPs keep, least and most."""
+    found = [len(layer["mlp"].kept) / layer["mlp"].total for layer in run.result.plan.layers.values()]
+    return {"mlp_kept": [round(share, 4) for share in (min(found), max(found))]}
+
+
+def kept(run: Pruned) -> dict[str, Any]:
+    """The units that stay, for what compares draws."""
+    return {"kept": run.result.plan.to_dict()["layers"]}
+
+
+def overlap(run: Pruned) -> dict[str, Any]:
+    """Jaccard overlap of the units removed, with each earlier draw; the mean over all draws is that over all pairs."""
+    pairs = ((run.result.plan, run.plan_of(one)) for one in run.earlier.values())
+    return {"overlap": [round(plan_overlap(*pair)["all"].removed, 4) for pair in pairs], **kept(run)}
+
+
+def exchange(run: Pruned) -> dict[str, Any]:
+    """Perplexity of this draw's attention with the MLPs of each earlier one, and of its MLPs with their attention."""
+    found = {}
+    for seed, one in run.earlier.items():
+        mine, other = run.result.plan, run.plan_of(one)
+        for name, attention, mlp in (("its MLPs", mine, other), ("its attention", other, mine)):
+            layers = {i: {**mlp.layers[i], "attention": attention.layers[i]["attention"]} for i in mlp.layers}
+            apply_plan(model := run.dense(), replace(mlp, layers=layers))
+            found[f"{name}, draw {seed}"] = run.perplexity(model)
+    return {"exchange": found, **kept(run)}
+
+
+def outliers(run: Pruned) -> dict[str, Any]:
+    """How many channels of each layer `protect_outliers` protects, where the protocol has it."""
+    most, values = run.pruner.config.budget.protect_outliers, run.result.scores.values
+    if most is None:
+        return {}
+    blocks = [block for block in model_shape(run.dense()).blocks if block.kind == "mlp"]
+    return {"outliers": [int(is_outlier(values, block, most).sum()) for block in blocks]}
+
+
+def moved(run: Pruned) -> dict[str, Any]:
+    """‖δ‖/‖w‖ that the steps of a Moreau criterion reach, over all weights in scope."""
+    if not run.pruner.config.criterion.resumable():
+        return {}
+    model, squares = run.dense(), [0.0, 0.0]
+    with tempfile.TemporaryDirectory() as folder:
+        run.pruner.plan(model, run.calibration, checkpoint_dir=folder)
+        last = max(Path(folder).glob("delta-*"), key=lambda file: file.stat().st_mtime_ns)
+        for name, delta in read_tensors(last, "the state of a Moreau step")[0].items():
+            squares[0] += float(delta.float().square().sum())
+            squares[1] += float(model.get_parameter(name).detach().float().square().sum())
+    return {"moved": round(math.sqrt(squares[0] / squares[1]), 6)}
+
+
+def bias(run: Pruned) -> dict[str, Any]:
+    """Perplexity with the bias b = (W − Ŵ)·E[x] on every matrix, in the order they compute: no mean error is left."""
+    dense, config = run.dense(), run.pruner.config
+    drawn = {"samples": config.calibration_samples, "sequence_length": config.sequence_length, "seed": run.seed}
+    tokens = load_calibration(run.calibration, run.tokenizer, **drawn).tokens
+    handles = []
+    for name, module in run.model.model.layers.named_modules():
+        if not isinstance(module, nn.Linear):
+            continue
+        seen: list[torch.Tensor] = []
+        reader = module.register_forward_pre_hook(
+            lambda _, args, seen=seen: seen.append(args[0].flatten(0, -2).mean(0))
+        )
+        with torch.no_grad():
+            run.model(tokens)
+            missing = (dense.model.layers.get_submodule(name).weight - module.weight) @ seen[0]
+        reader.remove()
+        handles.append(module.register_forward_hook(lambda _, args, output, missing=missing: output + missing))
+    found = run.perplexity(run.model)
+    for handle in handles:
+        handle.remove()
+    return {"biased": found}
+
+
+def recovery(run: Pruned, **settings: Any) -> dict[str, Any]:
+    """In place: tunes the model on the text it was scored on; its perplexity then, and the seconds of training."""
+    tuning = RecoveryConfig(seed=run.seed, save_steps=settings["max_steps"], **settings)
+    training = run.pruner.recover(run.calibration, tuning).training
+    return {"recovered": run.perplexity(run.model), "recovery_seconds": round(training["seconds"], 2)}
+
+
+def robustness(run: Pruned, perturbations: str) -> dict[str, Any]:
+    """How much plans agree under small changes of the weights, and of the draw; every draw of one row is in one run."""
+    config = run.pruner.config
+    options = {"ratios": [config.pruning_ratio], "evaluate": run.evaluation, "max_segments": run.segments}
+    given = (run.dense, run.tokenizer, run.calibration)
+    criteria = [config.criterion.name]
+    found = agreements(*given, criteria=criteria, perturbations=perturbations, config=config, **options)
+    return {"agreement": [{name: value for name, value in asdict(one).items() if name != "layers"} for one in found]}
+
+
+MEASURES: Mapping[str, Callable[..., dict[str, Any]]] = {
+    one.__name__: one
+    for one in (perplexity, zeros, spread, kept, overlap, exchange, outliers, moved, bias, recovery, robustness)
+}
