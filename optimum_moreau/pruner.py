@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from .config import MoreauPrunerConfig
+from .config import MoreauPrunerConfig, config_meant
 from .config.recovery import RecoveryConfig
 from .data.windows import CalibrationSet
 from .errors import ConfigError, MoreauError
@@ -22,7 +22,7 @@ from .models.undisturbed import undisturbed
 from .planning import PruningPlan
 from .recovery import MoreauRecovery, RecoverySummary
 from .run.applying import check_applies
-from .run.configs import config_meant, config_to_apply
+from .run.configs import config_to_apply
 from .run.cutting import PruningResult, cut
 from .run.masking import mask, prepared_mask
 from .run.measuring import measured_perplexity
