@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .config.recovery import RecoveryConfig
     from .data.windows import CalibrationSet, load_calibration
     from .errors import MoreauError
+    from .estimate import Estimate, estimate_pruning
     from .evaluation import Perplexity, perplexity
     from .pipeline.recipe import Recipe
     from .planning import PruningPlan
@@ -32,6 +33,8 @@ _PUBLIC = {
     "Published": ".saving.hub",
     "push_folder": ".saving.hub",
     "push_to_hub": ".saving.hub",
+    "Estimate": ".estimate",
+    "estimate_pruning": ".estimate",
     "apply_plan": ".surgery.apply",
     "plan_again": ".run.again",
     "MoreauRecovery": ".recovery",
