@@ -31,7 +31,7 @@ from ..config.quantities import words_for_bytes
 from ..models.units import Block, ModelShape, decoder_layers
 from ..planning import PruningPlan
 from .forwards import bytes_per_batch
-from .scoring import HEAP, duration, product_rate
+from .scoring import HEAP, duration, memory, product_rate
 
 _DOUBLE = 2  # an operation of float64, in operations of float32
 
@@ -75,15 +75,12 @@ class CompensationEstimate:
         """For a reader."""
         passes = f"{self.attention_passes} passes of {self.windows} windows through a layer's attention"
         each = f", in each of {self.times} rounds" if self.times > 1 else ""
-        apart = (
-            "" if self.peak_memory_bytes >= self.model_bytes + self.stream_bytes + self.work_bytes else "; on the CPU"
-        )
-        parts = {"model": self.model_bytes, "at work": self.work_bytes}
+        here = self.peak_memory_bytes >= self.model_bytes + self.stream_bytes + self.work_bytes
+        parts = memory(self.peak_memory_bytes, {"model": self.model_bytes, "at work": self.work_bytes})
+        streams = f"{',' if here else '; on the CPU'} hidden states {words_for_bytes(self.stream_bytes)}"
         return [
             f"{self.step:<12}{passes}, {self.mlp_passes} through its MLP{each}, {duration(self.seconds)}",
-            f"its memory  about {words_for_bytes(self.peak_memory_bytes)} at the peak: "
-            + ", ".join(f"{name} {words_for_bytes(count)}" for name, count in parts.items())
-            + f"{apart or ','} hidden states {words_for_bytes(self.stream_bytes)}",
+            f"its memory  {parts}{streams}",
         ]
 
 

@@ -85,13 +85,7 @@ def forward_operations(skeleton: PreTrainedModel, shape: ModelShape, config: Mor
 
 
 def forward_bytes(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig) -> tuple[int, int]:
-    """Bytes held through the whole run, and at the peak of one layer.
-
-    Args:
-        skeleton: the model on the meta device.
-        shape: its shape.
-        config: resolved.
-    """
+    """Bytes held through the whole run, and at the peak of one layer."""
     blocks, what = shape.scored(config), _read(config)
     layers = _matrices(skeleton, blocks)
     sizes = [rows * columns for layer in layers.values() for rows, columns in layer]

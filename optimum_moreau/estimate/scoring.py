@@ -19,6 +19,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -86,11 +87,7 @@ class ScoringEstimate:
         parts = {"model": self.model_bytes, "criterion": self.state_bytes, "one pass": self.pass_bytes}
         if self.peak_memory_bytes > sum(parts.values()):
             parts = {"model": self.model_bytes, "reading the text": self.text_bytes}
-        return [
-            f"scoring     {passes}{about}",
-            f"memory      about {words_for_bytes(self.peak_memory_bytes)} at the peak: "
-            + ", ".join(f"{name} {words_for_bytes(count)}" for name, count in parts.items()),
-        ]
+        return [f"scoring     {passes}{about}", f"memory      {memory(self.peak_memory_bytes, parts)}"]
 
 
 def duration(seconds: float | None) -> str:
@@ -100,6 +97,12 @@ def duration(seconds: float | None) -> str:
     if seconds < 90:
         return f"roughly {max(seconds, 1):.0f} s"
     return f"roughly {seconds / 60:.0f} min" if seconds < 5400 else f"roughly {seconds / 3600:.1f} h"
+
+
+def memory(peak: int, parts: Mapping[str, int]) -> str:
+    """A peak of memory and what it is made of, for a reader."""
+    named = ", ".join(f"{name} {words_for_bytes(count)}" for name, count in parts.items())
+    return f"about {words_for_bytes(peak)} at the peak: {named}"
 
 
 def estimate_scoring(
