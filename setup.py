@@ -57,6 +57,7 @@ setup(
     package_data={
         "optimum_moreau": [
             "py.typed",
+            "criteria/papers.bib",
             "data/calibration.txt",
             "report/page.html.j2",
             "saving/MODEL_CARD_TEMPLATE.md",

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .config.recovery import RecoveryConfig
     from .data.windows import CalibrationSet, load_calibration
     from .errors import MoreauError
+    from .estimate import Estimate, estimate_pruning
     from .evaluation import perplexity
     from .evaluation.metric import Perplexity
     from .pipeline.recipe import Recipe
@@ -33,6 +34,8 @@ _PUBLIC = {
     "Published": ".saving.hub",
     "push_folder": ".saving.hub",
     "push_to_hub": ".saving.hub",
+    "Estimate": ".estimate",
+    "estimate_pruning": ".estimate",
     "apply_plan": ".surgery.apply",
     "plan_again": ".run.again",
     "MoreauRecovery": ".recovery",

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .config import MoreauPrunerConfig
+from .config import MoreauPrunerConfig, config_meant
 from .config.recovery import RecoveryConfig
 from .data.windows import CalibrationText
 from .errors import ConfigError, MoreauError
@@ -20,7 +20,7 @@ from .loading import load_config, load_model, load_tokenizer
 from .models.undisturbed import undisturbed
 from .planning import PruningPlan
 from .recovery import MoreauRecovery, RecoverySummary
-from .run.configs import config_meant, config_to_apply
+from .run.configs import config_to_apply
 from .run.cutting import PruningResult, applied, pruned
 from .run.made import ElementScores
 from .run.measuring import EvaluationText, measured_perplexity

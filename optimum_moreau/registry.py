@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 from importlib import import_module
 from typing import Any
 
+from .errors import ConfigError
+
 
 def suggestion(name: str, known: Iterable[str]) -> str:
     """Returns ` Did you mean 'x'?` for the known name nearest to `name`, or an empty string."""
@@ -37,10 +39,10 @@ class Registry:
         return iter(self._entries)
 
     def check(self, name: str) -> None:
-        """Raises ValueError, with the nearest name and all names, unless `name` is registered."""
+        """Raises ConfigError, with the nearest name and all names, unless `name` is registered."""
         if not isinstance(name, str) or name not in self._entries:
             hint = suggestion(name, self._entries)
-            raise ValueError(f"unknown {self.kind} '{name}'.{hint} Known: {', '.join(self._entries)}")
+            raise ConfigError(f"unknown {self.kind} '{name}'.{hint} Known: {', '.join(self._entries)}")
 
     def get(self, name: str) -> Any:
         """Returns the object registered under `name`; imports it where it is not imported yet."""
@@ -75,8 +77,8 @@ CRITERIA = Registry(
         "wanda": f"{_CRITERIA}.wanda:Wanda",
         "symwanda": f"{_CRITERIA}.wanda:SymWanda",
         "symwanda-relative": f"{_CRITERIA}.wanda:SymWandaRelative",
-        "ria": f"{_CRITERIA}.relative:RIA",
-        "stochria": f"{_CRITERIA}.relative:StochRIA",
+        "ria": f"{_CRITERIA}.ria:RIA",
+        "stochria": f"{_CRITERIA}.ria:StochRIA",
         "sparsegpt": f"{_CRITERIA}.sparsegpt:SparseGPT",
         "gblm": f"{_CRITERIA}.gblm:GBLM",
         "gblm-l1": f"{_CRITERIA}.gblm:GBLML1",

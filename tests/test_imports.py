@@ -10,7 +10,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "optimum_moreau"
 # Top to bottom; a module imports only from rooms above its own (and inside its own room, if that is a folder).
 ROOMS = [
-    ["errors", "registry", "distributed"],
+    ["errors"],
+    ["registry", "distributed"],
     ["files"],
     ["templates", "config"],
     ["models"],
@@ -23,9 +24,9 @@ ROOMS = [
     ["planning"],
     ["surgery"],
     ["compensation", "masks"],
-    ["estimate"],
     ["evaluation", "recovery"],
     ["saving"],
+    ["estimate"],
     ["report"],
     ["run"],
     ["pruner"],

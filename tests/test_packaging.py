@@ -23,7 +23,13 @@ def wheel(tmp_path_factory):
 
 def test_the_template_the_default_text_and_the_type_marker_are_inside(wheel):
     names = wheel.namelist()
-    for name in ("saving/MODEL_CARD_TEMPLATE.md", "data/calibration.txt", "py.typed", "modeling/modeling_moreau.py"):
+    for name in (
+        "saving/MODEL_CARD_TEMPLATE.md",
+        "data/calibration.txt",
+        "criteria/papers.bib",
+        "py.typed",
+        "modeling/modeling_moreau.py",
+    ):
         assert f"optimum_moreau/{name}" in names
 
 

@@ -5,7 +5,7 @@ Nothing here, and nothing that a budget's file imports at its top, needs torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from ..config.settings import Share, setting, settings
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ..models.units import Block
     from ..scoring.profiles import Measuring
     from ..scoring.scores import Ranking
+
+_STEPS = 100  # of a bisection: to the last bit
 
 
 @settings
@@ -82,6 +84,37 @@ class Budget:
     def rank(self, score: Tensor, unit_parameters: int) -> Tensor:
         """What units of a block are ranked by, among those of other blocks; only where it `ranks`."""
         return score / unit_parameters
+
+
+def level(
+    blocks: Sequence[Block], share: float, most: Sequence[float], parts: Callable[[float], list[float]]
+) -> dict[Block, float]:
+    """The parts of a level t, each within [0, most], at which their mean over parameters is the share.
+
+    Args:
+        blocks: of one kind.
+        share: p.
+        most: the largest legal share of each block.
+        parts: t → part of each block; they grow with t.
+    """
+    sizes = [float(block.total * block.unit_parameters) for block in blocks]
+    goal = share * sum(sizes)
+
+    def clipped(t: float) -> list[float]:
+        return [min(max(part, 0.0), limit) for part, limit in zip(parts(t), most, strict=True)]
+
+    def removed(t: float) -> float:
+        return sum(size * part for size, part in zip(sizes, clipped(t), strict=True))
+
+    if goal <= 0:
+        return dict.fromkeys(blocks, 0.0)
+    low, high = 0.0, 1.0
+    while removed(high) < min(goal, sum(size * limit for size, limit in zip(sizes, most, strict=True))) * (1 - 1e-12):
+        high *= 2
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if removed(middle) < goal else (low, middle)
+    return dict(zip(blocks, clipped(high), strict=True))
 
 
 def protects(budget: Budget) -> bool:

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..config.settings import setting, settings
 from ..criteria.papers import SLIM_LLM
-from .budget import Budget
-from .level import level
+from .budget import Budget, level
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,6 +50,4 @@ class Cosine(Budget):
             return {}
         own = of_layers(values, self.name, blocks)
         weights = [math.exp(self.temperature * (c - max(own))) for c in own]
-        sizes = [float(block.total * block.unit_parameters) for block in blocks]
-        found = level(lambda t: [t * weight for weight in weights], sizes, share * sum(sizes), most)
-        return dict(zip(blocks, found, strict=True))
+        return level(blocks, share, most, lambda t: [t * weight for weight in weights])

@@ -34,11 +34,7 @@ def search_passes(blocks: Iterable[Block], depth: int) -> int:
 
 
 def search_windows(passes: int) -> int:
-    """Windows that a search of so many passes reads, of each process: fewer in deeper models, so that it stays cheap.
-
-    Args:
-        passes: of `search_passes`.
-    """
+    """Windows that a search of so many passes reads, of each process: the fewer the deeper the model, to stay cheap."""
     least, most = SEARCH_WINDOWS
     return min(max(WINDOW_PASSES // passes, least), most)
 

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..config.settings import setting, settings
 from ..criteria.papers import OWL_PAPER
-from .budget import Budget
-from .level import level
+from .budget import Budget, level
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -70,9 +69,7 @@ class OWL(Budget):
         if not blocks:
             return {}
         gains = self.gains(of_layers(values, self.name, blocks))
-        sizes = [float(block.total * block.unit_parameters) for block in blocks]
-        found = level(lambda t: [t - gain for gain in gains], sizes, share * sum(sizes), most)
-        return dict(zip(blocks, found, strict=True))
+        return level(blocks, share, most, lambda t: [t - gain for gain in gains])
 
     def sparsity(self, scores: Mapping[int, list[Tensor]], sparsity: float) -> dict[int, float]:
         """The share of zeros of each layer of a mask.

@@ -1,23 +1,7 @@
 """List the compensations; of one, its settings with their defaults."""
 
-from __future__ import annotations
-
-import argparse
-from typing import Any
-
 from ..registry import COMPENSATIONS
-from . import methods
+from .methods import verb_of
 
 EXAMPLE = "refit"
-
-show = methods.show
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds this verb's arguments."""
-    methods.add_name(parser, COMPENSATIONS)
-
-
-def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns what they do, or the settings of one."""
-    return methods.described(COMPENSATIONS, args.name) if args.name else methods.listed(COMPENSATIONS)
+add_arguments, run, show = verb_of(COMPENSATIONS)

@@ -89,15 +89,9 @@ def show(result: dict[str, Any]) -> str:
     rows = [["criterion", "score", "needs", "`units`", "`unstructured`, `n:m`", "settings", "source"], ["---"] * 7]
     for name, row in result.items():
         settings = ", ".join(f"{key} {value:g}" for key, value in row["defaults"].items() if value is not None)
-        score = row["summary"].replace("|", "\\|")
         link = f"[{row['paper'].removeprefix('https://')}]({row['paper']})" if row["paper"] else ""
         needs = ", ".join(row["needs"]) or ("scores" if row["flag"] == "--budget" else "weights")
-        shown = (
-            name
-            if row["flag"] == "--criterion"
-            else f"{row['flag']}{name}"
-            if row["flag"].endswith("=")
-            else f"{row['flag']} {name}"
-        )
-        rows.append([f"`{shown}`", score, needs, row["units"], row["masks"], settings, link])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        flag = "" if row["flag"] == "--criterion" else row["flag"]
+        flag += "" if not flag or flag.endswith("=") else " "
+        rows.append([f"`{flag}{name}`", row["summary"], needs, row["units"], row["masks"], settings, link])
+    return methods.table(rows)

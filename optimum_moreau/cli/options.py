@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import ConfigError
 from ..pipeline import processes
 from ..registry import suggestion
 from .help import rarely
-
-if TYPE_CHECKING:
-    pass
-
 
 # field → (short alias, type, metavar, help); the flag is the field's name with hyphens. A type of bool is a switch.
 Fields = Mapping[str, tuple[str | None, Callable[[str], Any], str | None, str]]
@@ -71,27 +67,20 @@ def _together(fields: Fields, prefix: str, text: str | None) -> dict[str, Any]:
 
 
 def shares(flag: str, text: str) -> list[float]:
-    """Reads `0.1,0.2`.
-
-    Raises:
-        ConfigError: names the flag.
-    """
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise ConfigError(f"{flag}: '{text}' is not a share, or several, e.g. 0.1,0.2") from None
+    """Reads `0.1,0.2`; a ConfigError names the flag."""
+    return _numbers(flag, text, float, "a share, or several, e.g. 0.1,0.2")
 
 
 def whole_numbers(flag: str, text: str) -> list[int]:
-    """Reads `0,15,31`.
+    """Reads `0,15,31`; a ConfigError names the flag."""
+    return _numbers(flag, text, int, "a whole number, or several, e.g. 0,15,31")
 
-    Raises:
-        ConfigError: names the flag.
-    """
+
+def _numbers(flag: str, text: str, kind: Any, legal: str) -> list[Any]:
     try:
-        return [int(part) for part in text.split(",")]
+        return [kind(part) for part in text.split(",")]
     except ValueError:
-        raise ConfigError(f"{flag}: '{text}' is not a whole number, or several, e.g. 0,15,31") from None
+        raise ConfigError(f"{flag}: '{text}' is not {legal}") from None
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.dry_run:
         if args.output or args.from_scores:
             raise ConfigError("--dry-run writes and reads nothing; leave --output and --from-scores out")
-        return dry_run.foresee(args, given)
+        return dry_run.estimate(args, given)
     if args.output is None:
         raise ConfigError("--output: give the plan to write, or --dry-run")
     from ..saving import check_file, check_folder

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         sizes.check_removes(recipe.prune)
     if args.dry_run:
         loading = {name: getattr(recipe, name) for name in ("model", "revision", "dtype")}
-        return dry_run.foresee(argparse.Namespace(**{**vars(args), **loading}), recipe.prune)
+        return dry_run.estimate(argparse.Namespace(**{**vars(args), **loading}), recipe.prune)
     if args.print_config:
         return recipe.to_dict()
     from ..pipeline.chain import Means

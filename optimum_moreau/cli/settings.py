@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..config import BEST, PRESETS, Mask, MoreauPrunerConfig
+from ..config.flat import known_names
+from ..config.methods import groups
 from ..config.settings import Setting, parsed, settings_of
 from ..errors import ConfigError
 from ..registry import METHODS
@@ -82,8 +84,7 @@ def _add(group: Any, fields: Iterable[Setting], skip: Iterable[str] = ()) -> Non
         elif one.name == "mask":
             names = ", ".join(each.name for each in settings_of(Mask) if each.name != "pattern")
             group.add_argument("--mask-args", metavar="K=V,…", help=f"its settings: {names}")
-    methods = [registry.get(name) for field, registry in METHODS.items() if field not in skip for name in registry]
-    for one in (each for method in (*([] if "mask" in skip else [Mask]), *methods) for each in settings_of(method)):
+    for one in (each for field, method in groups() if field not in skip for each in settings_of(method)):
         if one.was not in taken:
             taken.add(one.was)
             _add_one(group, one, f"of_{one.was}", rarely(one.help))
@@ -122,10 +123,7 @@ def _together(field: str, value: Any, text: str, args: argparse.Namespace) -> di
     if field != "mask":
         best = BEST.get(field) if getattr(args, "preset", None) in (None, "best") else None
         name = value or best or {one.name: one.default for one in settings_of(MoreauPrunerConfig)}[field]
-        try:
-            kind = METHODS[field].get(name)
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
+        kind = METHODS[field].get(name)
     found = {}
     for part in text.split(","):
         name, equals, one = (each.strip() for each in part.partition("="))
@@ -138,5 +136,4 @@ def _together(field: str, value: Any, text: str, args: argparse.Namespace) -> di
 
 def _dests() -> set[str]:
     own = {one.name for one in settings_of(MoreauPrunerConfig)} | {f"{field}_args" for field in (*METHODS, "mask")}
-    methods = [Mask, *(registry.get(name) for registry in METHODS.values() for name in registry)]
-    return own | {f"of_{one.was}" for method in methods for one in settings_of(method)}
+    return own | {f"of_{name}" for name in known_names()}

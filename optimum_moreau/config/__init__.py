@@ -3,7 +3,17 @@
 from .file import CONFIG_NAME
 from .mask import Mask
 from .presets import BEST, PRESETS
-from .pruner_config import MoreauPrunerConfig, ResolvedConfig
+from .pruner_config import MoreauPrunerConfig, ResolvedConfig, config_meant
 from .validation import SIZES, TARGETS
 
-__all__ = ["BEST", "CONFIG_NAME", "PRESETS", "SIZES", "TARGETS", "Mask", "MoreauPrunerConfig", "ResolvedConfig"]
+__all__ = [
+    "BEST",
+    "CONFIG_NAME",
+    "PRESETS",
+    "SIZES",
+    "TARGETS",
+    "Mask",
+    "MoreauPrunerConfig",
+    "ResolvedConfig",
+    "config_meant",
+]

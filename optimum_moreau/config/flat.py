@@ -8,14 +8,16 @@ field that had another name then says so itself (`was`).
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ..errors import ConfigError
 from ..registry import CRITERIA, METHODS, suggestion
 from .mask import Mask
-from .settings import settings_of
+from .methods import described, groups
+from .settings import owners, settings_of
 
+_NOTHING = object()
 logger = logging.getLogger(__name__)
 
 
@@ -32,17 +34,9 @@ def unflattened(values: Mapping[str, Any], defaults: Mapping[str, Any] | None = 
     from .pruner_config import MoreauPrunerConfig
 
     own = {one.name: one for one in settings_of(MoreauPrunerConfig)}
-    renamed = {one.was: one.name for one in own.values()}
-    found: dict[str, Any] = {}
-    rest: dict[str, Any] = {}
-    for key, value in values.items():
-        name = str(key)
-        if name in own:
-            found[name] = value
-        elif name in renamed:
-            found[renamed[name]] = value
-        else:
-            rest[name] = value
+    names = {one.was: one.name for one in own.values()} | {name: name for name in own}
+    found = {names[str(key)]: value for key, value in values.items() if str(key) in names}
+    rest = {str(key): value for key, value in values.items() if str(key) not in names}
     if rest:
         _check_known(rest, own)
         _to_mask(found, rest, (defaults or {}).get("criterion", "moreau-gs"))
@@ -51,7 +45,7 @@ def unflattened(values: Mapping[str, Any], defaults: Mapping[str, Any] | None = 
     criterion = _name_of(found.get("criterion", (defaults or {}).get("criterion", own["criterion"].default)))
     for name, value in rest.items():
         if value is True:
-            raise ConfigError(f"{name}: is a setting of {_owners(name)}; take one of these, or leave it out")
+            raise ConfigError(f"{name}: is a setting of {', '.join(owners(name))}; take one of these, or leave it out")
         if value is not None and not _is_default(name, value):
             logger.warning("%s does not use %s: ignored", criterion, name)
     return found
@@ -59,23 +53,7 @@ def unflattened(values: Mapping[str, Any], defaults: Mapping[str, Any] | None = 
 
 def known_names() -> dict[str, str]:
     """Every flat name → the field of the config under which it lies; a mask's are under `mask`."""
-    found: dict[str, str] = {}
-    for one in settings_of(Mask):
-        found[one.was] = "mask"
-    for field, registry in METHODS.items():
-        for name in registry:
-            found |= {one.was: field for one in settings_of(registry.get(name))}
-    return found
-
-
-def _owners(name: str) -> str:
-    """The methods that have a setting of this flat name."""
-    found = (one for registry in METHODS.values() for one in registry if name in _names(registry.get(one)))
-    return ", ".join(found)
-
-
-def _names(method: Any) -> set[str]:
-    return {one.was for one in settings_of(method)}
+    return {one.was: field for field, method in groups() for one in settings_of(method)}
 
 
 def _check_known(rest: Mapping[str, Any], own: Mapping[str, Any]) -> None:
@@ -91,11 +69,8 @@ def _to_mask(found: dict[str, Any], rest: dict[str, Any], criterion: Any) -> Non
     pattern = rest.pop("pattern", None)
     pattern = None if pattern == "units" else pattern
     name = _name_of(found.get("criterion", criterion))
-    of_criterion = _names(CRITERIA.get(name)) if name in CRITERIA else set()
-    given = {
-        one.name: rest.pop(one.was) for one in settings_of(Mask) if one.was in rest and one.was not in of_criterion
-    }
-    given = {name: value for name, value in given.items() if value is not None}
+    of_criterion = {one.was for one in settings_of(CRITERIA.get(name))} if name in CRITERIA else set()
+    given = _taken(rest, Mask, of_criterion)
     if pattern is None and found.get("mask") is None:
         asked = [name for name, value in given.items() if not _is_default(name, value)]
         if asked:
@@ -113,14 +88,14 @@ def _to_method(found: dict[str, Any], rest: dict[str, Any], field: str, default:
     name = _name_of(value)
     if name not in METHODS[field]:
         return  # said where the config is made
-    given = {}
-    for one in settings_of(METHODS[field].get(name)):
-        if one.was in rest:
-            taken = rest.pop(one.was)
-            if taken is not None:
-                given[one.name] = taken
-    if given:
+    if given := _taken(rest, METHODS[field].get(name)):
         found[field] = {**_settings(value, "name"), **given}
+
+
+def _taken(rest: dict[str, Any], kind: Any, without: Collection[str] = ()) -> dict[str, Any]:
+    """Takes the settings of a method, or of the mask, out of the rest; what is `None` is not given."""
+    taken = {one.name: rest.pop(one.was) for one in settings_of(kind) if one.was in rest and one.was not in without}
+    return {name: value for name, value in taken.items() if value is not None}
 
 
 def _name_of(value: Any) -> Any:
@@ -129,8 +104,6 @@ def _name_of(value: Any) -> Any:
 
 def _settings(value: Any, key: str) -> dict[str, Any]:
     """The settings of a method that is given in some form."""
-    from .methods import described
-
     if isinstance(value, Mapping):
         return dict(value)
     return {key: value} if isinstance(value, str) else dict(described(value))
@@ -138,8 +111,5 @@ def _settings(value: Any, key: str) -> dict[str, Any]:
 
 def _is_default(name: str, value: Any) -> bool:
     """Whether a flat file says by this no more than that nothing was asked for."""
-    defaults = {one.was: one.default for one in settings_of(Mask)}
-    for registry in METHODS.values():
-        for method in registry:
-            defaults |= {one.was: one.default for one in settings_of(registry.get(method)) if one.was not in defaults}
-    return name in defaults and defaults[name] == value
+    defaults = (one.default for _, method in groups() for one in settings_of(method) if one.was == name)
+    return next(defaults, _NOTHING) == value

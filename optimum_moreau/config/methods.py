@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..errors import ConfigError
@@ -32,6 +32,13 @@ def made(registry: Registry, field: str, value: Any) -> Any:
     return _named(registry, field, value)()
 
 
+def groups() -> Iterator[tuple[str, Any]]:
+    """The mask, and every method, each with the field of the config where it lies."""
+    yield "mask", Mask
+    for field, registry in METHODS.items():
+        yield from ((field, registry.get(name)) for name in registry)
+
+
 def mask_of(value: Any) -> Mask | None:
     """Makes the mask that a value means: none, a pattern, a dictionary of settings, or an object."""
     if value is None or isinstance(value, Mask):
@@ -52,7 +59,8 @@ def shown(config: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for one in settings_of(config):
         value = getattr(config, one.name)
-        if one.name.endswith("_layers") and not _cuts(config, one.name):
+        kind = one.name.removesuffix("_layers").replace("whole", "layers")  # what a layer range is of
+        if kind != one.name and kind not in config.targets:
             continue
         if not hasattr(type(value), "__pydantic_fields__"):
             found[one.name] = value
@@ -68,23 +76,11 @@ def shown_names() -> set[str]:
     """Every name that `shown` may give."""
     from .pruner_config import MoreauPrunerConfig
 
-    found = {one.name for one in settings_of(MoreauPrunerConfig)}
-    found |= {f"mask.{one.name}" for one in settings_of(Mask) if one.name != "pattern"}
-    for field, registry in METHODS.items():
-        found |= {f"{field}.{one.name}" for name in registry for one in settings_of(registry.get(name))}
-    return found
-
-
-def _cuts(config: Any, layers: str) -> bool:
-    """Whether a layer range is of something that may be cut."""
-    kind = layers.removesuffix("_layers")
-    return ("layers" if kind == "whole" else kind) in config.targets
+    found = {f"{field}.{one.name}" for field, method in groups() for one in settings_of(method)}
+    return {one.name for one in settings_of(MoreauPrunerConfig)} | found - {"mask.pattern"}
 
 
 def _named(registry: Registry, field: str, name: Any) -> Any:
-    try:
-        return registry.get(name)
-    except ValueError as error:
-        if not isinstance(name, str):
-            raise ConfigError(f"{field}: {name!r:.40} is no name; known: {', '.join(registry)}") from None
-        raise ConfigError(str(error)) from None
+    if not isinstance(name, str):
+        raise ConfigError(f"{field}: {name!r:.40} is no name; known: {', '.join(registry)}")
+    return registry.get(name)

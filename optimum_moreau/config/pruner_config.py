@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
 from ..errors import ConfigError
 from ..registry import CRITERIA, METHODS, suggestion
-from .file import push_config, read_config, write_config
+from .file import ConfigFile
 from .flat import unflattened
 from .methods import described, made, mask_of
 from .presets import PRESETS, best_settings, paper_settings
@@ -26,7 +25,7 @@ Layers = Annotated[tuple[int, int], Field(strict=False)]
 
 
 @settings
-class MoreauPrunerConfig:
+class MoreauPrunerConfig(ConfigFile):
     """How a model is pruned. Fields that depend on the model stay `None` until `resolve`.
 
     A criterion, a budget and a compensation are given by name, where their defaults will do, or as an object with
@@ -230,9 +229,14 @@ class MoreauPrunerConfig:
         return self.mask is not None
 
     @property
+    def by_influence(self) -> bool:
+        """Whether whole layers may go, by their block influence."""
+        return "layers" in self.targets and self.criterion.layers == "block-influence"
+
+    @property
     def by_influence_alone(self) -> bool:
-        """Whether whole layers go, by their block influence, and nothing else, so that the criterion scores nothing."""
-        return self.targets == ("layers",) and self.criterion.layers == "block-influence"
+        """Whether these go and nothing else, so that the criterion scores nothing."""
+        return self.by_influence and len(self.targets) == 1
 
     @property
     def one_shape(self) -> bool:
@@ -306,39 +310,6 @@ class MoreauPrunerConfig:
         values |= {"budget": "uniform"} if one_shape else {}  # nobody asked for the scores' budget
         return type(self).from_dict({**values, **changes})
 
-    def save_pretrained(self, save_directory: str | Path) -> Path:
-        """Writes `moreau_pruner_config.json` into a folder (made if missing); returns the file.
-
-        Raises:
-            CheckpointError: it cannot be written.
-        """
-        return write_config(self.to_dict(), save_directory)
-
-    @classmethod
-    def from_pretrained(
-        cls, name_or_path: str | Path, *, revision: str | None = None, token: str | None = None
-    ) -> MoreauPrunerConfig:
-        """Reads `moreau_pruner_config.json` from a local folder or a Hub repository.
-
-        Raises:
-            ConfigError: the file is missing, is not JSON, or holds an unknown key.
-        """
-        return cls.from_dict(read_config(name_or_path, revision=revision, token=token))
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool | None = None,
-        revision: str | None = None,
-        token: str | None = None,
-        commit_message: str = "Upload pruning config",
-        create_pr: bool = False,
-    ) -> str:
-        """Uploads the config to a Hub repository (made if missing); returns the commit's address."""
-        options = {"revision": revision, "commit_message": commit_message, "create_pr": create_pr}
-        return push_config(self.to_dict(), repo_id, private=private, token=token, **options)
-
 
 @settings
 class ResolvedConfig(MoreauPrunerConfig):
@@ -348,3 +319,22 @@ class ResolvedConfig(MoreauPrunerConfig):
     attention_layers: Layers = setting("layers whose attention is in scope", default=(0, 1), affects="scope")
     mlp_layers: Layers = setting("layers whose MLP is in scope", default=(0, 1), affects="scope")
     whole_layers: Layers = setting("layers that may go whole", default=(0, 1), affects="scope")
+
+
+def config_meant(config: Any, settings: Mapping[str, Any]) -> MoreauPrunerConfig:
+    """The config that is meant: one, a criterion's name, fields of one, or `None`; with settings over it.
+
+    Raises:
+        ConfigError: it is of another type, or a field of it is not valid.
+    """
+    if isinstance(config, MoreauPrunerConfig):
+        return config.changed(**settings) if settings else config
+    if isinstance(config, str):
+        return MoreauPrunerConfig.best(**{"criterion": config, **settings})
+    if config is None or isinstance(config, Mapping):
+        given = {str(field): value for field, value in (config or {}).items()}
+        return MoreauPrunerConfig.best(**{**given, **settings})
+    raise ConfigError(
+        f"MoreauPruner: {config!r:.40} is no config; pass a MoreauPrunerConfig, a criterion's name, or a dictionary of"
+        " its fields"
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ConfigError
@@ -38,6 +39,12 @@ def words_for_bytes(count: float) -> str:
             return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
+
+
+def words_for_parts(parts: Mapping[str, int], parameters: int) -> str:
+    """`: layers 5.00 %, mlp 15.00 %` of so many parameters, where there is more than one part."""
+    shares = [f"{kind} {100 * count / parameters:.2f} %" for kind, count in parts.items()]
+    return f": {', '.join(shares)}" if len(shares) > 1 else ""
 
 
 def _parse(name: str, value: Any, units: dict[str, int], examples: str) -> int:

@@ -7,16 +7,17 @@ validates, lists, parses or compares settings reads it there; no other list of f
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import wraps
-from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from ..errors import ConfigError
-from ..registry import suggestion
+from ..registry import METHODS, suggestion
 
 # What a setting decides first: the scores of weights, how these become a unit's, which units may go, the plan, what is
 # done to the model by a plan, or only how the work is done.
@@ -24,6 +25,7 @@ Affects = Literal["elements", "scores", "scope", "plan", "apply", "work"]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 T = TypeVar("T")
+_RULES = ("ge", "gt", "le", "lt")
 _SHAPES = {
     "START:END": "START:END, e.g. 4:30, end excluded",
     "SHARE[,SHARE]": "one share, e.g. 0.25, or one for each target: 0.25,0.3",
@@ -40,12 +42,12 @@ class Setting:
         name: of the field.
         default: where nothing is given.
         help: one line.
-        affects: what it decides first.
-        was: its name in flat files of the first edition.
-        flag: a short name on the command line, beside its own.
-        metavar: what stands for its value in a list of flags.
         kind: its annotation, resolved.
         rules: `ge`, `gt`, `le`, `lt` → bound.
+        was: its name in flat files of the first edition.
+        affects: what it decides first.
+        flag: a short name on the command line, beside its own.
+        metavar: what stands for its value in a list of flags.
         compared: a comparison of plans leaves it to the user, and does not vary or rule it out itself.
         rare: few people set it.
         symbol: of the paper, where figures show how much it matters.
@@ -54,12 +56,12 @@ class Setting:
     name: str
     default: Any
     help: str
-    affects: Affects
-    was: str
-    flag: str | None
-    metavar: str | None
     kind: Any
     rules: Mapping[str, float]
+    was: str
+    affects: Affects = "elements"
+    flag: str | None = None
+    metavar: str | None = None
     compared: bool = True
     rare: bool = False
     symbol: str = ""
@@ -91,9 +93,9 @@ class Setting:
             return None
         if parts == (bool,) and text in ("yes", "no"):
             return text == "yes"
-        if text.endswith("%") and float in parts:
-            text = _share(text)
         try:
+            if text.endswith("%") and float in parts:  # 20%, as people write it
+                text = str(float(text[:-1]) / 100)
             if any(get_origin(part) is tuple for part in parts):
                 return _tuple_of(text, self)
             return TypeAdapter(self.kind).validate_strings(text) if Any not in parts else text
@@ -151,16 +153,8 @@ def setting(
         symbol: as for `Setting`.
         **rules: `ge`, `gt`, `le`, `lt` of pydantic.
     """
-    extra: dict[str, Any] = {
-        "affects": affects,
-        "was": was,
-        "flag": flag,
-        "metavar": metavar,
-        "compared": compared,
-        "rare": rare,
-        "symbol": symbol,
-    }
-    return Field(default, description=help, json_schema_extra=extra, **rules)
+    extra: dict[str, Any] = {"affects": affects, "flag": flag, "metavar": metavar, "compared": compared, "rare": rare}
+    return Field(default, description=help, json_schema_extra=extra | {"was": was, "symbol": symbol}, **rules)
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(setting, Field))
@@ -181,7 +175,7 @@ def settings(cls: type[T]) -> type[T]:
         values = made.prepared(values) if hasattr(made, "prepared") else values
         for name in values:
             if name not in known:
-                raise ConfigError(f"{_title(made)}: unknown field '{name}'.{suggestion(name, known)}")
+                raise ConfigError(_unknown(made, "field", name, known))
         try:
             validated(self, **values)
         except ValidationError as error:
@@ -196,27 +190,10 @@ def settings_of(cls: Any) -> Iterator[Setting]:
     kind: Any = cls if isinstance(cls, type) else type(cls)
     for name, info in kind.__pydantic_fields__.items():
         extra = info.json_schema_extra or {}
-        rules = {
-            rule: getattr(one, rule) for one in info.metadata for rule in ("ge", "gt", "le", "lt") if hasattr(one, rule)
-        }
-        for part in _annotations(info.annotation):
-            rules |= {
-                rule: getattr(part, rule) for rule in ("ge", "gt", "le", "lt") if getattr(part, rule, None) is not None
-            }
-        yield Setting(
-            name,
-            info.default,
-            info.description or "",
-            extra.get("affects", "elements"),
-            extra.get("was") or name,
-            extra.get("flag"),
-            extra.get("metavar"),
-            info.annotation,
-            rules,
-            extra.get("compared", True),
-            extra.get("rare", False),
-            extra.get("symbol", ""),
-        )
+        bounds = ((rule, one) for one in (*info.metadata, *_annotations(info.annotation)) for rule in _RULES)
+        rules = {rule: bound for rule, one in bounds if (bound := getattr(one, rule, None)) is not None}
+        about = {**extra, "was": extra.get("was") or name}
+        yield Setting(name, info.default, info.description or "", info.annotation, rules, **about)
 
 
 def deciding(value: Any, *kinds: Affects) -> dict[str, Any]:
@@ -240,21 +217,11 @@ def parsed(cls: Any, name: str, text: str) -> Any:
     """
     found = {one.name: one for one in settings_of(cls)}
     if name not in found:
-        raise ConfigError(
-            f"{_title(cls)}: unknown setting '{name}'.{suggestion(name, found)} Known: {', '.join(found)}"
-        )
+        raise ConfigError(f"{_unknown(cls, 'setting', name, found)} Known: {', '.join(found)}")
     try:
         return found[name].read(text)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None
-
-
-def _share(text: str) -> str:
-    """Reads `20%` as people write it."""
-    try:
-        return str(float(text[:-1]) / 100)
-    except ValueError:
-        return text
 
 
 def _tuple_of(text: str, one: Setting) -> Any:
@@ -269,18 +236,31 @@ def _tuple_of(text: str, one: Setting) -> Any:
     return numbers[0] if len(numbers) == 1 else numbers
 
 
+def owners(name: str) -> list[str]:
+    """The methods, of all kinds, that have a setting of this name, or of this one in flat files."""
+    every = (registry.get(one) for registry in METHODS.values() for one in registry)
+    return [method.name for method in every if name in {each for s in settings_of(method) for each in (s.name, s.was)}]
+
+
+def _unknown(cls: Any, what: str, name: str, known: Iterable[str]) -> str:
+    """Says that a class has no such field, which methods have one if it is a method, and what may be meant."""
+    if getattr(cls, "name", "") and (others := owners(name)):
+        have = "have" if len(others) > 1 else "has"
+        return f"{name}: {cls.name} has no such setting; {', '.join(others)} {have} it.{suggestion(name, known)}"
+    return f"{_title(cls)}: unknown {what} '{name}'.{suggestion(name, known)}"
+
+
 def _title(cls: Any) -> str:
     return str(getattr(cls, "name", "") or cls.__name__)
 
 
 def _parts(kind: Any) -> tuple[Any, ...]:
     """The kinds of a union, without None."""
-    kind = get_args(kind)[0] if get_origin(kind) is Annotated else kind
-    parts = get_args(kind) if get_origin(kind) not in (None, Literal, tuple, list) else (kind,)
-    flat: list[Any] = []
-    for part in parts:
-        flat += [part] if part is kind else _parts(part)
-    return tuple(part for part in flat if part is not type(None))
+    if get_origin(kind) is Annotated:
+        return _parts(get_args(kind)[0])
+    if get_origin(kind) in (Union, UnionType):
+        return tuple(one for part in get_args(kind) for one in _parts(part))
+    return () if kind is type(None) else (kind,)
 
 
 def _annotations(kind: Any) -> Iterator[Any]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from ..registry import suggestion
+from .settings import settings_of
 
 if TYPE_CHECKING:
     from .pruner_config import MoreauPrunerConfig
@@ -47,11 +48,7 @@ def validate(config: MoreauPrunerConfig) -> None:
 
 
 def _validate_layers_and_targets(config: MoreauPrunerConfig) -> None:
-    for name, layers in (
-        ("attention_layers", config.attention_layers),
-        ("mlp_layers", config.mlp_layers),
-        ("whole_layers", config.whole_layers),
-    ):
+    for name, layers in _layer_ranges(config).items():
         if layers is not None and not 0 <= layers[0] < layers[1]:
             raise ConfigError(f"{name}: {layers!r} is not (start, end) with 0 <= start < end (end excluded)")
     names = config.targets
@@ -62,18 +59,21 @@ def _validate_layers_and_targets(config: MoreauPrunerConfig) -> None:
             raise ConfigError(f"targets: unknown '{target}'.{suggestion(target, TARGETS)} Known: {', '.join(TARGETS)}")
 
 
+def _layer_ranges(config: MoreauPrunerConfig) -> dict[str, Any]:
+    return {one.name: getattr(config, one.name) for one in settings_of(config) if one.name.endswith("_layers")}
+
+
 def _validate_sizes(config: MoreauPrunerConfig) -> None:
     given = [f"{name} ({words})" for name, words in SIZES.items() if getattr(config, name) is not None]
     if len(given) > 1:
         raise ConfigError(f"{' and '.join(given)} are both given; give one")
-    if isinstance(config.unit_ratio, tuple):
-        if len(config.unit_ratio) != len(config.targets):
-            targets = ", ".join(config.targets)
-            raise ConfigError(f"unit_ratio: {config.unit_ratio} is not one number, or one for each target ({targets})")
-        for share in config.unit_ratio:
-            _check_share("unit_ratio", share)
-    elif config.unit_ratio is not None:
-        _check_share("unit_ratio", config.unit_ratio)
+    shares = config.unit_ratio if isinstance(config.unit_ratio, tuple) else (config.unit_ratio,)
+    if isinstance(config.unit_ratio, tuple) and len(shares) != len(config.targets):
+        targets = ", ".join(config.targets)
+        raise ConfigError(f"unit_ratio: {config.unit_ratio} is not one number, or one for each target ({targets})")
+    for share in shares:
+        if share is not None and (type(share) not in (int, float) or not 0 <= share < 1):
+            raise ConfigError(f"unit_ratio: {share!r} is not a share in [0, 1); 20 % is 0.2")
 
 
 def _validate_masks(config: MoreauPrunerConfig) -> None:
@@ -149,11 +149,6 @@ def _validate_shapes(config: MoreauPrunerConfig) -> None:
         raise ConfigError("channel_group 'unit': hidden channels share weights with other units; use 'row'")
 
 
-def _check_share(name: str, value: Any) -> None:
-    if type(value) not in (int, float) or not 0 <= value < 1:
-        raise ConfigError(f"{name}: {value!r} is not a share in [0, 1); 20 % is 0.2")
-
-
 def resolved_layers(config: MoreauPrunerConfig, depth: int) -> dict[str, Any]:
     """The layer ranges in a model of so many layers, and what a runtime of uniform layers makes of a config.
 
@@ -162,11 +157,7 @@ def resolved_layers(config: MoreauPrunerConfig, depth: int) -> dict[str, Any]:
     """
     everywhere = (0, depth) if config.masks else None
     found: dict[str, Any] = {}
-    for name, given in (
-        ("attention_layers", config.attention_layers),
-        ("mlp_layers", config.mlp_layers),
-        ("whole_layers", config.whole_layers),
-    ):
+    for name, given in _layer_ranges(config).items():
         found[name] = _resolve_layers(name, given or everywhere, depth)
         if config.runtime not in RUNTIMES_OF_UNIFORM_LAYERS or name == "whole_layers":
             continue

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ..config import MoreauPrunerConfig
     from ..models.stream import Inputs
-    from .run import Scoring
+    from .scoring_run import Scoring
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,11 @@ class Criterion:
 
     def score(self, run: Scoring) -> None:
         """Emits the element scores of one run, weight by weight."""
-        if not self.by_layer:
-            raise NotImplementedError
-        run.by_inputs(self.statistics, lambda name, w, inputs: self.elements(name, w, inputs, run.config.seed))
+        elements = lambda name, w, inputs=None: self.elements(name, w, inputs, run.config.seed)  # noqa: E731
+        if self.statistics:
+            run.by_inputs(self.statistics, elements)
+        else:
+            run.by_weight(elements)
 
     def elements(self, name: str, w: Tensor, inputs: Inputs, seed: int) -> Tensor:
         """Scores one weight W, float32 `(out, in)`, from its layer's inputs alone; only where `by_layer`."""
@@ -137,3 +139,9 @@ class OfGradients(Criterion):
     def per_sample(self) -> bool:
         """As `reduction` says."""
         return self.reduction == "importance"
+
+    def cost_of(self, passes: int, config: MoreauPrunerConfig, **more: Any) -> Cost:
+        """Of passes that are emitted one by one; several batches of one are summed up in float32."""
+        if self.per_sample:
+            return Cost(passes=passes, batch=1, **more)
+        return Cost(passes=passes, floats=int(batches_per_pass(config) > 1), **more)

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, ClassVar
 from ..config.settings import setting, settings
 from .criterion import Cost, OfGradients
 from .papers import GBLM_PAPER
+from .ria import norms
 from .taylor import sample_gradients
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..config import MoreauPrunerConfig
-    from ..models.stream import Inputs
-    from .run import Scoring
+    from .scoring_run import Scoring
 
 _PUBLISHED_SAMPLES = 128
 
@@ -88,11 +88,7 @@ class GBLM(GBLMGradient):
         g_of = self._gathered(run)
         alpha = self.alpha * (_PUBLISHED_SAMPLES**0.5 if self.squared else _PUBLISHED_SAMPLES)
 
-        def elements(name: str, w: Tensor, inputs: Inputs) -> Tensor:
-            assert inputs.squares is not None  # asked for
-            return w.abs() * (inputs.squares.sqrt() + alpha * g_of(name))
-
-        run.by_inputs(("squares",), elements)
+        run.by_inputs(("squares",), lambda name, w, x: w.abs() * (norms(x.squares) + alpha * g_of(name)))
 
 
 @settings

@@ -27,7 +27,7 @@ from .papers import LORA_PRUNE
 
 if TYPE_CHECKING:
     from ..config import MoreauPrunerConfig
-    from .run import Scoring
+    from .scoring_run import Scoring
 
 
 @settings
@@ -46,7 +46,7 @@ class LoRA(Criterion):
 
     def score(self, run: Scoring) -> None:
         """Emits Ḡ after T steps."""
-        from .adapters import score
+        from .lora_adapters import score
 
         score(run)
 

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..models.stream import Inputs
-    from .run import Scoring
 
 
 @settings
@@ -25,10 +24,6 @@ class Magnitude(Criterion):
     mask_group = "layer"
     by_layer = True
     power: ClassVar[int] = 1
-
-    def score(self, run: Scoring) -> None:
-        """Emits |W|^p."""
-        run.by_weight(lambda name, w: w.abs() ** self.power)
 
     def elements(self, name: str, w: Tensor, inputs: Inputs, seed: int) -> Tensor:
         """|W|^p."""

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..config import MoreauPrunerConfig
-    from .run import Scoring
+    from .scoring_run import Scoring
 
     Threshold = Callable[[Tensor], Tensor | float]
 
@@ -69,7 +69,9 @@ class Moreau(OfGradients):
         "how many of the last iterates the score is the mean of (1)", default=None, ge=1, le=10**6
     )
     state_dtype: Literal["float32", "bfloat16"] = setting("in which δ is kept", default="float32")
-    released: bool = setting("the published code's update instead of Algorithm 1 (criteria/released.py)", default=False)
+    released: bool = setting(
+        "the published code's update instead of Algorithm 1 (criteria/moreau_steps.py)", default=False
+    )
 
     def __post_init__(self) -> None:
         relative = [name for name in ("relative_rho", "step_ratio") if getattr(self, name) is not None]
@@ -92,7 +94,7 @@ class Moreau(OfGradients):
 
     def score(self, run: Scoring) -> None:
         """Emits |δ/ρ_W ⊙ w| after T steps of Algorithm 1, or |δ_n/ρ_W ⊙ w| / N of every sample n."""
-        from .algorithm import score
+        from .moreau_steps import score
 
         score(run)
 

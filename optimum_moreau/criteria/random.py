@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..models.stream import Inputs
-    from .run import Scoring
+    from .scoring_run import Scoring
 
 
 @settings

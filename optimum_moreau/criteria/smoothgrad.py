@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from ..config.settings import setting, settings
-from .criterion import Cost, OfGradients, batches_per_pass
+from .criterion import Cost, OfGradients
 from .papers import MOREAU_PRUNER
 
 if TYPE_CHECKING:
     from ..config import MoreauPrunerConfig
     from ..envelope import MovedWeight, Noise
-    from .run import Scoring
+    from .scoring_run import Scoring
 
 
 @settings
@@ -34,14 +34,14 @@ class SmoothGrad(OfGradients):
         """Emits |∇f(w + z) ⊙ w| / passes of every pass, or |∇f_n(w + z) ⊙ w| / (passes · N), of every sample too."""
         from tqdm import tqdm
 
-        weight = 1 / self.passes
+        noise, weight = run.noise(), 1 / self.passes
         bar = tqdm(range(self.passes), desc="noisy passes", leave=False, disable=run.engine.hides_progress)
         for i in bar:
             for part in run.parts():
                 loss = run.gradient(
                     part,
                     lambda name, g, scale: run.emit_saliency(name, g, scale * weight),
-                    moved=_moved(run.noise(), i),
+                    moved=_moved(noise, i),
                     label=f"pass {i + 1}",
                 )
                 bar.set_postfix(loss=f"{loss:.4f}")
@@ -53,9 +53,7 @@ class SmoothGrad(OfGradients):
 
     def cost(self, config: MoreauPrunerConfig) -> Cost:
         """Several batches are summed up."""
-        if self.per_sample:
-            return Cost(passes=self.passes, noisy=True, batch=1)
-        return Cost(passes=self.passes, floats=1 if batches_per_pass(config) > 1 else 0, noisy=True)
+        return self.cost_of(self.passes, config, noisy=True)
 
 
 def _moved(noise: Noise, i: int) -> MovedWeight:

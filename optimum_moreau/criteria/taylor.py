@@ -20,14 +20,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ..config.settings import settings
-from .criterion import Cost, OfGradients, batches_per_pass
+from .criterion import Cost, OfGradients
 from .papers import LLM_PRUNER
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..config import MoreauPrunerConfig
-    from .run import Scoring
+    from .scoring_run import Scoring
 
 
 @settings
@@ -45,9 +45,7 @@ class Taylor(OfGradients):
 
     def cost(self, config: MoreauPrunerConfig) -> Cost:
         """One pass; several batches are summed up."""
-        if self.per_sample:
-            return Cost(passes=1, batch=1)
-        return Cost(passes=1, floats=1 if batches_per_pass(config) > 1 else 0)
+        return self.cost_of(1, config)
 
 
 @settings
@@ -60,12 +58,8 @@ class TaylorVector(Taylor):
 
     def score(self, run: Scoring) -> None:
         """Emits W ⊙ g with its sign, or W ⊙ g_n / N of every sample n."""
-
-        def signed(name: str, g: Tensor, scale: float) -> None:
-            run.emit(name, (g.float() * run.engine.weight(name)).mul_(scale))
-
         for part in run.parts():
-            run.gradient(part, signed)
+            run.gradient(part, lambda name, g, scale: run.emit(name, (g.float() * run.engine.weight(name)).mul_(scale)))
 
 
 @settings
@@ -135,7 +129,7 @@ def sample_gradients(run: Scoring, gather: Callable[[str, Tensor], None]) -> Non
 
     With several processes each has its own samples.
     """
-    from .run import Part
+    from .scoring_run import Part
 
     def scaled(name: str, g_n: Tensor, scale: float) -> None:
         gather(name, g_n.float() * scale)  # fp32: squared gradients underflow in fp16

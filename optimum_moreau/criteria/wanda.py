@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ..config.settings import setting, settings
 from .criterion import Criterion
 from .papers import SYMMETRIC, WANDA_PAPER
-from .relative import relative_to
+from .ria import norms, relative_to
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,9 +79,3 @@ class SymWandaRelative(Criterion):
         columns = w.norm(p=self.norm_order, dim=0, keepdim=True)  # (1, in)
         rows = w.norm(p=self.norm_order, dim=1, keepdim=True)  # (out, 1)
         return relative_to(w, columns, rows) * norms(inputs.squares) ** self.exponent
-
-
-def norms(squares: Tensor | None) -> Tensor:
-    """‖X_j‖₂ of the statistic A or B."""
-    assert squares is not None  # asked for
-    return squares.sqrt()

@@ -7,17 +7,15 @@
 v* is found by gradient steps on δ = v − w, so that w itself is never overwritten. Nothing here knows of pruning.
 """
 
-from .engine import FLOAT16_SCALE, Engine, Micro, MovedWeight, OnGradient, next_token_loss
-from .mode import scoring_mode
-from .moreau import MoreauRun
+from .engine import FLOAT16_SCALE, GradientEngine, Micro, MovedWeight, OnGradient, next_token_loss, scoring_mode
+from .moreau import MoreauRun, proximal_step, shrink
 from .noise import Noise
 from .reference import LossGradient, Tensors, moreau_gradient, smoothed_gradient
 from .state import State
-from .steps import proximal_step, shrink
 
 __all__ = [
     "FLOAT16_SCALE",
-    "Engine",
+    "GradientEngine",
     "LossGradient",
     "Micro",
     "MoreauRun",

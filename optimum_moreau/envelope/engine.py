@@ -28,6 +28,7 @@ from ..distributed import add_up, processes, rank
 from ..errors import NonFiniteError, UnsupportedModelError
 from ..models.finite import first_non_finite
 from ..models.placement import device_of, input_device
+from ..models.undisturbed import plain_outputs, undisturbed
 from .layers import MovedEmbedding, MovedLinear, Use, UsedWeight, reload_forward
 
 # ∇f in pieces: name, g of the weight's shape in any dtype, and the factor that makes it the gradient.
@@ -85,7 +86,7 @@ class _Running:
     into: Into | None
 
 
-class Engine:
+class GradientEngine:
     """Computes gradients of the mean next-token loss with respect to some weights of a model.
 
     Args:
@@ -110,9 +111,8 @@ class Engine:
         ]
         self.processes = processes()
         self._loss_scale: float | None = None if model.dtype == torch.float16 else 1.0
-        self.anchor = torch.zeros(
-            (), dtype=torch.float32, device="cpu", requires_grad=True
-        )  # so that outputs need gradients where inputs do not
+        # so that outputs need gradients where inputs do not
+        self.anchor = torch.zeros((), dtype=torch.float32, device="cpu", requires_grad=True)
         self._buffers: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
         self._sums: dict[str, Tensor] = {}
         self._checks: dict[str, Tensor] = {}
@@ -201,8 +201,6 @@ class Engine:
             raise NonFiniteError(f"{label}: the loss of another process is not finite; see its message")
 
     def _check_gradients(self, label: str) -> None:
-        if not self._checks:
-            return
         devices: dict[torch.device, list[str]] = {}
         for name, check in self._checks.items():
             devices.setdefault(check.device, []).append(name)
@@ -221,9 +219,8 @@ class Engine:
 
     def _sum_of(self, number: float) -> float:
         """The sum of a number over all processes, in float32."""
-        return float(
-            self.sum_over_processes(torch.tensor(number, dtype=torch.float32, device=input_device(self.model)))
-        )
+        tensor = torch.tensor(number, dtype=torch.float32, device=input_device(self.model))
+        return float(self.sum_over_processes(tensor))
 
     # what the patched layers call
 
@@ -279,25 +276,45 @@ class Engine:
     @contextmanager
     def _moved_forward(self) -> Iterator[None]:
         """In place, for a while: the modules in scope compute with moved weights."""
-        before: list[tuple[nn.Module, Any]] = []
+        forwards: dict[nn.Module, Any] = {linear: partial(reload_forward, linear) for linear in self._reloaded}
+        for weight in self.weights.values():
+            for module in weight.modules:
+                function = MovedLinear if isinstance(module, nn.Linear) else MovedEmbedding
+                forwards[module] = Use(self, weight, module, function)
+        before = {module: module.__dict__.get("forward") for module in forwards}
         try:
-            for linear in self._reloaded:
-                before.append((linear, linear.__dict__.get("forward")))
-                linear.__dict__["forward"] = partial(reload_forward, linear)
-            for weight in self.weights.values():
-                for module in weight.modules:
-                    before.append((module, module.__dict__.get("forward")))
-                    function = MovedLinear if isinstance(module, nn.Linear) else MovedEmbedding
-                    module.__dict__["forward"] = Use(self, weight, module, function)
+            for module, forward in forwards.items():
+                module.__dict__["forward"] = forward
             yield
         finally:
-            for module, forward in before:
-                if forward is None:
-                    del module.__dict__["forward"]
-                else:
+            for module, forward in before.items():
+                del module.__dict__["forward"]
+                if forward is not None:
                     module.__dict__["forward"] = forward
             self._now = None
             self._sums.clear()
+
+
+@contextmanager
+def scoring_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, no parameter requires a gradient; afterwards everything is as it was, also on an error.
+
+    What the process or the model's config is set to decides nothing (models/undisturbed.py).
+    """
+    training = {module: module.training for module in model.modules()}
+    # by name: a parameter may be replaced meanwhile; those of inference mode never can require one
+    requires = {name: p.requires_grad for name, p in model.named_parameters() if not p.is_inference()}
+    try:
+        model.eval()
+        for name in requires:
+            model.get_parameter(name).requires_grad_(False)
+        with undisturbed(), plain_outputs(model):
+            yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+        for name, flag in requires.items():
+            model.get_parameter(name).requires_grad_(flag)
 
 
 def next_token_loss(model: PreTrainedModel, ids: Tensor, label: str) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..models.placement import device_of, loaded
 
 if TYPE_CHECKING:
-    from .engine import Engine
+    from .engine import GradientEngine
 
 
 @dataclass
@@ -32,7 +32,7 @@ class UsedWeight:
 class Use:
     """The forward of one module while the engine is on."""
 
-    engine: Engine
+    engine: GradientEngine
     weight: UsedWeight
     module: Any
     function: Any

@@ -41,7 +41,7 @@ class Noise:
         """
         w = weight.detach().reshape(-1)
         z = torch.zeros(w.shape, dtype=torch.float32, device=w.device)
-        seed = self._seed(name, step, draw)
+        seed = seed_of(self.seed, step, draw, name)
 
         def draw_piece(index: int, piece: slice) -> None:
             z[piece] = self._with_noise(z[piece], w[piece].float(), seed + index)
@@ -65,7 +65,7 @@ class Noise:
         out = torch.empty_like(weight) if out is None else out
         w, v = weight.detach().reshape(-1), out.view(-1)
         d = None if delta is None else delta.reshape(-1)
-        seed = self._seed(name, step, draw)
+        seed = seed_of(self.seed, step, draw, name)
 
         def move(index: int, piece: slice) -> None:
             w32 = w[piece].float()
@@ -83,9 +83,6 @@ class Noise:
             name: self.moved(w.contiguous(), None if delta is None else delta[name], name, step, draw)
             for name, w in weights.items()
         }
-
-    def _seed(self, name: str, step: int, draw: int) -> int:
-        return seed_of(self.seed, step, draw, name)
 
     def _with_noise(self, start: Tensor, weight: Tensor, seed: int) -> Tensor:
         """Returns start + z. σ·|w|·N and σ·w·N are the same in law, and the latter is one product."""
@@ -115,12 +112,7 @@ def _quantiles() -> np.ndarray:
 
 
 def for_pieces(action: Callable[[int, slice], object], like: Tensor) -> None:
-    """Runs an action on every piece of a flat tensor.
-
-    Args:
-        action: takes the piece's number and place.
-        like: the flat tensor, for its size and device.
-    """
+    """Runs an action on every piece of a flat tensor, given the piece's number and place."""
     size = _PIECE if like.device.type == "cpu" else max(len(like), 1)
     for index, start in enumerate(range(0, len(like), size)):
         action(index, slice(start, start + size))

@@ -6,7 +6,7 @@ Everything here works on dictionaries name → tensor and on a function that ret
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from ..errors import NonFiniteError
 from ..models.finite import first_non_finite
+from .moreau import proximal_step, step_scale
 from .noise import Noise
-from .steps import proximal_step, step_scale
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -74,22 +74,16 @@ def moreau_gradient(
         g = smoothed_gradient(gradient, weights, noise, draws=noise_samples, step=t, delta=delta)
         if not t and relative:
             scales = {name: float(step_scale(weights[name], g[name])) for name in delta}
-        _step(delta, g, scales, rho=rho, step_size=step_size)
+        for name, d in delta.items():
+            proximal_step(d, g.pop(name), rho=rho * scales[name], step_size=step_size * scales[name])
         if prox is not None:
-            # δ ← GST_γη(δ)                                           (Algorithm 1, line 7)
-            delta = prox(delta)
+            delta = prox(delta)  # δ ← GST_γη(δ)                      (Algorithm 1, line 7)
         if total is not None and t >= steps - average_last:
             for name, d in delta.items():
                 total[name] += d
     if total is not None:
         delta = {name: d / min(average_last, steps) for name, d in total.items()}
     return {name: d.div_(-rho * scales[name]) for name, d in delta.items()}
-
-
-def _step(delta: Tensors, g: Tensors, scales: Mapping[str, float], *, rho: float, step_size: float) -> None:
-    """In place: one proximal step of δ, matrix by matrix, each by its scale; g is used up."""
-    for name, d in delta.items():
-        proximal_step(d, g.pop(name), rho=rho * scales[name], step_size=step_size * scales[name])
 
 
 def smoothed_gradient(
@@ -138,14 +132,6 @@ class LossGradient:
     def __call__(self, weights: Mapping[str, Tensor], at: str) -> Tensors:
         """Returns ∇f in float32 at `weights`, the mean over all windows."""
         total: Tensors = {}
-        for share, gradients in self.per_batch(weights, at):
-            for name in list(gradients):
-                part = gradients.pop(name).float() * share
-                total[name] = total[name].add_(part) if name in total else part
-        return total
-
-    def per_batch(self, weights: Mapping[str, Tensor], at: str) -> Iterator[tuple[float, Tensors]]:
-        """Yields for each batch its share of the windows and the gradient of its mean loss, in the weights' dtype."""
         leaves = {name: w.detach().requires_grad_() for name, w in weights.items()}
         for batch in self.batches:
             ids = batch.to(self.model.device)
@@ -154,14 +140,15 @@ class LossGradient:
                 kwargs = {"input_ids": ids, "labels": ids, "use_cache": False}
                 loss = torch.func.functional_call(self.model, leaves, kwargs=kwargs).loss
             if not torch.isfinite(loss):
-                where = first_non_finite(
-                    self.model, partial(torch.func.functional_call, self.model, leaves, kwargs=kwargs)
-                )
-                raise NonFiniteError(f"{at}: the loss is {loss.item()}; {where}")
+                forward = partial(torch.func.functional_call, self.model, leaves, kwargs=kwargs)
+                raise NonFiniteError(f"{at}: the loss is {loss.item()}; {first_non_finite(self.model, forward)}")
             gradients = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
-            for name, g in gradients.items():
+            for name in leaves:
+                g = gradients.pop(name)
                 if not torch.isfinite(g).all():
                     raise NonFiniteError(
                         f"{at}: the gradient of {name} is not finite; load the model in bfloat16 or float32"
                     )
-            yield len(batch) / self.windows, gradients
+                part = g.float() * (len(batch) / self.windows)
+                total[name] = total[name].add_(part) if name in total else part
+        return total

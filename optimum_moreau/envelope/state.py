@@ -61,7 +61,7 @@ class State:
         self.step = 0
         self.scales: dict[str, Any] = {}  # s_W of each matrix, where steps are relative (envelope/moreau.py)
         self._starts = dict(zip(self.shapes, accumulate((s.numel() for s in shapes.values()), initial=0), strict=False))
-        self._size = sum(shape.numel() for shape in shapes.values())
+        self._bytes = sum(shape.numel() for shape in shapes.values()) * dtype.itemsize  # of each file
         self._put: set[str] = set()  # since the last step
         # one block a device, made at once: pieces made one by one between a pass's activations would leave holes
         self._memory: dict[str, Tensor] = {}
@@ -101,10 +101,10 @@ class State:
     def _view(self, name: str) -> Tensor:
         if not self._memory:
             for device in dict.fromkeys(self._devices.values()):
-                here = [other for other, place in self._devices.items() if place == device]
-                block = torch.zeros(sum(self.shapes[other].numel() for other in here), dtype=self.dtype, device=device)
-                parts = block.split([self.shapes[other].numel() for other in here])
-                self._memory |= {other: part.view(self.shapes[other]) for other, part in zip(here, parts, strict=True)}
+                here = {other: self.shapes[other] for other, place in self._devices.items() if place == device}
+                sizes = [shape.numel() for shape in here.values()]
+                parts = torch.zeros(sum(sizes), dtype=self.dtype, device=device).split(sizes)
+                self._memory |= {other: part.view(here[other]) for other, part in zip(here, parts, strict=True)}
         return self._memory[name]
 
     def commit(self) -> None:
@@ -113,11 +113,12 @@ class State:
         self._put.clear()
         if self.folder is None:
             return
+        file = self.folder / _FILES[self.step % 2]
         if self.offload != "disk":
-            self._save(self.folder)
+            write_tensors(file, {name: self._view(name).cpu().contiguous() for name in self.shapes})
         if not self.run:  # a folder that nobody goes on from
             return
-        _flush(self.folder / _FILES[self.step % 2])
+        _flush(file)
         write_json(self.folder / _STEP, {"step": self.step, "run": self.run, "scales": self.scales})
         _flush(self.folder)
 
@@ -137,9 +138,8 @@ class State:
                 pass
             names = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
             strangers = [name for name in names if name not in (*_FILES, _STEP, f"{_STEP}.partial")]
-            missing = 2 * self._size * self.dtype.itemsize - sum(
-                (folder / name).stat().st_size for name in _FILES if (folder / name).is_file()
-            )
+            there = sum((folder / name).stat().st_size for name in _FILES if (folder / name).is_file())
+            missing = 2 * self._bytes - there
             room = shutil.disk_usage(folder).free
         except OSError as error:
             raise CheckpointError(f"{folder}: cannot be written ({error.strerror}); give another folder") from error
@@ -169,7 +169,7 @@ class State:
         file = folder / _FILES[self.step % 2]
         try:
             if self.offload == "disk":
-                whole = file.stat().st_size == self._size * self.dtype.itemsize
+                whole = file.stat().st_size == self._bytes
             else:
                 found, _ = read_tensors(file, "the state of a Moreau step")
                 whole = found.keys() == self.shapes.keys() and all(
@@ -182,30 +182,25 @@ class State:
         if not whole:
             raise CheckpointError(f"{file}: is missing or damaged; remove the folder to start anew")
 
-    def _save(self, folder: Path) -> None:
-        write_tensors(
-            folder / _FILES[self.step % 2], {name: self._view(name).cpu().contiguous() for name in self.shapes}
-        )
-
     def _map(self, name: str, step: int, mode: str) -> np.memmap:
         assert self.folder is not None  # offload is disk
         file = self.folder / _FILES[step % 2]
-        if mode == "r+" and (not file.is_file() or file.stat().st_size != self._size * self.dtype.itemsize):
-            self._make(file, self._size * self.dtype.itemsize)
+        if mode == "r+" and (not file.is_file() or file.stat().st_size != self._bytes):
+            self._make(file)
         item = self.dtype.itemsize
         length = self.shapes[name].numel() * item
         return np.memmap(file, dtype=np.uint8, mode=mode, offset=self._starts[name] * item, shape=(length,))  # type: ignore[call-overload]
 
-    def _make(self, file: Path, size: int) -> None:
+    def _make(self, file: Path) -> None:
         with file.open("wb") as opened:
             if not hasattr(os, "posix_fallocate"):  # macOS
-                opened.truncate(size)
+                opened.truncate(self._bytes)
                 return
             try:  # room for all of it now: a map that finds the disk full later kills the process
-                os.posix_fallocate(opened.fileno(), 0, size)
+                os.posix_fallocate(opened.fileno(), 0, self._bytes)
             except OSError as error:
                 raise CheckpointError(
-                    f"{file}: no room for {size:,} bytes of δ ({error.strerror}); give a folder elsewhere"
+                    f"{file}: no room for {self._bytes:,} bytes of δ ({error.strerror}); give a folder elsewhere"
                     " (--checkpoint-dir, or the environment's TMPDIR)"
                 ) from error
 

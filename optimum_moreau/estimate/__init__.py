@@ -2,11 +2,15 @@
 
 from ..models.skeleton import skeleton_of
 from .compensation import CompensationEstimate, estimate_compensation
-from .scoring import estimate_scoring, too_little_memory
+from .pruning import Estimate, estimate_pruning
+from .scoring import ScoringEstimate, estimate_scoring, too_little_memory
 
 __all__ = [
     "CompensationEstimate",
+    "Estimate",
+    "ScoringEstimate",
     "estimate_compensation",
+    "estimate_pruning",
     "estimate_scoring",
     "skeleton_of",
     "too_little_memory",

@@ -31,7 +31,7 @@ from ..config.quantities import words_for_bytes
 from ..models.units import Block, ModelShape, decoder_layers
 from ..planning import PruningPlan
 from .forwards import bytes_per_batch
-from .scoring import HEAP, duration, product_rate
+from .scoring import HEAP, duration, memory, product_rate
 
 _DOUBLE = 2  # an operation of float64, in operations of float32
 
@@ -41,6 +41,7 @@ class CompensationEstimate:
     """What a compensation takes, each time.
 
     Attributes:
+        device: type of the device that computes.
         step: its name.
         times: one for each round.
         windows: that it reads.
@@ -52,9 +53,10 @@ class CompensationEstimate:
         stream_bytes: the hidden states of both streams, in CPU memory.
         work_bytes: activations of one batch and the matrices of one fit, where the model is.
         peak_memory_bytes: where the model is, all together.
-        seconds: of all times, on this machine, roughly.
+        seconds: of all times, on this machine, roughly; `None` where the device is not here.
     """
 
+    device: str
     step: str
     times: int
     windows: int
@@ -66,22 +68,19 @@ class CompensationEstimate:
     stream_bytes: int
     work_bytes: int
     peak_memory_bytes: int
-    seconds: float
+    seconds: float | None
 
     @property
     def lines(self) -> list[str]:
         """For a reader."""
         passes = f"{self.attention_passes} passes of {self.windows} windows through a layer's attention"
         each = f", in each of {self.times} rounds" if self.times > 1 else ""
-        apart = (
-            "" if self.peak_memory_bytes >= self.model_bytes + self.stream_bytes + self.work_bytes else "; on the CPU"
-        )
-        parts = {"model": self.model_bytes, "at work": self.work_bytes}
+        here = self.peak_memory_bytes >= self.model_bytes + self.stream_bytes + self.work_bytes
+        parts = memory(self.peak_memory_bytes, {"model": self.model_bytes, "at work": self.work_bytes})
+        streams = f"{',' if here else '; on the CPU'} hidden states {words_for_bytes(self.stream_bytes)}"
         return [
-            f"{self.step:<12}{passes}, {self.mlp_passes} through its MLP{each}, roughly {duration(self.seconds)}",
-            f"its memory  about {words_for_bytes(self.peak_memory_bytes)} at the peak: "
-            + ", ".join(f"{name} {words_for_bytes(count)}" for name, count in parts.items())
-            + f"{apart or ','} hidden states {words_for_bytes(self.stream_bytes)}",
+            f"{self.step:<12}{passes}, {self.mlp_passes} through its MLP{each}, {duration(self.seconds)}",
+            f"its memory  {parts}{streams}",
         ]
 
 
@@ -101,8 +100,7 @@ def estimate_compensation(
         return None
     tokens = config.compensation.windows * config.sequence_length
     passes = {"attention": 0, "mlp": 0}
-    operations = fits = 0.0
-    work = 0
+    operations, fits, work = 0.0, 0.0, 0
     windows = min(config.batch_size or config.compensation.windows, config.compensation.windows)
     batch = bytes_per_batch(skeleton, set(), windows, config.sequence_length)
     layers = decoder_layers(skeleton)
@@ -122,6 +120,7 @@ def estimate_compensation(
     work = round(HEAP.get(device, 1.0) * work)
     rate = product_rate(min(windows * config.sequence_length, 1024), skeleton.dtype, device)
     return CompensationEstimate(
+        device=device,
         step=config.compensation.name,
         times=config.rounds,
         windows=config.compensation.windows,
@@ -133,7 +132,7 @@ def estimate_compensation(
         stream_bytes=streams,
         work_bytes=work,
         peak_memory_bytes=shape.bytes + work + (streams if device == "cpu" else 0),
-        seconds=config.rounds * (operations + _DOUBLE * fits) / rate,
+        seconds=None if rate is None else config.rounds * (operations + _DOUBLE * fits) / rate,
     )
 
 

@@ -39,10 +39,9 @@ def forward_passes(shape: ModelShape, config: MoreauPrunerConfig) -> int:
     criterion = config.criterion
     reads = "activations" in criterion.needs
     if not config.masks:
-        influence = "layers" in config.targets and config.criterion.layers == "block-influence"
         profile = search_extent(shape, config)[0] or int(measures(config))
         profile += int(measures_outliers(config))
-        return int(influence) + int(reads and bool(shape.scored(config))) + profile
+        return int(config.by_influence) + int(reads and bool(shape.scored(config))) + profile
     dense = int(config.budget.name == "owl") + int(reads and (config.budget.name == "global" or not criterion.by_layer))
     what = _read(config)
     if not what:
@@ -55,29 +54,16 @@ def search_extent(shape: ModelShape, config: MoreauPrunerConfig) -> tuple[int, i
     """Whole passes of a search, and the windows that each reads; zeros where there is none."""
     if not (measures(config) and config.budget.name == "search"):
         return 0, 0
-    passes = search_passes(_searched(shape, config), shape.depth)
+    passes = search_passes(shape.in_scope(config, "attention", "mlp"), shape.depth)
     return passes, min(config.calibration_samples, search_windows(passes))
 
 
-def _searched(shape: ModelShape, config: MoreauPrunerConfig) -> list[Block]:
-    return list(shape.in_scope(config, "attention", "mlp"))
-
-
 def _search_operations(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig, layers: int) -> float:
-    """Of a search over its first windows; every probe ends in the head.
-
-    Args:
-        skeleton: the model on the meta device.
-        shape: its shape.
-        config: resolved.
-        layers: weights of all layers together.
-    """
-    blocks = _searched(shape, config)
+    """Of a search over its first windows; every probe ends in the head; `layers`: the weights of all together."""
     head: Any = skeleton.lm_head
     passes, windows = search_extent(shape, config)
-    tokens = windows * config.sequence_length
-    through_head = 1 + sum(len(probes(block.total)) for block in blocks)
-    return 2.0 * tokens * (passes * layers + through_head * head.weight.numel())
+    through_head = 1 + sum(len(probes(block.total)) for block in shape.in_scope(config, "attention", "mlp"))
+    return 2.0 * (windows * config.sequence_length) * (passes * layers + through_head * head.weight.numel())
 
 
 def forward_operations(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig) -> float:
@@ -99,13 +85,7 @@ def forward_operations(skeleton: PreTrainedModel, shape: ModelShape, config: Mor
 
 
 def forward_bytes(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig) -> tuple[int, int]:
-    """Bytes held through the whole run, and at the peak of one layer.
-
-    Args:
-        skeleton: the model on the meta device.
-        shape: its shape.
-        config: resolved.
-    """
+    """Bytes held through the whole run, and at the peak of one layer."""
     blocks, what = shape.scored(config), _read(config)
     layers = _matrices(skeleton, blocks)
     sizes = [rows * columns for layer in layers.values() for rows, columns in layer]
@@ -117,7 +97,9 @@ def forward_bytes(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPr
         windows = min(config.batch_size or config.calibration_samples, config.calibration_samples)
         within = bytes_per_batch(skeleton, modules, windows, config.sequence_length)
         if search_extent(shape, config)[0]:
-            within = max(within, _logits_bytes(skeleton, windows) * config.sequence_length)
+            # the logits of all windows of a batch, and those of one, their log-softmax beside them, in float32
+            logits = skeleton.config.vocab_size * (windows * skeleton.dtype.itemsize + 2 * 4)
+            within = max(within, logits * config.sequence_length)
     choosing = 0
     if "products" in what:
         widest = max((columns for layer in layers.values() for _, columns in layer), default=0)
@@ -130,11 +112,6 @@ def forward_bytes(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPr
     return held, max(within, choosing)
 
 
-def _logits_bytes(skeleton: PreTrainedModel, windows: int) -> int:
-    """Per token: the logits of all windows of a batch, and those of one, their log-softmax beside them, in float32."""
-    return skeleton.config.vocab_size * (windows * skeleton.dtype.itemsize + 2 * 4)
-
-
 def score_bytes(config: MoreauPrunerConfig, weights: int) -> int:
     """Bytes of the scores of all weights in scope, in main memory, where a mask needs them before it begins."""
     if not config.masks:
@@ -145,17 +122,13 @@ def score_bytes(config: MoreauPrunerConfig, weights: int) -> int:
 
 
 def bytes_per_batch(skeleton: Any, modules: set[str], windows: int, length: int) -> int:
-    """Most bytes alive at once while a batch passes through one layer; arguments as for `live_bytes`."""
-    return math.ceil(live_bytes(skeleton, modules, windows) * length / _LENGTH)
-
-
-def live_bytes(skeleton: Any, modules: set[str], windows: int) -> int:
-    """Most bytes alive at once while a batch of _LENGTH tokens passes through one layer, weights left out.
+    """Most bytes alive at once while a batch passes through one layer, weights left out.
 
     Args:
         skeleton: the model on the meta device.
         modules: whose inputs are squared, in float32.
         windows: of the batch.
+        length: tokens per window; fewer pass here.
     """
     kinds = {tuple(p.shape for p in layer.parameters()): layer for layer in skeleton.model.layers}
     whole, skeleton.model.layers = skeleton.model.layers, nn.ModuleList(kinds.values())
@@ -174,7 +147,7 @@ def live_bytes(skeleton: Any, modules: set[str], windows: int) -> int:
         skeleton.model.layers = whole
         for handle in handles:
             handle.remove()
-    return alive.most
+    return math.ceil(alive.most * length / _LENGTH)
 
 
 class Alive(TorchDispatchMode):

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,28 +42,32 @@ HEAP = {"cpu": 1.2}
 
 
 @dataclass(frozen=True)
-class Estimate:
+class ScoringEstimate:
     """What scoring takes.
 
     Attributes:
+        criterion: its name.
+        device: type of the device that scores.
         passes: forward and backward passes over the calibration text, each time the model is scored.
         model_bytes: the loaded model.
         state_bytes: what the criterion holds while a pass runs.
         pass_bytes: activations of one batch, and the matrices at work.
         peak_memory_bytes: all together.
-        seconds: of all times, on this machine, roughly.
+        seconds: of all times, on this machine, roughly; `None` where the device is not here.
         forwards: forward passes over the calibration text besides, through each layer in scope.
         times: that the model is scored, once for each round.
         search: of the forward passes, those of a search, and the windows that each of these reads.
         text_bytes: what reading and tokenising the calibration text takes, before any pass.
     """
 
+    criterion: str
+    device: str
     passes: int
     model_bytes: int
     state_bytes: int
     pass_bytes: int
     peak_memory_bytes: int
-    seconds: float
+    seconds: float | None
     forwards: int = 0
     times: int = 1
     search: tuple[int, int] = (0, 0)
@@ -77,27 +82,31 @@ class Estimate:
         searched, windows = self.search
         passes += f", {searched} of them over {windows} windows" if searched else ""
         each = f", in each of {self.times} rounds" if words and self.times > 1 else ""
-        about = f"{each}, roughly {duration(self.seconds)}" if words else ""
+        about = f"{each}, {duration(self.seconds)}" if words else ""
         parts = {"model": self.model_bytes, "criterion": self.state_bytes, "one pass": self.pass_bytes}
         if self.peak_memory_bytes > sum(parts.values()):
             parts = {"model": self.model_bytes, "reading the text": self.text_bytes}
-        return [
-            f"scoring     {passes}{about}",
-            f"memory      about {words_for_bytes(self.peak_memory_bytes)} at the peak: "
-            + ", ".join(f"{name} {words_for_bytes(count)}" for name, count in parts.items()),
-        ]
+        return [f"scoring     {passes}{about}", f"memory      {memory(self.peak_memory_bytes, parts)}"]
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | None) -> str:
     """Seconds, minutes or hours, for a reader."""
+    if seconds is None:
+        return "how long only a machine with the device can tell"
     if seconds < 90:
-        return f"{max(seconds, 1):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+        return f"roughly {max(seconds, 1):.0f} s"
+    return f"roughly {seconds / 60:.0f} min" if seconds < 5400 else f"roughly {seconds / 3600:.1f} h"
+
+
+def memory(peak: int, parts: Mapping[str, int]) -> str:
+    """A peak of memory and what it is made of, for a reader."""
+    named = ", ".join(f"{name} {words_for_bytes(count)}" for name, count in parts.items())
+    return f"about {words_for_bytes(peak)} at the peak: {named}"
 
 
 def estimate_scoring(
     skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig, device: str, text_bytes: int = 0
-) -> Estimate:
+) -> ScoringEstimate:
     """Estimates peak memory and time of scoring.
 
     Args:
@@ -109,13 +118,16 @@ def estimate_scoring(
     """
     cost, sizes = _cost_and_sizes(skeleton, shape, config)
     state, within_pass = _memory(skeleton, shape, config, device)
-    return Estimate(
+    seconds = _seconds(cost, skeleton, shape, sum(sizes), config, device)
+    return ScoringEstimate(
+        config.decided_by,
+        device,
         cost.passes,
         shape.bytes,
         state,
         within_pass,
         shape.bytes + max(state + within_pass, text_bytes if device == "cpu" else 0),
-        config.rounds * _seconds(cost, skeleton, shape, sum(sizes), config, device),
+        None if seconds is None else config.rounds * seconds,
         forward_passes(shape, config),
         config.rounds,
         search_extent(shape, config),
@@ -123,38 +135,22 @@ def estimate_scoring(
     )
 
 
-def _peak_bytes(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig, device: str) -> int:
-    """The peak alone; computes nothing on the device."""
-    return shape.bytes + sum(_memory(skeleton, shape, config, device))
-
-
 def too_little_memory(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig, device: str) -> str:
-    """What to say where scoring ran out of memory: what it needs, and what lowers that."""
-    described = skeleton, shape, config, device
-    options = [f"{setting} (about {words_for_bytes(peak)})" for setting, peak in _cheaper(*described)]
+    """What to say where scoring ran out of memory: what it needs, and what lowers that, the most first."""
+
+    def peak(config: MoreauPrunerConfig) -> int:
+        return shape.bytes + sum(_memory(skeleton, shape, config, device))
+
+    now, samples, half = peak(config), config.calibration_samples, config.sequence_length // 2
+    changes: list[tuple[str, Any]] = [("batch_size", 1), ("batch_size", samples), ("state_dtype", "bfloat16")]
+    changes += [("offload", "cpu"), ("offload", "disk"), ("sequence_length", half)]
+    found = {f"{name}={value!r}": peak(replace(config, **{name: value})) for name, value in changes}
+    lower = sorted((name for name in found if found[name] < 0.95 * now), key=lambda name: found[name])
+    options = ", ".join(f"{name} (about {words_for_bytes(found[name])})" for name in lower)
     return (
-        f"scoring ran out of memory; it needs about {words_for_bytes(_peak_bytes(*described))} with the model; what"
-        f" lowers it: {', '.join(options) or 'fewer layers in scope'}"
+        f"scoring ran out of memory; it needs about {words_for_bytes(now)} with the model; what lowers it:"
+        f" {options or 'fewer layers in scope'}"
     )
-
-
-def _cheaper(
-    skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig, device: str
-) -> list[tuple[str, int]]:
-    """What would lower the peak: a setting, and the peak with it, the lowest first."""
-    candidates: dict[str, dict[str, Any]] = {
-        "batch_size=1": {"batch_size": 1},
-        f"batch_size={config.calibration_samples}": {"batch_size": config.calibration_samples},
-        "state_dtype='bfloat16'": {"state_dtype": "bfloat16"},
-        "offload='cpu'": {"offload": "cpu"},
-        "offload='disk'": {"offload": "disk"},
-        f"sequence_length={config.sequence_length // 2}": {"sequence_length": config.sequence_length // 2},
-    }
-    now = _peak_bytes(skeleton, shape, config, device)
-    found = {
-        name: _peak_bytes(skeleton, shape, replace(config, **change), device) for name, change in candidates.items()
-    }
-    return sorted(((name, peak) for name, peak in found.items() if peak < 0.95 * now), key=lambda pair: pair[1])
 
 
 def _cost_and_sizes(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig) -> tuple[Cost, list[int]]:
@@ -176,9 +172,8 @@ def _memory(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPrunerCo
     if cost.passes:
         blocks = shape.scored(config)
         within_pass = activation_bytes(skeleton, blocks, batch, config.sequence_length) + _MATRICES * matrix
-        if getattr(
-            config.criterion, "released", False
-        ):  # the reference path: δ, its mean, the moved weights and the gradients of every parameter
+        if getattr(config.criterion, "released", False):
+            # the reference path: δ, its mean, the moved weights and the gradients of every parameter
             state = shape.parameters * (8 + itemsize)
             within_pass = max(within_pass, 4 * shape.parameters)
     else:
@@ -259,11 +254,8 @@ def _saved_bytes(skeleton: Any, windows: int) -> dict[nn.Module | None, int]:
     ids = torch.zeros(windows, _LENGTH, dtype=torch.int64, device="meta")
     mask = torch.zeros(windows, 1, _LENGTH, _LENGTH, dtype=skeleton.dtype, device="meta")
     try:
-        with (
-            undisturbed(),
-            plain_outputs(skeleton),
-            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-        ):
+        saving = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        with undisturbed(), plain_outputs(skeleton), saving:
             skeleton(input_ids=ids, position_ids=ids[:1], attention_mask=mask, labels=ids, use_cache=False)
     finally:
         for handle in handles:
@@ -273,7 +265,7 @@ def _saved_bytes(skeleton: Any, windows: int) -> dict[nn.Module | None, int]:
 
 def _seconds(
     cost: Cost, skeleton: PreTrainedModel, shape: ModelShape, scope: int, config: MoreauPrunerConfig, device: str
-) -> float:
+) -> float | None:
     tokens = config.calibration_samples * config.sequence_length
     # 2 operations per weight and token: forward, through the activations, and for the weights in scope
     gradients = 2 * cost.passes * tokens * (2 * shape.parameters + scope)
@@ -281,13 +273,19 @@ def _seconds(
     if not operations:
         return 0.0
     batch = _windows_at_once(cost, config)
-    seconds = operations / product_rate(min(batch * config.sequence_length, 1024), skeleton.dtype, device)
+    rate = product_rate(min(batch * config.sequence_length, 1024), skeleton.dtype, device)
+    if rate is None:
+        return None
     batches = math.ceil(config.calibration_samples / batch)
-    return seconds + (2 * cost.passes * batches * scope / _noise_rate(device) if cost.noisy else 0.0)
+    return operations / rate + (2 * cost.passes * batches * scope / _noise_rate(device) if cost.noisy else 0.0)
 
 
-def product_rate(rows: int, dtype: torch.dtype, device: str) -> float:
-    """Floating-point operations per second of a matrix product here."""
+def product_rate(rows: int, dtype: torch.dtype, device: str) -> float | None:
+    """Floating-point operations per second of a matrix product here; `None` where the device is not."""
+    try:
+        torch.empty(0, dtype=torch.float32, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        return None
     a, b = (torch.ones(n, 1024, dtype=dtype, device=device) for n in (rows, 1024))
     return 2 * rows * 1024 * 1024 / _time_of(lambda: a @ b.T, device)
 

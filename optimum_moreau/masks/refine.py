@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..criteria.relative import relative_to
+from ..criteria.ria import relative_to
 from ..models.stream import Inputs
 from .patterns import Pattern
 

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from ..config import MoreauPrunerConfig
 from ..criteria import Criterion
-from ..criteria.run import Scoring
+from ..criteria.scoring_run import Scoring
 from ..criteria.sparsegpt import inverse_factor
 from ..criteria.wanda import Wanda
 from ..distributed import is_distributed

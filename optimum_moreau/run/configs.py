@@ -1,32 +1,12 @@
-"""The config of a run: the one that a caller means, or the one that a plan carries."""
+"""The config that a plan is applied with."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from ..config import MoreauPrunerConfig
-from ..errors import ConfigError, PlanError
+from ..errors import PlanError
 from ..planning import PruningPlan
-
-
-def config_meant(config: Any, settings: Mapping[str, Any]) -> MoreauPrunerConfig:
-    """The config that is meant: one, a criterion's name, fields of one, or `None`; with settings over it.
-
-    Raises:
-        ConfigError: it is of another type, or a field of it is not valid.
-    """
-    if isinstance(config, MoreauPrunerConfig):
-        return config.changed(**settings) if settings else config
-    if isinstance(config, str):
-        return MoreauPrunerConfig.best(**{"criterion": config, **settings})
-    if config is None or isinstance(config, Mapping):
-        given = {str(field): value for field, value in (config or {}).items()}
-        return MoreauPrunerConfig.best(**{**given, **settings})
-    raise ConfigError(
-        f"MoreauPruner: {config!r:.40} is no config; pass a MoreauPrunerConfig, a criterion's name, or a dictionary of"
-        " its fields"
-    )
 
 
 def config_to_apply(

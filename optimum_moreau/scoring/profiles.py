@@ -146,8 +146,12 @@ def layer_influence(model: PreTrainedModel, tokens: Tensor, config: MoreauPruner
 
 
 def check_text(config: MoreauPrunerConfig, tokens: Tensor | None) -> None:
-    """Raises DataError where the budget or the protection reads text and there is none."""
-    if tokens is None and measures(config):
-        raise DataError(f"budget '{config.budget.name}' reads calibration text; give some")
-    if tokens is None and measures_outliers(config):
-        raise DataError("protect_outliers reads calibration text; give some")
+    """Raises DataError where something reads text, beside the criterion, and there is none."""
+    reads = {
+        f"budget '{config.budget.name}'": measures(config),
+        "protect_outliers": measures_outliers(config),
+        "layer_criterion 'block-influence'": config.by_influence,
+    }
+    for what, needed in reads.items():
+        if tokens is None and needed:
+            raise DataError(f"{what} reads calibration text; give some")

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..config import MoreauPrunerConfig
-from ..criteria.run import Scoring
+from ..criteria.scoring_run import Scoring
 from ..data.windows import CalibrationRecord
 from ..distributed import add_up, is_distributed, of_first, processes, share
 from ..envelope import scoring_mode
@@ -143,22 +143,22 @@ def score_units(
         NonFiniteError: a loss, gradient or score is NaN or infinite.
         DataError: tokens are missing.
     """
-    criterion = config.criterion
-    blocks = shape.scored(config)
-    check_text(config, tokens)
-    _check_steps(config, checkpoint)
-    check_gradients(model, config)
+    criterion, blocks, windows = config.criterion, shape.scored(config), 0 if tokens is None else len(tokens)
+    _check_scorable(model, tokens, config, checkpoint)
     values: dict[str, Tensor] = {}
     # a caller's inference mode would forbid the gradients; tokens made in it cannot be saved for the backward pass
     with torch.inference_mode(False), scoring_mode(model), torch.no_grad():
         batches = [] if tokens is None else _own_batches(tokens.clone(), config.batch_size or len(tokens))
-        if "layers" in config.targets and config.criterion.layers == "block-influence":
-            values |= _influence(model, shape, tokens, config)
+        if tokens is not None and config.by_influence:
+            influence = layer_influence(model, tokens, config)  # (layers,)
+            values |= {whole.where: influence[i : i + 1] for i, whole in enumerate(shape.wholes)}
         if blocks:
-            windows = 0 if tokens is None else len(tokens)
             sums = UnitSums(blocks, absolute_each=criterion.absolute_each())
             scoring = Scoring(model, blocks, batches, windows, config, sums.add, checkpoint, run, criterion.sides)
-            values |= _summed(scoring, sums)
+            criterion.score(scoring)
+            if criterion.partial():
+                sums.add_up_processes()
+            values |= sums.combined(criterion.aggregation, signed=criterion.signed)
         _check_finite(values, criterion.name)
         if tokens is not None and measures(config):
             values |= config.budget.measure(Measuring(model, shape, tokens, batches, values, config))
@@ -167,8 +167,11 @@ def score_units(
     return with_layer_sums(UnitScores(of_first(values)), shape, config)
 
 
-def _check_steps(config: MoreauPrunerConfig, checkpoint: Path | None) -> None:
-    """Refuses a folder of steps where none are kept, and, to several processes, what one must do alone."""
+def _check_scorable(
+    model: PreTrainedModel, tokens: Tensor | None, config: MoreauPrunerConfig, checkpoint: Path | None
+) -> None:
+    """Refuses what has no text or no gradients, a folder of steps where none are kept, and what one process must do."""
+    check_text(config, tokens)
     if checkpoint is not None and not config.criterion.resumable():
         raise ConfigError(
             f"checkpoint_dir: {config.criterion.name} keeps no steps with these settings; leave it out, or take moreau"
@@ -176,25 +179,7 @@ def _check_steps(config: MoreauPrunerConfig, checkpoint: Path | None) -> None:
         )
     if is_distributed() and (checkpoint is not None or _released(config)):
         raise ConfigError("checkpoint_dir and released work in one process only; leave them out under torchrun")
-
-
-def _summed(scoring: Scoring, sums: UnitSums) -> dict[str, Tensor]:
-    """Lets the criterion score, and combines its sums over the units, of all processes."""
-    criterion = scoring.config.criterion
-    criterion.score(scoring)
-    if criterion.partial():
-        sums.add_up_processes()
-    return sums.combined(criterion.aggregation, signed=criterion.signed)
-
-
-def _influence(
-    model: PreTrainedModel, shape: ModelShape, tokens: Tensor | None, config: MoreauPrunerConfig
-) -> dict[str, Tensor]:
-    """Block influence of every whole layer, as its score."""
-    if tokens is None:
-        raise DataError("layer_criterion 'block-influence' reads calibration text; give some")
-    influence = layer_influence(model, tokens, config)
-    return {whole.where: influence[i : i + 1] for i, whole in enumerate(shape.wholes)}
+    check_gradients(model, config)
 
 
 def score_channels(
@@ -282,10 +267,10 @@ def with_layer_sums(scores: UnitScores, shape: ModelShape, config: MoreauPrunerC
 
 def needs_text(config: MoreauPrunerConfig) -> bool:
     """Whether scoring reads calibration text."""
-    influence = "layers" in config.targets and config.criterion.layers == "block-influence"
     mask = config.mask
-    masks = mask is not None and (bool(mask.refine) or mask.update or config.budget.measured)
-    return influence or bool(config.criterion.needs) or masks or measures(config) or measures_outliers(config)
+    if mask is not None and (mask.refine or mask.update or config.budget.measured):
+        return True
+    return config.by_influence or bool(config.criterion.needs) or measures(config) or measures_outliers(config)
 
 
 class UnitSums:

@@ -8,6 +8,7 @@ import pytest
 from transformers import LlamaConfig
 
 from optimum_moreau import MoreauPrunerConfig
+from optimum_moreau.budgets.search import Search
 from optimum_moreau.criteria.moreau import Moreau
 from optimum_moreau.criteria.taylor import Taylor
 from optimum_moreau.criteria.wanda import Wanda
@@ -324,3 +325,12 @@ def test_a_preset_is_settings_to_begin_with():
     assert MoreauPrunerConfig.preset("paper", pruning_ratio=0.3).unit_ratio is None
     with pytest.raises(ConfigError, match=r"preset: unknown value 'bets'\. Did you mean 'best'\?"):
         MoreauPrunerConfig.preset("bets")
+
+
+def test_a_setting_that_other_methods_have_says_which():
+    with pytest.raises(ConfigError, match=r"^steps: taylor has no such setting; moreau-gs, moreau, lora have it\."):
+        MoreauPrunerConfig(criterion={"name": "taylor", "steps": 3})
+    with pytest.raises(ConfigError, match=r"^strength: search has no such setting; owl has it\."):
+        Search(strength=0.1)
+    with pytest.raises(ConfigError, match=r"^taylor: unknown field 'reductoin'\. Did you mean 'reduction'\?"):
+        MoreauPrunerConfig(criterion={"name": "taylor", "reductoin": "importance"})

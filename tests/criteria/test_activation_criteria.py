@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from optimum_moreau.config import MoreauPrunerConfig
-from optimum_moreau.criteria.run import Scoring
+from optimum_moreau.criteria.scoring_run import Scoring
 from optimum_moreau.criteria.sparsegpt import inverse_factor
 from optimum_moreau.envelope import scoring_mode
 from optimum_moreau.errors import ConfigError, NonFiniteError

@@ -6,8 +6,8 @@ import torch
 from optimum_moreau.config import MoreauPrunerConfig
 from optimum_moreau.config.settings import settings_of
 from optimum_moreau.criteria import Criterion
-from optimum_moreau.criteria.released import released_shrink
-from optimum_moreau.criteria.run import Scoring
+from optimum_moreau.criteria.moreau_steps import released_shrink
+from optimum_moreau.criteria.scoring_run import Scoring
 from optimum_moreau.envelope import Noise
 from optimum_moreau.models.units import model_shape
 from optimum_moreau.registry import CRITERIA

@@ -7,8 +7,8 @@ import torch
 from torch.func import functional_call
 
 from optimum_moreau.config import MoreauPrunerConfig
-from optimum_moreau.criteria import adapters as lora
-from optimum_moreau.criteria.run import Scoring
+from optimum_moreau.criteria import lora_adapters as lora
+from optimum_moreau.criteria.scoring_run import Scoring
 from optimum_moreau.envelope import scoring_mode
 from optimum_moreau.errors import NonFiniteError, UnsupportedModelError
 from optimum_moreau.evaluation.silencing import silenced

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig
-from optimum_moreau.envelope import Engine, Noise
+from optimum_moreau.envelope import GradientEngine, Noise
 from optimum_moreau.errors import ConfigError
 from optimum_moreau.estimate import estimate_scoring, skeleton_of
 from optimum_moreau.masks.sparsify import sparsify
@@ -184,8 +184,10 @@ def test_the_estimate_counts_the_passes_as_they_run(llama, tokens, criterion, mo
     """In passes over the calibration text: N windows, one at a time, are one."""
     config = config_for(llama, criterion, calibration_samples=len(tokens))
     windows = []
-    run = Engine._pass
-    monkeypatch.setattr(Engine, "_pass", lambda self, micro: windows.append(len(micro.batch)) or run(self, micro))
+    run = GradientEngine._pass
+    monkeypatch.setattr(
+        GradientEngine, "_pass", lambda self, micro: windows.append(len(micro.batch)) or run(self, micro)
+    )
     score_units(llama, model_shape(llama), tokens, config)
     estimate = estimate_scoring(skeleton_of(llama), model_shape(llama), config, "cpu")
     assert set(windows) == {config.criterion.cost(config).batch} == {1}
@@ -193,7 +195,7 @@ def test_the_estimate_counts_the_passes_as_they_run(llama, tokens, criterion, mo
 
 
 def test_steps_of_single_samples_are_not_kept(llama, tokens, tmp_path, monkeypatch):
-    monkeypatch.setattr(Engine, "run", None)  # refused before anything is computed
+    monkeypatch.setattr(GradientEngine, "run", None)  # refused before anything is computed
     pruner = MoreauPruner(config_for(llama, "moreau"))
     with pytest.raises(ConfigError, match=r"checkpoint_dir: moreau keeps no steps .*--reduction gradient"):
         pruner.plan(llama, tokens, checkpoint_dir=tmp_path / "steps")

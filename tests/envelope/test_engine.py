@@ -13,7 +13,7 @@ import torch
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig, PruningPlan
 from optimum_moreau.envelope import (
-    Engine,
+    GradientEngine,
     LossGradient,
     Micro,
     Noise,
@@ -163,7 +163,7 @@ def test_the_model_is_its_own_again_after_a_run_and_after_an_error(tokens):
         raise RuntimeError("stop")
 
     with scoring_mode(model):
-        engine = Engine(model, names)
+        engine = GradientEngine(model, names)
         engine.run([Micro(tokens, 1.0, None, "")], lambda name, g, scale: None)
         with pytest.raises(RuntimeError, match="stop"):
             engine.run([Micro(tokens, 1.0, None, "")], fail)
@@ -185,7 +185,9 @@ def test_no_graph_is_kept_below_the_first_layer_in_scope(tokens):
     for index, layer in enumerate(model.model.layers):
         layer.register_forward_hook(watch(index))
     with scoring_mode(model), torch.no_grad():
-        Engine(model, ["model.layers.1.mlp.up_proj.weight"]).run([Micro(tokens, 1.0, None, "")], lambda *_: None)
+        GradientEngine(model, ["model.layers.1.mlp.up_proj.weight"]).run(
+            [Micro(tokens, 1.0, None, "")], lambda *_: None
+        )
     assert needs == {0: False, 1: True, 2: True}
 
 
@@ -198,14 +200,14 @@ def test_only_the_weights_in_scope_move():
         return out.copy_(w)
 
     with scoring_mode(model), torch.no_grad():
-        engine = Engine(model, ["model.layers.2.mlp.up_proj.weight"])
+        engine = GradientEngine(model, ["model.layers.2.mlp.up_proj.weight"])
         engine.run([Micro(torch.arange(8)[None], 1.0, move, "")], lambda *_: None)
     assert set(moved) == {"model.layers.2.mlp.up_proj.weight"} and len(moved) == 1  # its input needs no gradient
 
 
 def test_a_weight_that_no_linear_layer_holds_is_refused(llama):
     with pytest.raises(UnsupportedModelError, match=r"model\.norm\.weight: a LlamaRMSNorm cannot be scored"):
-        Engine(llama, ["model.norm.weight"])
+        GradientEngine(llama, ["model.norm.weight"])
 
 
 def test_an_infinite_gradient_is_named(llama, tokens):
@@ -219,7 +221,7 @@ def test_an_infinite_gradient_is_named(llama, tokens):
         torch.no_grad(),
         pytest.raises(NonFiniteError, match=r"here: the gradient of model\.layers"),
     ):
-        Engine(llama, names).run([Micro(tokens, 1.0, None, "here")], lambda *_: None)
+        GradientEngine(llama, names).run([Micro(tokens, 1.0, None, "here")], lambda *_: None)
 
 
 # float16
@@ -238,7 +240,7 @@ def test_loss_scaling_saves_gradients_from_underflow():
     def gradients(model, scaled):
         found = {}
         with scoring_mode(model), torch.no_grad():
-            engine = Engine(model, names)
+            engine = GradientEngine(model, names)
             if not scaled:
                 engine._loss_scale = 1.0
             engine.run(
@@ -298,7 +300,7 @@ def test_the_smoothed_gradient_of_the_engine_is_that_of_the_oracle(llama, tokens
             Micro(tokens, 0.5, lambda name, w, out, i=i: noise.moved(w, None, name, 0, i, out=out), "")
             for i in range(2)
         ]
-        Engine(llama, names).run(micros, lambda name, g, scale: found.__setitem__(name, g * scale))
+        GradientEngine(llama, names).run(micros, lambda name, g, scale: found.__setitem__(name, g * scale))
     for name in names:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-7)
 
@@ -422,7 +424,7 @@ def prune(folder, tokens, model=None, **changes):
 
 def test_a_finished_run_is_read_back_without_computing(tokens, tmp_path, monkeypatch):
     plan, _ = prune(tmp_path / "steps", tokens)
-    monkeypatch.setattr(Engine, "run", None)
+    monkeypatch.setattr(GradientEngine, "run", None)
     assert prune(tmp_path / "steps", tokens)[0] == plan
 
 
@@ -440,7 +442,7 @@ def test_the_steps_of_another_run_are_refused(changes, tokens, tmp_path):
     "changes", [{"average_last": 2}, {"released": True}, {"criterion": "taylor", "steps": None}], ids=str
 )
 def test_what_a_checkpoint_would_not_hold_is_refused(changes, tokens, tmp_path, monkeypatch):
-    monkeypatch.setattr(Engine, "run", None)  # before anything is computed
+    monkeypatch.setattr(GradientEngine, "run", None)  # before anything is computed
     with pytest.raises(ConfigError, match=r"checkpoint_dir: .* keeps no steps with these settings; leave it out"):
         prune(tmp_path / "steps", tokens, **changes)
 
@@ -471,7 +473,7 @@ def test_a_folder_of_other_things_is_refused(tokens, tmp_path):
 @pytest.mark.parametrize("offload", [None, "disk"])
 def test_a_folder_that_cannot_hold_the_steps_is_refused_before_the_first(offload, tokens, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    monkeypatch.setattr(Engine, "run", None)
+    monkeypatch.setattr(GradientEngine, "run", None)
     with pytest.raises(CheckpointError, match=r"file: cannot be written \(.*\); give another folder"):
         prune(tmp_path / "file", tokens, offload=offload)
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
@@ -482,7 +484,7 @@ def test_a_folder_that_cannot_hold_the_steps_is_refused_before_the_first(offload
 def test_another_ratio_goes_on_from_the_same_steps(tokens, tmp_path, monkeypatch, caplog):
     prune(tmp_path / "steps", tokens, pruning_ratio=0.1)
     expected, _ = prune(None, tokens, pruning_ratio=0.05)
-    monkeypatch.setattr(Engine, "run", None)
+    monkeypatch.setattr(GradientEngine, "run", None)
     assert prune(tmp_path / "steps", tokens, pruning_ratio=0.05)[0].layers == expected.layers
     assert "going on after step 2 of 2" in caplog.text
 

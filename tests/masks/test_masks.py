@@ -12,7 +12,7 @@ from peft import LoraConfig
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig, RecoveryConfig
 from optimum_moreau.budgets.owl import OWL
 from optimum_moreau.config.settings import settings_of
-from optimum_moreau.criteria.run import Scoring
+from optimum_moreau.criteria.scoring_run import Scoring
 from optimum_moreau.envelope import scoring_mode
 from optimum_moreau.errors import ConfigError, ExportError, NonFiniteError, PlanError, UnsupportedModelError
 from optimum_moreau.loading import load_model

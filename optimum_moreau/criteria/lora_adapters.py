@@ -22,7 +22,7 @@ from ..errors import ConfigError, NonFiniteError, UnsupportedModelError
 from ..models.families import Cut
 from ..models.placement import device_of, input_device, is_offloaded
 from ..models.units import LAYERS, Block
-from .run import Scoring
+from .scoring_run import Scoring
 
 SCALE, EVERY = 2.0, 10  # α/r as the paper's r 8, α 16; steps between two silencings
 

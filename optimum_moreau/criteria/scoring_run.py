@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..config import MoreauPrunerConfig
-from ..envelope import Engine, Micro, MovedWeight, Noise, OnGradient
+from ..envelope import GradientEngine, Micro, MovedWeight, Noise, OnGradient
 from ..models.stream import Inputs, LayerStream
 from ..models.units import LAYERS, Block
 
@@ -73,9 +73,9 @@ class Scoring:
         return tuple(dict.fromkeys(found))
 
     @cached_property
-    def engine(self) -> Engine:
+    def engine(self) -> GradientEngine:
         """Gradients of the calibration loss with respect to the weights in scope."""
-        return Engine(self.model, self.names)
+        return GradientEngine(self.model, self.names)
 
     def parts(self) -> Iterator[Part]:
         """What makes each gradient, as `reduction` says, f_n the loss on sample n of N.

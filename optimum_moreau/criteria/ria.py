@@ -29,6 +29,12 @@ def relative_to(w: Tensor, columns: Tensor, rows: Tensor) -> Tensor:
     return magnitude / columns.clamp(min=tiny) + magnitude / rows.clamp(min=tiny)
 
 
+def norms(squares: Tensor | None) -> Tensor:
+    """‖X_j‖₂ = √A_j of the statistic A, or of that of outputs."""
+    assert squares is not None  # asked for
+    return squares.sqrt()
+
+
 @settings
 class RIA(Criterion):
     """Relative importance, by the inputs to the power a."""
@@ -45,9 +51,11 @@ class RIA(Criterion):
 
     def elements(self, name: str, w: Tensor, inputs: Inputs, seed: int) -> Tensor:
         """|W|/Σ_i|W| + |W|/Σ_j|W|, times (√A)^a."""
-        assert inputs.squares is not None  # asked for
-        columns, rows = w.abs().sum(dim=0, keepdim=True), w.abs().sum(dim=1, keepdim=True)
-        return relative_to(w, columns, rows) * inputs.squares.sqrt() ** self.exponent
+        return relative_to(w, *self.sums(w.abs(), name, seed)) * norms(inputs.squares) ** self.exponent
+
+    def sums(self, magnitude: Tensor, name: str, seed: int) -> tuple[Tensor, Tensor]:
+        """Of |W|: over each column, `(1, in)`, and each row, `(out, 1)`."""
+        return magnitude.sum(dim=0, keepdim=True), magnitude.sum(dim=1, keepdim=True)
 
 
 @settings
@@ -62,15 +70,10 @@ class StochRIA(RIA):
         "β: the share of the smaller side that row and column sums are over", default=0.1, gt=0, le=1
     )
 
-    def elements(self, name: str, w: Tensor, inputs: Inputs, seed: int) -> Tensor:
-        """As RIA, with sums over τ entries."""
-        assert inputs.squares is not None  # asked for
-        out, width = w.shape
-        tau = max(1, int(self.sample_share * min(out, width)))
-        draw, magnitude = generator(seed, name), w.abs()
-        of_columns = _sampled(magnitude.T, tau, draw)  # (in, 1)
-        of_rows = _sampled(magnitude, tau, draw)  # (out, 1)
-        return relative_to(w, of_columns.T, of_rows) * inputs.squares.sqrt() ** self.exponent
+    def sums(self, magnitude: Tensor, name: str, seed: int) -> tuple[Tensor, Tensor]:
+        """Over τ entries of each."""
+        tau, draw = max(1, int(self.sample_share * min(magnitude.shape))), generator(seed, name)
+        return _sampled(magnitude.T, tau, draw).T, _sampled(magnitude, tau, draw)
 
 
 def _sampled(lines: Tensor, tau: int, draw: torch.Generator) -> Tensor:
