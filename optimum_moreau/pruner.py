@@ -30,9 +30,10 @@ from .run.saving import checked, record, tokens_to_verify, write_model
 from .run.scoring import planned, prepared, scored
 from .run.text import GivenText, check_windows_fit
 from .run.warnings import mask_on_record, warn_of_mask, warn_of_other_text, warn_of_pruned
-from .saving import Verification, check_apart, save_folder, verify
+from .saving import check_apart, save_folder
 from .saving.hub import Published, push_folder
 from .saving.records import Records
+from .saving.verification import Verification, verify
 from .scoring.scores import UnitScores
 from .surgery.apply import check_prunable
 
@@ -296,7 +297,8 @@ class MoreauPruner:
         Args:
             repo_id: `namespace/name` on the Hub.
             save_directory: folder that `save_pretrained` wrote; default: a temporary one is written.
-            **options: `private`, `revision`, `create_pr`, `commit_message`, `token`, `overwrite_card` of `push_folder`.
+            **options: of `push_folder`: `private`, `revision`, `create_pr`, `commit_message`, `token`,
+                `overwrite_card`, `dry_run`.
 
         Raises:
             MoreauError: nothing was pruned yet; of the save; or a HubError, which says what the Hub refused.

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.records import Measurement, perplexities
+from ..evaluation.records import perplexities
 from ..loading import load_model
 from ..pruner import MoreauPruner
-from ..recovery import RecoverySummary
-from ..saving import Verification, check_folder, check_target, work_folder
+from ..saving import check_folder, check_target, work_folder
 from ..saving.card import check_template
 from . import processes
 from .recipe import RecoverStep
@@ -62,18 +61,11 @@ def tune(
     verification = pruner.save_pretrained(output, **saving)
     if work is not None:
         shutil.rmtree(work, ignore_errors=True)
-    return _told(summary, pruner.measurements, verification, output)
-
-
-def _told(
-    summary: RecoverySummary, measurements: Sequence[Measurement], verification: Verification, output: str
-) -> dict[str, Any]:
-    """What was done."""
     return {
         **summary.training,
         "trainable_parameters": summary.trainable_parameters,
         "data": dict(summary.data),
-        **perplexities(measurements),
+        **perplexities(pruner.measurements),
         "verified_max_abs_difference": verification.max_abs_difference,
         "output": output,
     }
