@@ -12,7 +12,6 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .config import MoreauPrunerConfig
-from .config.recovery import RecoveryConfig
 from .data.windows import CalibrationSet
 from .errors import ConfigError, MoreauError
 from .evaluation.records import Measurement
@@ -20,7 +19,7 @@ from .files.temporary import temporary_folder
 from .loading import load_config, load_model, load_tokenizer
 from .models.undisturbed import undisturbed
 from .planning import PruningPlan
-from .recovery import MoreauRecovery, RecoverySummary
+from .recovery import MoreauRecovery, RecoveryConfig, RecoverySummary
 from .run.applying import check_applies
 from .run.configs import config_meant, config_to_apply
 from .run.cutting import PruningResult, cut
@@ -297,8 +296,7 @@ class MoreauPruner:
         Args:
             repo_id: `namespace/name` on the Hub.
             save_directory: folder that `save_pretrained` wrote; default: a temporary one is written.
-            **options: of `push_folder`: `private`, `revision`, `create_pr`, `commit_message`, `token`,
-                `overwrite_card`, `dry_run`.
+            **options: of `push_folder`, as `private`, `revision`, `commit_message`, `token` and `dry_run`.
 
         Raises:
             MoreauError: nothing was pruned yet; of the save; or a HubError, which says what the Hub refused.

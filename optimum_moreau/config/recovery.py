@@ -30,7 +30,9 @@ class RecoveryConfig:
     max_steps: Count | None = setting("instead of epochs: optimizer steps", default=None)
     batch_size: Count = setting("sequences per optimizer step, over all processes and accumulated passes", default=64)
     micro_batch_size: Count = setting("sequences per forward pass and process", default=4)
-    learning_rate: float = setting("at its peak, after the warm-up; falls linearly to 0", default=1e-4, flag="lr", gt=0)
+    learning_rate: float = setting(
+        "peak learning rate, after the warm-up; from there it falls linearly to 0", default=1e-4, flag="lr", gt=0
+    )
     warmup: Share = setting("share of the steps in which the learning rate rises", default=0.06, metavar="SHARE")
     sequence_length: int = setting("tokens per sequence at most", default=256, flag="seq-len", ge=2, le=2**24)
     loss_on: Literal["answer", "all"] = setting("what is learnt of instructions and chats", default="answer")

@@ -27,7 +27,7 @@ def tune(
     evaluate: str | None = None,
     work: Path | None = None,
 ) -> dict[str, Any]:
-    """Tunes the model of a folder, or merges an adapter into it, and saves it to another folder.
+    """Tunes the model of a folder, or merges an adapter into it, and saves it to another; returns what was done.
 
     Args:
         folder: of the pruned model.
@@ -37,9 +37,6 @@ def tune(
         saving: keyword arguments of `save_pretrained`.
         evaluate: text to measure the perplexity on.
         work: folder of the training's states; removed when the model is saved. Default: beside the output.
-
-    Returns:
-        What was done.
     """
     check_target(output, overwrite=saving["overwrite"])
     if not isinstance(step, str):

@@ -62,7 +62,7 @@ class Published:
         commit: its hash; empty after a dry run.
         files: path in the repository → bytes.
         changed: whether anything was different there, so that a commit was made.
-        commit_message: its first line.
+        commit_message: its summary line.
     """
 
     repo_id: str

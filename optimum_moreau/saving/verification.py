@@ -139,26 +139,22 @@ def reload_logits(
     write_tensors(work / "tokens.safetensors", {"tokens": tokens})
     request = {
         "name": name,
-        "revision": revision,
-        "tokens": str(work / "tokens.safetensors"),
-        "logits": str(work / "logits.safetensors"),
+        "remote": {"revision": revision, "trust_remote_code": remote_code},
         "device": device,
         "threads": torch.get_num_threads(),
         "attention": attention,
-        "remote_code": remote_code,
     }
-    places = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(work / "modules")}
-    places |= {"HF_HUB_CACHE": cache} if cache else {}
+    places = {"HF_MODULES_CACHE": str(work / "modules"), **({"HF_HUB_CACHE": cache} if cache else {})}
     process = subprocess.run(
         [sys.executable, "-P", str(RELOAD_SCRIPT)],
         input=json.dumps(request),
         capture_output=True,
         text=True,
         cwd=work,
-        env={**os.environ, **places},
+        env={**os.environ, **places, "HF_HUB_OFFLINE": "1"},
     )
     if process.returncode:
-        reason = (process.stderr.strip().split("\n") or [""])[-1]
+        reason = process.stderr.strip().rpartition("\n")[-1]
         raise CheckpointError(f"does not load in a fresh process ({reason})")
     return load_file(work / "logits.safetensors")["logits"]
 
