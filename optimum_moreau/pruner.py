@@ -11,7 +11,6 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .config import MoreauPrunerConfig, config_meant
-from .config.recovery import RecoveryConfig
 from .data.windows import CalibrationText
 from .errors import ConfigError, MoreauError
 from .evaluation.records import Measurement
@@ -19,7 +18,7 @@ from .files.temporary import temporary_folder
 from .loading import load_config, load_model, load_tokenizer
 from .models.undisturbed import undisturbed
 from .planning import PruningPlan
-from .recovery import MoreauRecovery, RecoverySummary
+from .recovery import MoreauRecovery, RecoveryConfig, RecoverySummary
 from .run.configs import config_to_apply
 from .run.cutting import PruningResult, applied, pruned
 from .run.made import ElementScores
@@ -28,9 +27,10 @@ from .run.run import Run
 from .run.saving import checked, record, tokens_to_verify, write_model
 from .run.scoring import planned, scored_elements
 from .run.warnings import mask_on_record, warn_of_mask, warn_of_other_text, warn_of_pruned
-from .saving import Verification, check_apart, save_folder, verify
+from .saving import check_apart, save_folder
 from .saving.hub import Published, push_folder
 from .saving.records import Records
+from .saving.verification import Verification, verify
 from .scoring.scores import UnitScores
 from .surgery.apply import check_prunable
 
@@ -310,7 +310,7 @@ class MoreauPruner:
         Args:
             repo_id: `namespace/name` on the Hub.
             save_directory: folder that `save_pretrained` wrote; default: a temporary one is written.
-            **options: `private`, `revision`, `create_pr`, `commit_message`, `token`, `overwrite_card` of `push_folder`.
+            **options: of `push_folder`, as `private`, `revision`, `commit_message`, `token` and `dry_run`.
 
         Raises:
             MoreauError: nothing was pruned yet; of the save; or a HubError, which says what the Hub refused.

@@ -149,7 +149,7 @@ def folders(tiny_folder, tmp_path_factory, text):
 @pytest.fixture
 def unverified(monkeypatch):
     """Skips the fresh process, in tests of what surrounds it."""
-    from optimum_moreau.saving import Verification
+    from optimum_moreau.saving.verification import Verification
 
     monkeypatch.setattr(
         "optimum_moreau.pruner.verify", lambda model, folder, tokens, **_: Verification(0.0, tokens.numel())

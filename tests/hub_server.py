@@ -23,6 +23,7 @@ class Hub:
         self.repositories = {}  # id → revision → path → bytes
         self.commits = {}  # hash → (id, files)
         self.lfs = {}  # sha256 → bytes
+        self.messages = []  # of commits
         self.failures = []
         self.log = []  # (method, path, body of what is small)
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"hub": self}))
@@ -181,6 +182,8 @@ class Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = self.hub.lfs[value["oid"]]
             elif entry["key"] == "deletedFile":
                 del files[value["path"]]
+            elif entry["key"] == "header":
+                self.hub.messages.append(value["summary"])
         digest = self.hub.commit(repo, revision, files)
         url = f"{self.hub.url}/{repo}/commit/{digest}"
         self.send(200, {"success": True, "commitOid": digest, "commitUrl": url, "hookOutput": ""})

@@ -1,69 +1,13 @@
-"""Options that several verbs share: the model, how to load it, the calibration text, and fields of a step."""
+"""Options that several verbs share: the model, how to load it, the calibration text."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ConfigError
 from ..pipeline import processes
-from ..registry import suggestion
-from .help import rarely
-
-# field → (short alias, type, metavar, help); the flag is the field's name with hyphens. A type of bool is a switch.
-Fields = Mapping[str, tuple[str | None, Callable[[str], Any], str | None, str]]
-
-
-def add_fields(
-    group: argparse._ArgumentGroup, fields: Fields, prefix: str = "", shown: Collection[str] | None = None
-) -> None:
-    """Adds one flag per field, each beginning with the prefix; what is not given is `None`.
-
-    Args:
-        group: of the parser.
-        fields: by their names.
-        prefix: of the flags.
-        shown: those that `--help` lists; the others are given together as well, by `--PREFIX-args`.
-    """
-    if shown is not None:
-        name = prefix.rstrip("_")
-        text = f"its settings (optimum-moreau {name} --help lists them)"
-        group.add_argument(f"--{name}-args", metavar="K=V,…", help=text)
-    for field, (alias, kind, metavar, text) in fields.items():
-        names = [alias.removeprefix("--")] if alias else []
-        flags = [f"--{prefix}{name}".replace("_", "-") for name in (*names, field)]
-        dest = f"{prefix}{field}"
-        text = text if shown is None or field in shown else rarely(text)
-        if kind is bool:
-            group.add_argument(*flags, dest=dest, action="store_true", default=None, help=text)
-        else:
-            group.add_argument(*flags, dest=dest, type=kind, metavar=metavar, help=text)
-
-
-def given(args: argparse.Namespace, fields: Fields, prefix: str = "") -> dict[str, Any]:
-    """The fields whose flags were given."""
-    found = {field: getattr(args, f"{prefix}{field}") for field in fields}
-    found = {field: value for field, value in found.items() if value is not None}
-    return _together(fields, prefix, getattr(args, f"{prefix}args", None)) | found
-
-
-def _together(fields: Fields, prefix: str, text: str | None) -> dict[str, Any]:
-    """What `--recover-args epochs=2,lr=1e-4` says."""
-    flag, found = f"--{prefix}args".replace("_", "-"), {}
-    aliases = {(alias or "").removeprefix("--"): field for field, (alias, *_) in fields.items()}
-    for part in text.split(",") if text else ():
-        name, _, value = (one.strip() for one in part.partition("="))
-        field = aliases.get(name, name.replace("-", "_"))
-        if field not in fields:
-            hint = suggestion(field, fields)
-            raise ConfigError(f"{flag}: unknown setting '{name}'.{hint} Known: {', '.join(fields)}")
-        kind = fields[field][1]
-        try:
-            found[field] = value in ("", "yes", "true") if kind is bool else kind(value)
-        except ValueError:
-            raise ConfigError(f"{flag}: {name}: '{value}' is no {kind.__name__}") from None
-    return found
 
 
 def shares(flag: str, text: str) -> list[float]:

@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import MoreauPrunerConfig
+from ..config.recovery import RecoveryConfig
+from ..config.settings import settings_of
 from ..errors import ConfigError
 from ..pipeline import processes, sizes
-from . import dry_run, options, push, recover, settings
+from ..pipeline.recipe import PushStep, Recipe, RecoverStep, overridden, read_recipe, section
+from . import dry_run, options, push, recover, settings, steps
 
 if TYPE_CHECKING:
     from ..saving.summary import PruningSummary
 
 EXAMPLE = "org/model -o pruned --ratio 0.2 --calibration calibration.txt"
-
-_RECOVER: options.Fields = {**recover.STEP, **recover.OUTPUT, **recover.TRAINING}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,9 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_calibration_arguments(parser)
     settings.add_config_arguments(parser)
     group = parser.add_argument_group("the chain: recovery and publishing afterwards")
-    options.add_fields(group, _RECOVER, "recover_", shown=("data", "output"))
-    group.add_argument("--push", metavar="REPO", help="publish the last model as namespace/name on the Hub")
-    options.add_fields(group, push.STEP, "push_", shown=())
+    steps.add_step(group, RecoverStep, RecoveryConfig, prefix="recover_", shown=("data", "output"))
+    text = "publish the last model as namespace/name on the Hub"
+    group.add_argument("--push", dest="push_repo", metavar="REPO", help=text)
+    steps.add_step(group, PushStep, prefix="push_", shown=())
     parser.add_argument("--config", metavar="RECIPE", help="file of the whole chain (YAML); flags are over it")
     parser.add_argument(
         "--dry-run",
@@ -42,8 +44,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Prunes and saves, and goes on to recovery and publishing where they are asked for; returns what was done."""
-    from ..pipeline.recipe import Recipe, overridden, read_recipe, section
-
     if args.dry_run and args.print_config:
         raise ConfigError("--dry-run and --print-config: give one of them")
     values = overridden(read_recipe(args.config) if args.config else {}, _recipe_from(args))
@@ -66,23 +66,23 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     done = run_chain(recipe, means)
     if not processes.is_first():
         return {}
-    steps = {step: done[step] for step in ("recovery", "push") if step in done}
+    later = {step: done[step] for step in ("recovery", "push") if step in done}
     counts = report(done["summary"]) | {"output": done["output"], "steps": done["steps"]} | _zeros(done["output"])
     from ..evaluation.records import perplexities
 
-    return counts | perplexities(done["measurements"]) | steps
+    return counts | perplexities(done["measurements"]) | later
 
 
 def _recipe_from(args: argparse.Namespace) -> dict[str, Any]:
     """What the flags say of a recipe."""
-    plain = ("model", "revision", "dtype", "calibration", "calibration_column", "evaluate", "card_template", "output")
-    found = {name: value for name in plain if (value := getattr(args, name)) is not None}
+    given = {one.name: getattr(args, one.name, None) for one in settings_of(Recipe)}
+    found = {name: value for name, value in given.items() if value is not None}
     sections = {
         "prune": settings.settings_from(args),
-        "recover": options.given(args, _RECOVER, "recover_"),
-        "push": ({"repo": args.push} if args.push else {}) | options.given(args, push.STEP, "push_"),
+        "recover": steps.given(args, RecoverStep, RecoveryConfig, prefix="recover_"),
+        "push": steps.given(args, PushStep, prefix="push_"),
     }
-    return found | {name: section for name, section in sections.items() if section}
+    return found | {name: values for name, values in sections.items() if values}
 
 
 def report(summary: PruningSummary) -> dict[str, Any]:
@@ -123,8 +123,6 @@ def show(result: dict[str, Any]) -> str:
     if "scoring" in result:
         return dry_run.show(result)
     if "model" in result:
-        from ..pipeline.recipe import Recipe
-
         return Recipe.from_dict(result).to_yaml().rstrip()
     if "sparsity" in result:
         return _show_zeros(result)

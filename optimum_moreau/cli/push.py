@@ -5,54 +5,39 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from . import options
+from ..pipeline.recipe import PushStep
+from . import options, steps
 
 EXAMPLE = "pruned me/model-pruned --private"
-
-
-STEP: options.Fields = {  # the fields of PushStep
-    "private": (None, bool, None, "where the repository is made: private"),
-    "revision": (None, str, "BRANCH", "branch, made where it is missing"),
-    "create_pr": (None, bool, None, "as a pull request"),
-    "commit_message": (None, str, "TEXT", "of the commit"),
-    "overwrite_card": (None, bool, None, "replace the card there, instead of merging"),
-    "verify": (None, bool, None, "download it again into an empty cache, compare, and load it in a fresh process"),
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this verb's arguments."""
     parser.add_argument("folder", metavar="FOLDER", help="folder that prune, apply or recover wrote")
     parser.add_argument("repo", metavar="REPO", help="namespace/name on the Hub; made where it is missing")
-    options.add_fields(parser.add_argument_group("how"), STEP)
+    steps.add_step(parser.add_argument_group("how"), PushStep)
     options.add_trust_argument(parser)
     parser.add_argument("--dry-run", action="store_true", help="list what would be sent, and send nothing")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Publishes; returns what was sent. The token is the one that is logged in, or HF_TOKEN."""
-    from ..saving.hub import check_name, files_to_push
-
-    if args.dry_run:
-        check_name(args.repo)
-        return {"repo": args.repo, "files": files_to_push(args.folder), "sent": False}
     from ..pipeline.publishing import publish
 
-    return publish(args.folder, args.repo, options.given(args, STEP), trust_remote_code=args.trust_remote_code)
+    step = PushStep.from_dict(steps.given(args, PushStep))
+    return publish(args.folder, step, trust_remote_code=args.trust_remote_code, dry_run=args.dry_run)
 
 
 def show(result: dict[str, Any]) -> str:
     """The same for a reader."""
     from ..config.quantities import words_for_bytes
 
-    files = [f"  {name}  {words_for_bytes(size)}" for name, size in result["files"].items()]
+    files, repo = result["files"], result["repo"]
     if not result["sent"]:
-        return "\n".join([f"would send to {result['repo']}:", *files])
-    checked = (
-        ["verified    downloaded again, every file is what was sent; loads in a fresh process"]
-        if result["verified"]
-        else []
-    )
-    if not result["changed"]:
-        return "\n".join([f"sent        nothing: {result['repo']} holds these {len(files)} files already", *checked])
-    return "\n".join([f"sent        {len(files)} files to {result['url']}", *checked])
+        head = f"would send to {repo}, as '{result['commit_message']}':"
+        return "\n".join([head, *(f"  {name}  {words_for_bytes(size)}" for name, size in files.items())])
+    sent = f"{len(files)} files to {result['url']}"
+    lines = [f"sent        {sent if result['changed'] else f'nothing: {repo} holds these {len(files)} files already'}"]
+    if result["verified"]:
+        lines.append("verified    downloaded again, every file is what was sent; loads in a fresh process")
+    return "\n".join(lines)

@@ -4,95 +4,53 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..config.recovery import RecoveryConfig
+from ..errors import ConfigError
 from ..pipeline import outputs, processes
-from . import options
-
-if TYPE_CHECKING:
-    from ..pipeline.recipe import RecoverStep
+from ..pipeline.recipe import RecoverStep
+from . import options, steps
 
 EXAMPLE = "pruned --data alpaca.json -o recovered --epochs 2"
-
-TRAINING: options.Fields = {  # the fields of RecoveryConfig
-    "epochs": (None, float, "N", "passes over the records (default 2)"),
-    "max_steps": (None, int, "N", "instead: optimizer steps"),
-    "batch_size": (None, int, "N", "sequences per optimizer step, accumulated (default 64)"),
-    "micro_batch_size": (None, int, "N", "sequences per forward pass (default 4)"),
-    "learning_rate": ("--lr", float, "X", "peak learning rate (default 1e-4)"),
-    "warmup": (None, float, "SHARE", "share of the steps in which it rises (default 0.06)"),
-    "sequence_length": ("--seq-len", int, "N", "tokens per sequence at most (default 256)"),
-    "rank": (None, int, "N", "r of LoRA (default 8)"),
-    "alpha": (None, int, "N", "α of LoRA (default 16)"),
-    "dropout": (None, float, "SHARE", "on the adapters' inputs (default 0.05)"),
-    "loss_on": (None, str, "NAME", "answer (of instructions and chats; default) | all"),
-    "validation": (None, float, "SHARE", "records held out (default 0.05, at most 2000)"),
-    "patience": (None, int, "N", "stop after N evaluations without a lower validation loss"),
-    "save_steps": (None, int, "N", "steps between kept states, and between evaluations (default 100)"),
-    "temperature": (None, float, "X", "of the distillation (default 2)"),
-    "distillation": (None, float, "SHARE", "of the teacher in the loss (default 0.5)"),
-    "seed": (None, int, "N", "of order, split and dropout (default 0)"),
-    "packing": (None, bool, None, "fill every sequence with as many records as fit"),
-    "gradient_checkpointing": (None, bool, None, "trade time for memory"),
-}
-STEP: options.Fields = {  # the fields of RecoverStep
-    "data": (
-        None,
-        str,
-        "FILE",
-        "records: instruction, input, output; or messages; or text; or hub:id[:config[:split[:column]]]",
-    ),
-    "teacher": (None, str, "MODEL", "the unpruned model, to learn from its logits as well"),
-}
-OUTPUT: options.Fields = {"output": (None, str, "FOLDER", "folder of the tuned model (default OUTPUT-recovered)")}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this verb's arguments."""
     parser.add_argument("model", metavar="PRUNED", help="folder that prune or apply wrote")
     options.add_output_arguments(parser)
-    options.add_fields(parser.add_argument_group("what to learn"), STEP)
+    steps.add_step(parser.add_argument_group("what to learn"), RecoverStep)
     parser.add_argument("--adapter", metavar="FOLDER", help="instead of --data: merge a LoRA adapter trained on PRUNED")
     parser.add_argument("--work-dir", type=Path, metavar="FOLDER", help="of a run's states (default .OUTPUT.recovery)")
     options.add_loading_arguments(parser)
-    options.add_fields(parser.add_argument_group("training"), TRAINING)
+    steps.add_step(parser.add_argument_group("training"), RecoveryConfig)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Tunes, or takes an adapter; merges and saves; returns what was done."""
-    from ..errors import ConfigError
-    from ..pipeline.recipe import RecoverStep
-
-    settings = options.given(args, {**STEP, **TRAINING})
+    settings = steps.given(args, RecoverStep, RecoveryConfig)
+    output = settings.pop("output")
     if args.adapter and settings:
         raise ConfigError(f"--adapter: is trained already; leave --{next(iter(settings)).replace('_', '-')} out")
     if not args.adapter and not args.data:
         raise ConfigError("--data: give the records to tune on, or --adapter, trained elsewhere")
     if args.adapter and args.work_dir:
         raise ConfigError("--work-dir: is for the states of a training, and --adapter trains nothing; leave it out")
-    recovery = args.adapter or RecoverStep.from_dict(settings)
-    teacher = getattr(args, "teacher", None)
-    inputs = (args.model, args.adapter, args.data, teacher, args.evaluate, args.card_template)
-    with outputs.reserved([args.output, args.work_dir], inputs):
-        return _recover(args, recovery)
+    step = args.adapter or RecoverStep.from_dict(settings)
+    inputs = (args.model, args.adapter, args.data, args.teacher, args.evaluate, args.card_template)
+    with outputs.reserved([output, args.work_dir], inputs):
+        from ..pipeline.tuning import tune
 
-
-def _recover(args: argparse.Namespace, step: RecoverStep | str) -> dict[str, Any]:
-    from ..pipeline.tuning import tune
-
-    return tune(
-        args.model,
-        step,
-        args.output,
-        evaluate=args.evaluate,
-        work=args.work_dir,
-        loading={
-            "dtype": args.dtype,
-            "device": processes.join(args.device),
-            "trust_remote_code": args.trust_remote_code,
-        },
-        saving={"overwrite": args.overwrite, "card_template": args.card_template},
-    )
+        trust = {"trust_remote_code": args.trust_remote_code}
+        return tune(
+            args.model,
+            step,
+            output,
+            evaluate=args.evaluate,
+            work=args.work_dir,
+            loading={"dtype": args.dtype, "device": processes.join(args.device), **trust},
+            saving={"overwrite": args.overwrite, "card_template": args.card_template},
+        )
 
 
 def show(result: dict[str, Any]) -> str:

@@ -70,7 +70,7 @@ def _add(group: Any, fields: Iterable[Setting], skip: Iterable[str] = ()) -> Non
     """A flag for each field; of a field that names a method, also one for its settings."""
     taken: set[str] = set()
     for one in fields:
-        _add_one(group, one, one.name, rarely(one.help) if one.rare else one.help)
+        add_flag(group, one, one.name, rarely(one.help) if one.rare else one.help)
         taken |= {one.name, one.was}
         if one.name in METHODS:
             known = list(METHODS[one.name])
@@ -87,11 +87,12 @@ def _add(group: Any, fields: Iterable[Setting], skip: Iterable[str] = ()) -> Non
     for one in (each for field, method in groups() if field not in skip for each in settings_of(method)):
         if one.was not in taken:
             taken.add(one.was)
-            _add_one(group, one, f"of_{one.was}", rarely(one.help))
+            add_flag(group, one, f"of_{one.was}", rarely(one.help))
 
 
-def _add_one(group: Any, one: Setting, dest: str, text: str) -> None:
-    names = [name for name in (one.flag, dest.removeprefix("of_")) if name]
+def add_flag(group: Any, one: Setting, dest: str, text: str, prefix: str = "") -> None:
+    """Adds the flag of a field, named as its destination; its short name, if it has one, takes the prefix."""
+    names = [f"{prefix}{one.flag}", dest.removeprefix("of_")] if one.flag else [dest.removeprefix("of_")]
     flags = [f"--{name}".replace("_", "-") for name in names]
     if one.flag:  # its long name too, which takes no room in the list
         group.add_argument(flags.pop(), dest=dest, type=_reader(one), help=argparse.SUPPRESS)

@@ -7,6 +7,7 @@ validates, lists, parses or compares settings reads it there; no other list of f
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import wraps
@@ -74,7 +75,7 @@ class Setting:
     @property
     def switch(self) -> bool:
         """Whether it is off unless it is named."""
-        return _parts(self.kind) == (bool,) and self.default is False
+        return _parts(self.kind) == (bool,) and not self.default
 
     @property
     def kind_word(self) -> str:
@@ -120,9 +121,11 @@ class Setting:
             if low == 0 and high == 1:
                 bounds = f"{'[' if 'ge' in self.rules else '('}0, 1{']' if 'le' in self.rules else ')'}"
                 return f"{shown} is not a share in {bounds}; 20 % is 0.2"
-            return f"{shown} is not a number" + (
-                f" {'≥' if 'ge' in self.rules else '>'} {low:g}" if low is not None else ""
-            )
+            bound = f" {'≥' if 'ge' in self.rules else '>'} {low:g}" if low is not None else ""
+            text = isinstance(value, str) and re.fullmatch(r"\d+e-?\d+", value)  # as YAML reads it
+            return f"{shown} is not a number{bound}{'; in YAML write 1.0e-4, with the point' if text else ''}"
+        if parts == (str,):
+            return f"{shown} is no text"
         return f"{shown} is not {_SHAPES.get(self.metavar or '', 'a value for it')}"
 
 

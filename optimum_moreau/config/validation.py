@@ -177,11 +177,3 @@ def _resolve_layers(name: str, layers: tuple[int, int] | None, depth: int) -> tu
     if layers[1] > depth:
         raise ConfigError(f"{name}: {layers[0]}:{layers[1]} lies outside the model's layers 0:{depth}")
     return layers
-
-
-def check_whole(name: str, value: Any, *, least: int, most: int) -> None:
-    """Raises ConfigError where a value that is given is no whole number from `least` to `most`."""
-    if value is not None and (type(value) is not int or value < least):
-        raise ConfigError(f"{name}: {value!r:.40} is not a whole number ≥ {least}")
-    if value is not None and value > most:
-        raise ConfigError(f"{name}: {value!r:.40} is more than can be meant; {most:,} at most")

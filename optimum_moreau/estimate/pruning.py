@@ -111,7 +111,8 @@ def estimate_pruning(
     if isinstance(model, str):
         model = load_skeleton(model, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
     if isinstance(model, PretrainedConfig):
-        shell = skeleton(copy.deepcopy(model), model.dtype or torch.float32)
+        weights: Any = model.dtype or torch.float32
+        shell = skeleton(copy.deepcopy(model), weights)
     else:
         shell = model if model.device.type == "meta" else skeleton_of(model)
     given = config_meant(config, settings)

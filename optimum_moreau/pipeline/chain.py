@@ -20,7 +20,7 @@ from ..errors import CheckpointError, ConfigError
 from ..evaluation.records import EVALUATION_NAME, Measurement, load_measurements
 from ..loading import base_revision, load_config, load_model
 from ..pruner import MoreauPruner
-from ..saving import check_folder, check_target, work_folder
+from ..saving import check_apart, check_folder, check_target, work_folder
 from ..saving.records import Records
 from ..saving.summary import SUMMARY_NAME, PruningSummary
 from . import inputs, outputs, processes, sizes
@@ -82,7 +82,7 @@ def run(recipe: Recipe, means: Means) -> dict[str, Any]:
 def _reserved(recipe: Recipe, keys: dict[str, str], folders: dict[str, str], means: Means) -> Iterator[dict[str, bool]]:
     """Yields which steps are done; the folders of the others are this run's for the block, and may be written."""
     writes = [*(folders[step] for step in keys), means.checkpoint_dir]
-    outputs.check_apart(writes, [*recipe.reads(), means.file])
+    check_apart(writes, [*recipe.reads(), means.file])
     if means.checkpoint_dir is not None:
         check_folder(means.checkpoint_dir)
     for step in keys:
@@ -128,8 +128,7 @@ def _run(
             found["recovery"] = _recover(recipe, read, keys["recover"], loading, means)
     output = folders["recover" if recipe.recover else "prune"]
     if recipe.push:
-        how, trust = recipe.push.options(), means.trust_remote_code
-        found["push"] = publish(output, recipe.push.repo, how, trust_remote_code=trust)
+        found["push"] = publish(output, recipe.push, trust_remote_code=means.trust_remote_code)
         steps["push"] = "done" if found["push"]["changed"] else "skipped"
     return {**found, "output": output, "measurements": _measurements(recipe, output), "steps": steps}
 

@@ -21,16 +21,11 @@ def reserved(outputs: Sequence[str | Path | None], inputs: Iterable[str | Path |
         ConfigError: an output is, holds or lies in an input, or another output.
         CheckpointError: another run writes one of them, or nothing can be written there.
     """
+    from ..saving import check_apart
+
     check_apart(outputs, inputs)
     with claims(outputs):
         yield
-
-
-def check_apart(outputs: Sequence[str | Path | None], inputs: Iterable[str | Path | None]) -> None:
-    """The first half of `reserved`."""
-    from .. import saving
-
-    saving.check_apart([output for output in outputs if output is not None], inputs)
 
 
 @contextmanager

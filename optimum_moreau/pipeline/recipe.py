@@ -7,14 +7,15 @@ beside the weights may run) is said on the command line only, and so is the toke
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
+from pydantic import Field
 
 from ..config import SIZES, MoreauPrunerConfig
 from ..config.recovery import RecoveryConfig
+from ..config.settings import setting, settings, settings_of
 from ..errors import ConfigError
 from ..files import read_yaml
 from ..registry import suggestion
@@ -22,52 +23,47 @@ from ..registry import suggestion
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@settings
 class RecoverStep:
-    """What the pruned model is tuned on, and how.
+    """What the pruned model is tuned on, and how; `config` holds the settings of the tuning."""
 
-    Attributes:
-        data: records, as for `MoreauRecovery.train`.
-        output: folder of the tuned model; default: the pruned one's name with `-recovered`.
-        teacher: the unpruned model, to learn from its logits as well.
-        config: the settings.
-    """
-
-    data: str
-    output: str | None = None
-    teacher: str | None = None
-    config: RecoveryConfig = field(default_factory=RecoveryConfig)
+    data: str = setting(
+        "records: instruction, input, output; or messages; or text; or hub:id[:config[:split[:column]]]",
+        default=...,
+        metavar="FILE",
+    )
+    output: str | None = setting("folder of the tuned model (default OUTPUT-recovered)", default=None, metavar="FOLDER")
+    teacher: str | None = setting("the unpruned model, to learn from its logits as well", default=None, metavar="MODEL")
+    config: RecoveryConfig = Field(default_factory=RecoveryConfig)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the step as one flat dictionary."""
-        named = {"data": self.data, "output": self.output, "teacher": self.teacher}
-        return _without_none({**named, **self.config.to_dict()})
+        own = {name: value for name, value in vars(self).items() if name != "config"}
+        return _without_none({**own, **self.config.to_dict()})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RecoverStep:
         """Makes the step of a flat dictionary; raises ConfigError for an unknown name."""
-        own = {name: values[name] for name in ("data", "output", "teacher") if name in values}
+        own = {one.name: values[one.name] for one in settings_of(cls) if one.name in values}
         if own.get("data") is None:
             raise ConfigError("recover: needs data, the records to tune on (--recover-data)")
         config = RecoveryConfig.from_dict({name: value for name, value in values.items() if name not in own})
         return _made(cls, {**own, "config": config}, "recover")
 
 
-@dataclass(frozen=True)
+@settings
 class PushStep:
-    """Where the result is published; the fields are those of `push_folder`, and `verify`: load it back from there."""
+    """Where the result is published, and how: the arguments of `push_folder`, and `verify`."""
 
-    repo: str
-    private: bool | None = None
-    revision: str | None = None
-    create_pr: bool = False
-    commit_message: str | None = None
-    overwrite_card: bool = False
-    verify: bool = False
-
-    def options(self) -> dict[str, Any]:
-        """How it is published: every field but `repo`."""
-        return {name: value for name, value in vars(self).items() if name != "repo"}
+    repo: str = setting("namespace/name on the Hub; made where it is missing", default=..., metavar="REPO")
+    private: bool | None = setting("where the repository is made: private", default=None)
+    revision: str | None = setting("branch, made where it is missing", default=None, metavar="BRANCH")
+    create_pr: bool = setting("as a pull request", default=False)
+    commit_message: str | None = setting("of the commit", default=None, metavar="TEXT")
+    overwrite_card: bool = setting("replace the card there, instead of merging", default=False)
+    verify: bool = setting(
+        "download it again into an empty cache, compare, and load it in a fresh process", default=False
+    )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PushStep:
@@ -77,35 +73,23 @@ class PushStep:
         return _made(cls, values, "push")
 
 
-@dataclass(frozen=True)
+@settings
 class Recipe:
-    """The whole chain.
+    """The whole chain; of `prune`, what a dictionary leaves open is that of the preset `best`."""
 
-    Attributes:
-        model: folder or Hub id of the base model.
-        output: folder of the pruned model.
-        revision: of the base model on the Hub.
-        dtype: to load it in; `auto` is as saved.
-        calibration: text to score on, as for `load_calibration`.
-        calibration_column: its text column.
-        evaluate: text whose perplexity is measured before pruning, after it, and after recovery.
-        card_template: of the model card (jinja2).
-        prune: what to prune and how; of a dictionary, what it leaves open is that of the preset `best`.
-        recover: tune afterwards, if given.
-        push: publish the last model, if given.
-    """
-
-    model: str
-    output: str
-    revision: str | None = None
-    dtype: str = "auto"
-    calibration: str | None = None
-    calibration_column: str | None = None
-    evaluate: str | None = None
-    card_template: str | None = None
-    prune: MoreauPrunerConfig = field(default_factory=MoreauPrunerConfig.best)
-    recover: RecoverStep | None = None
-    push: PushStep | None = None
+    model: str = setting("folder or Hub id of the base model", default=...)
+    output: str = setting("folder of the pruned model", default=...)
+    revision: str | None = setting("of the base model on the Hub", default=None)
+    dtype: str = setting("to load it in; `auto` is as saved", default="auto")
+    calibration: str | None = setting("text to score on, as for `load_calibration`", default=None)
+    calibration_column: str | None = setting("its text column", default=None)
+    evaluate: str | None = setting(
+        "text whose perplexity is measured before pruning, after it, and after recovery", default=None
+    )
+    card_template: str | None = setting("of the model card (jinja2)", default=None)
+    prune: MoreauPrunerConfig = Field(default_factory=MoreauPrunerConfig.best)
+    recover: RecoverStep | None = setting("tune afterwards, if given", default=None)
+    push: PushStep | None = setting("publish the last model, if given", default=None)
 
     @property
     def recovered(self) -> str:
@@ -127,11 +111,8 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the recipe as a dictionary that YAML and JSON can hold; what is not set is left out."""
-        found = {one.name: getattr(self, one.name) for one in fields(self)}
-        found["prune"] = _without_none(self.prune.to_dict(), deep=True)
-        found["recover"] = None if self.recover is None else self.recover.to_dict()
-        found["push"] = None if self.push is None else _without_none(vars(self.push))
-        return _without_none(found)
+        recover, push = self.recover and self.recover.to_dict(), self.push and vars(self.push)
+        return _without_none({**vars(self), "prune": self.prune.to_dict(), "recover": recover, "push": push})
 
     @classmethod
     def from_file(cls, path: str | Path) -> Recipe:
@@ -205,16 +186,14 @@ def overridden(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str,
 
 
 def _made(kind: type[T], values: Mapping[str, Any], where: str) -> T:
-    known: dict[str, Any] = {one.name: one for one in fields(kind)}  # type: ignore[arg-type]
-    for name, value in values.items():
+    known = [one.name for one in settings_of(kind)]
+    for name in values:
         if name not in known:
             raise ConfigError(f"{where}: unknown name '{name}'.{suggestion(name, known)}")
-        wanted = str(known[name].type).split(" | ")
-        if "bool" in wanted and not (isinstance(value, bool) or (value is None and "None" in wanted)):
-            raise ConfigError(f"{where}: {name}: {value!r} is not true or false")
-        if "str" in wanted and not (isinstance(value, str) or (value is None and "None" in wanted)):
-            raise ConfigError(f"{where}: {name}: {value!r} is no text")
-    return kind(**values)
+    try:
+        return kind(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def _expanded(value: Any) -> Any:
@@ -229,8 +208,6 @@ def section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return found
 
 
-def _without_none(values: Mapping[str, Any], *, deep: bool = False) -> dict[str, Any]:
-    found = {key: value for key, value in values.items() if value is not None}
-    if not deep:
-        return found
-    return {key: _without_none(value) if isinstance(value, Mapping) else value for key, value in found.items()}
+def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    known = ((key, value) for key, value in values.items() if value is not None)
+    return {key: _without_none(value) if isinstance(value, Mapping) else value for key, value in known}

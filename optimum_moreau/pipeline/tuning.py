@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.records import Measurement, perplexities
+from ..evaluation.records import perplexities
 from ..loading import load_model
 from ..pruner import MoreauPruner
-from ..recovery import RecoverySummary
 from ..run.measuring import EvaluationText
-from ..saving import Verification, check_folder, check_target, work_folder
+from ..saving import check_folder, check_target, work_folder
 from ..saving.card import check_template
 from . import processes
 from .recipe import RecoverStep
@@ -29,7 +28,7 @@ def tune(
     evaluate: str | EvaluationText | None = None,
     work: Path | None = None,
 ) -> dict[str, Any]:
-    """Tunes the model of a folder, or merges an adapter into it, and saves it to another folder.
+    """Tunes the model of a folder, or merges an adapter into it, and saves it to another; returns what was done.
 
     Args:
         folder: of the pruned model.
@@ -39,9 +38,6 @@ def tune(
         saving: keyword arguments of `save_pretrained`.
         evaluate: text to measure the perplexity on.
         work: folder of the training's states; removed when the model is saved. Default: beside the output.
-
-    Returns:
-        What was done.
     """
     check_target(output, overwrite=saving["overwrite"])
     if not isinstance(step, str):
@@ -63,18 +59,11 @@ def tune(
     verification = pruner.save_pretrained(output, **saving)
     if work is not None:
         shutil.rmtree(work, ignore_errors=True)
-    return _told(summary, pruner.measurements, verification, output)
-
-
-def _told(
-    summary: RecoverySummary, measurements: Sequence[Measurement], verification: Verification, output: str
-) -> dict[str, Any]:
-    """What was done."""
     return {
         **summary.training,
         "trainable_parameters": summary.trainable_parameters,
         "data": dict(summary.data),
-        **perplexities(measurements),
+        **perplexities(pruner.measurements),
         "verified_max_abs_difference": verification.max_abs_difference,
         "output": output,
     }

@@ -45,13 +45,14 @@ def carry_over(folder: Path, base: str | None, *, tokenizer: str | None = None, 
         tokenizer: folder or Hub id of the tokenizer; its files go along if its vocabulary is still the same.
         revision: of the base on the Hub.
     """
-    for file in _beside(base, revision, _LICENCE):
-        _copy(file, folder)
-    if not (folder / "tokenizer_config.json").is_file():
-        return
-    for file in _beside(tokenizer, revision if tokenizer == base else None, _TOKENIZER):
-        if _same_vocabulary(file.parent / "tokenizer.json", folder / "tokenizer.json"):
-            _copy(file, folder)
+    files = [*_beside(base, revision, _LICENCE)]
+    if (folder / "tokenizer_config.json").is_file():
+        of_tokenizer = _beside(tokenizer, revision if tokenizer == base else None, _TOKENIZER)
+        ours = folder / "tokenizer.json"
+        files += [file for file in of_tokenizer if _same_vocabulary(file.parent / "tokenizer.json", ours)]
+    for file in files:
+        if not (folder / file.name).exists():
+            shutil.copyfile(file, folder / file.name)
 
 
 def _beside(name: str | None, revision: str | None, pattern: re.Pattern[str]) -> Iterator[Path]:
@@ -60,25 +61,19 @@ def _beside(name: str | None, revision: str | None, pattern: re.Pattern[str]) ->
         return
     source = Path(name).expanduser()
     if not source.is_dir():
-        cached = _in_cache(name, revision)
-        if cached is None:  # it was not loaded from the Hub
+        try:
+            cached = try_to_load_from_cache(name, "config.json", revision=revision)
+        except ValueError:  # no id
             return
-        source = cached
+        if not isinstance(cached, str):  # it was not loaded from the Hub
+            return
+        source = Path(cached).parent
         if pattern is _LICENCE:
             _fetch_licence(name, source.name)
     names = sorted(path.name for path in source.iterdir() if _belongs(path.name, pattern))
     for name in names[:_MOST_FILES]:
         if _may_go_along(source / name, source, _MOST_BYTES[pattern]):
             yield source / name
-
-
-def _in_cache(name: str, revision: str | None) -> Path | None:
-    """The folder of a Hub id's commit."""
-    try:
-        found = try_to_load_from_cache(name, "config.json", revision=revision)
-    except ValueError:  # no id
-        return None
-    return Path(found).parent if isinstance(found, str) else None
 
 
 def goes_along(name: str) -> bool:
@@ -95,11 +90,6 @@ def _may_go_along(file: Path, source: Path, most: int) -> bool:
     home = source.resolve()
     home = home.parent.parent if home.parent.name == "snapshots" else home
     return file.is_file() and file.resolve().is_relative_to(home) and file.stat().st_size <= most
-
-
-def _copy(file: Path, folder: Path) -> None:
-    if not (folder / file.name).exists():
-        shutil.copyfile(file, folder / file.name)
 
 
 def _fetch_licence(name: str, revision: str | None) -> None:

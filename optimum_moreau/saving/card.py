@@ -136,19 +136,16 @@ def check_template(path: str | Path | None) -> None:
     Raises:
         CheckpointError: it is missing, is not one, or uses what no card holds.
     """
-    file = template_path() if path is None else Path(path).expanduser()
-    if not file.is_file():
-        raise CheckpointError(f"{file.name}: no such card template")
     if path is None:
         return
-    source = _source(file)
+    name, source = _source(path)
     try:
         if stranger := _stranger(names_of_foreign(source)):
             raise ForeignTemplateError(stranger)
         render_foreign(source, _SAMPLE)
     except ForeignTemplateError as error:
         if not error.incomplete:  # what a sample lacks, the values of a run may hold
-            raise _unusable(file, error) from error
+            raise _unusable(name, error) from error
 
 
 def _known() -> dict[str, set[str]]:
@@ -181,22 +178,23 @@ def _stranger(used: Sequence[Sequence[str]]) -> str:
 
 
 def _render(data: ModelCardData, template: str | Path | None, values: dict[str, Any]) -> str:
-    path = template_path() if template is None else Path(template).expanduser()
-    if not path.is_file():
-        raise CheckpointError(f"{path.name}: no such card template")
+    name, source = _source(template_path() if template is None else template)
     values = {**data.to_dict(), **values, "card_data": LITERAL(data.to_yaml())}
     try:
-        text = (render if template is None else render_foreign)(_source(path), values)
-        card = parse_card(text)
+        card = parse_card((render if template is None else render_foreign)(source, values))
     except (TemplateError, ForeignTemplateError, ValueError) as error:
-        raise _unusable(path, error) from error
+        raise _unusable(name, error) from error
     card.text = card.text.rstrip() + "\n"
     return str(card)
 
 
-def _source(file: Path) -> str:
-    return read_text(file, "a card template", most=_LONGEST_TEMPLATE)
+def _source(template: str | Path) -> tuple[str, str]:
+    """The name and the text of a template's file."""
+    file = Path(template).expanduser()
+    if not file.is_file():
+        raise CheckpointError(f"{file.name}: no such card template")
+    return file.name, read_text(file, "a card template", most=_LONGEST_TEMPLATE)
 
 
-def _unusable(file: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f"{file.name}: cannot be used as a card template ({first_line(error)})")
+def _unusable(name: str, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{name}: cannot be used as a card template ({first_line(error)})")

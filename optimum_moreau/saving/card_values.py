@@ -43,13 +43,24 @@ def card_values(
     sparsity: SparsitySummary | None,
 ) -> dict[str, Any]:
     """All but the title and the summary; arguments as for `write_card`."""
+    criteria, budgets = _criteria(config), _budgets(config)
+    papers = [*(paper for _, _, paper in (*criteria, *budgets)), summary.compensation.get("paper", "")]
     return {
         "recovery": None if recovery is None else recovery.to_dict(),
         "unused": _unused(recovery),
-        **_of_config(config),
-        **_of_shapes(summary),
-        "citations": _citations(config, summary),
-        "evaluation": _evaluation(measurements),
+        # words that this package holds, which are Markdown as they stand
+        "criteria": [[LITERAL(text) for text in row] for row in criteria],
+        "budgets": [[LITERAL(text) for text in row] for row in budgets],
+        "citations": [LITERAL(BIBTEX[paper]) for paper in dict.fromkeys(papers) if paper in BIBTEX],
+        "settings": {key: _words(key, value) for key, value in shown(config).items()},
+        "layers": list(zip(summary.layers_before, summary.layers_after, strict=True)),
+        "unit_names": UNITS,
+        "removed_words": _removed_words(summary),
+        "own_type": summary.export.startswith(CUSTOM_PREFIX),
+        "evaluation": [
+            (what, {stage: {**asdict(one), "words": one.words} for stage, one in values.items()})
+            for what, values in by_stage(measurements).items()
+        ],
         "speed": _speed(speed),
         "sparsity": _sparsity(sparsity),
         "stages": [stage for stage in STAGES if any(one.stage == stage for one in measurements)],
@@ -95,40 +106,6 @@ def results_of(measurements: Sequence[Measurement]) -> list[EvalResult]:
     return found
 
 
-def _of_config(config: MoreauPrunerConfig) -> dict[str, Any]:
-    """What decided, and by which settings."""
-    return {
-        "criteria": _literal(_criteria(config)),
-        "budgets": _literal(_budgets(config)),
-        "settings": {key: _words(key, value) for key, value in shown(config).items()},
-    }
-
-
-def _of_shapes(summary: PruningSummary) -> dict[str, Any]:
-    """What went of every layer, and how to name it."""
-    return {
-        "layers": list(zip(summary.layers_before, summary.layers_after, strict=True)),
-        "unit_names": UNITS,
-        "removed_words": _removed_words(summary),
-        "own_type": summary.export.startswith(CUSTOM_PREFIX),
-    }
-
-
-def _citations(config: MoreauPrunerConfig, summary: PruningSummary) -> list[str]:
-    """Of the papers of what decided and of the compensation."""
-    decided = [*_criteria(config), *_budgets(config)]
-    papers = [*(paper for _, _, paper in decided), summary.compensation.get("paper", "")]
-    return [LITERAL(BIBTEX[paper]) for paper in dict.fromkeys(papers) if paper in BIBTEX]
-
-
-def _evaluation(measurements: Sequence[Measurement]) -> list[tuple[Any, dict[str, Any]]]:
-    """What was measured, and its value at each stage."""
-    return [
-        (what, {stage: {**asdict(one), "words": one.words} for stage, one in values.items()})
-        for what, values in by_stage(measurements).items()
-    ]
-
-
 def _unused(recovery: RecoverySummary | None) -> set[str]:
     """Settings of a recovery that had no part in it."""
     if recovery is None:
@@ -151,11 +128,6 @@ def _sparsity(sparsity: SparsitySummary | None) -> dict[str, Any] | None:
         return None
     found = asdict(sparsity) | {name: getattr(sparsity, name) for name in OF_SPARSITY}
     return found | {"by_layer": dict(sparsity.by_layer())}
-
-
-def _literal(rows: Sequence[tuple[str, ...]]) -> list[list[str]]:
-    """Words that this package holds, which are Markdown as they stand."""
-    return [[LITERAL(text) for text in row] for row in rows]
 
 
 def _criteria(config: MoreauPrunerConfig) -> list[tuple[str, str, str]]:

@@ -22,51 +22,25 @@ RECORDS = (
     "sparsity_summary.json",
     "recovery_summary.json",
 )
-_TOKENIZER = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "tokenizer.model",
-    "tokenizer.model.v*",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tekken.json",
-    "*.tiktoken",
-    "chat_template.jinja",
-    "chat_template.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-)
+# Of a tokenizer, beside what `goes_along`.
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_PROCESSOR = ("chat_template.jinja", "chat_template.json", "preprocessor_config.json", "processor_config.json")
 _CODE = ("modeling_*.py", "configuration_*.py", "tokenization_*.py")
-_OF_OTHERS = (  # beside a base model, and where versions before this one put the scores
-    "pruning_scores.safetensors",
-    "pytorch_model.bin",
-    "pytorch_model-*-of-*.bin",
-    "pytorch_model.bin.index.json",
-    ".gitattributes",
-)
+_SCORES = "pruning_scores.safetensors"  # in `pruning/`; older versions put them at the top
+_OF_OTHERS = ("pytorch_model.bin", "pytorch_model-*-of-*.bin", "pytorch_model.bin.index.json", ".gitattributes")
+_PLAIN = ("config.json", "generation_config.json", "README.md", _SCORES)
 # folder → names of the files in it
 CONTENTS = {
-    "": (
-        "config.json",
-        "generation_config.json",
-        "README.md",
-        *WEIGHTS,
-        *RECORDS,
-        *_TOKENIZER,
-        *_CODE,
-        *_OF_OTHERS,
-    ),
-    "pruning": ("pruning_scores.safetensors",),
+    "": (*_PLAIN, *WEIGHTS, *RECORDS, *_TOKENIZER, *_PROCESSOR, *_CODE, *_OF_OTHERS),
+    "pruning": (_SCORES,),
     "adapter": ("adapter_model.safetensors", "adapter_config.json", "README.md"),
     "additional_chat_templates": ("*.jinja",),
     "__pycache__": ("*.pyc",),
     ".cache": (),
 }
+# What only a push of this package sends, among what may lie on the Hub.
+_ADAPTER = ("adapter/adapter_model.safetensors", "adapter/adapter_config.json")
+_OURS = (*WEIGHTS, *RECORDS, _SCORES, f"pruning/{_SCORES}", "modeling_moreau.py", *_ADAPTER)
 _WHOLE = (".cache/huggingface",)  # what a download into a folder leaves there
 
 
@@ -111,6 +85,11 @@ def is_of_a_run(folder: Path, name: str) -> bool:
     """Whether something at the top of a folder belongs to a run that writes the folder, and not to what it holds."""
     kind = name.removeprefix(f".{folder.name}.") if name.startswith(f".{folder.name}.") else ""
     return kind in ("lock", "recovery") or kind.startswith(("partial-", "complete-", "moving-", "recovery-"))
+
+
+def is_ours(name: str) -> bool:
+    """Whether a push sends a file of this path: weights, adapter, modeling file, records."""
+    return _matches(name, _OURS)
 
 
 def is_part(path: Path) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from filecmp import cmp
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,25 +31,13 @@ from ..files import read_text
 from ..files.temporary import reason as why
 from ..files.temporary import temporary_folder
 from ..templates import parse_card
+from .contents import is_ours
 from .merging import merged_card
 
 logger = logging.getLogger(__name__)
 
 PLACEHOLDER = "path/or/repo"  # in a card that is not published yet
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
-_RECORDS = (
-    "modeling_moreau.py",
-    "pruning_plan.json",
-    "pruning/pruning_scores.safetensors",
-    "pruning_scores.safetensors",  # where older versions put them
-    "pruning_summary.json",
-    "moreau_pruner_config.json",
-    "evaluation.json",
-    "benchmark.json",
-    "sparsity_summary.json",
-    "recovery_summary.json",
-)
-_ADAPTER = ("adapter/adapter_model.safetensors", "adapter/adapter_config.json")
 _MESSAGE = "Upload a pruned model with optimum-moreau"
 _TRIES = 4
 _LONGEST_WAIT = 60.0  # seconds
@@ -65,14 +54,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Published:
-    """What `push_folder` did.
+    """What `push_folder` did, or would do.
 
     Attributes:
         repo_id: of the model.
-        url: of the commit, or of the pull request.
-        commit: its hash.
+        url: of the commit, or of the pull request; empty after a dry run.
+        commit: its hash; empty after a dry run.
         files: path in the repository → bytes.
         changed: whether anything was different there, so that a commit was made.
+        commit_message: its summary line.
     """
 
     repo_id: str
@@ -80,6 +70,7 @@ class Published:
     commit: str
     files: dict[str, int]
     changed: bool
+    commit_message: str = ""
 
 
 def files_to_push(folder: str | Path) -> dict[str, int]:
@@ -144,6 +135,7 @@ def push_folder(
     commit_message: str | None = None,
     token: str | None = None,
     overwrite_card: bool = False,
+    dry_run: bool = False,
 ) -> Published:
     """Publishes a saved folder in one commit; creates the repository where there is none.
 
@@ -156,59 +148,60 @@ def push_folder(
         private: for a repository that is created; default: the account's.
         revision: branch, made where it is missing.
         create_pr: as a pull request.
-        commit_message: default: what was pruned is named.
+        commit_message: default: `Upload a pruned model with optimum-moreau`.
         token: of the Hub; default: the one that is logged in.
         overwrite_card: replace the card there, instead of merging with it.
+        dry_run: only check the folder and the name, and say what would be sent; the Hub is not asked.
 
     Raises:
         HubError: says what the Hub refused, and what to do; the token is never named.
     """
-    files = files_to_push(folder)
+    files, path = files_to_push(folder), Path(folder).expanduser()
     check_name(repo_id)
+    ours = _local_card(path / "README.md", repo_id)
+    planned = Published(repo_id, "", "", files, changed=False, commit_message=commit_message or _MESSAGE)
+    if dry_run:
+        return planned
     _check_token(repo_id, token)
-    path, api = Path(folder).expanduser(), HfApi(token=token)
-    ours = _local_card(path / "README.md")
+    api, to = HfApi(token=token), {"revision": revision, "create_pr": create_pr}
 
-    def commit() -> tuple[str | None, Any]:
+    def attempt() -> Published:
         api.create_repo(repo_id, private=private, exist_ok=True)
         if revision is not None and not create_pr:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        operations = _operations(path, files, api.list_repo_files(repo_id, revision=revision))
-        if ours is not None:
-            theirs = None if overwrite_card else _remote_card(api, repo_id, revision)
-            operations.append(_card_operation(theirs, ours, repo_id))
-        with quiet("huggingface_hub.hf_api"):  # it warns where nothing has changed
-            before = api.model_info(repo_id, revision=None if create_pr else revision).sha
-            where: dict[str, Any] = {"revision": revision, "create_pr": create_pr}
-            return before, api.create_commit(repo_id, operations, commit_message=commit_message or _MESSAGE, **where)
+        theirs = None if overwrite_card or ours is None else _remote_card(api, repo_id, revision)
+        return _commit(api, path, planned, merged_card(theirs, ours) if ours else None, to)
 
-    before, found = _patiently(commit, repo_id)
-    return Published(repo_id, found.pr_url or found.commit_url, found.oid, files, changed=found.oid != before)
+    return _patiently(attempt, repo_id)
 
 
 push_to_hub = push_folder  # the name that is asked for first
 
 
-def _operations(path: Path, files: Collection[str], there: Iterable[str]) -> list[Any]:
-    """Adds the files of a folder but the card, and removes what an earlier push left and the folder does not hold."""
+def _commit(api: HfApi, path: Path, planned: Published, card: str | None, to: dict[str, Any]) -> Published:
+    """Adds the files of a folder, and removes what an earlier push left and the folder does not hold."""
+    repo_id, files = planned.repo_id, planned.files
     operations: list[Any] = [CommitOperationAdd(name, str(path / name)) for name in files if name != "README.md"]
-    stale = [name for name in there if _is_ours(name)]
-    return operations + [CommitOperationDelete(name) for name in stale if name not in files]
+    there = api.list_repo_files(repo_id, revision=to["revision"])
+    operations += [CommitOperationDelete(name) for name in there if is_ours(name) and name not in files]
+    if card is not None:
+        operations.append(CommitOperationAdd("README.md", card.encode()))
+    with quiet("huggingface_hub.hf_api"):  # it warns where nothing has changed
+        before = api.model_info(repo_id, revision=None if to["create_pr"] else to["revision"]).sha
+        done = api.create_commit(repo_id, operations, commit_message=planned.commit_message, **to)
+    return replace(planned, url=done.pr_url or done.commit_url, commit=done.oid, changed=done.oid != before)
 
 
-def _card_operation(theirs: ModelCard | None, ours: ModelCard, repo_id: str) -> CommitOperationAdd:
-    """Adds our card, its placeholder filled in, within theirs."""
-    ours.text = ours.text.replace(PLACEHOLDER, repo_id)
-    return CommitOperationAdd("README.md", merged_card(theirs, ours).encode())
-
-
-def _local_card(file: Path) -> ModelCard | None:
+def _local_card(file: Path, repo_id: str) -> ModelCard | None:
+    """The card of a folder, its placeholder filled in."""
     if not file.is_file():
         return None
     try:
-        return parse_card(read_text(file, "a model card"))
+        card = parse_card(read_text(file, "a model card"))
     except ValueError as error:
         raise CheckpointError(f"{file}: cannot be read as a model card ({first_line(error)}); repair it") from error
+    card.text = card.text.replace(PLACEHOLDER, repo_id)
+    return card
 
 
 def _remote_card(api: HfApi, repo_id: str, revision: str | None) -> ModelCard | None:
@@ -221,14 +214,6 @@ def _remote_card(api: HfApi, repo_id: str, revision: str | None) -> ModelCard | 
         except (ValueError, CheckpointError) as error:
             reason = f"the card there cannot be read ({first_line(error)}); repair it, or replace it (--overwrite-card)"
             raise HubError(f"{repo_id}: {reason}") from error
-
-
-def _is_ours(name: str) -> bool:
-    """Whether a push sends such a file: weights, adapter, modeling file, records."""
-    weights = (
-        "/" not in name and name.startswith("model") and name.endswith((".safetensors", ".safetensors.index.json"))
-    )
-    return name in _RECORDS or name in _ADAPTER or weights
 
 
 def verify_published(
@@ -260,7 +245,8 @@ def verify_published(
 
         there = Path(_patiently(download, published.repo_id))
         for name in published.files:
-            if name != "README.md" and _hash(there / name) != _hash(Path(folder).expanduser() / name):
+            same = (there / name).is_file() and cmp(there / name, Path(folder).expanduser() / name, shallow=False)
+            if name != "README.md" and not same:
                 raise HubError(f"{published.repo_id}: {name} on the Hub is not what was sent; push again")
         tokens = torch.arange(2, 10, dtype=torch.int64, device="cpu")[None]
         local = str(Path(folder).expanduser().resolve())
@@ -275,52 +261,40 @@ def verify_published(
             raise HubError(f"{published.repo_id}: what is on the Hub computes other logits than {folder}; push again")
 
 
-def _hash(file: Path) -> str:
-    if not file.is_file():
-        return ""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
 def _seconds(retry_after: str | None, otherwise: float) -> float:
     """What a Retry-After header asks for: seconds, or a date."""
-    if retry_after is None:
-        return otherwise
-    try:
-        return max(0.0, float(retry_after))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
-        return otherwise
+    with suppress(ValueError, TypeError):  # TypeError: no header
+        return max(0.0, float(retry_after))  # type: ignore[arg-type]
+    with suppress(ValueError, TypeError):
+        return max(0.0, (parsedate_to_datetime(retry_after or "") - datetime.now(UTC)).total_seconds())
+    return otherwise
 
 
 def _patiently(action: Callable[[], T], repo_id: str) -> T:
     """Tries again, a few times, what may go better later: a busy or failing Hub, a broken connection, a conflict."""
     for attempt in range(_TRIES):
+        wait: float | None = None  # seconds, where it may go better later
         try:
             return action()
         except HfHubHTTPError as error:
             status = error.response.status_code if error.response is not None else 0
-            again = status in (409, 429) or status >= 500
-            wait = _seconds(error.response.headers.get("Retry-After"), 2.0**attempt) if again else 0.0
+            if status in (409, 429) or status >= 500:
+                wait = _seconds(error.response.headers.get("Retry-After"), 2.0**attempt)
             reason = _STATUS.get(status, f"the Hub failed ({status})")
         except OfflineModeIsEnabled:
-            again, wait, reason = False, 0.0, "HF_HUB_OFFLINE is set; unset it to reach the Hub"
+            reason = "HF_HUB_OFFLINE is set; unset it to reach the Hub"
         except (httpx2.TransportError, ConnectionError, TimeoutError) as error:
-            again, wait = True, float(2**attempt)
-            reached = not isinstance(error, httpx2.ConnectError)
-            reason = "the connection broke" if reached else f"{constants.ENDPOINT} cannot be reached"
+            wait, unreached = 2.0**attempt, isinstance(error, httpx2.ConnectError)
+            reason = f"{constants.ENDPOINT} cannot be reached" if unreached else "the connection broke"
             reason += f" ({type(error).__name__})"
         except LocalTokenNotFoundError:
-            again, wait, reason = False, 0.0, _STATUS[401]
+            reason = _STATUS[401]
         except MoreauError:
             raise
         except OSError as error:
-            again, wait, reason = False, 0.0, f"a file cannot be read or written here ({why(error)})"
-        if not again or attempt == _TRIES - 1:
-            later = "; run the same again later: what was uploaded is not sent twice" if again else ""
+            reason = f"a file cannot be read or written here ({why(error)})"
+        if wait is None or attempt == _TRIES - 1:
+            later = "" if wait is None else "; run the same again later: what was uploaded is not sent twice"
             raise HubError(f"{repo_id}: {reason}{later}") from None  # a traceback could hold the token
         logger.warning("%s: %s; trying again in %.0f s", repo_id, reason, min(wait, _LONGEST_WAIT))
         time.sleep(min(wait, _LONGEST_WAIT))

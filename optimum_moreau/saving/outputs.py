@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import glob
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -22,42 +23,45 @@ _OF_A_DISK = "lost+found"  # at the root of a file system
 _claims: ContextVar[frozenset[Path]] = ContextVar("claims", default=frozenset())  # of this thread's blocks
 
 
-def check_apart(outputs: Sequence[str | Path], inputs: Iterable[str | Path | None]) -> None:
+def check_apart(outputs: Iterable[str | Path | None], inputs: Iterable[str | Path | None]) -> None:
     """Refuses an output that is an input or another output, lies in one, or holds one: writing would destroy it.
 
     Args:
-        outputs: files and folders to be written.
+        outputs: files and folders to be written; `None` is passed over.
         inputs: files and folders to be read; what is not there (a name on the Hub, `None`) is passed over.
 
     Raises:
         ConfigError: names both.
     """
-    read = [(str(one), path, "read") for one in inputs if (path := _there(one)) is not None]
-    for i, output in enumerate(outputs):
+    others = [(one, path, "read") for one in inputs if (path := _there(one)) is not None]
+    for output in outputs:
+        if output is None:
+            continue
         path = _resolved(output)
-        if path.exists() and not path.is_file() and not path.is_dir():
-            continue  # a device such as /dev/stdout
-        for name, other, how in (*read, *((str(one), _resolved(one), "written too") for one in outputs[:i])):
-            relation = _relation(path, other)
-            if relation:
+        for name, other, how in others if not _is_device(path) else ():
+            if relation := _relation(path, other):
                 raise ConfigError(f"{output}: {relation} {name}, which is {how}; give another output")
+        others.append((output, path, "written too"))
 
 
 def _relation(one: Path, two: Path) -> str:
     """How a path stands to another: by name, and by what the names stand for where they exist (mounts, hard links)."""
-    if one == two or _same(one, two):
+    if _same(one, two):
         return "is"
-    if any(parent == two or _same(parent, two) for parent in one.parents):
+    if any(_same(parent, two) for parent in one.parents):
         return "lies in"
-    if any(parent == one or _same(parent, one) for parent in two.parents):
-        return "holds"
-    return ""
+    return "holds" if any(_same(parent, one) for parent in two.parents) else ""
 
 
 def _same(one: Path, two: Path) -> bool:
     with suppress(OSError):
-        return one.samefile(two)
+        return one == two or one.samefile(two)
     return False
+
+
+def _is_device(path: Path) -> bool:
+    """Whether a path is of something such as /dev/stdout."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def _there(name: str | Path | None) -> Path | None:
@@ -101,10 +105,7 @@ def check_target(folder: str | Path, *, overwrite: bool = False) -> Path:
     Raises:
         CheckpointError: not a folder, not empty, or not writable.
     """
-    path = _resolved(folder)
-    if path.exists() and not path.is_dir():
-        raise CheckpointError(f"{folder}: is a file; give a folder")
-    _check_place(folder, path)
+    path = _folder(folder)
     if path.is_dir() and any(not _is_passed_over(path, one) for one in path.iterdir()):
         if not overwrite:
             raise CheckpointError(f"{folder}: is not empty; choose another folder, or overwrite (--overwrite)")
@@ -128,8 +129,7 @@ def check_file(file: str | Path, *, overwrite: bool = False) -> None:
         raise CheckpointError(f"{file}: exists; choose another file, or overwrite (--overwrite)")
     if path.is_dir():
         raise CheckpointError(f"{file}: is a folder; give a file")
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
-        raise CheckpointError(f"{file}: cannot be written, {path.parent} is not a writable folder")
+    _check_writable(file, path.parent)
 
 
 def check_addable(folder: str | Path, name: str, *, overwrite: bool = False) -> Path:
@@ -155,12 +155,18 @@ def check_folder(folder: str | Path) -> Path:
     Raises:
         CheckpointError: a file, or not writable.
     """
-    path = _resolved(folder)
+    path = _folder(folder)
+    if path.is_dir():
+        _check_writable(folder, path)
+    return path
+
+
+def _folder(name: str | Path) -> Path:
+    """The full path of a folder to be written, in whose place something can be."""
+    path = _resolved(name)
     if path.exists() and not path.is_dir():
-        raise CheckpointError(f"{folder}: is a file; give a folder")
-    _check_place(folder, path)
-    if path.is_dir() and not os.access(path, os.W_OK | os.X_OK):
-        raise CheckpointError(f"{folder}: cannot be written, {path} is not a writable folder")
+        raise CheckpointError(f"{name}: is a file; give a folder")
+    _check_place(name, path)
     return path
 
 
@@ -177,9 +183,12 @@ def work_folder(output: str | Path, mark: str = "") -> Path:
 
 def _check_place(name: str | Path, path: Path) -> None:
     place = place_of(path)
-    parent = next(ancestor for ancestor in (place, *place.parents) if ancestor.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise CheckpointError(f"{name}: cannot be written, {parent} is not a writable folder")
+    _check_writable(name, next(ancestor for ancestor in (place, *place.parents) if ancestor.exists()))
+
+
+def _check_writable(name: str | Path, folder: Path) -> None:
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise CheckpointError(f"{name}: cannot be written, {folder} is not a writable folder")
 
 
 @contextmanager
@@ -193,7 +202,7 @@ def claimed(output: str | Path) -> Iterator[None]:
         CheckpointError: another run has it, or nothing can be written there.
     """
     path = _resolved(output)
-    if path in _claims.get() or (path.exists() and not path.is_file() and not path.is_dir()):  # a device
+    if path in _claims.get() or _is_device(path):
         yield
         return
     _check_place(output, path)
@@ -221,7 +230,7 @@ def _hold(path: Path, place: Path, output: str | Path, held: ExitStack) -> None:
     folder is filled in place there is one in it too. A lock on the folder itself holds under other names too (mounts).
     """
     for where in dict.fromkeys((path.parent, place)):
-        lock = where / _lock_name(path)
+        lock = where / f".{path.name}.lock"
         try:
             descriptor = _lock_file(lock, output)
         except OSError as error:
@@ -241,10 +250,6 @@ def _remove_empty(folders: Iterable[Path]) -> None:
     with suppress(OSError):  # something was written
         for folder in folders:
             folder.rmdir()
-
-
-def _lock_name(path: Path) -> str:
-    return f".{path.name}.lock"
 
 
 def _lock_file(lock: Path, output: str | Path) -> int:
@@ -290,7 +295,7 @@ def _put_right(path: Path, output: str | Path) -> None:
     """Of a claimed output: puts right what a run that was killed left; says so by the name that was given."""
     places = dict.fromkeys((place_of(path), path))  # in it too: the run may have been one that fills it in place
     done = [f"removed {name}" for place in places for name in collect_partial(place, path.name)]
-    for left in sorted(one for place in places for one in place.glob(f".{_escaped(path.name)}.*")):
+    for left in sorted(one for place in places for one in place.glob(f".{glob.escape(path.name)}.*")):
         kind = left.name.removeprefix(f".{path.name}.").partition("-")[0]
         if kind not in ("moving", "complete", "replaced"):
             continue
@@ -308,7 +313,3 @@ def _put_right(path: Path, output: str | Path) -> None:
                 done.append(f"put {left.name} back")
     if done:
         logger.warning("%s: %s, which a run that was killed had left", output, ", ".join(done))
-
-
-def _escaped(name: str) -> str:
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)

@@ -57,19 +57,14 @@ def _named(made: Path, target: Path, kind: str) -> Path:
 
 
 def place_of(target: Path) -> Path:
-    """The folder in which that lies which belongs to a run and not to its output: beside the target, or in it."""
-    return target if fills_in_place(target) else target.parent
-
-
-def fills_in_place(target: Path) -> bool:
-    """Whether a folder is filled, and not renamed onto."""
+    """Where that lies which belongs to a run and not to its output: beside the target, or in it if it is filled."""
     if not target.is_dir():
-        return False
+        return target.parent
     with suppress(OSError):  # the working folder is gone
         here = Path.cwd()
         if target in (here, *here.parents):
-            return True
-    return is_mount(target) or not os.access(target.parent, os.W_OK | os.X_OK)
+            return target
+    return target if is_mount(target) or not os.access(target.parent, os.W_OK | os.X_OK) else target.parent
 
 
 def is_mount(path: Path) -> bool:

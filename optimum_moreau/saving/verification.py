@@ -11,11 +11,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -24,7 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..errors import CheckpointError
-from ..files import write_tensors
+from ..files import read_shapes, write_tensors
 from ..files.temporary import temporary_folder
 from ..loading import code_may_run
 from ..models.buffers import as_reloaded
@@ -72,7 +71,10 @@ def verify(
     remote_code = code_may_run(folder, trust_remote_code)
     expected = _logits(model, tokens)
     with parked(model, Path(folder)), temporary_folder("verify") as work:
-        reloaded = _reload(model, Path(folder), tokens, work, remote_code)
+        spread = len(set(getattr(model, "hf_device_map", {}).values())) > 1
+        device = "auto" if spread else str(input_device(model))
+        attention = model.config._attn_implementation
+        reloaded = reload_logits(str(folder), tokens, work, device=device, attention=attention, remote_code=remote_code)
     same = (reloaded == expected) | (reloaded.isnan() & expected.isnan())
     difference = (reloaded - expected).abs().nan_to_num(torch.inf).masked_fill(same, 0.0)
     worst = float(difference.max())
@@ -103,18 +105,6 @@ def _logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     finally:
         model.train(training)
     return torch.cat(rows)  # (windows, length, vocabulary)
-
-
-def _reload(model: PreTrainedModel, folder: Path, tokens: Tensor, work: Path, remote_code: bool) -> Tensor:
-    spread = len(set(getattr(model, "hf_device_map", {}).values())) > 1
-    return reload_logits(
-        str(folder),
-        tokens,
-        work,
-        device="auto" if spread else str(input_device(model)),
-        attention=model.config._attn_implementation,
-        remote_code=remote_code,
-    )
 
 
 def reload_logits(
@@ -149,32 +139,24 @@ def reload_logits(
     write_tensors(work / "tokens.safetensors", {"tokens": tokens})
     request = {
         "name": name,
-        "revision": revision,
-        "tokens": str(work / "tokens.safetensors"),
-        "logits": str(work / "logits.safetensors"),
+        "remote": {"revision": revision, "trust_remote_code": remote_code},
         "device": device,
         "threads": torch.get_num_threads(),
         "attention": attention,
-        "remote_code": remote_code,
     }
-    places = {"HF_HUB_CACHE": cache} if cache else {}
-    _run_reload(request, work, {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(work / "modules"), **places})
-    return load_file(work / "logits.safetensors")["logits"]
-
-
-def _run_reload(request: Mapping[str, Any], work: Path, places: Mapping[str, str]) -> None:
-    """Runs the fresh process within the work folder, with some variables of its environment set."""
+    places = {"HF_MODULES_CACHE": str(work / "modules"), **({"HF_HUB_CACHE": cache} if cache else {})}
     process = subprocess.run(
         [sys.executable, "-P", str(RELOAD_SCRIPT)],
         input=json.dumps(request),
         capture_output=True,
         text=True,
         cwd=work,
-        env={**os.environ, **places},
+        env={**os.environ, **places, "HF_HUB_OFFLINE": "1"},
     )
     if process.returncode:
-        reason = (process.stderr.strip().split("\n") or [""])[-1]
+        reason = process.stderr.strip().rpartition("\n")[-1]
         raise CheckpointError(f"does not load in a fresh process ({reason})")
+    return load_file(work / "logits.safetensors")["logits"]
 
 
 @contextmanager
@@ -190,7 +172,7 @@ def parked(model: PreTrainedModel, folder: Path) -> Iterator[None]:
     if is_offloaded(model):
         yield
         return
-    files = {name: file for file in folder.glob("*.safetensors") for name in _names(file)}
+    files = {name: file for file in folder.glob("*.safetensors") for name in read_shapes(file, "weights")}
     parameters = dict(model.named_parameters())
     if not parameters.keys() <= files.keys():
         yield
@@ -217,8 +199,3 @@ def _tensors(files: Iterable[Path], names: Container[str]) -> Iterator[tuple[str
             for name in tensors.keys():  # noqa: SIM118 (a file, not a dictionary)
                 if name in names:
                     yield name, tensors.get_tensor(name)
-
-
-def _names(file: Path) -> list[str]:
-    with safe_open(file, "pt") as tensors:
-        return list(tensors.keys())

@@ -1,8 +1,7 @@
 """Templates (jinja2) from elsewhere: sandboxed, bounded, and what they write of data is inert Markdown."""
 
 from .cards import parse_card
-from .chats import ChatTemplate
-from .foreign import names_of_foreign, render_foreign
+from .foreign import ChatTemplate, names_of_foreign, render_foreign
 from .markdown import LITERAL, code, plain
 from .sandbox import render
 

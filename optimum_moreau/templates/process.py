@@ -1,8 +1,9 @@
 """Run as a script in a fresh process: renders one template, once or often, within bounds.
 
 Reads lines of JSON from standard input. The first: path (the parent's, so that the same packages are imported), kind
-(a key of `KINDS`), source, tokens, and the bounds of each text: seconds, memory (bytes), longest (characters). Every
-further line: the values of a text, for which it writes a line: `text`, or `error` and whether only a value was missing.
+(`card`, `names` or `chat`), source, tokens, and the bounds of each text: seconds, memory (bytes), longest (characters).
+Every further line: the values of a text, for which it writes a line: `text`, or `error` and whether only a value was
+missing.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def main() -> None:
     sys.path[:] = request["path"]
     from optimum_moreau.templates.foreign import unpacked
 
-    write = KINDS[request["kind"]](request["source"], request["tokens"])
+    write = _writer(request["kind"], request["source"], request["tokens"])
     memory = request["memory"] + _address_space()
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -41,29 +42,19 @@ def main() -> None:
         sys.stdout.flush()
 
 
-def _card(source: str, _: dict[str, str]) -> Write:
-    from optimum_moreau.templates.sandbox import render
+def _writer(kind: str, source: str, tokens: dict[str, str]) -> Write:
+    """What writes a text of a template; a chat as transformers does for a tokenizer with these special tokens."""
+    if kind == "chat":
+        from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+        parts = {"__init__": lambda self: None, "chat_template": source, "special_tokens_map": tokens}
+        tokenizer = type("Tokenizer", (PreTrainedTokenizerBase,), parts)()
+        return lambda values: str(tokenizer.apply_chat_template(**values, tokenize=False))
+    from optimum_moreau.templates.sandbox import names_used, render
+
+    if kind == "names":
+        return lambda _: json.dumps(names_used(source))
     return lambda values: render(source, values)
-
-
-def _names(source: str, _: dict[str, str]) -> Write:
-    from optimum_moreau.templates.names import names_used
-    from optimum_moreau.templates.sandbox import Sandbox
-
-    return lambda values: json.dumps(names_used(Sandbox(), source))
-
-
-def _chat(source: str, tokens: dict[str, str]) -> Write:
-    """As transformers writes it for a tokenizer with this template and these special tokens."""
-    from transformers.tokenization_utils_base import PreTrainedTokenizerBase
-
-    parts = {"__init__": lambda self: None, "chat_template": source, "special_tokens_map": tokens}
-    tokenizer = type("Tokenizer", (PreTrainedTokenizerBase,), parts)()
-    return lambda values: str(tokenizer.apply_chat_template(**values, tokenize=False))
-
-
-KINDS: dict[str, Callable[[str, dict[str, str]], Write]] = {"card": _card, "names": _names, "chat": _chat}
 
 
 def _answer(write: Write, values: dict[str, Any], request: dict[str, Any]) -> str:
@@ -75,9 +66,8 @@ def _answer(write: Write, values: dict[str, Any], request: dict[str, Any]) -> st
             raise TemplateError(f"writes more than {request['longest']:,} characters")
         return json.dumps({"text": text})
     except MemoryError:
-        return json.dumps(
-            {"error": f"takes more than {request['memory'] / 2**30:g} GiB of memory", "incomplete": False}
-        )
+        words = f"takes more than {request['memory'] / 2**30:g} GiB of memory"
+        return json.dumps({"error": words, "incomplete": False})
     except Exception as error:  # a template may raise anything
         missing = isinstance(error, (UndefinedError, TypeError, LookupError, AttributeError))
         incomplete = missing and (isinstance(error, UndefinedError) or not isinstance(error, TemplateError))

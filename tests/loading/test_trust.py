@@ -12,8 +12,8 @@ from optimum_moreau.errors import CheckpointError
 from optimum_moreau.loading import code_may_run, drop_foreign_code, load_config, load_model, load_tokenizer
 from optimum_moreau.loading.trust import MODELING_FILE
 from optimum_moreau.modeling import auto_map
-from optimum_moreau.saving import verify
 from optimum_moreau.saving.hub import Published, verify_published
+from optimum_moreau.saving.verification import verify
 
 EVIL = """
 from pathlib import Path

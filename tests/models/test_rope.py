@@ -7,8 +7,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig, MoreauRecovery, RecoveryConfig
 from optimum_moreau.errors import CheckpointError, ExportError
-from optimum_moreau.saving import verify
-from optimum_moreau.saving.verification import tolerance
+from optimum_moreau.saving.verification import tolerance, verify
 from tests.tiny import FAMILIES, assert_same_state, cut_plan, snapshot, tiny_model
 
 TRAINED, LONG = 64, 96  # positions; the models have room for 128

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig
 from optimum_moreau.loading import load_model, load_tokenizer
-from optimum_moreau.saving import carry_over
+from optimum_moreau.saving.beside import carry_over
 from tests.hub_client import environment
 from tests.tiny import tiny_model
 
@@ -109,7 +109,7 @@ FROM_HUB = """
 import sys
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig
 from optimum_moreau.loading import load_model, load_tokenizer
-from optimum_moreau.saving import Verification
+from optimum_moreau.saving.verification import Verification
 import optimum_moreau.pruner
 optimum_moreau.pruner.verify = lambda *_, **__: Verification(0.0, 1)
 pruner = MoreauPruner(MoreauPrunerConfig(criterion="magnitude", unit_ratio=0.5), tokenizer=load_tokenizer("org/base"))

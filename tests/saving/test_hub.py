@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from optimum_moreau import push_to_hub
 from optimum_moreau.saving.merging import merged_card
 from tests.hub_client import environment, push
 from tests.hub_server import TOKEN
@@ -84,9 +85,57 @@ def test_a_plain_push_of_a_pruned_model_loads_too(hub, tiny_folder, tmp_path):
 
 
 def test_a_dry_run_sends_nothing(hub, folders, tmp_path):
-    done = push(hub, tmp_path, folders["stock"], "me/pruned", "--dry-run")
-    assert done.returncode == 0 and "model.safetensors" in done.stdout
+    message = ("--commit-message", "Half the MLP")
+    done = push(hub, tmp_path, folders["stock"], "me/pruned", "--dry-run", *message, token=None)
+    assert done.returncode == 0, done.stderr
+    assert "model.safetensors" in done.stdout and "would send to me/pruned, as 'Half the MLP'" in done.stdout
     assert not hub.log
+
+
+DRY_RUN = """
+import sys
+from optimum_moreau import push_to_hub
+print(push_to_hub(sys.argv[1], "me/pruned", dry_run=True))
+"""
+
+
+def test_a_dry_run_from_python_says_what_a_push_sends(hub, folders, tmp_path):
+    found = push_to_hub(folders["stock"], "me/pruned", dry_run=True)
+    sizes = {path.relative_to(folders["stock"]).as_posix(): path.stat().st_size for path in folders["stock"].rglob("*")}
+    assert found.files == {name: sizes[name] for name in found.files} and "model.safetensors" in found.files
+    assert (found.repo_id, found.commit, found.changed) == ("me/pruned", "", False)
+    done = subprocess.run(
+        [sys.executable, "-c", DRY_RUN, str(folders["stock"])],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment(hub, tmp_path / "home", token=None),
+    )
+    assert done.stdout.strip() == str(found), done.stderr
+    assert not hub.log
+    assert push(hub, tmp_path, folders["stock"], "me/pruned").returncode == 0
+    assert hub.files("me/pruned").keys() - found.files.keys() == {".gitattributes"}
+    assert hub.messages == [found.commit_message]
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules |= {"torch": None, "transformers": None}
+from optimum_moreau.cli.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_push_needs_no_torch(hub, folders, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, "push", str(folders["stock"]), "me/pruned"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment(hub, tmp_path / "home"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "model.safetensors" in hub.files("me/pruned")
 
 
 def test_what_cannot_be_pushed_is_refused_before_a_request(hub, folders, tmp_path):

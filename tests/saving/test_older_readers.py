@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig
-from optimum_moreau.saving import Verification, spell_for_older_readers
+from optimum_moreau.saving.older_readers import spell_for_older_readers
+from optimum_moreau.saving.verification import Verification
 from tests.models.test_rope import ROPES, roped
 from tests.tiny import FAMILIES, cut_plan, tiny_model, tiny_tokenizer
 

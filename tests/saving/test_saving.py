@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig
 from optimum_moreau.errors import CheckpointError, MoreauError
 from optimum_moreau.loading import base_revision
-from optimum_moreau.saving import Verification, save_folder, verify
-from optimum_moreau.saving.verification import parked
+from optimum_moreau.saving import save_folder
+from optimum_moreau.saving.verification import Verification, parked, verify
 from tests.tiny import assert_same_state, snapshot, tiny_model, weights_in
 
 CONFIG = MoreauPrunerConfig(criterion="taylor", unit_ratio=0.25, calibration_samples=2, sequence_length=16)
