@@ -142,7 +142,7 @@ def _facts_of(records: Records) -> dict[str, str]:
         "base model": summary.base_model or "not recorded",
         "criterion": summary.criterion,
         "budget": config.budget.name if config else "not recorded",
-        "targets": ", ".join(records.plan.config.get("targets", ())) or "not recorded",
+        "units": ", ".join(records.plan.config.get("targets", ())) or "not recorded",
         "parameters": f"{summary.parameters_before:,} → {summary.parameters_after:,}",
         "removed": f"{100 * summary.ratio_achieved:.2f} %",
         "zeros": "none masked"
