@@ -29,7 +29,7 @@ def main():
     config = MoreauPrunerConfig.best(pruning_ratio=args.ratio, criterion=args.criterion, sequence_length=args.seq_len)
     pruner = MoreauPruner(config, tokenizer=tokenizer)
 
-    pruner.evaluate(args.heldout, model)
+    pruner.evaluate(model, args.heldout)
     pruner.prune(model, args.calibration)
     pruner.evaluate(args.heldout)
     pruner.recover(args.data, RecoveryConfig(max_steps=args.max_steps, sequence_length=args.seq_len))
