@@ -24,9 +24,9 @@ from .run.cutting import PruningResult, applied, pruned
 from .run.made import ElementScores
 from .run.measuring import EvaluationText, measured_perplexity
 from .run.run import Run
-from .run.saving import checked, record, tokens_to_verify, write_model
+from .run.saving import cast, checked, record, tokens_to_verify, write_model
 from .run.scoring import planned, scored_elements
-from .run.warnings import mask_on_record, warn_of_mask, warn_of_other_text, warn_of_pruned
+from .run.warnings import warn_of_earlier, warn_of_other_text
 from .saving import check_apart, save_folder
 from .saving.hub import Published, push_folder
 from .saving.records import Records
@@ -138,7 +138,9 @@ class MoreauPruner:
             model, self.config, text, cut=cut, made=scores, checkpoint=checkpoint_dir, revision=self.revision
         )
         self._tokens = run.tokens
-        return self._with_warnings(run) if cut else run
+        if cut:
+            warn_of_earlier(run, self._result if self._model is model else None)
+        return run
 
     @undisturbed()
     def prune_prepared(self, run: Run) -> PruningResult:
@@ -184,7 +186,8 @@ class MoreauPruner:
         config = config_to_apply(plan, lambda: self._of_bare_plans.resolve(model.config), export)
         self._tokens = None
         text = CalibrationText.of(calibration, self.tokenizer, calibration_column)
-        run = self._with_warnings(Run.to_apply(model, plan, config, text))
+        run = Run.to_apply(model, plan, config, text)
+        warn_of_earlier(run, self._result if self._model is model else None)
         if run.fitted is not None:
             warn_of_other_text(text, plan)
         return self._done(run, applied(run, plan))
@@ -259,8 +262,8 @@ class MoreauPruner:
         Raises:
             MoreauError: neither a model nor a pruned one; no tokenizer; or of the text (errors.py).
         """
-        given, text = (model, text) if isinstance(model, PreTrainedModel) else (text, text if model is None else model)
-        measured = given if isinstance(given, PreTrainedModel) else self._model
+        given, text = (model, text) if isinstance(model, PreTrainedModel) else (None, text if model is None else model)
+        measured = given or self._model
         if measured is None or self.tokenizer is None or text is None:
             raise MoreauError("evaluate: needs a model (or prune one first), a text and a tokenizer")
         stage = "before" if measured is given else "pruned" if self._recovery is None else "recovered"
@@ -275,6 +278,7 @@ class MoreauPruner:
         *,
         overwrite: bool = False,
         card_template: str | Path | None = None,
+        save_dtype: str | None = None,
         inputs: str = "",
     ) -> Verification:
         """Writes the pruned model, tokenizer, plan, scores, config, summary and card; verified by a reload.
@@ -285,18 +289,19 @@ class MoreauPruner:
             save_directory: folder to write.
             overwrite: replace a folder that holds a model and nothing else.
             card_template: of the card, instead of the one that ships (jinja2).
+            save_dtype: `float32`, `bfloat16` or `float16`, which the model has from then on; default: its own.
             inputs: hash of what the model was made from, by which a chain recognises its work; for the summary.
 
         Raises:
             CheckpointError: the folder may not or cannot be written, or does not load back as it was.
-            ConfigError: it is, holds or lies in the folder that the model was loaded from, or holds the template.
-            MoreauError: nothing was pruned yet.
+            MoreauError: nothing was pruned yet; or the folder is, holds or lies in that of the base, or the template's.
         """
         if self._model is None or self._result is None:
             raise MoreauError("save_pretrained: nothing was pruned yet; call prune or apply first")
         check_apart([save_directory], [self._model.config.name_or_path, card_template])
+        self._result = cast(self._result, self._model, save_dtype)
+        save = {"trust_remote_code": self.trust_remote_code}
         with save_folder(save_directory, overwrite=overwrite) as folder:
-            save = {"trust_remote_code": self.trust_remote_code}
             words = write_model(self._model, self.tokenizer, folder, self.revision, **save)
             tokens = tokens_to_verify(self._model) if self._tokens is None else self._tokens
             verification = verify(self._model, folder, tokens, **save)
@@ -327,15 +332,6 @@ class MoreauPruner:
             raise MoreauError(f"{what}: nothing was pruned yet; call prune, apply or from_pretrained first")
         masked = self._result.sparsity is not None
         return self._model, MoreauRecovery(config or RecoveryConfig(), self.tokenizer, keep_zeros=masked)
-
-    def _with_warnings(self, run: Run) -> Run:
-        """Warns of a model that was pruned or masked before, by the record of its folder or of this pruner."""
-        own = self._result.sparsity if self._result is not None and self._model is run.model else None
-        pattern = own.pattern if own is not None else mask_on_record(run.model)
-        if not run.config.masks:
-            warn_of_pruned(run.model)
-        warn_of_mask(pattern, None if run.config.masks else run.config.compensation)
-        return run
 
     def _recovered(self, recovery: MoreauRecovery) -> RecoverySummary:
         """Keeps a recovery that went well; the one before it, if any, stays on record."""

@@ -10,16 +10,19 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..errors import CheckpointError, first_line
+from ..errors import CheckpointError, ConfigError, UnsupportedModelError, first_line
 from ..evaluation.records import Measurement
 from ..loading import drop_foreign_code
-from ..models.placement import state_to_save
+from ..models.placement import is_offloaded, state_to_save
+from ..models.units import size_of
 from ..recovery import MoreauRecovery
 from ..saving.beside import carry_over
 from ..saving.older_readers import spell_for_older_readers
 from ..saving.records import Records
 from ..saving.verification import Verification
 from .cutting import PruningResult
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def write_model(
@@ -50,6 +53,30 @@ def write_model(
     words = spell_for_older_readers(folder)
     drop_foreign_code(folder, trust_remote_code=trust_remote_code)
     return words
+
+
+def cast(result: PruningResult, model: PreTrainedModel, dtype: str | None) -> PruningResult:
+    """In place: the parameters in the dtype that they are saved in; the result, with what its summary says of it.
+
+    Args:
+        result: of the run.
+        model: the pruned model; buffers that no checkpoint holds stay as they are.
+        dtype: `float32`, `bfloat16` or `float16`; `None`: as it is.
+
+    Raises:
+        ConfigError: another dtype is asked for.
+        UnsupportedModelError: the model is offloaded.
+    """
+    if dtype is None:
+        return result
+    if dtype not in DTYPES:
+        raise ConfigError(f"save_dtype: '{dtype}' is none of {', '.join(DTYPES)}")
+    if is_offloaded(model):
+        raise UnsupportedModelError("save_dtype: an offloaded model cannot be cast; load it in that dtype (--dtype)")
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(getattr(torch, dtype))
+    model.config.dtype = getattr(torch, dtype)
+    return replace(result, summary=replace(result.summary, dtype=dtype, bytes_after=size_of(model)[1]))
 
 
 def tokens_to_verify(model: PreTrainedModel) -> Tensor:

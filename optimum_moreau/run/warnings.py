@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel
 
@@ -15,8 +16,26 @@ from ..masks.summary import SPARSITY_NAME, SparsitySummary
 from ..planning import PruningPlan
 from ..saving.summary import SUMMARY_NAME
 from ..surgery.apply import BASE_PARAMETERS
+from .run import Run
+
+if TYPE_CHECKING:
+    from .cutting import PruningResult
 
 logger = logging.getLogger(__name__)
+
+
+def warn_of_earlier(run: Run, known: PruningResult | None) -> None:
+    """Of a model that was pruned or masked before: by the record of its folder, or by what is known of it.
+
+    Args:
+        run: of the model.
+        known: its result, if it was pruned in this process.
+    """
+    model, masks = run.model, run.config.masks
+    own = known.sparsity if known else None
+    if not masks:
+        warn_of_pruned(model)
+    warn_of_mask(own.pattern if own else mask_on_record(model), None if masks else run.config.compensation)
 
 
 def warn_of_pruned(model: PreTrainedModel) -> None:
