@@ -347,12 +347,12 @@ def test_two_processes_make_the_plan_of_one(batch_size, tmp_path):
 def test_the_command_line_runs_as_two_processes(launch, tiny_folder, text, tmp_path):
     (tmp_path / "text.txt").write_text(text)
     plans = []
-    for start in ((), launch):
+    for start, how in (((), warm.run), (launch, subprocess.run)):
         output = tmp_path / f"plan-{len(start)}.json"
         flags = ["--calibration", str(tmp_path / "text.txt"), "--samples", "4", "--seq-len", "16", "--steps", "2"]
         command = [*start, "-m", "optimum_moreau", "plan", str(tiny_folder), "-o", str(output), "--json", *flags]
         environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
-        done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=300, env=environment)
+        done = how([sys.executable, *command], capture_output=True, text=True, timeout=300, env=environment)
         assert done.returncode == 0, done.stderr
         assert ("2 processes" in done.stderr) == bool(start)
         assert json.loads(done.stdout)["output"] == str(output)  # one process prints
