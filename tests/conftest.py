@@ -12,17 +12,21 @@ os.environ |= {
 }
 
 import logging
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from optimum_moreau.cli import main
+from tests import warm
 from tests.hub_server import Hub
 from tests.tiny import tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]
+STARTING = ("optimum_moreau.saving.verification", "optimum_moreau.evaluation.speed.measurement")
 SHARED = ROOT.parent / "shared"
 # Few tests that take long: begun first, so that no worker is left alone with them at the end.
 LONG = ("docs", "zero_shot", "recovery", "speed", "packaging", "shared_models", "chain", "hub", "report", "contract")
@@ -49,6 +53,22 @@ def _log_levels():
             logger.setLevel(logging.NOTSET)
     for logger, level in zip(loggers, levels, strict=True):
         logger.setLevel(level)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _warm_processes():
+    """The processes that reload a saved model, or measure its speed, start warm; see `fresh_processes`."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in STARTING:
+            patch.setattr(f"{module}.subprocess", SimpleNamespace(run=warm.run))
+        yield
+
+
+@pytest.fixture
+def fresh_processes(monkeypatch):
+    """They are new interpreters, as for users: in tests of those processes themselves."""
+    for module in STARTING:
+        monkeypatch.setattr(f"{module}.subprocess", subprocess)
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,10 @@
 """The command line as a client of the loopback Hub, in a process of its own."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+from tests import warm
 from tests.hub_server import TOKEN
 
 
@@ -24,9 +24,7 @@ def environment(hub, home, token=TOKEN):
 def push(hub, tmp_path, *arguments, token=TOKEN):
     """Runs `optimum-moreau push …` in a process of its own."""
     command = [sys.executable, "-m", "optimum_moreau", "push", *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=120, env=environment(hub, tmp_path / "home", token)
-    )
+    return warm.run(command, timeout=120, env=environment(hub, tmp_path / "home", token))
 
 
 def assert_arrived(hub, folder):

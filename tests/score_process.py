@@ -1,5 +1,6 @@
 """Run as a script, alone or by torchrun: scores a model as FOLDER/request.json says, and writes what came of it."""
 
+import ctypes
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from optimum_moreau.models.units import model_shape
 from optimum_moreau.scoring.scores import score_units
 from tests.tiny import tiny_model
 
+M_MMAP_THRESHOLD = -3  # of <malloc.h>
 LARGE = {"hidden_size": 512, "intermediate_size": 1376, "num_attention_heads": 8, "num_key_value_heads": 8}
 
 
@@ -82,6 +84,7 @@ def config_for(model, criterion, request):
 
 def measure(folder, model, tokens, config):
     """Peak of resident memory above the loaded model; a small run first, for the libraries' own buffers."""
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 65536)  # what is freed is given back at once
     small = tiny_model("llama")
     score_units(small, model_shape(small), tokens, MoreauPrunerConfig(criterion="taylor").resolve(small.config))
     shape = model_shape(model)

@@ -5,7 +5,6 @@ import io
 import json
 import re
 import shutil
-import subprocess
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
@@ -31,6 +30,7 @@ from optimum_moreau.errors import (
 )
 from optimum_moreau.loading import load_model, load_tokenizer
 from optimum_moreau.models.families import family_of
+from tests import warm
 from tests.tiny import TEXT, assert_same_state, contents, cut_plan, snapshot, tiny_model
 
 SMALL = {"calibration_samples": 2, "sequence_length": 16}
@@ -696,9 +696,7 @@ def test_saving_before_pruning_is_refused(tmp_path):
 def test_a_process_ends_with_one_line_and_code_2(program, tiny_folder, tmp_path):
     (tmp_path / "short.txt").write_text("The quick")
     arguments = ("prune", tiny_folder, "-o", tmp_path / "out", "--calibration", tmp_path / "short.txt")
-    process = subprocess.run(
-        [Path(sys.executable).parent / program[0], *program[1:], *arguments], capture_output=True, text=True
-    )
+    process = warm.run([sys.executable, Path(sys.executable).parent / program[0], *program[1:], *arguments])
     (line,) = process.stderr.splitlines()
     assert process.returncode == 2 and process.stdout == ""
     assert line.startswith("optimum-moreau prune: error: short.txt: the longest document has ")

@@ -27,6 +27,7 @@ from optimum_moreau.evaluation.records import load_measurements
 from optimum_moreau.loading import load_model, load_tokenizer
 from optimum_moreau.models.families import FAMILIES
 from optimum_moreau.registry import CRITERIA, METHODS
+from tests import warm
 from tests.tiny import contents, tiny_model, weights_in
 
 BIN = Path(sys.executable).parent
@@ -328,7 +329,8 @@ def test_plan_then_apply_is_prune(command, pruned, tiny_folder, text_file, tmp_p
 
 def test_optimum_cli_prunes_to_an_own_type_which_evaluate_loads(command, tiny_folder, text_file, tmp_path):
     scope = ("--attention-layers", "1:2", "--mlp-layers", "1:2", "--unit-ratio", "0.5", "--criterion", "magnitude")
-    process = run(BIN / "optimum-cli", "moreau", "prune", tiny_folder, "-o", tmp_path / "own", *scope)
+    words = ("moreau", "prune", tiny_folder, "-o", tmp_path / "own", *scope)
+    process = warm.run([sys.executable, BIN / "optimum-cli", *words])
     assert "moreau_llama" in process.stdout
     *_, notice = process.stderr.splitlines()  # says where an own type loads, and how to get a stock one
     assert notice.startswith("WARNING: ") and "--attention-layers 0:3" in notice
@@ -348,7 +350,7 @@ def with_base(tmp_path_factory, folders, tiny_folder, text_file):
     folder = tmp_path_factory.mktemp("evaluated") / "pruned"
     shutil.copytree(folders["stock"], folder)
     arguments = (folder, "--baseline", tiny_folder, "--text", text_file, "--seq-len", 32, "--max-segments", 2, "--save")
-    process = run(BIN / "optimum-moreau", "evaluate", *arguments, "--json")
+    process = warm.run([sys.executable, BIN / "optimum-moreau", "evaluate", *arguments, "--json"])
     return folder, json.loads(process.stdout)
 
 

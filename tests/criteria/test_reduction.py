@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from optimum_moreau.estimate import estimate_scoring, skeleton_of
 from optimum_moreau.masks.sparsify import sparsify
 from optimum_moreau.models.units import model_shape
 from optimum_moreau.scoring.scores import UnitScores, score_channels, score_units
-from tests import score_process
+from tests import score_process, warm
 from tests.criteria.test_criteria import algorithm_1, assert_same, by_hand, gradients, in_scope
 from tests.tiny import assert_same_state, snapshot, tiny_model
 
@@ -216,14 +215,8 @@ def test_two_processes_give_what_one_gives(llama, tmp_path):
     request = {"criteria": criteria, "steps": 2, "reduction": "importance"}
     (tmp_path / "request.json").write_text(json.dumps(request))
     worker = Path(score_process.__file__)
-    torchrun = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--standalone")
-    done = subprocess.run(
-        [sys.executable, *torchrun, str(worker), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"PYTHONPATH": str(worker.parents[1])},
-    )
+    command = [sys.executable, "-P", worker, tmp_path]
+    done = warm.run_together(command, env=os.environ | {"PYTHONPATH": str(worker.parents[1])}, timeout=300)
     assert done.returncode == 0, done.stderr
     for criterion in criteria:
         config = score_process.config_for(llama, criterion, request)

@@ -1,7 +1,6 @@
 """A text's ids piece by piece: those of the whole text, in little memory; windows of long texts."""
 
 import random
-import subprocess
 import sys
 
 import pytest
@@ -15,6 +14,7 @@ from optimum_moreau.data import windows as calibration_module
 from optimum_moreau.data.windows import load_calibration, tokenize
 from optimum_moreau.evaluation import segment
 from optimum_moreau.loading import load_tokenizer
+from tests import warm
 from tests.tiny import TEXT, tiny_model
 
 LETTERS = [
@@ -142,6 +142,7 @@ print(len(text), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) *
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in other units")
 def test_a_long_text_takes_little_memory(tiny_folder):
     """Some 4 million characters; as one they took more than 600 MB."""
-    done = subprocess.run([sys.executable, "-c", MEASURE, str(tiny_folder)], capture_output=True, text=True, check=True)
+    done = warm.run([sys.executable, "-c", MEASURE, tiny_folder])
+    assert done.returncode == 0, done.stderr
     characters, grown = map(int, done.stdout.split())
     assert characters > 4_000_000 and grown < 150e6

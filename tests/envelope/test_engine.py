@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,6 +27,7 @@ from optimum_moreau.errors import CheckpointError, ConfigError, NonFiniteError, 
 from optimum_moreau.models.units import model_shape
 from optimum_moreau.planning import make_plan
 from optimum_moreau.scoring.scores import UnitScores, UnitSums, score_units
+from tests import warm
 from tests.tiny import FAMILIES, assert_same_state, snapshot, tiny_model
 
 ALL = {"attention_layers": (0, 3), "mlp_layers": (0, 3)}
@@ -78,10 +80,11 @@ def test_the_engine_is_the_oracle(family, targets, tied, tokens):
     assert plans[0] == plans[1]
 
 
-@pytest.mark.parametrize(
-    "changes", [{"batch_size": 1}, {"batch_size": 3}, {"noise_samples": 2, "batch_size": 2}], ids=str
-)
-@pytest.mark.parametrize("family", FAMILIES)
+PASSES = ({"batch_size": 1}, {"batch_size": 3}, {"noise_samples": 2, "batch_size": 2})
+CASES = [*zip(FAMILIES, cycle(PASSES), strict=False), *(("llama", changes) for changes in PASSES[1:])]
+
+
+@pytest.mark.parametrize(("family", "changes"), CASES)
 def test_several_passes_make_one_gradient(family, changes, tokens):
     model = tiny_model(family)
     config = config_for(model, **changes)
@@ -308,19 +311,12 @@ def test_the_smoothed_gradient_of_the_engine_is_that_of_the_oracle(llama, tokens
 # Processes of their own
 
 
-def worker(folder, *arguments, **environment):
-    command = [sys.executable, *(arguments or ["-P"]), str(WORKER), str(folder)]
-    return subprocess.Popen(
-        command,
-        env={**os.environ, "PYTHONPATH": str(WORKER.parents[1]), **environment},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finished(process):
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
+def worker(folder, *, how=warm.run, check=True):
+    """Runs `score_process.py` as the request in a folder says."""
+    command = [sys.executable, "-P", str(WORKER), str(folder)]
+    done = how(command, timeout=300, env=os.environ | {"PYTHONPATH": str(WORKER.parents[1])})
+    assert not check or done.returncode == 0, done.stderr
+    return done
 
 
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--standalone")
@@ -337,7 +333,7 @@ def test_two_processes_make_the_plan_of_one(batch_size, tmp_path):
         folder = tmp_path / str(processes)
         folder.mkdir()
         (folder / "request.json").write_text(json.dumps({"criteria": criteria, "steps": 3, "batch_size": batch_size}))
-        finished(worker(folder, *(TORCHRUN if processes == 2 else [])))
+        worker(folder, how=warm.run_together if processes == 2 else warm.run)
         for criterion in criteria:
             plans[criterion] += [PruningPlan.load(path).layers for path in sorted(folder.glob(f"plan-{criterion}-*"))]
             scores[criterion] += [UnitScores.load(path).values for path in sorted(folder.glob(f"scores-{criterion}-*"))]
@@ -354,12 +350,12 @@ def test_two_processes_make_the_plan_of_one(batch_size, tmp_path):
 def test_the_command_line_runs_as_two_processes(launch, tiny_folder, text, tmp_path):
     (tmp_path / "text.txt").write_text(text)
     plans = []
-    for start in ((), launch):
+    for start, how in (((), warm.run), (launch, subprocess.run)):
         output = tmp_path / f"plan-{len(start)}.json"
         flags = ["--calibration", str(tmp_path / "text.txt"), "--samples", "4", "--seq-len", "16", "--steps", "2"]
         command = [*start, "-m", "optimum_moreau", "plan", str(tiny_folder), "-o", str(output), "--json", *flags]
         environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
-        done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=300, env=environment)
+        done = how([sys.executable, *command], capture_output=True, text=True, timeout=300, env=environment)
         assert done.returncode == 0, done.stderr
         assert ("2 processes" in done.stderr) == bool(start)
         assert json.loads(done.stdout)["output"] == str(output)  # one process prints
@@ -373,12 +369,10 @@ def test_the_command_line_runs_as_two_processes(launch, tiny_folder, text, tmp_p
 def test_a_killed_run_goes_on_to_the_same_plan_and_scores(offload, die, whole_run, tmp_path):
     request = {"criteria": ["moreau-gs"], "steps": 6, "offload": offload, "checkpoint": True}
     (tmp_path / "request.json").write_text(json.dumps({**request, "die": die}))
-    process = worker(tmp_path)
-    process.communicate(timeout=300)
-    assert process.returncode == -signal.SIGKILL
+    assert worker(tmp_path, check=False).returncode == -signal.SIGKILL
     assert json.loads((tmp_path / "steps" / "step.json").read_text())["step"] == 3
     (tmp_path / "request.json").write_text(json.dumps(request))
-    finished(worker(tmp_path))
+    worker(tmp_path)
     for name in ("plan-moreau-gs-0.json", "scores-moreau-gs-0.safetensors"):
         assert weights_or_plan(tmp_path / name) == weights_or_plan(whole_run / name)
 
@@ -387,7 +381,7 @@ def test_a_killed_run_goes_on_to_the_same_plan_and_scores(offload, die, whole_ru
 def whole_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     (folder / "request.json").write_text(json.dumps({"criteria": ["moreau-gs"], "steps": 6}))
-    finished(worker(folder))
+    worker(folder)
     return folder
 
 
@@ -407,7 +401,7 @@ def test_scoring_takes_no_more_memory_than_it_says(criterion, offload, tmp_path)
     (tmp_path / "request.json").write_text(
         json.dumps({"criteria": [criterion], "steps": 2, "memory": True, "offload": offload})
     )
-    finished(worker(tmp_path, MALLOC_MMAP_THRESHOLD_="65536"))
+    worker(tmp_path)
     found = json.loads((tmp_path / "memory.json").read_text())
     layers = 6 * found["peak_above_model"] / found["scope_bytes"]
     assert layers <= (9 if (criterion, offload) == ("moreau", None) else 3.9), found

@@ -2,7 +2,7 @@
 
 import json
 import logging
-import subprocess
+import os
 import sys
 
 import pytest
@@ -15,6 +15,7 @@ from optimum_moreau.estimate import estimate_compensation, estimate_scoring, ske
 from optimum_moreau.estimate.forwards import forward_operations
 from optimum_moreau.models.units import decoder_layers, model_shape
 from optimum_moreau.planning import expected_plan
+from tests import warm
 from tests.conftest import ROOT
 from tests.tiny import tiny_model
 
@@ -158,7 +159,8 @@ print(json.dumps([resident_bytes(peak=True) - before, estimate.peak_memory_bytes
 def test_the_memory_is_near_what_is_measured(settings):
     """In a process of its own; within a factor of two."""
     command = [sys.executable, "-c", MEASURE, json.dumps(settings)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    done = warm.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
     measured, estimated = json.loads(done.stdout)
     assert 0.5 < estimated / measured < 2, (estimated / 2**20, measured / 2**20)
 

@@ -2,7 +2,7 @@
 
 import json
 import logging
-import subprocess
+import os
 import sys
 
 import pytest
@@ -15,6 +15,7 @@ from optimum_moreau.masks.scope import foresee_zeros
 from optimum_moreau.masks.sparsify import sparsify
 from optimum_moreau.models.stream import StreamedLayer
 from optimum_moreau.models.units import model_shape
+from tests import warm
 from tests.conftest import ROOT
 from tests.tiny import FAMILIES, tiny_model
 
@@ -129,7 +130,8 @@ print(json.dumps([resident_bytes(peak=True) - before, estimate.peak_memory_bytes
 def test_the_memory_is_near_what_is_measured(criterion):
     """In a process of its own; within a factor of two."""
     command = [sys.executable, "-c", MEASURE, json.dumps({"criterion": criterion, "pattern": "2:4"})]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    done = warm.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
     measured, estimated = json.loads(done.stdout)
     assert 0.5 < estimated / measured < 2, (estimated / 2**20, measured / 2**20)
 

@@ -295,7 +295,7 @@ def test_what_cannot_be_measured_is_refused_before_it_is(flags, message, process
     assert contents(folders["stock"]) == before and not processes
 
 
-def test_a_measurement_that_breaks_off_says_of_which_model_and_why(others, command):
+def test_a_measurement_that_breaks_off_says_of_which_model_and_why(others, command, fresh_processes):
     before = contents(others["broken"])
     code, out, err = command("benchmark", others["broken"], *FAST)
     assert (code, out) == (2, "") and len(err.splitlines()) == 1, err

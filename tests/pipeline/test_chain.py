@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from huggingface_hub import ModelCard
 from optimum_moreau import MoreauPrunerConfig, RecoveryConfig
 from optimum_moreau.data.sources import read_documents
 from optimum_moreau.pipeline.recipe import PushStep, Recipe, RecoverStep, overridden
+from tests import warm
 from tests.conftest import SHARED
 from tests.hub_server import READ_ONLY, TOKEN, Hub
 from tests.recover_process import RECORDS
@@ -260,7 +260,7 @@ def run(hub, folder, *arguments, token=TOKEN):
     values = {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "home"), "HF_HUB_DISABLE_XET": "1"}
     values |= {"HF_HUB_OFFLINE": "0", "HF_TOKEN": token, "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-m", "optimum_moreau", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=250, env={**os.environ, **values})
+    return warm.run(command, timeout=250, env={**os.environ, **values})
 
 
 def test_a_token_that_may_only_read_is_refused_before_anything_is_scored(files):

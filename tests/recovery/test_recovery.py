@@ -4,8 +4,6 @@ import copy
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -22,6 +20,7 @@ from optimum_moreau.data.instructions import IGNORED, load_examples
 from optimum_moreau.errors import CheckpointError, ConfigError, DataError, MoreauError, NonFiniteError
 from optimum_moreau.recovery.states import last_state
 from optimum_moreau.recovery.training import distillation_loss
+from tests import warm
 from tests.recover_process import RECORDS
 from tests.tiny import assert_same_state, contents, snapshot, tiny_model, tiny_tokenizer
 
@@ -219,9 +218,7 @@ def test_a_killed_recovery_goes_on_to_the_same_adapter(tmp_path):
 
     def start(folder):
         environment = {**os.environ, "PYTHONPATH": str(WORKER.parents[1])}
-        return subprocess.Popen(
-            [sys.executable, "-P", str(WORKER), str(folder)], env=environment, stderr=subprocess.PIPE, text=True
-        )
+        return warm.start([sys.executable, "-P", WORKER, folder], folder, env=environment)
 
     for folder in (whole, killed):
         folder.mkdir()
@@ -230,13 +227,13 @@ def test_a_killed_recovery_goes_on_to_the_same_adapter(tmp_path):
     deadline = time.monotonic() + 200
     while last_state(killed / "work") is None and time.monotonic() < deadline:
         time.sleep(0.02)
-    runs[1].send_signal(signal.SIGKILL)
-    runs[1].wait()
+    runs[1].kill()
+    runs[1].join()
     assert last_state(killed / "work") is not None and not (killed / "adapter").exists()
     (killed / "slow").unlink()
-    for run in (runs[0], start(killed)):
-        _, err = run.communicate(timeout=200)
-        assert run.returncode == 0, err
+    for run, folder in ((runs[0], whole), (start(killed), killed)):
+        done = warm.finished(run, folder, timeout=200)
+        assert done.returncode == 0, done.stderr
     found, expected = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (killed, whole))
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], weight) for name, weight in expected.items())

@@ -1,6 +1,5 @@
 """What a person may give: configs in short, token ids in several forms, text for a path, windows that are too long."""
 
-import subprocess
 import sys
 import time
 
@@ -15,6 +14,7 @@ from optimum_moreau.data.instructions import load_examples
 from optimum_moreau.data.sources import content_hash, read_documents
 from optimum_moreau.data.windows import load_calibration, reading_bytes
 from optimum_moreau.errors import ConfigError, DataError
+from tests import warm
 from tests.hub_client import environment
 from tests.tiny import TEXT, assert_same_state, snapshot, tiny_model
 
@@ -218,10 +218,8 @@ def test_a_dataset_that_cannot_be_had_is_one_line_at_once(offline, tiny_folder, 
     flags = {"HF_HUB_OFFLINE": offline, "HF_DATASETS_OFFLINE": offline}
     call = [sys.executable, "-m", "optimum_moreau", "prune", tiny_folder, "--calibration", "hub:nobody/nothing"]
     start = time.perf_counter()
-    done = subprocess.run(
-        [*map(str, call), "-o", str(tmp_path / "out")],
-        capture_output=True,
-        text=True,
+    done = warm.run(
+        [*call, "-o", tmp_path / "out"],
         env={**environment(nowhere, tmp_path / "home", None), **flags},
     )
     assert done.returncode == 2 and time.perf_counter() - start < 30  # the retries alone took 23 s

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 
 import pytest
@@ -12,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig
 from optimum_moreau.loading import load_model, load_tokenizer
 from optimum_moreau.saving.beside import carry_over
+from tests import warm
 from tests.hub_client import environment
 from tests.tiny import tiny_model
 
@@ -124,12 +124,8 @@ def test_a_hub_models_licence_is_fetched_where_the_hub_answers(hub, base, tmp_pa
     hub.commit("org/base", "main", {path.name: path.read_bytes() for path in base.iterdir()})
     if not reached:
         hub.failures += [("GET", "/api/models/org/base/revision", 500)] * 20
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", FROM_HUB, str(tmp_path / "out")],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=environment(hub, tmp_path / "home"),
+    done = warm.run(
+        [sys.executable, "-P", "-c", FROM_HUB, tmp_path / "out"], timeout=120, env=environment(hub, tmp_path / "home")
     )
     assert done.returncode == 0, done.stderr
     found = names(tmp_path / "out")

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from optimum_moreau import push_to_hub
 from optimum_moreau.saving.merging import merged_card
+from tests import warm
 from tests.hub_client import environment, push
 from tests.hub_server import TOKEN
 
@@ -45,12 +45,8 @@ def test_what_is_pushed_loads_from_the_hub(kind_of_model, first, options, hub, f
         for kind in ("MoreauPrunerConfig", "PruningPlan")
     )
     code = LOAD.format(first=first, options=options, records=records if first else "")
-    loaded = subprocess.run(
-        [sys.executable, "-P", "-c", code, "me/pruned"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=environment(hub, tmp_path / "stranger"),
+    loaded = warm.run(
+        [sys.executable, "-P", "-c", code, "me/pruned"], timeout=120, env=environment(hub, tmp_path / "stranger")
     )
     assert loaded.returncode == 0, loaded.stderr
     sums = json.loads(loaded.stdout)
@@ -73,12 +69,8 @@ print(float(model.lm_head.weight.double().sum()))
 def test_a_plain_push_of_a_pruned_model_loads_too(hub, tiny_folder, tmp_path):
     load = LOAD.format(first="", options=", trust_remote_code=True", records="")
     for code, argument, home in ((PLAIN_PUSH, tiny_folder, "home"), (load, "me/plain", "stranger")):
-        done = subprocess.run(
-            [sys.executable, "-P", "-c", code, str(argument)],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            env=environment(hub, tmp_path / home),
+        done = warm.run(
+            [sys.executable, "-P", "-c", code, argument], timeout=120, env=environment(hub, tmp_path / home)
         )
         assert done.returncode == 0, done.stderr
     assert "modeling_moreau.py" in hub.files("me/plain")
@@ -235,10 +227,8 @@ def test_the_example_prunes_recovers_and_pushes(hub, tiny_folder, text, tmp_path
     example = Path(__file__).parents[2] / "examples" / "prune_recover_push.py"
     assert len(example.read_text().splitlines()) <= 60
     flags = [f"--{name}={tmp_path / 'text.txt'}" for name in ("calibration", "data", "heldout")]
-    done = subprocess.run(
-        [sys.executable, str(example), str(tiny_folder), "me/chain", *flags, "--max-steps=5", "--seq-len=32"],
-        capture_output=True,
-        text=True,
+    done = warm.run(
+        [sys.executable, example, tiny_folder, "me/chain", *flags, "--max-steps=5", "--seq-len=32"],
         timeout=200,
         env=environment(hub, tmp_path / "home"),
     )

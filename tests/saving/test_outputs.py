@@ -3,14 +3,15 @@
 import errno
 import fcntl
 import json
+import multiprocessing
 import os
 import re
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
@@ -223,18 +224,35 @@ def test_scores_at_the_top_of_older_folders_are_read(kinds, tmp_path, command, t
 # One run at a time
 
 
+@contextmanager
+def held(name, folder):
+    """Another process claims an output, by a name in a folder; yields that process."""
+    forks = multiprocessing.get_context("fork")
+    here, there = forks.Pipe()
+
+    def hold():
+        os.chdir(folder)
+        with claimed(name):
+            there.send("claimed")
+            there.recv()
+
+    process = forks.Process(target=hold)
+    process.start()
+    try:
+        assert here.poll(60) and here.recv() == "claimed"
+        yield process
+    finally:
+        here.send("let go")
+        process.join()
+
+
 def test_of_two_runs_with_one_output_the_second_is_refused_at_once(place, command, unverified, monkeypatch):
-    first = subprocess.Popen(
-        [sys.executable, "-c", "import sys\nfrom optimum_moreau.saving import claimed\n"
-         "with claimed('out'): print('claimed', flush=True); sys.stdin.read()"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert first.stdout.readline() == "claimed\n"
-    code, _, err = command("prune", "base", "-o", "out", *PLAIN)
-    assert code == 2 and f"out: another run writes it (process {first.pid}); let that end" in err
-    assert not (place / "out").exists()
-    os.kill(first.pid, signal.SIGKILL)  # a dead process holds nothing
-    first.communicate()
+    with held("out", place) as first:
+        code, _, err = command("prune", "base", "-o", "out", *PLAIN)
+        assert code == 2 and f"out: another run writes it (process {first.pid}); let that end" in err
+        assert not (place / "out").exists()
+        first.kill()  # a dead process holds nothing
+        first.join()
     assert (place / ".out.lock").exists()
     assert command("prune", "base", "-o", "out", *PLAIN)[0] == 0
     assert [name for name in listed(place) if name.startswith(".")] == []
@@ -258,15 +276,6 @@ def test_a_claim_is_one_threads(tmp_path):
     assert listed(tmp_path) == []
 
 
-HOLD = """
-import sys
-from optimum_moreau.saving import claimed
-with claimed(sys.argv[1]):
-    print("claimed", flush=True)
-    sys.stdin.read()
-"""
-
-
 @pytest.mark.parametrize("there", [True, False], ids=["there before", "made meanwhile"])
 @pytest.mark.parametrize("first", ["within", "from outside", "renamed"])
 def test_an_output_is_one_runs_whatever_the_others_call_it(first, there, place, command, monkeypatch):
@@ -276,11 +285,7 @@ def test_an_output_is_one_runs_whatever_the_others_call_it(first, there, place, 
     if there:
         (place / "out").mkdir()
     where, name = (place / "out", ".") if first == "within" else (place, "out")
-    run = subprocess.Popen(
-        [sys.executable, "-c", HOLD, name], cwd=where, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert run.stdout.readline() == "claimed\n"
+    with held(name, where) as run:
         (place / "out").mkdir(exist_ok=True)
         output = "out"
         if first == "from outside":
@@ -292,8 +297,6 @@ def test_an_output_is_one_runs_whatever_the_others_call_it(first, there, place, 
         code, out, err = command("prune", place / "base", "-o", output, *PLAIN)
         assert (code, out) == (2, "") and f"{output}: another run writes it (process " in err, err
         assert first == "renamed" or f"(process {run.pid})" in err
-    finally:
-        run.communicate()
     assert [name for name in listed(place) if name.startswith(".")] == []
     assert command("prune", place / "base", "-o", output, *PLAIN, "--dry-run")[0] == 0
     with claimed(output):
@@ -575,41 +578,53 @@ def test_a_folder_that_cannot_be_exchanged_is_replaced_all_the_same(number, tmp_
     assert tree(tmp_path) == {"out/config.json": b"{}"} and listed(tmp_path) == ["out"]
 
 
-ON_A_VOLUME = """
-import os, subprocess, sys
+FULL = ("100k", "128k", "134k", "144k", "152k")
+ON_VOLUMES = """
+import json, subprocess, sys
 from pathlib import Path
-volume, model = Path(sys.argv[1]), sys.argv[2]
-subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={sys.argv[3]}", "tmpfs", volume], check=True)
+import optimum_moreau.pruner
 from optimum_moreau.cli import main
-print(main(["prune", model, "-o", sys.argv[1], "--criterion", "magnitude", "--preset", "plain", *sys.argv[4:]]))
-if not sys.argv[3].endswith("k"):
-    print(main(["prune", model, "-o", sys.argv[1], "--criterion", "magnitude", "--preset", "plain", "--overwrite"]))
-print(sorted(path.name for path in volume.iterdir()))
+from optimum_moreau.saving import Verification
+optimum_moreau.pruner.verify = lambda *_, **__: Verification(0.0, 1)
+volume, model, *sizes = sys.argv[1:]
+for size in sizes:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", volume], check=True)
+    runs = [[]] if size.endswith("k") else [["--ratio", "0.1"], ["--overwrite"]]
+    common = ["prune", model, "-o", volume, "--criterion", "magnitude", "--preset", "plain"]
+    codes = [main([*common, *flags]) for flags in runs]
+    print(json.dumps([size, codes, sorted(path.name for path in Path(volume).iterdir())]))
+    print("END", file=sys.stderr)
+    subprocess.run(["umount", volume], check=True)
 """
 
 
-def on_a_volume(path, model, size, *more):
-    """Prunes onto a file system of a size that is mounted for that process alone; skips where that may not be."""
-    path.mkdir(exist_ok=True)
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory, tiny_folder):
+    """Prunes onto file systems that are mounted for one process alone: size → codes, what is left, what was said."""
+    path = tmp_path_factory.mktemp("volumes") / "volume"
+    path.mkdir()
     if subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", path], capture_output=True).returncode:
         pytest.skip("no file system can be mounted here")
-    done = subprocess.run(
-        ["unshare", "-m", sys.executable, "-c", ON_A_VOLUME, path, model, size, *more], capture_output=True, text=True
-    )
-    return done.stdout.splitlines(), [line for line in done.stderr.splitlines() if not line.startswith("INFO: ")]
+    command = ["unshare", "-m", sys.executable, "-c", ON_VOLUMES, path, tiny_folder, "16m", *FULL]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    said = [
+        [line for line in part.splitlines() if line and not line.startswith("INFO: ")]
+        for part in done.stderr.split("END\n")
+    ]
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    return {size: (codes, left, words) for (size, codes, left), words in zip(found, said, strict=False)}
 
 
-def test_a_real_volume_is_filled(tmp_path, tiny_folder):
-    lines, said = on_a_volume(tmp_path / "volume", tiny_folder, "16m", "--ratio", "0.1")
-    left = lines[-1]
-    assert lines.count("0") == 2 and "'config.json'" in left and "'.volume" not in left, (lines, said)
+def test_a_real_volume_is_filled(volumes):
+    codes, left, said = volumes["16m"]
+    assert codes == [0, 0] and "config.json" in left and not [name for name in left if name.startswith(".volume")]
     assert said == []
 
 
-@pytest.mark.parametrize("size", ["100k", "128k", "134k", "144k", "152k"])
-def test_a_full_disk_is_one_line_and_leaves_nothing(size, tmp_path, tiny_folder):
-    (*_, code, left), said = on_a_volume(tmp_path / "volume", tiny_folder, size)
-    assert (code, left, len(said)) == ("2", "[]", 1) and "No space left on device" in said[0], said
+@pytest.mark.parametrize("size", FULL)
+def test_a_full_disk_is_one_line_and_leaves_nothing(size, volumes):
+    codes, left, said = volumes[size]
+    assert (codes, left, len(said)) == ([2], [], 1) and "No space left on device" in said[0], said
     assert "volume: " in said[0] and ".partial-" not in said[0] and "nothing was saved" in said[0]
 
 

@@ -218,7 +218,7 @@ def test_a_checkpoint_that_is_not_the_model_is_not_saved(pruner, monkeypatch, tm
 
 
 @pytest.mark.parametrize("export", ["stock", "custom"])
-def test_a_checkpoint_that_is_the_model_is_verified_exactly(tmp_path, tokens, export):
+def test_a_checkpoint_that_is_the_model_is_verified_exactly(tmp_path, tokens, export, fresh_processes):
     model = tiny_model("qwen2").train()
     config = MoreauPrunerConfig(criterion="random", unit_ratio=0.5, export=export)
     MoreauPruner(config).prune(model)
@@ -297,7 +297,7 @@ def test_weights_are_safetensors_of_the_model_alone(pruner, unverified, tmp_path
     assert saved.keys() == state.keys() and all(torch.equal(saved[name], state[name]) for name in saved)
 
 
-def test_verifying_leaves_nothing_in_the_users_cache(pruner, tmp_path, monkeypatch):
+def test_verifying_leaves_nothing_in_the_users_cache(pruner, tmp_path, monkeypatch, fresh_processes):
     """The own type's modeling file is imported from a folder of its own, not from the cache of Hub code."""
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     pruner.save_pretrained(tmp_path / "out")
