@@ -12,6 +12,7 @@ from ..masks.sparsify import sparsify
 from ..masks.summary import SparsitySummary
 from ..models.buffers import as_reloaded
 from ..models.memory import out_of_memory, peak_memory_bytes
+from ..models.placement import prepare_offloaded
 from ..models.units import size_of
 from ..planning import PruningPlan, contributions, removed_unit_share, whole_plan
 from ..saving.card import read_base_card
@@ -76,6 +77,7 @@ def applied(run: Run, plan: PruningPlan) -> PruningResult:
 def _cut(run: Run, plan: PruningPlan, export: Export, scores: UnitScores | None = None) -> PruningResult:
     """Compensates and cuts; before anything is cut an error leaves all as it was."""
     model, shape = run.model, run.shape
+    prepare_offloaded(model)  # scoring went through its hooks
     layers, hidden = layer_shapes(model.config, plan), model.config.hidden_size
     plan = replace(plan, contributions=contributions(plan, shape))  # it may have been edited by hand
     base_card = read_base_card(model.config.name_or_path, plan.revision)
