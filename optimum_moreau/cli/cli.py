@@ -45,11 +45,6 @@ VERBS = {
 
 _READER_GONE = 128 + signal.SIGPIPE
 _OF_A_PROGRAM = (errno.EBADF, errno.EFAULT, errno.EINVAL, errno.ENOTTY, errno.ECHILD)  # where no file is named
-_PROGRESS_BARS = {
-    "datasets": "disable_progress_bars",
-    "huggingface_hub.utils": "disable_progress_bars",
-    "transformers.utils.logging": "disable_progress_bar",
-}
 _OF_A_NETWORK = (errno.ENOTCONN, errno.ENETUNREACH, errno.ENETDOWN, errno.ENETRESET, errno.EHOSTUNREACH)
 
 
@@ -192,6 +187,8 @@ def _one_line_errors(parser: argparse.ArgumentParser) -> None:
 def _no_progress_bars() -> None:
     """Of libraries that are imported already, and of those that will be."""
     os.environ |= {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    for name, switch in _PROGRESS_BARS.items():
+    for name in ("datasets", "huggingface_hub.utils"):
         if name in sys.modules:
-            getattr(sys.modules[name], switch)()
+            sys.modules[name].disable_progress_bars()
+    if "transformers.utils.logging" in sys.modules:
+        sys.modules["transformers.utils.logging"].disable_progress_bar()

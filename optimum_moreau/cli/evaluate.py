@@ -61,9 +61,8 @@ def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
     folder, records = Path(args.model).expanduser(), None
     if args.save:
         if not (folder / PLAN_NAME).is_file():
-            raise CheckpointError(
-                f"{args.model}: holds no {PLAN_NAME}; --save needs a folder that prune or apply wrote"
-            )
+            words = f"holds no {PLAN_NAME}; --save needs a folder that prune or apply wrote"
+            raise CheckpointError(f"{args.model}: {words}")
         check_template(args.card_template)
         records = Records.load(folder)
     if args.baseline:

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this verb's arguments."""
     options.add_model_arguments(parser)
     text = "for insight.json, and .png and .svg figures"
-    options.add(parser, "-o --output FOLDER", text, type=Path, required=True)
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help=text)
     options.add(parser, "--figures NAMES", _FIGURES, default="ranking,layers,ratios,sensitivity,map")
     options.add(parser, "--criteria NAMES", _CRITERIA, default="moreau-gs,taylor")
     options.add(parser, "--ratio SHARE", "of map, sensitivity (default 0.2)", type=float, default=0.2)
@@ -95,12 +95,9 @@ def _look(args: argparse.Namespace, config: MoreauPrunerConfig) -> Any:
     figures, criteria = args.figures, args.criteria
     at_one_ratio = [args.ratio] if {"map", "sensitivity"} & set(figures) else []
     study.check([*at_one_ratio, *(args.ratios or ())], args.layers or ())
+    about = (str(model_reference(args.model)), fingerprint(model), source_name(args.evaluate) if args.evaluate else "")
     return Insight(
-        str(model_reference(args.model)),
-        fingerprint(model),
-        source_name(args.evaluate) if args.evaluate else "",
-        study.protocol,
-        args.seeds,
+        *(*about, study.protocol, args.seeds),
         ranking=study.ranks(criteria[:2], args.layers) if "ranking" in figures else (),
         layers=study.single_layers(criteria) if "layers" in figures else None,
         ratios=study.over_ratios(criteria, args.ratios) if "ratios" in figures else None,

@@ -6,7 +6,7 @@ Help takes a screen and a half: a short usage, one line a flag; what few people 
 import argparse
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..config.quantities import words_for_parts
@@ -18,28 +18,17 @@ _BAR = "\\|"
 _LEGAL: dict[type, str] = {float: "a share, or several, e.g. 0.1,0.2", int: "a whole number, or several, e.g. 0,15,31"}
 
 
-def add(
-    group: argparse._ActionsContainer,
-    names: str,
-    text: str,
-    *,
-    type: Callable[[str], Any] | None = None,
-    default: Any = None,
-    required: bool = False,
-    several: bool = False,
-) -> None:
-    """Adds an argument, `several` times or once: `add(parser, "-o --output FOLDER", "folder to write", required=True)`.
+def add(group: Any, names: str, text: str, *, type: Any = None, default: Any = None, several: bool = False) -> None:
+    """Adds an argument: `add(parser, "-o --output FOLDER", "folder to write", type=Path)`.
 
     A value N is a whole number; a flag without a value is a switch.
     """
     *flags, value = names.split()
     if value.startswith("-"):
         group.add_argument(*flags, value, action="store_true", help=text)
-        return
-    action = "append" if several else "store"
-    kind: Any = int if value == "N" else type
-    added = group.add_argument(*flags, metavar=value, help=text, type=kind, default=default, action=action)
-    added.required |= required
+    else:
+        kind, action = int if value == "N" else type, "append" if several else "store"
+        group.add_argument(*flags, metavar=value, help=text, type=kind, default=default, action=action)
 
 
 def rarely(text: str) -> str:
@@ -110,7 +99,7 @@ def add_calibration_arguments(parser: argparse.ArgumentParser, *, scores: bool =
 
 def add_output_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Adds the folder to write."""
-    add(parser, "-o --output FOLDER", "folder to write", required=required)
+    parser.add_argument("-o", "--output", required=required, metavar="FOLDER", help="folder to write")
     add(parser, "--overwrite", "replace a folder that holds a model and nothing else")
     add(parser, "--evaluate TEXT", "measure the perplexity on a text, for the card")
     add(parser, "--card-template FILE", "of the model card (jinja2)")
@@ -145,11 +134,9 @@ def load(args: argparse.Namespace, other: str | None = None) -> tuple[Any, Any]:
     """Loads the model that the flags name, or another, and its tokenizer; of several processes each has its device."""
     from ..loading import load_model, load_tokenizer
 
-    name, source = (
-        (args.model, where(args)) if other is None else (other, {"trust_remote_code": args.trust_remote_code})
-    )
-    device = processes.join(args.device)
-    tokenizer = load_tokenizer(name, **source)  # first: it is refused before a large model is read
+    source = where(args) if other is None else {"trust_remote_code": args.trust_remote_code}
+    device, name = processes.join(args.device), other or args.model
+    tokenizer = load_tokenizer(name, **source)  # first: what has none is refused before its weights are read
     return load_model(name, dtype=args.dtype, device=device, **source), tokenizer
 
 
@@ -170,13 +157,9 @@ def parameter_row(result: Mapping[str, Any], more: str = "") -> tuple[str, str]:
     return "parameters", f"{before:,} → {after:,}  (−{100 * ratio:.2f} %{parts}{more})"
 
 
-def perplexity_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The perplexity of each stage, if it was measured."""
+def quality_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The perplexity of each stage, if it was measured; how the folder differs from the model in memory."""
     stages = ", ".join(f"{stage} {value:.4f}" for stage, value in result.get("perplexity", {}).items())
-    return [("perplexity", stages)] if stages else []
-
-
-def verified_row(result: Mapping[str, Any]) -> tuple[str, str]:
-    """How the folder differs from the model in memory."""
-    difference = result["verified_max_abs_difference"]
-    return "verified", f"by a reload in a fresh process; logits differ by {difference:g}"
+    difference = f"logits differ by {result['verified_max_abs_difference']:g}"
+    verified = ("verified", f"by a reload in a fresh process; {difference}")
+    return [("perplexity", stages), verified] if stages else [verified]

@@ -69,8 +69,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _recipe_from(args: argparse.Namespace) -> dict[str, Any]:
     """What the flags say of a recipe."""
-    given = {one.name: getattr(args, one.name, None) for one in settings_of(Recipe)}
-    found = {name: value for name, value in given.items() if value is not None}
+    names = [one.name for one in settings_of(Recipe)]
+    found = {name: value for name in names if (value := getattr(args, name, None)) is not None}
     sections = {
         "prune": settings.settings_from(args),
         "recover": settings.step_from(args, RecoverStep, RecoveryConfig, prefix="recover_"),
@@ -116,7 +116,7 @@ def show(result: dict[str, Any]) -> str:
         return Recipe.from_dict(result).to_yaml().rstrip()
     rows = _masked_rows(result) if "sparsity" in result else _cut_rows(result)
     rows += recover.rows(result["recovery"]) if "recovery" in result else []
-    rows += [*options.perplexity_rows(result), options.verified_row(result)]
+    rows += options.quality_rows(result)
     if result.get("steps", {}).get("prune") != "skipped":
         peak = result["peak_memory_bytes"] / 2**30
         words = f"{result['seconds']:.1f} s without evaluation and reload, peak memory {peak:.2f} GiB"

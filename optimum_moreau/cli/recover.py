@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def show(result: dict[str, Any]) -> str:
     """The same for a reader."""
     saved = ("saved", f"{result['output']}, the adapter in {result['output']}/adapter")
-    return options.lines(*rows(result), *options.perplexity_rows(result), options.verified_row(result), saved)
+    return options.lines(*rows(result), *options.quality_rows(result), saved)
 
 
 def rows(result: dict[str, Any]) -> list[tuple[str, str]]:
