@@ -69,11 +69,9 @@ def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
         check_same_tokenizer(args.model, args.baseline, **options.where(args))
     if args.tasks:  # what is unknown is refused before anything is measured
         find_tasks(_task_names(args), args.task_path, trust_remote_code=args.trust_remote_code)
-    found = _measure(args)
-    measured = _measurements(found, args, "recovered" if records and records.recovery else "pruned")
+    found, measured = _measure(args, "recovered" if records and records.recovery else "pruned")
     if args.baseline:
-        base = _measure(args, args.baseline, None if records is None else records.plan)
-        before = _measurements(base, args, "before")
+        base, before = _measure(args, "before", args.baseline, None if records is None else records.plan)
         found["baseline"] = {"model": model_reference(args.baseline), **base}
         found["differences"] = [
             {"dataset": one.dataset, "metric": one.metric, "protocol": one.protocol, "value": one.value - two.value}
@@ -86,10 +84,14 @@ def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
     return {**found, "saved": args.model} if args.save else found
 
 
-def _measure(args: argparse.Namespace, other: str | None = None, plan: Any = None) -> dict[str, Any]:
-    """Everything that was asked for, of one model, which is freed afterwards; with a plan, it must be its base."""
-    from ..data.sources import source_name
+def _measure(args: argparse.Namespace, stage: str, other: str | None = None, plan: Any = None) -> tuple[Any, list[Any]]:
+    """Everything that was asked for, of one model, which is freed afterwards; with a plan, it must be its base.
+
+    Returns it as it is printed, and for the record.
+    """
+    from ..data.sources import content_hash, source_name
     from ..evaluation import perplexity
+    from ..evaluation.records import Measurement
     from ..planning import fingerprint
 
     model, tokenizer = options.load(args, other)
@@ -98,11 +100,11 @@ def _measure(args: argparse.Namespace, other: str | None = None, plan: Any = Non
     how = {name: getattr(args, name) for name in ("sequence_length", "batch_size", "max_segments")}
     first = f", the first {args.max_segments}" if args.max_segments else ""
     protocol = f"{args.sequence_length}-token segments{first}"
-    texts = [
-        {"text": source_name(text), "protocol": protocol}
-        | vars(perplexity(model, tokenizer, text, column=args.text_column, **how))
-        for text in args.text or []
-    ]
+    texts, measured = [], []
+    for text in args.text or []:
+        name, result = source_name(text), perplexity(model, tokenizer, text, column=args.text_column, **how)
+        texts.append({"text": name, "protocol": protocol, **vars(result)})
+        measured.append(Measurement(stage, name, "perplexity", protocol, result.perplexity, content_hash(text)))
     found: dict[str, Any] = (texts[0] if texts else {}) | ({"texts": texts} if len(texts) > 1 else {})
     if args.tasks:
         from ..evaluation.zero_shot import zero_shot
@@ -111,30 +113,18 @@ def _measure(args: argparse.Namespace, other: str | None = None, plan: Any = Non
         accuracy = zero_shot(model, tokenizer, _task_names(args), **how)
         found["tasks"] = [asdict(one) for one in accuracy.tasks]
         found |= {"average": accuracy.average, "average_stderr": accuracy.stderr}
-    return found
+        for one in accuracy.tasks:
+            files = [args.task_path / f"{one.task}{end}" for end in (".yaml", ".jsonl")] if args.task_path else []
+            key = next((content_hash(file) for file in files if file.is_file()), "")
+            questions = f"zero-shot, {one.samples:,} questions"
+            measured.append(Measurement(stage, one.task, one.metric, questions, one.value, key, one.stderr))
+    return found, measured
 
 
 def _task_names(args: argparse.Namespace) -> list[str]:
     from ..evaluation.zero_shot import METRICS
 
     return list(METRICS) if args.tasks == "all" else options.names(args.tasks)
-
-
-def _measurements(found: Mapping[str, Any], args: argparse.Namespace, stage: str) -> list[Any]:
-    """What was found of one model, for the record."""
-    from ..data.sources import content_hash
-    from ..evaluation.records import Measurement
-
-    measured = [
-        Measurement(stage, one["text"], "perplexity", one["protocol"], one["perplexity"], content_hash(text))
-        for one, text in zip(_texts(found), args.text or [], strict=True)
-    ]
-    for one in found.get("tasks", []):
-        files = [args.task_path / f"{one['task']}{suffix}" for suffix in (".yaml", ".jsonl")] if args.task_path else []
-        key = next((content_hash(file) for file in files if file.is_file()), "")
-        protocol = f"zero-shot, {one['samples']:,} questions"
-        measured.append(Measurement(stage, one["task"], one["metric"], protocol, one["value"], key, one["stderr"]))
-    return measured
 
 
 def _texts(found: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:

@@ -21,8 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_model_arguments(parser)
     text = "for insight.json, and .png and .svg figures"
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help=text)
-    options.add(parser, "--figures NAMES", _FIGURES, default="ranking,layers,ratios,sensitivity,map")
-    options.add(parser, "--criteria NAMES", _CRITERIA, default="moreau-gs,taylor")
+    options.add(
+        parser, "--figures NAMES", _FIGURES, type=options.names, default="ranking,layers,ratios,sensitivity,map"
+    )
+    options.add(parser, "--criteria NAMES", _CRITERIA, type=options.names, default="moreau-gs,taylor")
     options.add(parser, "--ratio SHARE", "of map, sensitivity (default 0.2)", type=float, default=0.2)
     options.add(parser, "--ratios SHARES", "of the figure ratios (default: 0.05 to 0.5)")
     options.add(parser, "--layers NUMBERS", "of ranking, e.g. 0,15,31 (default: four of them)")
@@ -40,7 +42,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     with outputs.reserved([args.output], (args.model, args.calibration, args.evaluate)):
         report.check_installed()
-        args = _checked(args)
+        _check(args)
         config = MoreauPrunerConfig.from_dict(settings.settings_from(args))
         saving.check_addable(args.output, INSIGHT_NAME, overwrite=args.overwrite)
         found = _look(args, config)
@@ -52,18 +54,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return found.to_dict() | {"files": [str(args.output / name) for name in names]}
 
 
-def _checked(args: argparse.Namespace) -> argparse.Namespace:
-    """The flags, their lists read; refuses what cannot be drawn, before a model is loaded."""
+def _check(args: argparse.Namespace) -> None:
+    """Reads the lists of numbers, in place; refuses what cannot be drawn, before a model is loaded."""
     from ..evaluation.insight import FIGURES, PERPLEXITIES
     from ..evaluation.study import has_settings
 
-    figures, criteria = options.names(args.figures), options.names(args.criteria)
+    figures, criteria = args.figures, args.criteria
     if unknown := next((name for name in figures if name not in FIGURES), None):
         hint = suggestion(unknown, FIGURES)
         raise ConfigError(f"figures: unknown '{unknown}'.{hint} Known: {', '.join(FIGURES)}")
-    ratios = options.numbers("--ratios", args.ratios, float) if args.ratios else None
-    layers = options.numbers("--layers", args.layers, int) if args.layers else None
-    for value in (args.ratio, *(ratios or ())):
+    args.ratios = options.numbers("--ratios", args.ratios, float) if args.ratios else None
+    args.layers = options.numbers("--layers", args.layers, int) if args.layers else None
+    for value in (args.ratio, *(args.ratios or ())):
         MoreauPrunerConfig(pruning_ratio=value)
     for name in criteria:
         MoreauPrunerConfig(criterion=name)
@@ -78,8 +80,6 @@ def _checked(args: argparse.Namespace) -> argparse.Namespace:
     if not args.evaluate and (wanting := [name for name in figures if name in PERPLEXITIES]):
         need = "needs" if len(wanting) == 1 else "need"
         raise ConfigError(f"--evaluate: {', '.join(wanting)} {need} a text to measure the perplexity on")
-    lists = {"figures": figures, "criteria": criteria, "ratios": ratios, "layers": layers}
-    return argparse.Namespace(**vars(args) | lists)
 
 
 def _look(args: argparse.Namespace, config: MoreauPrunerConfig) -> Any:

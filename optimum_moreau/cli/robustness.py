@@ -16,7 +16,7 @@ _PERTURBATIONS = "of bf16, fp16, fp32, int8, noise:LEVEL, samples:N, seeds:N (de
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this verb's arguments."""
     options.add_model_arguments(parser)
-    options.add(parser, "--criteria NAMES", "default: moreau,taylor", default="moreau,taylor")
+    options.add(parser, "--criteria NAMES", "default: moreau,taylor", type=options.names, default="moreau,taylor")
     options.add(parser, "--perturbations NAMES", _PERTURBATIONS, default="bf16,fp16,seeds:3")
     options.add(parser, "--ratio SHARES", "of the parameters removed, e.g. 0.1,0.2", default="0.2")
     options.add(parser, "--evaluate TEXT", "measure the perplexity of every pruned model on a text")
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             load,
             loading.load_tokenizer(args.model, **options.where(args)),
             args.calibration,
-            criteria=options.names(args.criteria),
+            criteria=args.criteria,
             perturbations=args.perturbations,
             ratios=ratios,
             config=MoreauPrunerConfig.from_dict(settings.settings_from(args)),
