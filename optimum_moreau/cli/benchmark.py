@@ -5,8 +5,6 @@ before they are loaded. Where MODEL is a pruned folder and BASE is given, the fi
 its card.
 """
 
-from __future__ import annotations
-
 import argparse
 import logging
 import os
@@ -19,6 +17,10 @@ from ..pipeline import outputs
 from . import options
 
 EXAMPLE = "pruned --baseline org/model --batch-sizes 1,4,16"
+_ROUNDS = (
+    "of both models, each in a fresh process; faster is what is so in every round: by chance, one row in 2ᴺ"
+    " (default 7; with a base at least 3)"
+)
 
 
 def _sizes(text: str) -> tuple[int, ...]:
@@ -31,63 +33,42 @@ def _sizes(text: str) -> tuple[int, ...]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this verb's arguments."""
     options.add_model_arguments(parser)
-    parser.add_argument("--baseline", metavar="BASE", help="folder or Hub id of the model that MODEL was pruned from")
-    parser.add_argument("--no-save", action="store_true", help="leave benchmark.json and the card of MODEL as they are")
-    parser.add_argument("--card-template", metavar="FILE", help="of the model card, which is written anew (jinja2)")
+    options.add(parser, "--baseline BASE", "folder or Hub id of the model that MODEL was pruned from")
+    options.add(parser, "--no-save", "leave benchmark.json and the card of MODEL as they are")
+    options.add(parser, "--card-template FILE", "of the model card, which is written anew (jinja2)")
     group = parser.add_argument_group("what to measure")
-    group.add_argument(
-        "--batch-sizes", type=_sizes, default=(1, 4, 16), metavar="N[,N…]", help="sequences at once (default 1,4,16)"
-    )
-    group.add_argument("--prompt-tokens", type=int, default=128, metavar="N", help="of the prefill (default 128)")
-    group.add_argument("--new-tokens", type=int, default=32, metavar="N", help="decoded after it (default 32)")
-    group.add_argument(
-        "--rounds",
-        type=int,
-        default=7,
-        metavar="N",
-        help="of both models, each in a fresh process; faster is what is so in every round: by chance, one row in 2ᴺ"
-        " (default 7; with a base at least 3)",
-    )
-    group.add_argument(
-        "--repeats", type=int, default=3, metavar="N", help="in each process, of which the median counts (default 3)"
-    )
+    text = "sequences at once (default 1,4,16)"
+    options.add(group, "--batch-sizes N[,N…]", text, type=_sizes, default=(1, 4, 16))
+    options.add(group, "--prompt-tokens N", "of the prefill (default 128)", default=128)
+    options.add(group, "--new-tokens N", "decoded after it (default 32)", default=32)
+    options.add(group, "--rounds N", _ROUNDS, default=7)
+    options.add(group, "--repeats N", "in each process, of which the median counts (default 3)", default=3)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measures; returns every value, the rows made of them, the verdict, and the folder whose card tells of it."""
-    from ..planning import PLAN_NAME
-
-    folder = Path(args.model).expanduser()
-    saves = args.baseline is not None and not args.no_save and (folder / PLAN_NAME).is_file()
-    with outputs.reserved([folder] if saves else [], []):
-        return _benchmark(args, folder, saves)
-
-
-def _benchmark(args: argparse.Namespace, folder: Path, saves: bool) -> dict[str, Any]:
     from ..evaluation.speed import SpeedSettings, measure_speed
+    from ..planning import PLAN_NAME
     from ..saving.card import check_template
     from ..saving.records import Records
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("benchmark: measures in processes of its own; run it once, without torchrun or accelerate")
-    settings = SpeedSettings(**{one.name: getattr(args, one.name) for one in fields(SpeedSettings)})
-    records = None
-    if saves:
-        check_template(args.card_template)
-        records = Records.load(folder)  # what is damaged is refused before anything is measured
-    logging.getLogger("optimum_moreau.evaluation.speed").setLevel(logging.INFO)  # it says which round is done
-    speed = measure_speed(
-        args.model,
-        args.baseline,
-        settings,
-        plan=None if records is None else records.plan,
-        dtype=args.dtype,
-        device=args.device,
-        revision=args.revision,
-        trust_remote_code=args.trust_remote_code,
-    )
-    if records is not None:
-        replace(records, speed=speed).rewrite_card(folder, args.card_template)
+    folder, records = Path(args.model).expanduser(), None
+    saves = args.baseline is not None and not args.no_save and (folder / PLAN_NAME).is_file()
+    with outputs.reserved([folder] if saves else [], []):
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ConfigError(
+                "benchmark: measures in processes of its own; run it once, without torchrun or accelerate"
+            )
+        settings = SpeedSettings(**{one.name: getattr(args, one.name) for one in fields(SpeedSettings)})
+        if saves:
+            check_template(args.card_template)
+            records = Records.load(folder)  # what is damaged is refused before anything is measured
+        logging.getLogger("optimum_moreau.evaluation.speed").setLevel(logging.INFO)  # it says which round is done
+        plan = None if records is None else records.plan
+        loading = {"dtype": args.dtype, "device": args.device, **options.where(args)}
+        speed = measure_speed(args.model, args.baseline, settings, plan=plan, **loading)
+        if records is not None:
+            replace(records, speed=speed).rewrite_card(folder, args.card_template)
     return {
         **speed.to_dict(),
         "rows": [asdict(row) for row in speed.rows],
@@ -103,21 +84,17 @@ def show(result: dict[str, Any]) -> str:
 
     speed = Speed.from_dict({one.name: result[one.name] for one in fields(Speed)})
     sides = [speed.model, *([] if speed.baseline is None else [speed.baseline])]
-    head = ("", "batch", "base", "pruned", "ratio", "")
-    rows = [head if len(sides) > 1 else ("", "batch", "", "median", "", ""), *(row.cells for row in speed.rows)]
+    head = ("", "batch", "base", "pruned", "ratio", "") if speed.baseline else ("", "batch", "", "median", "", "")
+    rows = [head, *(row.cells for row in speed.rows)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if index in (0, 5) else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-            if width
-        ).rstrip()
-        for row in rows
-    ]
+    sides_of = [str.ljust, *[str.rjust] * 4, str.ljust]
     names = " against ".join(f"{side.name} ({side.parameters:,} parameters)" for side in sides)
-    notes = [speed.verdict, *speed.shape_notes] if speed.baseline else speed.shape_notes
-    lines = [f"{names}, on {speed.device}", "", *lines, "", f"measured    {speed.how}"]
-    lines += [f"{'verdict' if note == speed.verdict else 'shapes':11} {note}" for note in notes]
+    lines = [f"{names}, on {speed.device}", ""]
+    for row in rows:
+        cells = zip(sides_of, row, widths, strict=True)
+        lines.append("  ".join(aligned(cell, width) for aligned, cell, width in cells if width).rstrip())
+    notes = [("verdict", speed.verdict)] if speed.baseline else []
+    notes += [("shapes", note) for note in speed.shape_notes]
     if result["saved"]:
-        lines.append(f"saved       {result['saved']}/benchmark.json, and the card anew")
-    return "\n".join(lines)
+        notes.append(("saved", f"{result['saved']}/benchmark.json, and the card anew"))
+    return "\n".join([*lines, "", options.lines(("measured", speed.how), *notes)])

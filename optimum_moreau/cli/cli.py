@@ -3,8 +3,6 @@
 Where nobody reads standard output any more (`| head -1`), the command ends quietly, with the code of a SIGPIPE.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import errno
@@ -24,7 +22,7 @@ from ..errors import MoreauError, first_line
 from ..files.temporary import is_full
 from ..pipeline import processes
 from ..registry import suggestion
-from .help import shorten
+from .options import shorten
 
 # verb → one line for the list of verbs; each is a module of this folder with add_arguments, run, show and EXAMPLE.
 VERBS = {
@@ -45,7 +43,6 @@ VERBS = {
     "families": "list the model families",
 }
 
-_LISTS = ("criteria", "budgets", "compensations", "families", "plan-diff")  # which load nothing
 _READER_GONE = 128 + signal.SIGPIPE
 _OF_A_PROGRAM = (errno.EBADF, errno.EFAULT, errno.EINVAL, errno.ENOTTY, errno.ECHILD)  # where no file is named
 _OF_A_NETWORK = (errno.ENOTCONN, errno.ENETUNREACH, errno.ENETDOWN, errno.ENETRESET, errno.EHOSTUNREACH)
@@ -65,23 +62,20 @@ def prepare(verb: str, parser: argparse.ArgumentParser) -> None:
 def execute(verb: str, args: argparse.Namespace) -> int:
     """Runs a verb; returns the exit code: 0, 2 after a user's mistake, 130 after Ctrl-C, 141 where nobody reads on."""
     _open_closed_streams()
-    module = _module(verb)
+    module, program = _module(verb), f"optimum-moreau {verb}"
     level = logging.WARNING if processes.is_first() else logging.ERROR  # what all processes say is said once
     logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr, force=True)
     with contextlib.suppress(ValueError):  # outside the main thread
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop cleans up as Ctrl-C does
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            if verb not in _LISTS and not sys.stderr.isatty():
+            if not sys.stderr.isatty():
                 _no_progress_bars()
             result = module.run(args)
-    except MoreauError as error:
-        _complain(f"optimum-moreau {verb}: error: {' '.join(str(error).split())}")
-        return 2
     except Exception as error:
-        if not (problem := _from_outside(error)):
+        if not (problem := _words(error)):
             raise
-        _complain(f"optimum-moreau {verb}: error: {problem}")
+        _complain(f"{program}: error: {problem}")
         return 2
     except KeyboardInterrupt:
         kept = getattr(args, "checkpoint_dir", None)
@@ -89,12 +83,12 @@ def execute(verb: str, args: argparse.Namespace) -> int:
         if verb == "recover" or getattr(args, "recover_data", None) or getattr(args, "config", None):
             saved = "the same command goes on from what is done"
         if processes.is_first():
-            _complain(f"optimum-moreau {verb}: interrupted; {saved}")
+            _complain(f"{program}: interrupted; {saved}")
         return 130
     finally:
         processes.leave()
     if processes.is_first():
-        return _say(json.dumps(result) if args.json else module.show(result), f"optimum-moreau {verb}")
+        return _say(json.dumps(result) if args.json else module.show(result), program)
     return 0
 
 
@@ -142,32 +136,29 @@ def _say(text: str, program: str) -> int:
     return code
 
 
-def _from_outside(error: Exception) -> str:
-    """What went wrong with files, the system or the network, in words; empty for a mistake of this program.
+def _words(error: Exception) -> str:
+    """What went wrong: a user's mistake, or files, the system or the network; empty for a mistake of this program.
 
     An error of the system that names no file comes from a library's own file, or from a connection; one without a
     number is a library's words to its user.
     """
+    if isinstance(error, MoreauError):
+        return " ".join(str(error).split())
+    words = " ".join(str(getattr(error, "strerror", None) or first_line(error)).split()) or type(error).__name__
     if isinstance(error, getattr(sys.modules.get("httpx2"), "TransportError", ())):
-        return f"the Hub cannot be reached ({_words(error)}); try again"
+        return f"the Hub cannot be reached ({words}); try again"
     if not isinstance(error, OSError) or (error.filename is None and error.errno in _OF_A_PROGRAM):
         return ""
     if is_full(error):
         where = error.filename or tempfile.gettempdir()
         return f"{where}: cannot be written ({error.strerror}); make room, or set TMPDIR to a folder elsewhere"
     if isinstance(error, (ConnectionError, TimeoutError)) or error.errno in _OF_A_NETWORK:
-        return f"the connection failed ({_words(error)}); try again"
+        return f"the connection failed ({words}); try again"
     if error.filename is not None:
-        return f"{error.filename}: cannot be read or written ({_words(error)})"
+        return f"{error.filename}: cannot be read or written ({words})"
     if error.errno in (errno.EMFILE, errno.ENFILE):
-        return f"no more files can be opened ({_words(error)}); raise the limit (ulimit -n)"
-    return _words(error) if error.errno is None else f"the system refuses ({_words(error)})"
-
-
-def _words(error: Exception) -> str:
-    """Why, in one line."""
-    words = getattr(error, "strerror", None) or first_line(error)
-    return " ".join(str(words).split()) or type(error).__name__
+        return f"no more files can be opened ({words}); raise the limit (ulimit -n)"
+    return words if error.errno is None else f"the system refuses ({words})"
 
 
 def _complain(text: str) -> None:
@@ -196,9 +187,8 @@ def _one_line_errors(parser: argparse.ArgumentParser) -> None:
 def _no_progress_bars() -> None:
     """Of libraries that are imported already, and of those that will be."""
     os.environ |= {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    if "datasets" in sys.modules:
-        sys.modules["datasets"].disable_progress_bars()
-    if "huggingface_hub.utils" in sys.modules:
-        sys.modules["huggingface_hub.utils"].disable_progress_bars()
+    for name in ("datasets", "huggingface_hub.utils"):
+        if name in sys.modules:
+            sys.modules[name].disable_progress_bars()
     if "transformers.utils.logging" in sys.modules:
         sys.modules["transformers.utils.logging"].disable_progress_bar()

@@ -1,53 +1,37 @@
 """Measure a model: perplexity on texts, over non-overlapping segments, and zero-shot accuracy on tasks."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import CheckpointError, ConfigError
 from ..pipeline import outputs, processes
 from . import options
 
-if TYPE_CHECKING:
-    from ..evaluation.records import Measurement
-    from ..planning import PruningPlan
-
 EXAMPLE = "pruned --text wikitext2.test.txt --seq-len 128 --tasks boolq,piqa --limit 200"
+_TEXT = "text file, records (.jsonl …), or hub:id[:config[:split[:column]]]; may be given several times"
+_LENGTH = "tokens per segment: 128 (default) in MoreauPruner's tables, 2048 in those of masks"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this verb's arguments."""
     options.add_model_arguments(parser)
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="sequences per pass (default 8)")
-    parser.add_argument("--baseline", metavar="BASE", help="measure the model that MODEL was pruned from as well")
-    parser.add_argument("--save", action="store_true", help="add the figures to evaluation.json and the card of MODEL")
-    parser.add_argument("--card-template", metavar="FILE", help="of the card that --save writes anew (jinja2)")
+    options.add(parser, "--batch-size N", "sequences per pass (default 8)", default=8)
+    options.add(parser, "--baseline BASE", "measure the model that MODEL was pruned from as well")
+    options.add(parser, "--save", "add the figures to evaluation.json and the card of MODEL")
+    options.add(parser, "--card-template FILE", "of the card that --save writes anew (jinja2)")
     group = parser.add_argument_group("perplexity")
-    group.add_argument(
-        "--text",
-        action="append",
-        metavar="TEXT",
-        help="text file, records (.jsonl …), or hub:id[:config[:split[:column]]]; may be given several times",
-    )
-    group.add_argument("--text-column", metavar="NAME", help="text column of records")
-    group.add_argument(
-        "--seq-len",
-        "--sequence-length",
-        dest="sequence_length",
-        type=int,
-        default=128,
-        metavar="N",
-        help="tokens per segment: 128 (default) in MoreauPruner's tables, 2048 in those of masks",
-    )
-    group.add_argument("--max-segments", type=int, metavar="N", help="only the first N segments")
+    options.add(group, "--text TEXT", _TEXT, several=True)
+    options.add(group, "--text-column NAME", "text column of records")
+    names = ("--seq-len", "--sequence-length")
+    group.add_argument(*names, dest="sequence_length", type=int, default=128, metavar="N", help=_LENGTH)
+    options.add(group, "--max-segments N", "only the first N segments")
     group = parser.add_argument_group("zero-shot tasks, through lm-eval (pip install 'optimum-moreau[eval]')")
-    group.add_argument("--tasks", metavar="NAMES", help="e.g. boolq,piqa,hellaswag; all: the seven of the papers")
-    group.add_argument("--task-path", type=Path, metavar="FOLDER", help="of task files (NAME.yaml, NAME.jsonl)")
-    group.add_argument("--limit", type=int, metavar="N", help="only the first N questions of each task")
+    options.add(group, "--tasks NAMES", "e.g. boolq,piqa,hellaswag; all: the seven of the papers")
+    options.add(group, "--task-path FOLDER", "of task files (NAME.yaml, NAME.jsonl)", type=Path)
+    options.add(group, "--limit N", "only the first N questions of each task")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -68,9 +52,7 @@ def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
     from ..saving.card import check_template
     from ..saving.records import Records
 
-    for name, least in (("sequence_length", 2), ("batch_size", 1), ("max_segments", 1), ("limit", 1)):
-        if (value := getattr(args, name)) is not None and value < least:
-            raise ConfigError(f"--{name.replace('_', '-')}: {value} is not a whole number ≥ {least}")
+    options.check_whole(args, sequence_length=2, batch_size=1, max_segments=1, limit=1)
     for name, flag in (("limit", "--limit"), ("task_path", "--task-path")):
         if getattr(args, name) is not None and not args.tasks:
             raise ConfigError(f"{flag}: is of zero-shot tasks; give --tasks, or leave it out")
@@ -79,100 +61,70 @@ def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
     folder, records = Path(args.model).expanduser(), None
     if args.save:
         if not (folder / PLAN_NAME).is_file():
-            raise CheckpointError(
-                f"{args.model}: holds no {PLAN_NAME}; --save needs a folder that prune or apply wrote"
-            )
+            words = f"holds no {PLAN_NAME}; --save needs a folder that prune or apply wrote"
+            raise CheckpointError(f"{args.model}: {words}")
         check_template(args.card_template)
         records = Records.load(folder)
-    where = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
     if args.baseline:
-        check_same_tokenizer(args.model, args.baseline, **where)
+        check_same_tokenizer(args.model, args.baseline, **options.where(args))
     if args.tasks:  # what is unknown is refused before anything is measured
         find_tasks(_task_names(args), args.task_path, trust_remote_code=args.trust_remote_code)
-    found = _measure(args, args.model, args.revision)
-    stage = "pruned" if records is None or records.recovery is None else "recovered"
-    measured = _measurements(found, args, stage)
+    found, measured = _measure(args, "recovered" if records and records.recovery else "pruned")
     if args.baseline:
-        base = _measure(args, args.baseline, None, None if records is None else records.plan)
-        before = _measurements(base, args, "before")
+        base, before = _measure(args, "before", args.baseline, None if records is None else records.plan)
         found["baseline"] = {"model": model_reference(args.baseline), **base}
         found["differences"] = [
             {"dataset": one.dataset, "metric": one.metric, "protocol": one.protocol, "value": one.value - two.value}
             for one, two in zip(measured, before, strict=True)
         ]
         measured = [*before, *measured]
-    if records is not None and processes.is_first():
+    if records and processes.is_first():
         changed = replace(records, measurements=with_new(records.measurements, measured))
         changed.rewrite_card(folder, args.card_template)
     return {**found, "saved": args.model} if args.save else found
 
 
-def _measure(
-    args: argparse.Namespace, name: str, revision: str | None, plan: PruningPlan | None = None
-) -> dict[str, Any]:
-    """Everything that was asked for, of one model, which is freed afterwards; with a plan, it must be its base."""
+def _measure(args: argparse.Namespace, stage: str, other: str | None = None, plan: Any = None) -> tuple[Any, list[Any]]:
+    """Everything that was asked for, of one model, which is freed afterwards; with a plan, it must be its base.
+
+    Returns it as it is printed, and for the record.
+    """
+    from ..data.sources import content_hash, source_name
+    from ..evaluation import perplexity
+    from ..evaluation.records import Measurement
     from ..planning import fingerprint
 
-    model, tokenizer = options.load(argparse.Namespace(**vars(args) | {"model": name, "revision": revision}))
+    model, tokenizer = options.load(args, other)
     if plan is not None:
-        plan.check_base(fingerprint(model), name)
-    found: dict[str, Any] = {}
-    if args.text:
-        texts = [_perplexity(model, tokenizer, text, args) for text in args.text]
-        found |= texts[0] | ({"texts": texts} if len(texts) > 1 else {})
+        plan.check_base(fingerprint(model), other or args.model)
+    how = {name: getattr(args, name) for name in ("sequence_length", "batch_size", "max_segments")}
+    first = f", the first {args.max_segments}" if args.max_segments else ""
+    protocol = f"{args.sequence_length}-token segments{first}"
+    texts, measured = [], []
+    for text in args.text or []:
+        name, result = source_name(text), perplexity(model, tokenizer, text, column=args.text_column, **how)
+        texts.append({"text": name, "protocol": protocol, **vars(result)})
+        measured.append(Measurement(stage, name, "perplexity", protocol, result.perplexity, content_hash(text)))
+    found: dict[str, Any] = (texts[0] if texts else {}) | ({"texts": texts} if len(texts) > 1 else {})
     if args.tasks:
         from ..evaluation.zero_shot import zero_shot
 
         how = {name: getattr(args, name) for name in ("task_path", "limit", "batch_size", "trust_remote_code")}
         accuracy = zero_shot(model, tokenizer, _task_names(args), **how)
-        found |= {
-            "tasks": [asdict(one) for one in accuracy.tasks],
-            "average": accuracy.average,
-            "average_stderr": accuracy.stderr,
-        }
-    return found
+        found["tasks"] = [asdict(one) for one in accuracy.tasks]
+        found |= {"average": accuracy.average, "average_stderr": accuracy.stderr}
+        for one in accuracy.tasks:
+            files = [args.task_path / f"{one.task}{end}" for end in (".yaml", ".jsonl")] if args.task_path else []
+            key = next((content_hash(file) for file in files if file.is_file()), "")
+            questions = f"zero-shot, {one.samples:,} questions"
+            measured.append(Measurement(stage, one.task, one.metric, questions, one.value, key, one.stderr))
+    return found, measured
 
 
 def _task_names(args: argparse.Namespace) -> list[str]:
     from ..evaluation.zero_shot import METRICS
 
-    return list(METRICS) if args.tasks == "all" else [name.strip() for name in args.tasks.split(",")]
-
-
-def _perplexity(model: Any, tokenizer: Any, text: str, args: argparse.Namespace) -> dict[str, Any]:
-    from ..data.sources import source_name
-    from ..evaluation import perplexity
-
-    length = args.sequence_length
-    result = perplexity(
-        model,
-        tokenizer,
-        text,
-        sequence_length=length,
-        batch_size=args.batch_size,
-        column=args.text_column,
-        max_segments=args.max_segments,
-    )
-    first = f", the first {args.max_segments}" if args.max_segments else ""
-    return {"text": source_name(text), "protocol": f"{length}-token segments{first}", **vars(result)}
-
-
-def _measurements(found: Mapping[str, Any], args: argparse.Namespace, stage: str) -> list[Measurement]:
-    """What was found of one model, for the record."""
-    from ..data.sources import content_hash
-    from ..evaluation.records import Measurement
-
-    measured = [
-        Measurement(stage, one["text"], "perplexity", one["protocol"], one["perplexity"], content_hash(text))
-        for one, text in zip(_texts(found), args.text or [], strict=True)
-    ]
-    for one in found.get("tasks", []):
-        files = [args.task_path / f"{one['task']}{suffix}" for suffix in (".yaml", ".jsonl")] if args.task_path else []
-        file = next((file for file in files if file.is_file()), None)
-        protocol = f"zero-shot, {one['samples']:,} questions"
-        key = content_hash(file) if file else ""
-        measured.append(Measurement(stage, one["task"], one["metric"], protocol, one["value"], key, one["stderr"]))
-    return measured
+    return list(METRICS) if args.tasks == "all" else options.names(args.tasks)
 
 
 def _texts(found: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
@@ -194,15 +146,15 @@ def show(result: dict[str, Any]) -> str:
 
 def _lines(result: Mapping[str, Any]) -> list[str]:
     """Of one model."""
-    lines = [
-        f"perplexity  {one['perplexity']:.4f}  ({one['text']}, {one['protocol']}:"
-        f" {one['tokens']:,} tokens in {one['segments']:,} segments)"
-        for one in _texts(result)
-    ]
-    for one in result.get("tasks", []):
-        accuracy = f"{100 * one['value']:.2f} ± {100 * one['stderr']:.2f} %"
-        lines.append(f"{one['task']:14} {one['metric']:8} {accuracy:>16}  ({one['samples']:,} questions)")
+    lines = []
+    for one in _texts(result):
+        size = f"{one['tokens']:,} tokens in {one['segments']:,} segments"
+        lines.append(f"perplexity  {one['perplexity']:.4f}  ({one['text']}, {one['protocol']}: {size})")
+    rows = [(one["task"], one["metric"], one, f"{one['samples']:,} questions") for one in result.get("tasks", [])]
     if "average" in result:
-        average = f"{100 * result['average']:.2f} ± {100 * result['average_stderr']:.2f} %"
-        lines.append(f"{'average':14} {'':8} {average:>16}  (of {len(result['tasks'])} tasks)")
+        whole = {"value": result["average"], "stderr": result["average_stderr"]}
+        rows.append(("average", "", whole, f"of {len(result['tasks'])} tasks"))
+    for name, metric, one, of in rows:
+        accuracy = f"{100 * one['value']:.2f} ± {100 * one['stderr']:.2f} %"
+        lines.append(f"{name:14} {metric:8} {accuracy:>16}  ({of})")
     return lines

@@ -1,7 +1,5 @@
 """List the model families that can be pruned, and what their pruned models can be exported as."""
 
-from __future__ import annotations
-
 import argparse
 from typing import Any
 

@@ -1,30 +1,62 @@
-"""Options that several verbs share: the model, how to load it, the calibration text."""
+"""What several verbs share: their options, how `--help` lists these, loading what they name, printing a result.
 
-from __future__ import annotations
+Help takes a screen and a half: a short usage, one line a flag; what few people set is listed by `--help-all`.
+"""
 
 import argparse
-from collections.abc import Mapping
+import shutil
+import sys
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ..config.quantities import words_for_parts
 from ..errors import ConfigError
 from ..pipeline import processes
 
-
-def shares(flag: str, text: str) -> list[float]:
-    """Reads `0.1,0.2`; a ConfigError names the flag."""
-    return _numbers(flag, text, float, "a share, or several, e.g. 0.1,0.2")
-
-
-def whole_numbers(flag: str, text: str) -> list[int]:
-    """Reads `0,15,31`; a ConfigError names the flag."""
-    return _numbers(flag, text, int, "a whole number, or several, e.g. 0,15,31")
+HELP_ALL = "--help-all"
+_BAR = "\\|"
+_LEGAL: dict[type, str] = {float: "a share, or several, e.g. 0.1,0.2", int: "a whole number, or several, e.g. 0,15,31"}
 
 
-def _numbers(flag: str, text: str, kind: Any, legal: str) -> list[Any]:
-    try:
-        return [kind(part) for part in text.split(",")]
-    except ValueError:
-        raise ConfigError(f"{flag}: '{text}' is not {legal}") from None
+def add(group: Any, names: str, text: str, *, type: Any = None, default: Any = None, several: bool = False) -> None:
+    """Adds an argument: `add(parser, "-o --output FOLDER", "folder to write", type=Path)`.
+
+    A value N is a whole number; a flag without a value is a switch.
+    """
+    *flags, value = names.split()
+    if value.startswith("-"):
+        group.add_argument(*flags, value, action="store_true", help=text)
+    else:
+        kind, action = int if value == "N" else type, "append" if several else "store"
+        group.add_argument(*flags, metavar=value, help=text, type=kind, default=default, action=action)
+
+
+def rarely(text: str) -> str:
+    """The help of a flag that only `--help-all` lists."""
+    return text if HELP_ALL in sys.argv else argparse.SUPPRESS
+
+
+def shorten(parser: argparse.ArgumentParser) -> None:
+    """Gives a parser, with all its arguments, a usage of one line and a wide list."""
+    names = [
+        f"[{one.metavar or one.dest}]" if one.nargs == "?" else str(one.metavar or one.dest)
+        for one in parser._get_positional_actions()
+    ]
+    required = [f"{one.option_strings[0]} {one.metavar}" for one in parser._get_optional_actions() if one.required]
+    parser.usage = " ".join([parser.prog, *names, *required, "[options]"]).replace("%", "%%")
+    parser.formatter_class = _Wide
+
+
+class _Wide(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str, **settings: Any) -> None:
+        super().__init__(prog, max_help_position=32, width=max(shutil.get_terminal_size((120, 24)).columns - 2, 118))
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        """One value for all names of a flag: `-o, --output FOLDER`."""
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {value}"
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -39,9 +71,8 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, required: bool = Tru
 def add_loading_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Adds how to load a model."""
     group = parser.add_argument_group("loading")
-    group.add_argument(
-        "--dtype", default="auto", type=_dtype, help="auto (as saved) | float32, fp32 | bfloat16, bf16 | float16, fp16"
-    )
+    dtypes = "auto (as saved) | float32, fp32 | bfloat16, bf16 | float16, fp16"
+    group.add_argument("--dtype", default="auto", type=_dtype, help=dtypes)
     group.add_argument("--device", help="cpu, cuda, cuda:1, …, or auto for all GPUs (default: cuda where there is one)")
     add_trust_argument(group)
     return group
@@ -54,51 +85,81 @@ def _dtype(text: str) -> str:
 
 def add_trust_argument(group: argparse._ActionsContainer) -> None:
     """Adds the one word that lets code run which a model's files name."""
-    group.add_argument(
-        "--trust-remote-code", action="store_true", help="run modeling code that lies beside the weights"
-    )
+    add(group, "--trust-remote-code", "run modeling code that lies beside the weights")
 
 
 def add_calibration_arguments(parser: argparse.ArgumentParser, *, scores: bool = True) -> None:
     """Adds the calibration text; where something is scored, also the folder that keeps steps."""
     group = parser.add_argument_group("calibration")
-    group.add_argument(
-        "--calibration", metavar="TEXT", help="text file, records (.jsonl …), or hub:id[:config[:split[:column]]]"
-    )
-    group.add_argument("--calibration-column", metavar="NAME", help="text column of records")
+    add(group, "--calibration TEXT", "text file, records (.jsonl …), or hub:id[:config[:split[:column]]]")
+    add(group, "--calibration-column NAME", "text column of records")
     if scores:
-        group.add_argument("--checkpoint-dir", metavar="FOLDER", help="keep every Moreau step, to go on after a kill")
-
-
-def calibration_from(args: argparse.Namespace) -> dict[str, Any]:
-    """The keyword arguments of `MoreauPruner.plan` and `prune` that the flags give."""
-    return {"calibration_column": args.calibration_column, "checkpoint_dir": args.checkpoint_dir}
+        add(group, "--checkpoint-dir FOLDER", "keep every Moreau step, to go on after a kill")
 
 
 def add_output_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Adds the folder to write."""
     parser.add_argument("-o", "--output", required=required, metavar="FOLDER", help="folder to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace a folder that holds a model and nothing else")
-    parser.add_argument("--evaluate", metavar="TEXT", help="measure the perplexity on a text, for the card")
-    parser.add_argument("--card-template", metavar="FILE", help="of the model card (jinja2)")
+    add(parser, "--overwrite", "replace a folder that holds a model and nothing else")
+    add(parser, "--evaluate TEXT", "measure the perplexity on a text, for the card")
+    add(parser, "--card-template FILE", "of the model card (jinja2)")
 
 
-def load(args: argparse.Namespace) -> tuple[Any, Any]:
-    """Loads the model and tokenizer that the flags name; one of several processes loads them on a device of its own."""
+def names(text: str) -> list[str]:
+    """Reads `moreau,taylor`."""
+    return [part.strip() for part in text.split(",")]
+
+
+def numbers(flag: str, text: str, kind: type) -> list[Any]:
+    """Reads `0.1,0.2` or `0,15,31`; a ConfigError names the flag."""
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"{flag}: '{text}' is not {_LEGAL[kind]}") from None
+
+
+def check_whole(args: argparse.Namespace, **least: int) -> None:
+    """Refuses a whole number that is below its least; a ConfigError names the flag."""
+    for name, bound in least.items():
+        if (value := getattr(args, name)) is not None and value < bound:
+            raise ConfigError(f"--{name.replace('_', '-')}: {value} is not a whole number ≥ {bound}")
+
+
+def where(args: argparse.Namespace) -> dict[str, Any]:
+    """Which revision of a model is read, and whether its code may run."""
+    return {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
+
+
+def load(args: argparse.Namespace, other: str | None = None) -> tuple[Any, Any]:
+    """Loads the model that the flags name, or another, and its tokenizer; of several processes each has its device."""
     from ..loading import load_model, load_tokenizer
 
-    device = processes.join(args.device)
-    model = load_model(
-        args.model,
-        dtype=args.dtype,
-        device=device,
-        revision=args.revision,
-        trust_remote_code=args.trust_remote_code,
-    )
-    return model, load_tokenizer(args.model, revision=args.revision, trust_remote_code=args.trust_remote_code)
+    source = where(args) if other is None else {"trust_remote_code": args.trust_remote_code}
+    device, name = processes.join(args.device), other or args.model
+    tokenizer = load_tokenizer(name, **source)  # first: what has none is refused before its weights are read
+    return load_model(name, dtype=args.dtype, device=device, **source), tokenizer
 
 
-def perplexity_line(result: Mapping[str, Any]) -> list[str]:
-    """The perplexity of each stage, for a reader."""
+def lines(*rows: tuple[str, str]) -> str:
+    """What was done, for a reader: aligned lines of a word and what it says."""
+    return "\n".join(f"{word:11} {text}" for word, text in rows)
+
+
+def table(rows: Iterable[Iterable[str]]) -> str:
+    """Cells as a markdown table."""
+    return "\n".join(f"| {' | '.join(cell.replace('|', _BAR) for cell in row)} |" for row in rows)
+
+
+def parameter_row(result: Mapping[str, Any], more: str = "") -> tuple[str, str]:
+    """The parameters before and after, and what each target gave of them."""
+    before, after, ratio = (result[name] for name in ("parameters_before", "parameters_after", "ratio_achieved"))
+    parts = words_for_parts(result["contributions"], before)
+    return "parameters", f"{before:,} → {after:,}  (−{100 * ratio:.2f} %{parts}{more})"
+
+
+def quality_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The perplexity of each stage, if it was measured; how the folder differs from the model in memory."""
     stages = ", ".join(f"{stage} {value:.4f}" for stage, value in result.get("perplexity", {}).items())
-    return [f"perplexity  {stages}"] if stages else []
+    difference = f"logits differ by {result['verified_max_abs_difference']:g}"
+    verified = ("verified", f"by a reload in a fresh process; {difference}")
+    return [("perplexity", stages), verified] if stages else [verified]

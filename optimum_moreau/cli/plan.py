@@ -3,8 +3,6 @@
 With --dry-run nothing is scored and no weights are read: the sizes before and after, and what scoring would take.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any
@@ -12,28 +10,23 @@ from typing import Any
 from ..config import MoreauPrunerConfig
 from ..errors import ConfigError
 from ..pipeline import outputs, processes, sizes
-from . import dry_run, options, settings
+from . import options, settings
 
 EXAMPLE = "org/model -o pruning_plan.json --ratio 0.2 --calibration calibration.txt"
+_DRY_RUN = "from config.json alone: sizes before and after, memory and time of scoring; nothing is written"
+_FROM_SCORES = (
+    "plan again, at another ratio, from pruning_scores.safetensors or the pruned folder that holds it: nothing"
+    " is scored, no weights are loaded"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this verb's arguments."""
     options.add_model_arguments(parser)
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="plan to write (.json)")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="from config.json alone: sizes before and after, memory and time of scoring; nothing is written",
-    )
-    parser.add_argument(
-        "--from-scores",
-        type=Path,
-        metavar="SCORES",
-        help="plan again, at another ratio, from pruning_scores.safetensors or the pruned folder that holds it: nothing"
-        " is scored, no weights are loaded",
-    )
+    options.add(parser, "-o --output FILE", "plan to write (.json)", type=Path)
+    options.add(parser, "--overwrite", "replace an existing file")
+    options.add(parser, "--dry-run", _DRY_RUN)
+    options.add(parser, "--from-scores SCORES", _FROM_SCORES, type=Path)
     options.add_calibration_arguments(parser)
     settings.add_config_arguments(parser)
 
@@ -48,7 +41,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.dry_run:
         if args.output or args.from_scores:
             raise ConfigError("--dry-run writes and reads nothing; leave --output and --from-scores out")
-        return dry_run.estimate(args, given)
+        return dry_run(args, given)
     if args.output is None:
         raise ConfigError("--output: give the plan to write, or --dry-run")
     from ..saving import check_file, check_folder
@@ -61,6 +54,21 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         return _plan(args, given)
 
 
+def dry_run(args: argparse.Namespace, given: MoreauPrunerConfig) -> dict[str, Any]:
+    """Sizes before and after, or zeros, memory and time, from config.json alone; refuses to remove nothing."""
+    from ..compensation.biases import shape_to_count
+    from ..estimate import estimate_pruning
+    from ..loading import load_skeleton
+    from ..models.units import model_shape
+
+    skeleton = load_skeleton(args.model, dtype=args.dtype, **options.where(args))
+    config = given.resolve(skeleton.config)
+    found = estimate_pruning(skeleton, config, calibration=args.calibration, device=args.device)
+    if not config.masks:
+        sizes.check_shape(shape_to_count(skeleton, model_shape(skeleton), config), config)
+    return found.to_dict()
+
+
 def _plan(args: argparse.Namespace, given: MoreauPrunerConfig) -> dict[str, Any]:
     from ..loading import base_revision, load_skeleton
     from ..planning import removed_parameters
@@ -71,14 +79,14 @@ def _plan(args: argparse.Namespace, given: MoreauPrunerConfig) -> dict[str, Any]
     if args.from_scores:
         if args.preset:
             raise ConfigError("--preset: decides how to score, and these scores are made; leave it out")
-        where = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
-        model = load_skeleton(args.model, dtype=args.dtype, **where)
+        model = load_skeleton(args.model, dtype=args.dtype, **options.where(args))
         run, made = planned_again(model, args.from_scores, settings.settings_from(args))
         sizes.check_removes(run.config)
     else:
         model, tokenizer = options.load(args)
         pruner = MoreauPruner(given, tokenizer=tokenizer, revision=base_revision(args.model, args.revision))
-        run = pruner.prepare(model, args.calibration, **options.calibration_from(args), cut=False)
+        steps = {"calibration_column": args.calibration_column, "checkpoint_dir": args.checkpoint_dir}
+        run = pruner.prepare(model, args.calibration, **steps, cut=False)
         sizes.check_shape(run.counted, run.config)
         made = planned(run)
     if not processes.is_first():
@@ -103,16 +111,17 @@ def _plan(args: argparse.Namespace, given: MoreauPrunerConfig) -> dict[str, Any]
 def show(result: dict[str, Any]) -> str:
     """The same for a reader."""
     if "scoring" in result:
-        return dry_run.show(result)
-    lines = [
-        f"parameters  {result['parameters_before']:,} → {result['parameters_after']:,}"
-        f"  (−{100 * result['ratio_achieved']:.2f} %{dry_run.parts(result)})",
-        f"export      {result['export']}",
-        *(f"note        {line}" for line in result["adjustments"]),
-        f"saved       {result['output']}",
-    ]
-    if result["compensates_by"] != "none":
-        lines.append(
-            f"next        apply it with the text, which '{result['compensates_by']}' reads: --calibration TEXT"
-        )
-    return "\n".join(lines)
+        from ..estimate.pruning import shown
+
+        return shown(result)
+    step = result["compensates_by"]
+    following = (
+        [("next", f"apply it with the text, which '{step}' reads: --calibration TEXT")] if step != "none" else []
+    )
+    return options.lines(
+        options.parameter_row(result),
+        ("export", result["export"]),
+        *(("note", line) for line in result["adjustments"]),
+        ("saved", result["output"]),
+        *following,
+    )

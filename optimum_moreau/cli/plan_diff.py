@@ -1,7 +1,5 @@
 """Compare two plans for one model: Jaccard overlap of kept and of removed units, per layer and in all."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any
