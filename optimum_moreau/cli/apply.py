@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..pipeline import outputs, processes
+from ..pipeline import processes
 from . import options, prune
 
 EXAMPLE = "pruning_plan.json org/model -o pruned --calibration calibration.txt"
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Cuts and saves; returns what was done."""
     inputs = (args.model, args.plan, args.calibration, args.evaluate, args.card_template)
-    with outputs.reserved([args.output], inputs):
+    with processes.reserved([args.output], inputs):
         return _apply(args)
 
 

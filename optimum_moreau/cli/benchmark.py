@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from ..pipeline import outputs
+from ..pipeline import processes
 from . import options
 
 EXAMPLE = "pruned --baseline org/model --batch-sizes 1,4,16"
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     folder = Path(args.model).expanduser()
     saves = args.baseline is not None and not args.no_save and (folder / PLAN_NAME).is_file()
-    with outputs.reserved([folder] if saves else [], []):
+    with processes.reserved([folder] if saves else [], []):
         return _benchmark(args, folder, saves)
 
 

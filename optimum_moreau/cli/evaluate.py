@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, ConfigError
-from ..pipeline import outputs, processes
+from ..pipeline import processes
 from . import options
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     With a baseline, `baseline` holds the same of it, and `differences` what the two differ by.
     """
-    with outputs.reserved([args.model] if args.save and Path(args.model).expanduser().is_dir() else [], []):
+    with processes.reserved([args.model] if args.save and Path(args.model).expanduser().is_dir() else [], []):
         return _evaluate(args)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
-from ..pipeline import outputs
+from ..pipeline import processes
 from ..registry import suggestion
 from . import options, settings
 
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Draws; returns what was found out, and the files."""
-    with outputs.reserved([args.output], (args.model, args.calibration, args.evaluate)):
+    with processes.reserved([args.output], (args.model, args.calibration, args.evaluate)):
         return _draw(args)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, ConfigError
-from ..pipeline import outputs
+from ..pipeline import processes
 from . import options
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     check_installed()
     check_file(args.output, overwrite=args.overwrite)
-    with outputs.reserved([args.output], [*args.folders, *args.evidence, args.base]):
+    with processes.reserved([args.output], [*args.folders, *args.evidence, args.base]):
         return _report(args)
 
 

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..pipeline import outputs
+from ..pipeline import processes
 from . import options, settings
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Compares; returns every agreement."""
-    with outputs.reserved([args.output], (args.model, args.calibration, args.evaluate)):
+    with processes.reserved([args.output], (args.model, args.calibration, args.evaluate)):
         return _compare(args)
 
 

@@ -6,14 +6,15 @@ Whatever is wrong becomes one line: the file, the field, and what to do.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, MoreauError, first_line
-from .values import LARGEST, check_values
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +23,11 @@ MAX_JSON_BYTES = 256 * 2**20  # a plan of 405B parameters takes 40 MB
 MAX_YAML_BYTES = 2**20
 MAX_TEXT_BYTES = 2**24
 MAX_YAML_VALUES = 100_000  # an alias counts as often as it is used
+MAX_DEPTH = 64
+LARGEST = 2**63 - 1  # whole number: what a tensor can hold
+LARGEST_OF_TRANSFORMERS = 10**31  # it writes 10³⁰ for a tokenizer without a longest text
 _DIGITS = 400  # of a number in YAML; every finite float64 has fewer
+_SHOWN = 60  # characters of a wrong value in a message
 
 
 def read_json(
@@ -43,12 +48,7 @@ def read_json(
 
 
 def parse_json(
-    data: bytes | str,
-    where: object,
-    what: str,
-    error: type[MoreauError] = CheckpointError,
-    *,
-    largest: int = LARGEST,
+    data: bytes | str, where: object, what: str, error: type[MoreauError] = CheckpointError, *, largest: int = LARGEST
 ) -> Any:
     """Reads JSON that lies inside something else; `where` is named in messages, the rest as for `read_json`."""
     from pydantic_core import from_json
@@ -57,7 +57,7 @@ def parse_json(
         values = from_json(data, allow_inf_nan=False)
     except (ValueError, TypeError) as problem:  # deep nesting, huge integers, lone surrogates, wrong encodings too
         raise error(f"{where}: cannot be read as {what}: not JSON ({first_line(problem)})") from problem
-    check_values(values, where, what, error, largest=largest)
+    _check_values(values, where, what, error, largest=largest)
     return values
 
 
@@ -78,18 +78,17 @@ def read_lines(
     Raises:
         MoreauError: of that kind: as for `read_json`; it says of which line.
     """
-    number, found = 0, _file(Path(path), what, error)
+    found = _file(Path(path), what, error)
     try:
         with found.open("rb") as lines:
-            while line := lines.readline(longest + 1):
-                number += 1
+            for number, line in enumerate(iter(lambda: lines.readline(longest + 1), b""), 1):
                 if len(line) > longest:
                     raise error(f"{path}: line {number}: cannot be read as {what}: more than {longest:,} bytes")
                 if line.strip():
                     yield number, parse_json(line, f"{path}: line {number}", what, error)
+    except MoreauError:
+        raise
     except OSError as problem:
-        if isinstance(problem, MoreauError):
-            raise
         raise error(f"{path}: cannot be read ({problem.strerror})") from problem
 
 
@@ -97,9 +96,8 @@ def read_text(
     path: str | Path, what: str, error: type[MoreauError] = CheckpointError, *, most: int = MAX_TEXT_BYTES
 ) -> str:
     """Reads a text in UTF-8 of `most` bytes; other arguments and errors as for `read_json`."""
-    data = _bytes(Path(path), what, error, most)
     try:
-        return data.decode("utf-8")
+        return _bytes(Path(path), what, error, most).decode("utf-8")
     except UnicodeDecodeError as problem:
         words = f"not UTF-8 text ({problem.reason} at byte {problem.start})"
         raise error(f"{path}: cannot be read as {what}: {words}") from problem
@@ -117,7 +115,7 @@ def read_yaml(path: str | Path, what: str, error: type[MoreauError] = Checkpoint
         mark, words = getattr(problem, "problem_mark", None), getattr(problem, "problem", None)
         words = f"{words}, line {mark.line + 1}" if mark and words else first_line(problem)
         raise error(f"{path}: cannot be read as {what}: no YAML ({words})") from problem
-    check_values(values, path, what, error, most=MAX_YAML_VALUES)
+    _check_values(values, path, what, error, most=MAX_YAML_VALUES)
     return values
 
 
@@ -204,3 +202,59 @@ def _yaml_loader() -> Any:
                 raise yaml.YAMLError("'<<' is not read here; write the values out")
 
     return Loader
+
+
+def _check_values(
+    values: Any, where: object, what: str, error: type[MoreauError], *, most: int = LARGEST, largest: int = LARGEST
+) -> None:
+    """Refuses what JSON has no value for, and more of it than can be meant."""
+    if found := _problem(values, repeat(None, most), largest, 0):
+        field, problem = ".".join(reversed(found[0]))[:_SHOWN], found[1] or f"more than {most:,} values"
+        raise error(f"{where}: cannot be read as {what}: {field and f'{field}: '}{problem}")
+
+
+def _problem(value: Any, left: Iterator[None], largest: int, depth: int) -> tuple[list[str], str] | None:
+    """What is wrong within a value, and the way to it, from the inside outwards; `left` yields once for each value."""
+    if next(left, 0) == 0:
+        return [], ""
+    if not isinstance(value, (dict, list)):
+        words = _problem_of_one(value, largest)
+        return ([], words) if words else None
+    if depth == MAX_DEPTH:
+        return [], f"nested more than {MAX_DEPTH} deep"
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        if type(inner) is int and -largest <= inner <= largest and isinstance(value, list) and next(left, 0) is None:
+            continue  # most of a plan
+        if isinstance(value, dict) and not (isinstance(key, str) and _is_text(key)):
+            return [], f"{shown(key)} is no name"
+        if found := _problem(inner, left, largest, depth + 1):
+            found[0].append(str(key)[:_SHOWN])
+            return found
+    return None
+
+
+def _problem_of_one(value: Any, largest: int) -> str:
+    if isinstance(value, str):
+        return "" if _is_text(value) else "holds half a character (a lone surrogate)"
+    if isinstance(value, float):
+        return "" if math.isfinite(value) else f"{value} is no finite number"
+    if isinstance(value, int):
+        return "" if abs(value) <= largest else "the number is too large"
+    return "" if value is None else f"{shown(value)} is no plain value"
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def shown(value: Any) -> str:
+    """A wrong value in a message, cut short."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, MoreauError, first_line
-from .reading import parse_json
+from .reading import LARGEST, parse_json
 from .temporary import collect_partial, partial_file, partial_folder, reason
-from .values import LARGEST
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,11 +56,7 @@ def write_text(path: str | Path, text: str, error: type[MoreauError] = Checkpoin
 
 
 def write_json(
-    path: str | Path,
-    values: Any,
-    error: type[MoreauError] = CheckpointError,
-    *,
-    largest: int = LARGEST,
+    path: str | Path, values: Any, error: type[MoreauError] = CheckpointError, *, largest: int = LARGEST
 ) -> None:
     """Writes values as JSON, as `write_text` does; nothing that `read_json` would refuse, of the same `largest`.
 

@@ -1,10 +1,16 @@
-"""One command run as several processes, by torchrun or `accelerate launch`: each scores its part of the samples."""
+"""One command run as several processes, by torchrun or `accelerate launch`: each scores its part of the samples.
+
+What the command writes is apart from what it reads, and claimed from the start, by the first of them.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from ..errors import ConfigError
 
@@ -45,3 +51,25 @@ def leave() -> None:
 
         if PartialState._shared_state:
             PartialState().destroy_process_group()
+
+
+@contextmanager
+def reserved(outputs: Sequence[str | Path | None], inputs: Iterable[str | Path | None] = ()) -> Iterator[None]:
+    """Refuses outputs that coincide with inputs, and claims them for the block.
+
+    Args:
+        outputs: files and folders to be written; `None` is passed over.
+        inputs: files and folders that are read.
+
+    Raises:
+        ConfigError: an output is, holds or lies in an input, or another output.
+        CheckpointError: another run writes one of them, or nothing can be written there.
+    """
+    from ..saving import check_apart, claimed
+
+    check_apart(outputs, inputs)
+    with ExitStack() as stack:
+        for output in outputs if is_first() else ():
+            if output is not None:
+                stack.enter_context(claimed(output))
+        yield

@@ -15,7 +15,7 @@ from ..evaluation.records import Measurement
 from ..loading import drop_foreign_code
 from ..models.placement import state_to_save
 from ..recovery import MoreauRecovery
-from ..saving.beside import carry_over
+from ..saving.contents import carry_over
 from ..saving.older_readers import spell_for_older_readers
 from ..saving.records import Records
 from ..saving.verification import Verification

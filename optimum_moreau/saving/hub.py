@@ -14,16 +14,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx2
-from huggingface_hub import (
-    CommitOperationAdd,
-    CommitOperationDelete,
-    HfApi,
-    ModelCard,
-    constants,
-    get_token,
-    snapshot_download,
-)
+from huggingface_hub import HfApi, ModelCard, ModelCardData, constants, get_token, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.hf_api import CommitOperationAdd, CommitOperationDelete
 from huggingface_hub.utils import OfflineModeIsEnabled, validate_repo_id
 
 from ..errors import CheckpointError, HubError, MoreauError, first_line, quiet
@@ -32,11 +25,12 @@ from ..files.temporary import reason as why
 from ..files.temporary import temporary_folder
 from ..templates import parse_card
 from .contents import is_ours
-from .merging import merged_card
 
 logger = logging.getLogger(__name__)
 
 PLACEHOLDER = "path/or/repo"  # in a card that is not published yet
+_MARK = "<!-- optimum-moreau:"
+_BEGIN, _END = f"{_MARK} begin -->", f"{_MARK} end -->"  # around our part of a card on the Hub
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 _MESSAGE = "Upload a pruned model with optimum-moreau"
 _TRIES = 4
@@ -82,13 +76,10 @@ def files_to_push(folder: str | Path) -> dict[str, int]:
     path = Path(folder).expanduser()
     if not (path / "config.json").is_file():
         raise HubError(f"{folder}: holds no model (config.json); give a folder that prune, apply or recover wrote")
-    files = {
-        str(file.relative_to(path).as_posix()): file.stat().st_size
-        for file in sorted(path.rglob("*"))
-        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
-    }
-    pickles = [name for name in files if name.endswith(_PICKLES)]
-    if pickles:
+    found = {file.relative_to(path): file for file in sorted(path.rglob("*")) if file.is_file()}
+    hidden = {name for name in found if any(part.startswith(".") for part in name.parts)}
+    files = {name.as_posix(): file.stat().st_size for name, file in found.items() if name not in hidden}
+    if pickles := [name for name in files if name.endswith(_PICKLES)]:
         raise HubError(f"{folder}: {pickles[0]} may be a pickle; only safetensors are pushed: remove it")
     return files
 
@@ -99,7 +90,7 @@ def check_access(repo_id: str, token: str | None = None) -> None:
     Raises:
         HubError: says which.
     """
-    check_name(repo_id)
+    _check_name(repo_id)
     _check_token(repo_id, token)
     found = _patiently(lambda: HfApi(token=token).whoami(), repo_id)
     if found.get("auth", {}).get("accessToken", {}).get("role") == "read":
@@ -111,12 +102,7 @@ def _check_token(repo_id: str, token: str | None) -> None:
         raise HubError(f"{repo_id}: {_STATUS[401]}")
 
 
-def check_name(repo_id: str) -> None:
-    """Refuses a name that is none for a repository.
-
-    Raises:
-        HubError: says why.
-    """
+def _check_name(repo_id: str) -> None:
     if repo_id.count("/") != 1:
         raise HubError(f"{repo_id}: is no name for a repository; give namespace/name")
     try:
@@ -157,7 +143,7 @@ def push_folder(
         HubError: says what the Hub refused, and what to do; the token is never named.
     """
     files, path = files_to_push(folder), Path(folder).expanduser()
-    check_name(repo_id)
+    _check_name(repo_id)
     ours = _local_card(path / "README.md", repo_id)
     planned = Published(repo_id, "", "", files, changed=False, commit_message=commit_message or _MESSAGE)
     if dry_run:
@@ -216,6 +202,21 @@ def _remote_card(api: HfApi, repo_id: str, revision: str | None) -> ModelCard | 
             raise HubError(f"{repo_id}: {reason}") from error
 
 
+def merged_card(theirs: ModelCard | None, ours: ModelCard) -> str:
+    """Our card within that on the Hub, if any: what they wrote stays, what an earlier push wrote is replaced."""
+    within = ours.text.strip().replace(_MARK, _MARK.replace("!--", "! --"))  # what data holds ends nothing
+    part = f"{_BEGIN}\n\n{within}\n\n{_END}"
+    data: dict[str, Any] = {} if theirs is None else theirs.data.to_dict()
+    for key, value in ours.data.to_dict().items():
+        if isinstance(old := data.get(key), list) and isinstance(value, list) and key != "model-index":
+            value = [*old, *(one for one in value if one not in old)]
+        data[key] = value
+    before, _, rest = ("" if theirs is None else theirs.text).partition(_BEGIN)
+    after = rest.partition(_END)[2]
+    text = "\n\n".join(piece.strip() for piece in (before, part, after) if piece.strip())
+    return f"---\n{ModelCardData(ignore_metadata_errors=True, **data)}\n---\n\n{text}\n"
+
+
 def verify_published(
     published: Published, folder: str | Path, *, token: str | None = None, trust_remote_code: bool = False
 ) -> None:
@@ -250,11 +251,11 @@ def verify_published(
                 raise HubError(f"{published.repo_id}: {name} on the Hub is not what was sent; push again")
         tokens = torch.arange(2, 10, dtype=torch.int64, device="cpu")[None]
         local = str(Path(folder).expanduser().resolve())
+        remote: dict[str, Any] = {"revision": published.commit, "cache": str(cache)}
         try:
-            runs = [code_may_run(place, trust_remote_code) for place in (local, there)]
-            expected = reload_logits(local, tokens, work, remote_code=runs[0])
-            remote: dict[str, Any] = {"revision": published.commit, "cache": str(cache)}
-            found = reload_logits(published.repo_id, tokens, work, remote_code=runs[1], **remote)
+            here, far = (code_may_run(place, trust_remote_code) for place in (local, there))
+            expected = reload_logits(local, tokens, work, remote_code=here)
+            found = reload_logits(published.repo_id, tokens, work, remote_code=far, **remote)
         except CheckpointError as error:
             raise HubError(f"{published.repo_id}: what is on the Hub {error}") from error
         if not torch.equal(found, expected):
