@@ -46,11 +46,7 @@ class Record:
 
     @classmethod
     def from_dict(cls, values: Any) -> Self:
-        """Makes one of what `to_dict` gave.
-
-        Raises:
-            ConfigError: it is not that.
-        """
+        """Makes one of what `to_dict` gave; raises ConfigError for what it did not."""
         return cls._made(values, "values", ConfigError)
 
     def save(self, path: str | Path) -> None:
@@ -59,11 +55,7 @@ class Record:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Reads what `save` wrote.
-
-        Raises:
-            CheckpointError: the file is missing or damaged.
-        """
+        """Reads what `save` wrote; raises CheckpointError where the file is missing or damaged."""
         return cls._made(read_json(path, cls.what), path, CheckpointError)
 
     @classmethod

@@ -30,11 +30,7 @@ _CANNOT = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY, errno.EPE
 
 
 def temporary_folder(purpose: str) -> AbstractContextManager[Path]:
-    """Yields an empty folder `optimum-moreau-PURPOSE-…` in the system's place for these, which goes with the block.
-
-    Args:
-        purpose: one word in lower case.
-    """
+    """Yields an empty folder `optimum-moreau-PURPOSE-…` in the system's place for these, which goes with the block."""
     collect_temporary()
     where = Path(tempfile.gettempdir())
     return _made(where, f"optimum-moreau-{purpose}-", lambda path: path.mkdir(mode=0o700))
@@ -43,9 +39,7 @@ def temporary_folder(purpose: str) -> AbstractContextManager[Path]:
 def partial_folder(place: Path, name: str) -> AbstractContextManager[Path]:
     """Yields an empty folder `.NAME.partial-…`, in which a result is made; what is left of it goes with the block.
 
-    Args:
-        place: folder in which it lies, on the file system of the result.
-        name: of the result.
+    It lies in `place`, on the file system of the result.
     """
     return _made(place, f".{name}.partial-", Path.mkdir)
 

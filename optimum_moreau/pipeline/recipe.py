@@ -171,11 +171,7 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
-        """Makes a recipe of a dictionary.
-
-        Raises:
-            ConfigError: an unknown or missing name, or a value that is not valid.
-        """
+        """Makes a recipe of a dictionary; raises ConfigError for an unknown or missing name, or a value not valid."""
         for name, flag in (("model", "MODEL"), ("output", "--output")):
             if values.get(name) is None:
                 raise ConfigError(f"{name}: is missing; give it ({flag}) or a recipe that holds it (--config)")
@@ -187,11 +183,7 @@ class Recipe:
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
-    """Reads a recipe's file as a dictionary, for `Recipe.from_dict`.
-
-    Raises:
-        ConfigError: no such file, or not YAML.
-    """
+    """Reads a recipe's file as a dictionary, for `Recipe.from_dict`; raises ConfigError for no file, or no YAML."""
     if not Path(path).expanduser().is_file():
         raise ConfigError(f"{path}: no such recipe")
     found = read_yaml(path, "a recipe (`prune … --print-config` writes one)", ConfigError)

@@ -16,11 +16,7 @@ _ANEW = "or, to only save a model anew, call its own save_pretrained in Python"
 
 
 def check_removes(config: MoreauPrunerConfig) -> None:
-    """Refuses, before anything is loaded, a share that is nothing; what is left is compared with the model later.
-
-    Raises:
-        ConfigError: names the size.
-    """
+    """Refuses (ConfigError), before anything is loaded, a share that is nothing; others wait for the model's shape."""
     if config.masks:
         if config.mask.sparsity == 0:
             raise ConfigError(f"sparsity 0: {_NOTHING}; give a share above 0, {_ANEW}")
@@ -32,15 +28,7 @@ def check_removes(config: MoreauPrunerConfig) -> None:
 
 
 def check_shape(shape: ModelShape, config: MoreauPrunerConfig) -> None:
-    """Refuses, before anything is scored, a size that is less than any unit.
-
-    Args:
-        shape: that sizes are counted on.
-        config: resolved.
-
-    Raises:
-        ConfigError: nothing can go, whatever the scores; says what could.
-    """
+    """Refuses, before anything is scored, a size that is less than any unit whatever the scores, as `check_removed`."""
     from ..planning import removes_nothing
 
     if not config.masks and removes_nothing(shape, config):

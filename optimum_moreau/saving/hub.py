@@ -68,11 +68,7 @@ class Published:
 
 
 def files_to_push(folder: str | Path) -> dict[str, int]:
-    """Returns what a push sends: path in the repository → bytes.
-
-    Raises:
-        HubError: no model there, or pickled files.
-    """
+    """Returns what a push sends, path in the repository → bytes; raises HubError for no model, or pickled files."""
     path = Path(folder).expanduser()
     if not (path / "config.json").is_file():
         raise HubError(f"{folder}: holds no model (config.json); give a folder that prune, apply or recover wrote")
@@ -85,11 +81,7 @@ def files_to_push(folder: str | Path) -> dict[str, int]:
 
 
 def check_access(repo_id: str, token: str | None = None) -> None:
-    """Refuses, before any work is done, a name that is not legal, and a token that is missing or may only read.
-
-    Raises:
-        HubError: says which.
-    """
+    """Refuses (HubError), before any work, a name that is not legal, and a token that is missing or may only read."""
     _check_name(repo_id)
     _check_token(repo_id, token)
     found = _patiently(lambda: HfApi(token=token).whoami(), repo_id)

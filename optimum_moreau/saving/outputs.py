@@ -64,11 +64,7 @@ def _there(name: str | Path | None) -> Path | None:
 
 
 def resolved(name: str | Path) -> Path:
-    """The full path of an output.
-
-    Raises:
-        CheckpointError: it is a link that points at nothing, or too long a name.
-    """
+    """The full path of an output; raises CheckpointError for a link that points at nothing, or too long a name."""
     try:
         path = Path(name).expanduser()
         link = path.readlink() if path.is_symlink() and not path.exists() else None
@@ -140,11 +136,7 @@ def check_addable(folder: str | Path, name: str, *, overwrite: bool = False) -> 
 
 
 def check_folder(folder: str | Path) -> Path:
-    """Refuses, before any work is done, a folder in which nothing could be written; returns its full path.
-
-    Raises:
-        CheckpointError: a file, or not writable.
-    """
+    """Returns a folder's full path; raises CheckpointError, before any work, where nothing could be written in it."""
     path = _folder(folder)
     if path.is_dir():
         _check_writable(folder, path)

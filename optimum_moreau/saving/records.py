@@ -42,11 +42,7 @@ class Records:
     speed: Speed | None = None
 
     def save(self, folder: Path, card_template: str | Path | None = None) -> None:
-        """Writes them, and the card made of them, into a model's folder.
-
-        Raises:
-            CheckpointError: the template cannot be used.
-        """
+        """Writes them, and the card made of them, into a model's folder; raises as `write_card`."""
         self.plan.save(folder / PLAN_NAME)
         MoreauPrunerConfig.from_dict(self.plan.config).save_pretrained(folder)
         self.summary.save(folder / SUMMARY_NAME)
@@ -95,8 +91,7 @@ class Records:
             raise CheckpointError(f"{folder}: holds no {PLAN_NAME}; give a folder that prune or apply wrote")
         plan = PruningPlan.load(folder / PLAN_NAME)
         scores = find_scores(folder)
-        measured, speed = (folder / name for name in (EVALUATION_NAME, SPEED_NAME))
-        sparsity = folder / SPARSITY_NAME
+        measured, sparsity, speed = (folder / name for name in (EVALUATION_NAME, SPARSITY_NAME, SPEED_NAME))
         return cls(
             summary=PruningSummary.load(folder / SUMMARY_NAME),
             plan=plan,

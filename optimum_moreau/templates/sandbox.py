@@ -75,10 +75,7 @@ def render(source: str, values: Mapping[str, Any]) -> str:
 def names_used(source: str) -> list[Keys]:
     """Names and the keys that are read from them: `("summary", "dtype")` for `summary.dtype`, and `("summary",)`.
 
-    Without what the template asks for itself, somewhere: with `is defined`, `default` or `in`.
-
-    Raises:
-        TemplateError: it is no template.
+    Without what the template asks for itself, somewhere: with `is defined`, `default` or `in`. Raises as `render`.
     """
     tree = Sandbox().parse(source)
     own = {name.name for name in tree.find_all(nodes.Name) if name.ctx != "load"}
