@@ -9,10 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import yaml
+from pydantic_core import from_json
+from safetensors import SafetensorError, safe_open
 
 from ..errors import CheckpointError, MoreauError, first_line
 
@@ -28,6 +31,25 @@ LARGEST = 2**63 - 1  # whole number: what a tensor can hold
 LARGEST_OF_TRANSFORMERS = 10**31  # it writes 10³⁰ for a tokenizer without a longest text
 _DIGITS = 400  # of a number in YAML; every finite float64 has fewer
 _SHOWN = 60  # characters of a wrong value in a message
+
+
+class _Loader(yaml.SafeLoader):
+    """A SafeLoader without what makes much of little: merged aliases, endless numbers, endless values."""
+
+    values = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self.values += 1
+        if self.values > MAX_YAML_VALUES:
+            raise yaml.YAMLError(f"more than {MAX_YAML_VALUES:,} values")
+        node = super().compose_node(parent, index)
+        if node.tag.endswith((":int", ":float")) and len(node.value) > _DIGITS:
+            raise yaml.YAMLError("a number is too long")
+        return node
+
+    def flatten_mapping(self, node: Any) -> None:
+        if any(key.tag.endswith(":merge") for key, _ in node.value):
+            raise yaml.YAMLError("'<<' is not read here; write the values out")
 
 
 def read_json(
@@ -51,8 +73,6 @@ def parse_json(
     data: bytes | str, where: object, what: str, error: type[MoreauError] = CheckpointError, *, largest: int = LARGEST
 ) -> Any:
     """Reads JSON that lies inside something else; `where` is named in messages, the rest as for `read_json`."""
-    from pydantic_core import from_json
-
     try:
         values = from_json(data, allow_inf_nan=False)
     except (ValueError, TypeError) as problem:  # deep nesting, huge integers, lone surrogates, wrong encodings too
@@ -64,13 +84,7 @@ def parse_json(
 def read_lines(
     path: str | Path, what: str, error: type[MoreauError] = CheckpointError, *, longest: int
 ) -> Iterator[tuple[int, Any]]:
-    """Reads lines of JSON one by one, so that a file of any length takes the memory of one line.
-
-    Args:
-        path: of the file.
-        what: each line should be.
-        error: the kind that is raised.
-        longest: bytes of a line, at most.
+    """Reads lines of JSON, of `longest` bytes at most, one by one: a file of any length takes the memory of one line.
 
     Yields:
         The number of each line that is not blank, from 1, and what it holds.
@@ -105,12 +119,10 @@ def read_text(
 
 def read_yaml(path: str | Path, what: str, error: type[MoreauError] = CheckpointError) -> Any:
     """Reads a YAML file of plain values; arguments and errors as for `read_json`."""
-    import yaml
-
     data = _bytes(Path(path), what, error, MAX_YAML_BYTES)
     odd = (ValueError, RecursionError, TypeError, AttributeError, LookupError, OverflowError)  # values under a tag
     try:
-        values = yaml.load(data.decode("utf-8"), _yaml_loader())  # a SafeLoader
+        values = yaml.load(data.decode("utf-8"), _Loader)  # a SafeLoader
     except (yaml.YAMLError, *odd) as problem:
         mark, words = getattr(problem, "problem_mark", None), getattr(problem, "problem", None)
         words = f"{words}, line {mark.line + 1}" if mark and words else first_line(problem)
@@ -122,21 +134,13 @@ def read_yaml(path: str | Path, what: str, error: type[MoreauError] = Checkpoint
 def read_tensors(
     path: str | Path, what: str, error: type[MoreauError] = CheckpointError
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Reads a safetensors file; arguments and errors as for `read_json`.
-
-    Returns:
-        Name → tensor on the CPU, and the metadata of the file's head.
-    """
+    """Reads name → tensor, and the metadata, of a safetensors file; arguments and errors as for `read_json`."""
     with _opened(path, what, error) as file:
         return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118 (a file)
 
 
 def read_shapes(path: str | Path, what: str, error: type[MoreauError] = CheckpointError) -> dict[str, tuple[int, ...]]:
-    """Reads the head of a safetensors file, which must be as long as it says; arguments and errors as for `read_json`.
-
-    Returns:
-        Name → shape.
-    """
+    """Reads name → shape of a safetensors file, which is as long as its head says; the rest as for `read_json`."""
     with _opened(path, what, error) as file:
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (a file)
 
@@ -144,8 +148,6 @@ def read_shapes(path: str | Path, what: str, error: type[MoreauError] = Checkpoi
 @contextmanager
 def _opened(path: str | Path, what: str, error: type[MoreauError]) -> Iterator[Any]:
     """A safetensors file, open; whatever is wrong with it becomes one error."""
-    from safetensors import SafetensorError, safe_open
-
     found = _file(Path(path), what, error)
     try:
         with safe_open(found, "pt") as file:
@@ -177,31 +179,6 @@ def _bytes(path: Path, what: str, error: type[MoreauError], most: int) -> bytes:
         size = f"{most // 2**20} MiB" if most >= 2**20 else f"{most:,} bytes"
         raise error(f"{path}: cannot be read as {what}: more than {size}")
     return data
-
-
-@cache
-def _yaml_loader() -> Any:
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """A SafeLoader without what makes much of little: merged aliases, endless numbers, endless values."""
-
-        values = 0
-
-        def compose_node(self, parent: Any, index: Any) -> Any:
-            self.values += 1
-            if self.values > MAX_YAML_VALUES:
-                raise yaml.YAMLError(f"more than {MAX_YAML_VALUES:,} values")
-            node = super().compose_node(parent, index)
-            if node.tag.endswith((":int", ":float")) and len(node.value) > _DIGITS:
-                raise yaml.YAMLError("a number is too long")
-            return node
-
-        def flatten_mapping(self, node: Any) -> None:
-            if any(key.tag.endswith(":merge") for key, _ in node.value):
-                raise yaml.YAMLError("'<<' is not read here; write the values out")
-
-    return Loader
 
 
 def _check_values(

@@ -7,15 +7,14 @@ from collections.abc import Hashable, Mapping
 from dataclasses import asdict, fields
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, cast
+from typing import Any, ClassVar, Self, TypeVar, cast
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ..errors import CheckpointError, ConfigError, MoreauError, first_line
 from ..registry import suggestion
 from .reading import read_json, shown
 from .writing import write_json
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
 
 T = TypeVar("T")
 
@@ -79,18 +78,11 @@ class Record:
 def filled(kind: type[T], values: Any, where: object, what: str, error: type[MoreauError] = CheckpointError) -> T:
     """Makes a dataclass of values that were read; every field, nested ones too, has the type that it is declared with.
 
-    Args:
-        kind: the dataclass.
-        values: of its fields, as JSON holds them.
-        where: the file, for messages.
-        what: as for `read_json`.
-        error: the kind that is raised.
+    The values are as JSON holds them; the other arguments as for `parse_json`.
 
     Raises:
         MoreauError: of that kind: a field is missing, unknown, or of another type.
     """
-    from pydantic import ValidationError
-
     unreadable = f"{where}: cannot be read as {what}:"
     if not isinstance(values, Mapping):
         raise error(f"{unreadable} {shown(values)} is no dictionary")
@@ -120,7 +112,5 @@ def filled(kind: type[T], values: Any, where: object, what: str, error: type[Mor
 @cache
 def _adapter(kind: Hashable) -> TypeAdapter[Any]:
     """Of a list of one: a list hands its settings on to the dataclass in it, and to those nested there."""
-    from pydantic import ConfigDict, TypeAdapter
-
     settings = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
     return TypeAdapter(list[cast(type, kind)], config=settings)  # type: ignore[arg-type, misc]

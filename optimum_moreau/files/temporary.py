@@ -37,10 +37,7 @@ def temporary_folder(purpose: str) -> AbstractContextManager[Path]:
 
 
 def partial_folder(place: Path, name: str) -> AbstractContextManager[Path]:
-    """Yields an empty folder `.NAME.partial-…`, in which a result is made; what is left of it goes with the block.
-
-    It lies in `place`, on the file system of the result.
-    """
+    """Yields an empty folder `.NAME.partial-…`, in which a result is made; what is left of it goes with the block."""
     return _made(place, f".{name}.partial-", Path.mkdir)
 
 
@@ -76,9 +73,7 @@ def collect_temporary() -> None:
 def taken_over(path: Path, *, claimed: bool = False) -> Iterator[bool]:
     """Yields whether a file or folder was left by a dead process; then it is locked for the block.
 
-    Args:
-        path: of the file or folder.
-        claimed: only this process may write here, which tells on a file system without locks for folders.
+    Where only this process may write (`claimed`), that tells on a file system without locks for folders.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
@@ -127,10 +122,8 @@ def replace_folder(made: Path, target: Path) -> None:
 def exchange(one: Path, two: Path) -> None:
     """Exchanges the names of two folders, in one step; raises OSError: ENOSYS where the system has no such call."""
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # Linux
-    if call is None:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    if call(_HERE, os.fsencode(one), _HERE, os.fsencode(two), ctypes.c_uint(_EXCHANGE)):
-        number = ctypes.get_errno()
+    if call is None or call(_HERE, os.fsencode(one), _HERE, os.fsencode(two), ctypes.c_uint(_EXCHANGE)):
+        number = errno.ENOSYS if call is None else ctypes.get_errno()
         raise OSError(number, os.strerror(number), str(one))
 
 

@@ -84,11 +84,7 @@ def check_same(folder: str, *, overwrite: bool) -> None:
 def read_inputs(
     recipe: Recipe, config: Any, done: dict[str, bool], trust_remote_code: bool
 ) -> tuple[PreTrainedTokenizerBase, CalibrationText, EvaluationText | None]:
-    """Reads what the steps need, each text once, and refuses what a later one would stumble over, before any is run.
-
-    Returns:
-        The model's tokenizer, the text that is scored and fitted on, and that which is measured on, if any is.
-    """
+    """Reads what the steps need, each text once, and refuses what a later one would stumble over, before any is run."""
     check_template(recipe.card_template)
     tokenizer = load_tokenizer(recipe.model, revision=recipe.revision, trust_remote_code=trust_remote_code)
     evaluation = EvaluationText(recipe.evaluate, tokenizer) if recipe.evaluate else None

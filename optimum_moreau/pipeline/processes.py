@@ -16,14 +16,7 @@ from ..errors import ConfigError
 
 
 def join(device: str | None) -> str | None:
-    """Joins the processes that were launched together; returns this one's device.
-
-    Args:
-        device: the one asked for, if any; a process alone takes it.
-
-    Raises:
-        ConfigError: a device that all processes would share.
-    """
+    """Joins the processes that were launched together; returns this one's device: alone, that which is asked for."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return device
     if device not in (None, "cpu", "cuda"):
@@ -55,11 +48,7 @@ def leave() -> None:
 
 @contextmanager
 def reserved(outputs: Sequence[str | Path | None], inputs: Iterable[str | Path | None] = ()) -> Iterator[None]:
-    """Refuses outputs that coincide with inputs, and claims them for the block.
-
-    Args:
-        outputs: files and folders to be written; `None` is passed over.
-        inputs: files and folders that are read.
+    """Refuses outputs that coincide with inputs, and claims them for the block; arguments as for `check_apart`.
 
     Raises:
         ConfigError: an output is, holds or lies in an input, or another output.

@@ -38,13 +38,8 @@ def check_shape(shape: ModelShape, config: MoreauPrunerConfig) -> None:
 def check_removed(parameters: int, shape: ModelShape, config: MoreauPrunerConfig) -> None:
     """Refuses a plan, or a result, that removes no parameter: by the scores, the size is less than any unit.
 
-    Args:
-        parameters: that go.
-        shape: of the base model.
-        config: resolved.
-
     Raises:
-        ConfigError: there are none; says the smallest size that would do.
+        ConfigError: no `parameters` go; says the smallest size that would do.
     """
     from ..planning import least_size
 

@@ -113,12 +113,7 @@ def write_card(
 
 
 def read_base_card(name: str | None, revision: str | None = None) -> dict[str, Any]:
-    """Licence and language from the card of a base model; nothing where there is none, or it names none.
-
-    Args:
-        name: folder or Hub id.
-        revision: of the Hub repository.
-    """
+    """Licence and language from the card of a base model, by folder or Hub id; nothing where none is named."""
     if not name:
         return {}
     folder = Path(name).expanduser()
@@ -144,17 +139,12 @@ def of_base_card(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_template(path: str | Path | None) -> None:
-    """Refuses, before any work is done, a card template that cannot be used; `None` is the one that ships.
-
-    Raises:
-        CheckpointError: it is missing, is not one, or uses what no card holds.
-    """
+    """Refuses (CheckpointError) a card template that is missing, or cannot be used; `None` is the one that ships."""
     if path is None:
         return
     name, source = _source(path)
     try:
-        if stranger := _stranger(names_of_foreign(source)):
-            raise ForeignTemplateError(stranger)
+        _refuse_strangers(names_of_foreign(source))
         render_foreign(source, _SAMPLE)
     except ForeignTemplateError as error:
         if not error.incomplete:  # what a sample lacks, the values of a run may hold
@@ -178,16 +168,14 @@ def _fields(kind: Any) -> set[str]:
     return {field.name for field in fields(kind)}
 
 
-def _stranger(used: Sequence[Sequence[str]]) -> str:
-    """What is wrong with the first of some names that no card holds; empty if there is none."""
+def _refuse_strangers(used: Sequence[Sequence[str]]) -> None:
+    """Refuses names, and keys after them, that no card holds."""
     known = _known()
     for name, *keys in used:
-        if name in known and not (keys and known[name] and keys[0] not in {*known[name], *OF_DICTIONARIES}):
-            continue
-        words = f"{name}.{keys[0]}" if name in known else name
-        every = [*known, *(f"{one}.{key}" for one in known for key in known[one])]
-        return f"no card holds '{words}'.{suggestion(words, every)}".rstrip(".")
-    return ""
+        if name not in known or (keys and known[name] and keys[0] not in {*known[name], *OF_DICTIONARIES}):
+            words = f"{name}.{keys[0]}" if name in known else name
+            every = [*known, *(f"{one}.{key}" for one in known for key in known[one])]
+            raise ForeignTemplateError(f"no card holds '{words}'.{suggestion(words, every)}".rstrip("."))
 
 
 def _render(data: ModelCardData, template: str | Path | None, values: dict[str, Any]) -> str:
@@ -315,5 +303,5 @@ def _words(key: str, value: Any) -> str:
 
 
 def _removed_words(summary: PruningSummary) -> str:
-    nouns = [_NOUNS[kind] for kind in summary.contributions] or ["no units"]
-    return nouns[0] if len(nouns) == 1 else f"{', '.join(nouns[:-1])} and {nouns[-1]}"
+    *most, last = [_NOUNS[kind] for kind in summary.contributions] or ["no units"]
+    return f"{', '.join(most)} and {last}" if most else last

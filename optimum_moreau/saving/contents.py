@@ -191,12 +191,11 @@ def _same_vocabulary(first: Path, second: Path) -> bool:
     if not first.is_file() or not second.is_file():
         return True
     try:
-        read = (read_json(path, "a tokenizer", largest=LARGEST_OF_TRANSFORMERS) for path in (first, second))
-        one, two = map(_tokens, read)
+        return _tokens(first) == _tokens(second)
     except (CheckpointError, KeyError, TypeError, AttributeError):
         return False
-    return one == two
 
 
-def _tokens(values: dict[str, Any]) -> tuple[Any, Any]:
+def _tokens(tokenizer: Path) -> tuple[Any, Any]:
+    values = read_json(tokenizer, "a tokenizer", largest=LARGEST_OF_TRANSFORMERS)
     return values["model"]["vocab"], [(one["id"], one["content"]) for one in values["added_tokens"]]

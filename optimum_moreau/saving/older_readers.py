@@ -28,14 +28,7 @@ _NEWER = f"{_OLDER} reads it as another network"
 
 
 def spell_for_older_readers(folder: Path) -> tuple[str, ...]:
-    """In place: adds to a saved folder what transformers 4.57 reads.
-
-    Args:
-        folder: holds what transformers 5 wrote.
-
-    Returns:
-        What cannot be spelled for 4.57, for the card; a line each.
-    """
+    """In place: adds to a saved folder what transformers 4.57 reads; returns what it cannot, a line each."""
     if (folder / _TOKENIZER).is_file():
         _spell_tokenizer(folder / _TOKENIZER)
     try:

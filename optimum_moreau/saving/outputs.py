@@ -105,11 +105,7 @@ def check_target(folder: str | Path, *, overwrite: bool = False) -> Path:
 
 
 def check_file(file: str | Path, *, overwrite: bool = False) -> None:
-    """Refuses, before any work is done, a file that could not be written in the end.
-
-    Raises:
-        CheckpointError: it is a folder, exists and may not be replaced, or its folder is missing or not writable.
-    """
+    """Refuses (CheckpointError), before any work is done, a file that could not be written in the end."""
     path = resolved(file)
     if path.is_file() and not overwrite:
         raise CheckpointError(f"{file}: exists; choose another file, or overwrite (--overwrite)")
@@ -153,12 +149,7 @@ def _folder(name: str | Path) -> Path:
 
 
 def work_folder(output: str | Path, mark: str = "") -> Path:
-    """Where the states of a training lie until its output is saved: beside that, or in it where it is filled in place.
-
-    Args:
-        output: folder to be written.
-        mark: what tells one training from another.
-    """
+    """Where the states of a training lie until its output is saved; `mark` tells one training from another."""
     path = resolved(output)
     return place_of(path) / f".{path.name}.recovery{f'-{mark}' if mark else ''}"
 

@@ -76,13 +76,7 @@ def _flush(folder: Path) -> None:
 def add_files(folder: str | Path, name: str, *, overwrite: bool = False) -> Iterator[Path]:
     """Yields an empty folder, whose files are moved into `folder` (made if missing) when the block ends without error.
 
-    Args:
-        folder: may hold other files.
-        name: one of the files that will be written, by which an earlier result is known; it is moved last.
-        overwrite: earlier results may be replaced.
-
-    Raises:
-        CheckpointError: the folder cannot be written, or holds an earlier result; before the block.
+    The file that `name` says is moved last; arguments and errors, before the block, as for `check_addable`.
     """
     with claimed(folder):
         path = check_addable(folder, name, overwrite=overwrite)
@@ -216,10 +210,9 @@ def _lock(descriptor: int, output: str | Path) -> None:
         with suppress(OSError):  # a folder
             process = os.read(descriptor, 20)
         os.close(descriptor)
-        raise CheckpointError(
-            f"{output}: another run writes it (process {process.decode(errors='replace') or 'unknown'}); let that end,"
-            " or choose another output"
-        ) from None
+        who = f"process {process.decode(errors='replace') or 'unknown'}"
+        message = f"{output}: another run writes it ({who}); let that end, or choose another output"
+        raise CheckpointError(message) from None
     except OSError:  # a file system without locks: as if it were claimed
         logger.debug("%s: no locks here", output)
 

@@ -103,12 +103,7 @@ class PruningSummary(Record):
 
 
 def layer_shapes(model_config: Any, plan: PruningPlan) -> tuple[list[dict[str, int]], list[dict[str, int] | None]]:
-    """Returns heads, KV heads, head width and MLP channels of each layer before and after; `None` for one that goes.
-
-    Args:
-        model_config: of the base model.
-        plan: what stays of it.
-    """
+    """Counts of each layer of a base model, before and after a plan; `None` for one that goes."""
     before: list[dict[str, int]] = []
     after: list[dict[str, int] | None] = []
     for i, layer in enumerate(model_config.per_layer_config):

@@ -80,10 +80,8 @@ def verify(
     worst = float(difference.max())
     if worst > tolerance(model.dtype) * float(expected.abs().nan_to_num(0.0, posinf=0.0).max()):
         window, position, token = torch.unravel_index(difference.argmax(), difference.shape)
-        raise CheckpointError(
-            f"does not reload as it was saved: logits differ by {worst:.3g} (window {int(window)},"
-            f" position {int(position)}, token {int(token)})"
-        )
+        where = f"window {int(window)}, position {int(position)}, token {int(token)}"
+        raise CheckpointError(f"does not reload as it was saved: logits differ by {worst:.3g} ({where})")
     return Verification(worst, tokens.numel())
 
 
@@ -116,7 +114,7 @@ def reload_logits(
     revision: str = "main",
     cache: str | None = None,
 ) -> Tensor:
-    """The logits of a checkpoint, computed in a fresh process that knows neither this package nor the network.
+    """Logits of a checkpoint, float32 `(windows, length, vocabulary)`, of a process without this package and network.
 
     Args:
         name: folder, or Hub id of what is in the cache.
@@ -127,9 +125,6 @@ def reload_logits(
         remote_code: run the modeling file beside the weights; never read off the folder alone (`code_may_run`).
         revision: of the Hub.
         cache: of the Hub; default: the user's.
-
-    Returns:
-        Logits `(windows, length, vocabulary)`, float32.
 
     Raises:
         CheckpointError: it does not load.

@@ -174,11 +174,7 @@ class ChatTemplate(AbstractContextManager["ChatTemplate"]):
 
 
 def parse_card(text: str, **options: Any) -> ModelCard:
-    """Makes a card of its text.
-
-    Args:
-        text: of a README.md.
-        **options: of `ModelCard`.
+    """Makes a card of the text of a README.md; options as for `ModelCard`.
 
     Raises:
         ValueError: it is no card, or its front matter is longer or deeper than one, or repeats a part by aliases.
