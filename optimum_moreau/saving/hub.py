@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx2
+import huggingface_hub
 from huggingface_hub import HfApi, ModelCard, ModelCardData, constants, get_token, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
-from huggingface_hub.hf_api import CommitOperationAdd, CommitOperationDelete
 from huggingface_hub.utils import OfflineModeIsEnabled, validate_repo_id
 
 from ..errors import CheckpointError, HubError, MoreauError, first_line, quiet
@@ -158,12 +158,13 @@ push_to_hub = push_folder  # the name that is asked for first
 
 def _commit(api: HfApi, path: Path, planned: Published, card: str | None, to: dict[str, Any]) -> Published:
     """Adds the files of a folder, and removes what an earlier push left and the folder does not hold."""
-    repo_id, files = planned.repo_id, planned.files
-    operations: list[Any] = [CommitOperationAdd(name, str(path / name)) for name in files if name != "README.md"]
+    repo_id, files, add = planned.repo_id, planned.files, huggingface_hub.CommitOperationAdd
+    operations: list[Any] = [add(name, str(path / name)) for name in files if name != "README.md"]
     there = api.list_repo_files(repo_id, revision=to["revision"])
-    operations += [CommitOperationDelete(name) for name in there if is_ours(name) and name not in files]
+    gone = [name for name in there if is_ours(name) and name not in files]
+    operations += map(huggingface_hub.CommitOperationDelete, gone)
     if card is not None:
-        operations.append(CommitOperationAdd("README.md", card.encode()))
+        operations.append(add("README.md", card.encode()))
     with quiet("huggingface_hub.hf_api"):  # it warns where nothing has changed
         before = api.model_info(repo_id, revision=None if to["create_pr"] else to["revision"]).sha
         done = api.create_commit(repo_id, operations, commit_message=planned.commit_message, **to)
