@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..pipeline import outputs, processes
+from ..pipeline import processes
 from . import options, prune
 
 EXAMPLE = "pruning_plan.json org/model -o pruned --calibration calibration.txt"
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..saving.card import check_template
 
     inputs = (args.model, args.plan, args.calibration, args.evaluate, args.card_template)
-    with outputs.reserved([args.output], inputs):
+    with processes.reserved([args.output], inputs):
         check_target(args.output, overwrite=args.overwrite)
         check_template(args.card_template)
         plan = PruningPlan.load(args.plan)

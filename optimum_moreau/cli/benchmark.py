@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from ..pipeline import outputs
+from ..pipeline import processes
 from . import options
 
 EXAMPLE = "pruned --baseline org/model --batch-sizes 1,4,16"
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     folder, records = Path(args.model).expanduser(), None
     saves = args.baseline is not None and not args.no_save and (folder / PLAN_NAME).is_file()
-    with outputs.reserved([folder] if saves else [], []):
+    with processes.reserved([folder] if saves else [], []):
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ConfigError(
                 "benchmark: measures in processes of its own; run it once, without torchrun or accelerate"

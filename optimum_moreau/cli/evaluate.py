@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, ConfigError
-from ..pipeline import outputs, processes
+from ..pipeline import processes
 from . import options
 
 EXAMPLE = "pruned --text wikitext2.test.txt --seq-len 128 --tasks boolq,piqa --limit 200"
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     With a baseline, `baseline` holds the same of it, and `differences` what the two differ by.
     """
-    with outputs.reserved([args.model] if args.save and Path(args.model).expanduser().is_dir() else [], []):
+    with processes.reserved([args.model] if args.save and Path(args.model).expanduser().is_dir() else [], []):
         return _evaluate(args)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..config import MoreauPrunerConfig
 from ..errors import ConfigError
-from ..pipeline import outputs
+from ..pipeline import processes
 from ..registry import suggestion
 from . import options, settings
 
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from .. import report, saving
     from ..evaluation.insight import INSIGHT_NAME
 
-    with outputs.reserved([args.output], (args.model, args.calibration, args.evaluate)):
+    with processes.reserved([args.output], (args.model, args.calibration, args.evaluate)):
         report.check_installed()
         _check(args)
         config = MoreauPrunerConfig.from_dict(settings.settings_from(args))

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..config import MoreauPrunerConfig
 from ..errors import ConfigError
-from ..pipeline import outputs, processes, sizes
+from ..pipeline import processes, sizes
 from . import options, settings
 
 EXAMPLE = "org/model -o pruning_plan.json --ratio 0.2 --calibration calibration.txt"
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.checkpoint_dir is not None:
         check_folder(args.checkpoint_dir)
     inputs = (args.model, args.from_scores, args.calibration)
-    with outputs.reserved([args.output, args.checkpoint_dir], inputs):
+    with processes.reserved([args.output, args.checkpoint_dir], inputs):
         return _plan(args, given)
 
 

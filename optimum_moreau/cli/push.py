@@ -21,10 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Publishes; returns what was sent. The token is the one that is logged in, or HF_TOKEN."""
-    from ..pipeline.publishing import publish
-
     step = PushStep.from_dict(settings.step_from(args, PushStep))
-    return publish(args.folder, step, trust_remote_code=args.trust_remote_code, dry_run=args.dry_run)
+    return step.publish(args.folder, trust_remote_code=args.trust_remote_code, dry_run=args.dry_run)
 
 
 def show(result: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..config.recovery import RecoveryConfig
 from ..errors import ConfigError
-from ..pipeline import outputs, processes
+from ..pipeline import processes
 from ..pipeline.recipe import RecoverStep
 from . import options, settings
 
@@ -36,8 +36,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError("--work-dir: is for the states of a training, and --adapter trains nothing; leave it out")
     step = args.adapter or RecoverStep.from_dict(given)
     inputs = (args.model, args.adapter, args.data, args.teacher, args.evaluate, args.card_template)
-    with outputs.reserved([output, args.work_dir], inputs):
-        from ..pipeline.tuning import tune
+    with processes.reserved([output, args.work_dir], inputs):
+        from ..pipeline.chain import tune
 
         loading = {"dtype": args.dtype, "device": processes.join(args.device)}
         loading["trust_remote_code"] = args.trust_remote_code

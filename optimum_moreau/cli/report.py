@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, ConfigError
-from ..pipeline import outputs
+from ..pipeline import processes
 from . import options
 
 EXAMPLE = "pruned -o report.html --base org/model --evidence robustness-of-model --prompt Yesterday"
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     report.check_installed()
     saving.check_file(args.output, overwrite=args.overwrite)
-    with outputs.reserved([args.output], [*args.folders, *args.evidence, args.base]):
+    with processes.reserved([args.output], [*args.folders, *args.evidence, args.base]):
         options.check_whole(args, new_tokens=1)
         folders = [Path(folder).expanduser() for folder in args.folders]
         for folder in folders:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import MoreauPrunerConfig
-from ..pipeline import outputs
+from ..pipeline import processes
 from . import options, settings
 
 EXAMPLE = "org/model --criteria moreau,taylor --perturbations bf16,fp16,seeds:5 --ratio 0.2 --calibration text.txt"
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..evaluation.robustness import robustness
     from ..planning import fingerprint
 
-    with outputs.reserved([args.output], (args.model, args.calibration, args.evaluate)):
+    with processes.reserved([args.output], (args.model, args.calibration, args.evaluate)):
         ratios = options.numbers("--ratio", args.ratio, float)
         for ratio in ratios:
             MoreauPrunerConfig(pruning_ratio=ratio)

@@ -1,7 +1,7 @@
 """Files: one reader and one writer of JSON, YAML and safetensors; temporary files that outlive no process."""
 
-from .filling import filled
 from .reading import (
+    LARGEST_OF_TRANSFORMERS,
     MAX_JSON_BYTES,
     parse_json,
     read_json,
@@ -11,8 +11,7 @@ from .reading import (
     read_text,
     read_yaml,
 )
-from .records import Record
-from .values import LARGEST_OF_TRANSFORMERS
+from .records import Record, filled
 from .writing import write_bytes, write_json, write_tensors, write_text
 
 __all__ = [

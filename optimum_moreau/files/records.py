@@ -1,16 +1,22 @@
-"""Records: frozen dataclasses that lie in JSON files of their own."""
+"""Dataclasses of what was read, every field of its declared type; records, which lie in JSON files of their own."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
+import json
+from collections.abc import Hashable, Mapping
+from dataclasses import asdict, fields
+from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Self, TypeVar, cast
 
-from ..errors import CheckpointError, ConfigError, MoreauError
-from .filling import filled
-from .reading import read_json
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from ..errors import CheckpointError, ConfigError, MoreauError, first_line
+from ..registry import suggestion
+from .reading import read_json, shown
 from .writing import write_json
+
+T = TypeVar("T")
 
 
 class Record:
@@ -39,11 +45,7 @@ class Record:
 
     @classmethod
     def from_dict(cls, values: Any) -> Self:
-        """Makes one of what `to_dict` gave.
-
-        Raises:
-            ConfigError: it is not that.
-        """
+        """Makes one of what `to_dict` gave; raises ConfigError for what it did not."""
         return cls._made(values, "values", ConfigError)
 
     def save(self, path: str | Path) -> None:
@@ -52,11 +54,7 @@ class Record:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Reads what `save` wrote.
-
-        Raises:
-            CheckpointError: the file is missing or damaged.
-        """
+        """Reads what `save` wrote; raises CheckpointError where the file is missing or damaged."""
         return cls._made(read_json(path, cls.what), path, CheckpointError)
 
     @classmethod
@@ -75,3 +73,44 @@ class Record:
         if problem:
             raise error(f"{where}: cannot be read as {cls.what}: {problem}{cls.remedy}")
         return found
+
+
+def filled(kind: type[T], values: Any, where: object, what: str, error: type[MoreauError] = CheckpointError) -> T:
+    """Makes a dataclass of values that were read; every field, nested ones too, has the type that it is declared with.
+
+    The values are as JSON holds them; the other arguments as for `parse_json`.
+
+    Raises:
+        MoreauError: of that kind: a field is missing, unknown, or of another type.
+    """
+    unreadable = f"{where}: cannot be read as {what}:"
+    if not isinstance(values, Mapping):
+        raise error(f"{unreadable} {shown(values)} is no dictionary")
+    known = [one.name for one in fields(kind) if one.init]  # type: ignore[arg-type]
+    for name in values:
+        if name not in known:
+            raise error(f"{unreadable} unknown field {shown(name)}.{suggestion(str(name), known)}")
+    try:
+        text = json.dumps([dict(values)])
+    except (TypeError, ValueError, RecursionError) as problem:
+        raise error(f"{unreadable} holds what JSON has no value for ({first_line(problem)})") from problem
+    try:
+        made: T = _adapter(cast(Hashable, kind)).validate_json(text)[0]
+        return made
+    except ValidationError as problem:
+        first = problem.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"][1:]) or "it"
+        value = "" if first["type"] == "missing" else f", not {shown(first['input'])}"
+        words = first["msg"][:1].lower() + first["msg"][1:]
+        if first["type"] == "value_error":  # of the dataclass's own check
+            raise error(f"{where}: {first['ctx']['error']}") from problem
+        if first["type"] == "unexpected_keyword_argument":
+            words, value = "is no field of it", ""
+        raise error(f"{unreadable} {field}: {words}{value}") from problem
+
+
+@cache
+def _adapter(kind: Hashable) -> TypeAdapter[Any]:
+    """Of a list of one: a list hands its settings on to the dataclass in it, and to those nested there."""
+    settings = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    return TypeAdapter(list[cast(type, kind)], config=settings)  # type: ignore[arg-type, misc]

@@ -17,7 +17,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -29,36 +29,21 @@ _HERE = -100  # AT_FDCWD
 _CANNOT = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY, errno.EPERM)
 
 
-@contextmanager
-def temporary_folder(purpose: str) -> Iterator[Path]:
-    """Yields an empty folder `optimum-moreau-PURPOSE-…` in the system's place for these, which goes with the block.
-
-    Args:
-        purpose: one word in lower case.
-    """
+def temporary_folder(purpose: str) -> AbstractContextManager[Path]:
+    """Yields an empty folder `optimum-moreau-PURPOSE-…` in the system's place for these, which goes with the block."""
     collect_temporary()
     where = Path(tempfile.gettempdir())
-    with _made(where, f"optimum-moreau-{purpose}-", lambda path: path.mkdir(mode=0o700)) as folder:
-        yield folder
+    return _made(where, f"optimum-moreau-{purpose}-", lambda path: path.mkdir(mode=0o700))
 
 
-@contextmanager
-def partial_folder(place: Path, name: str) -> Iterator[Path]:
-    """Yields an empty folder `.NAME.partial-…`, in which a result is made; what is left of it goes with the block.
-
-    Args:
-        place: folder in which it lies, on the file system of the result.
-        name: of the result.
-    """
-    with _made(place, f".{name}.partial-", Path.mkdir) as folder:
-        yield folder
+def partial_folder(place: Path, name: str) -> AbstractContextManager[Path]:
+    """Yields an empty folder `.NAME.partial-…`, in which a result is made; what is left of it goes with the block."""
+    return _made(place, f".{name}.partial-", Path.mkdir)
 
 
-@contextmanager
-def partial_file(place: Path, name: str) -> Iterator[Path]:
+def partial_file(place: Path, name: str) -> AbstractContextManager[Path]:
     """The same for an empty file."""
-    with _made(place, f".{name}.partial-", lambda path: path.touch(exist_ok=False)) as file:
-        yield file
+    return _made(place, f".{name}.partial-", lambda path: path.touch(exist_ok=False))
 
 
 def is_partial(name: str) -> bool:
@@ -88,9 +73,7 @@ def collect_temporary() -> None:
 def taken_over(path: Path, *, claimed: bool = False) -> Iterator[bool]:
     """Yields whether a file or folder was left by a dead process; then it is locked for the block.
 
-    Args:
-        path: of the file or folder.
-        claimed: only this process may write here, which tells on a file system without locks for folders.
+    Where only this process may write (`claimed`), that tells on a file system without locks for folders.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
@@ -122,10 +105,7 @@ def remove(path: Path) -> None:
 def replace_folder(made: Path, target: Path) -> None:
     """Renames a finished folder to its target, which is never absent where the system can exchange two.
 
-    What was there is gone when this returns.
-
-    Raises:
-        OSError: it cannot be renamed; what was there stays.
+    What was there is gone when this returns, and stays where this raises OSError.
     """
     if not target.exists():
         made.rename(target)
@@ -140,16 +120,10 @@ def replace_folder(made: Path, target: Path) -> None:
 
 
 def exchange(one: Path, two: Path) -> None:
-    """Exchanges the names of two folders, in one step.
-
-    Raises:
-        OSError: ENOSYS where the system has no such call.
-    """
+    """Exchanges the names of two folders, in one step; raises OSError: ENOSYS where the system has no such call."""
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # Linux
-    if call is None:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    if call(_HERE, os.fsencode(one), _HERE, os.fsencode(two), ctypes.c_uint(_EXCHANGE)):
-        number = ctypes.get_errno()
+    if call is None or call(_HERE, os.fsencode(one), _HERE, os.fsencode(two), ctypes.c_uint(_EXCHANGE)):
+        number = errno.ENOSYS if call is None else ctypes.get_errno()
         raise OSError(number, os.strerror(number), str(one))
 
 

@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 from ..errors import CheckpointError, MoreauError, first_line
-from .reading import parse_json
+from .reading import LARGEST, parse_json
 from .temporary import collect_partial, partial_file, partial_folder, reason
-from .values import LARGEST
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,17 +58,9 @@ def write_text(path: str | Path, text: str, error: type[MoreauError] = Checkpoin
 
 
 def write_json(
-    path: str | Path,
-    values: Any,
-    error: type[MoreauError] = CheckpointError,
-    *,
-    largest: int = LARGEST,
+    path: str | Path, values: Any, error: type[MoreauError] = CheckpointError, *, largest: int = LARGEST
 ) -> None:
-    """Writes values as JSON, as `write_text` does; nothing that `read_json` would refuse, of the same `largest`.
-
-    Raises:
-        MoreauError: of the kind given: it cannot be written, or JSON has no such value (NaN); what was there stays.
-    """
+    """Writes values as JSON, as `write_text` does; nothing that `read_json` would refuse (NaN), of that `largest`."""
     try:
         text = json.dumps(values, indent=2) + "\n"
     except (TypeError, ValueError, RecursionError) as problem:
@@ -82,15 +75,7 @@ def write_tensors(
     metadata: Mapping[str, str] | None = None,
     error: type[MoreauError] = CheckpointError,
 ) -> None:
-    """Writes tensors as safetensors, readable as widely as other files; as `write_bytes` does.
-
-    Args:
-        path: of the file.
-        tensors: name → contiguous tensor.
-        metadata: of the file's head.
-        error: the kind that is raised.
-    """
-    from safetensors import SafetensorError
+    """Writes contiguous tensors by name as safetensors, readable as widely as other files, as `write_bytes` does."""
     from safetensors.torch import save_file
 
     target = Path(path).resolve()

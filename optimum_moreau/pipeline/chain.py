@@ -9,24 +9,27 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from ..data.sources import content_hash
+from ..data.windows import CalibrationText
 from ..errors import CheckpointError, ConfigError
-from ..evaluation.records import EVALUATION_NAME, Measurement, load_measurements
+from ..evaluation.records import EVALUATION_NAME, Measurement, load_measurements, perplexities
 from ..loading import base_revision, load_config, load_model
 from ..pruner import MoreauPruner
+from ..run.measuring import EvaluationText
 from ..saving import check_apart, check_folder, check_target, work_folder
+from ..saving.card import check_template
 from ..saving.records import Records
 from ..saving.summary import SUMMARY_NAME, PruningSummary
-from . import inputs, outputs, processes, sizes
-from .publishing import publish
-from .recipe import Recipe
-from .tuning import tune
+from . import inputs, processes, sizes
+from .recipe import Recipe, RecoverStep
 
 logger = logging.getLogger(__name__)
 
@@ -67,141 +70,193 @@ def run(recipe: Recipe, means: Means) -> dict[str, Any]:
     recipe = recipe.with_full_paths()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and (recipe.recover or recipe.push):
         raise ConfigError("recover and push: run them as verbs of their own; several processes share one step only")
-    loading = {"device": processes.join(means.device), "trust_remote_code": means.trust_remote_code}
-    config = load_config(recipe.model, revision=recipe.revision, trust_remote_code=means.trust_remote_code)
+    trust: dict[str, Any] = {"trust_remote_code": means.trust_remote_code}
+    loading = {"device": processes.join(means.device), **trust}
+    config = load_config(recipe.model, revision=recipe.revision, **trust)
     if recipe.recover and recipe.recover.teacher:
-        load_config(recipe.recover.teacher, trust_remote_code=means.trust_remote_code)  # so that its commit is known
+        load_config(recipe.recover.teacher, **trust)  # so that its commit is known
     keys = inputs.keys_of(recipe)
-    folders = {"prune": recipe.output, "recover": recipe.recovered}
-    with _reserved(recipe, keys, folders, means) as done:
+    with _reserved(recipe, keys, means) as done:
         read = inputs.read_inputs(recipe, config, done, means.trust_remote_code)
-        return _run(recipe, read, keys, folders, done, loading, means)
+        return _Chain(recipe, means, loading, keys, done, *read).run_steps()
 
 
 @contextmanager
-def _reserved(recipe: Recipe, keys: dict[str, str], folders: dict[str, str], means: Means) -> Iterator[dict[str, bool]]:
+def _reserved(recipe: Recipe, keys: dict[str, str], means: Means) -> Iterator[dict[str, bool]]:
     """Yields which steps are done; the folders of the others are this run's for the block, and may be written."""
-    writes = [*(folders[step] for step in keys), means.checkpoint_dir]
-    check_apart(writes, [*recipe.reads(), means.file])
+    folders = {step: recipe.folders[step] for step in keys}
+    check_apart([*folders.values(), means.checkpoint_dir], [*recipe.reads(), means.file])
     if means.checkpoint_dir is not None:
         check_folder(means.checkpoint_dir)
-    for step in keys:
-        with suppress(CheckpointError), outputs.claims([folders[step]]):
+    for folder in folders.values():
+        with suppress(CheckpointError), processes.reserved([folder]):
             pass  # what a run that was killed left is put right, also beside what is done
-    done = {step: inputs.made_from(folders[step], key) for step, key in keys.items()}
+    done = {step: inputs.made_from(folder, keys[step]) for step, folder in folders.items()}
     with ExitStack() as stack:
-        stack.enter_context(outputs.claims([means.checkpoint_dir]))
-        for step in keys:
+        stack.enter_context(processes.reserved([means.checkpoint_dir]))
+        for step, folder in folders.items():
             if not done[step]:
-                stack.enter_context(outputs.claims([folders[step]]))
-                inputs.check_same(folders[step], overwrite=means.overwrite)
-                check_target(folders[step], overwrite=means.overwrite)
+                stack.enter_context(processes.reserved([folder]))
+                inputs.check_same(folder, overwrite=means.overwrite)
+                check_target(folder, overwrite=means.overwrite)
                 if step == "recover":
-                    check_folder(_work(recipe, keys[step]))
+                    check_folder(_work(recipe, keys))
         yield done
 
 
-def _run(
-    recipe: Recipe,
-    read: inputs.Inputs,
-    keys: dict[str, str],
-    folders: dict[str, str],
-    done: dict[str, bool],
-    loading: dict[str, Any],
-    means: Means,
+def _work(recipe: Recipe, keys: dict[str, str]) -> Path:
+    """Folder of the states of this very tuning: what another run left is no obstacle."""
+    return work_folder(recipe.recovered, keys["recover"][:8])
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """The steps of a recipe: how models are loaded, what each is made from, which are done, and what they read."""
+
+    recipe: Recipe
+    means: Means
+    loading: dict[str, Any]
+    keys: dict[str, str]
+    done: dict[str, bool]
+    tokenizer: PreTrainedTokenizerBase
+    calibration: CalibrationText
+    evaluation: EvaluationText | None
+
+    def run_steps(self) -> dict[str, Any]:
+        recipe = self.recipe
+        steps = {step: "skipped" if done else "done" for step, done in self.done.items()}
+        if self.done["prune"]:
+            logger.warning("%s: was made from these inputs before: not pruned again", recipe.output)
+            self.complete(recipe.output)
+        else:
+            self.prune()
+        if not processes.is_first():
+            return {}
+        found: dict[str, Any] = {"summary": PruningSummary.load(Path(recipe.output) / SUMMARY_NAME)}
+        if recipe.recover:
+            work = _work(recipe, self.keys)
+            if self.done["recover"]:
+                logger.warning("%s: was made from these inputs before: not tuned again", recipe.recovered)
+                self.complete(recipe.recovered)
+                shutil.rmtree(work, ignore_errors=True)  # left by a kill after the save
+            else:
+                how: dict[str, Any] = {"evaluate": self.evaluation, "work": work, "loading": self.loading}
+                saving = self.saving("recover")
+                found["recovery"] = tune(recipe.output, recipe.recover, recipe.recovered, saving=saving, **how)
+        output = recipe.folders["recover" if recipe.recover else "prune"]
+        if recipe.push:
+            found["push"] = recipe.push.publish(output, trust_remote_code=self.means.trust_remote_code)
+            steps["push"] = "done" if found["push"]["changed"] else "skipped"
+        return {**found, "output": output, "measurements": self.measurements(output), "steps": steps}
+
+    def prune(self) -> None:
+        recipe = self.recipe
+        pruner = MoreauPruner(
+            recipe.prune,
+            tokenizer=self.tokenizer,
+            revision=base_revision(recipe.model, recipe.revision),
+            trust_remote_code=self.means.trust_remote_code,
+        )
+        model = self.base()
+        run = pruner.prepare(model, self.calibration, checkpoint_dir=self.means.checkpoint_dir)
+        self.calibration.forget()
+        sizes.check_shape(run.counted, run.config)
+        if self.evaluation:
+            pruner.evaluate(model, self.evaluation)
+        summary = pruner.prune_prepared(run).summary
+        if not run.config.masks:
+            sizes.check_removed(summary.parameters_before - summary.parameters_after, run.shape, run.config)
+        if not processes.is_first():
+            return
+        if self.evaluation:
+            pruner.evaluate(self.evaluation)
+        pruner.save_pretrained(recipe.output, **self.saving("prune"))
+
+    def complete(self, folder: str) -> None:
+        """Measures what a folder that was made before lacks; writes measurements and card anew, if need be."""
+        if not processes.is_first():
+            return
+        records = Records.load(Path(folder))
+        stages = {one.stage for one in self.measurements(folder)}
+        found = []
+        if self.evaluation is not None:
+            if folder == self.recipe.recovered:  # the pruned folder was completed first
+                found += [one for one in self.measurements(self.recipe.output) if one.stage not in stages]
+            elif "before" not in stages:
+                base = MoreauPruner(tokenizer=self.tokenizer)
+                base.evaluate(self.base(), self.evaluation)
+                found += base.measurements
+            if ("recovered" if records.recovery else "pruned") not in stages:
+                pruner = MoreauPruner.from_pretrained(folder, **self.loading)
+                pruner.measurements = []
+                pruner.evaluate(self.evaluation)
+                found += pruner.measurements
+        if found or self.recipe.card_template:
+            records = replace(records, measurements=[*records.measurements, *found])
+            records.rewrite_card(Path(folder), self.recipe.card_template)
+
+    def base(self) -> Any:
+        return load_model(self.recipe.model, dtype=self.recipe.dtype, revision=self.recipe.revision, **self.loading)
+
+    def saving(self, step: str) -> dict[str, Any]:
+        template = self.recipe.card_template
+        return {"overwrite": self.means.overwrite, "card_template": template, "inputs": self.keys[step]}
+
+    def measurements(self, folder: str) -> list[Measurement]:
+        """What was measured on the recipe's text, of the model in a folder."""
+        file = Path(folder) / EVALUATION_NAME
+        if self.recipe.evaluate is None or not file.is_file():
+            return []
+        key = content_hash(self.recipe.evaluate)
+        return [one for one in load_measurements(file) if one.sha256 == key]
+
+
+def tune(
+    folder: str,
+    step: RecoverStep | str,
+    output: str,
+    *,
+    loading: Mapping[str, Any],
+    saving: Mapping[str, Any],
+    evaluate: str | EvaluationText | None = None,
+    work: Path | None = None,
 ) -> dict[str, Any]:
-    steps = {step: "skipped" if done[step] else "done" for step in keys}
-    if done["prune"]:
-        logger.warning("%s: was made from these inputs before: not pruned again", recipe.output)
-        _complete(recipe, read, recipe.output, loading)
+    """Tunes the model of a folder, or merges an adapter into it, and saves it to another; returns what was done.
+
+    Args:
+        folder: of the pruned model.
+        step: what to learn and how, or the folder of an adapter.
+        output: folder to write.
+        loading: keyword arguments of `load_model`.
+        saving: keyword arguments of `save_pretrained`.
+        evaluate: text to measure the perplexity on.
+        work: folder of the training's states; removed when the model is saved. Default: beside the output.
+    """
+    check_target(output, overwrite=saving["overwrite"])
+    if not isinstance(step, str):
+        work = work or work_folder(output)
+        check_folder(work)
+    if processes.is_first():
+        logging.getLogger("optimum_moreau.recovery.training").setLevel(logging.INFO)  # it says that it begins
+    check_template(saving["card_template"])
+    pruner = MoreauPruner.from_pretrained(folder, **loading)
+    if isinstance(step, str):
+        summary = pruner.merge_adapter(step)
     else:
-        _prune(recipe, read, keys["prune"], loading, means)
+        teacher = None if step.teacher is None else load_model(step.teacher, **loading)
+        summary = pruner.recover(step.data, step.config, teacher=teacher, work_dir=work)
     if not processes.is_first():
         return {}
-    found: dict[str, Any] = {"summary": PruningSummary.load(Path(recipe.output) / SUMMARY_NAME)}
-    if recipe.recover:
-        if done["recover"]:
-            logger.warning("%s: was made from these inputs before: not tuned again", recipe.recovered)
-            _complete(recipe, read, recipe.recovered, loading)
-            shutil.rmtree(_work(recipe, keys["recover"]), ignore_errors=True)  # left by a kill after the save
-        else:
-            found["recovery"] = _recover(recipe, read, keys["recover"], loading, means)
-    output = folders["recover" if recipe.recover else "prune"]
-    if recipe.push:
-        found["push"] = publish(output, recipe.push, trust_remote_code=means.trust_remote_code)
-        steps["push"] = "done" if found["push"]["changed"] else "skipped"
-    return {**found, "output": output, "measurements": _measurements(recipe, output), "steps": steps}
-
-
-def _prune(recipe: Recipe, read: inputs.Inputs, key: str, loading: dict[str, Any], means: Means) -> None:
-    model, revision = _base(recipe, loading), base_revision(recipe.model, recipe.revision)
-    trust = loading["trust_remote_code"]
-    pruner = MoreauPruner(recipe.prune, tokenizer=read.tokenizer, revision=revision, trust_remote_code=trust)
-    run = pruner.prepare(model, read.calibration, checkpoint_dir=means.checkpoint_dir)
-    read.calibration.forget()
-    sizes.check_shape(run.counted, run.config)
-    if read.evaluation:
-        pruner.evaluate(model, read.evaluation)
-    summary = pruner.prune_prepared(run).summary
-    if not run.config.masks:
-        sizes.check_removed(summary.parameters_before - summary.parameters_after, run.shape, run.config)
-    if not processes.is_first():
-        return
-    if read.evaluation:
-        pruner.evaluate(read.evaluation)
-    pruner.save_pretrained(recipe.output, overwrite=means.overwrite, card_template=recipe.card_template, inputs=key)
-
-
-def _recover(recipe: Recipe, read: inputs.Inputs, key: str, loading: dict[str, Any], means: Means) -> dict[str, Any]:
-    assert recipe.recover is not None
-    return tune(
-        recipe.output,
-        recipe.recover,
-        recipe.recovered,
-        evaluate=read.evaluation,
-        work=_work(recipe, key),
-        loading=loading,
-        saving={"overwrite": means.overwrite, "card_template": recipe.card_template, "inputs": key},
-    )
-
-
-def _work(recipe: Recipe, key: str) -> Path:
-    """Folder of the states of this very tuning: what another run left is no obstacle."""
-    return work_folder(recipe.recovered, key[:8])
-
-
-def _base(recipe: Recipe, loading: dict[str, Any]) -> Any:
-    return load_model(recipe.model, dtype=recipe.dtype, revision=recipe.revision, **loading)
-
-
-def _measurements(recipe: Recipe, folder: str) -> list[Measurement]:
-    """What was measured on the recipe's text, of the model in a folder."""
-    file = Path(folder) / EVALUATION_NAME
-    if recipe.evaluate is None or not file.is_file():
-        return []
-    key = content_hash(recipe.evaluate)
-    return [one for one in load_measurements(file) if one.sha256 == key]
-
-
-def _complete(recipe: Recipe, read: inputs.Inputs, folder: str, loading: dict[str, Any]) -> None:
-    """Measures what a folder that was made before has no figure of; writes measurements and card anew, if need be."""
-    if not processes.is_first():
-        return
-    records = Records.load(Path(folder))
-    known = _measurements(recipe, folder)
-    stages = {one.stage for one in known}
-    found = []
-    if read.evaluation is not None:
-        if folder == recipe.recovered:  # the pruned folder was completed first
-            found += [one for one in _measurements(recipe, recipe.output) if one.stage not in stages]
-        elif "before" not in stages:
-            base = MoreauPruner(tokenizer=read.tokenizer)
-            base.evaluate(_base(recipe, loading), read.evaluation)
-            found += base.measurements
-        if ("recovered" if records.recovery else "pruned") not in stages:
-            pruner = MoreauPruner.from_pretrained(folder, **loading)
-            pruner.measurements = []
-            pruner.evaluate(read.evaluation)
-            found += pruner.measurements
-    if found or recipe.card_template:
-        replace(records, measurements=[*records.measurements, *found]).rewrite_card(Path(folder), recipe.card_template)
+    if evaluate:
+        pruner.evaluate(evaluate)
+    verification = pruner.save_pretrained(output, **saving)
+    if work is not None:
+        shutil.rmtree(work, ignore_errors=True)
+    return {
+        **summary.training,
+        "trainable_parameters": summary.trainable_parameters,
+        "data": dict(summary.data),
+        **perplexities(pruner.measurements),
+        "verified_max_abs_difference": verification.max_abs_difference,
+        "output": output,
+    }

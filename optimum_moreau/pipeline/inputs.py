@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,23 +81,10 @@ def check_same(folder: str, *, overwrite: bool) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What the steps of a chain read, each text once.
-
-    Attributes:
-        tokenizer: of the model.
-        calibration: text that is scored and fitted on.
-        evaluation: text that is measured on, if any is.
-    """
-
-    tokenizer: PreTrainedTokenizerBase
-    calibration: CalibrationText
-    evaluation: EvaluationText | None
-
-
-def read_inputs(recipe: Recipe, config: Any, done: dict[str, bool], trust_remote_code: bool) -> Inputs:
-    """Reads the texts, and refuses what a later step would stumble over, before any is run."""
+def read_inputs(
+    recipe: Recipe, config: Any, done: dict[str, bool], trust_remote_code: bool
+) -> tuple[PreTrainedTokenizerBase, CalibrationText, EvaluationText | None]:
+    """Reads what the steps need, each text once, and refuses what a later one would stumble over, before any is run."""
     check_template(recipe.card_template)
     tokenizer = load_tokenizer(recipe.model, revision=recipe.revision, trust_remote_code=trust_remote_code)
     evaluation = EvaluationText(recipe.evaluate, tokenizer) if recipe.evaluate else None
@@ -114,4 +100,4 @@ def read_inputs(recipe: Recipe, config: Any, done: dict[str, bool], trust_remote
         of_teacher = load_config(teacher, trust_remote_code=trust_remote_code) if teacher else None
         check_fits(config, recipe.recover.config, of_teacher)
         MoreauRecovery(recipe.recover.config, tokenizer).read(recipe.recover.data)
-    return Inputs(tokenizer, calibration, evaluation)
+    return tokenizer, calibration, evaluation

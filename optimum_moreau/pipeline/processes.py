@@ -1,23 +1,22 @@
-"""One command run as several processes, by torchrun or `accelerate launch`: each scores its part of the samples."""
+"""One command run as several processes, by torchrun or `accelerate launch`: each scores its part of the samples.
+
+What the command writes is apart from what it reads, and claimed from the start, by the first of them.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from ..errors import ConfigError
 
 
 def join(device: str | None) -> str | None:
-    """Joins the processes that were launched together; returns this one's device.
-
-    Args:
-        device: the one asked for, if any; a process alone takes it.
-
-    Raises:
-        ConfigError: a device that all processes would share.
-    """
+    """Joins the processes that were launched together; returns this one's device: alone, that which is asked for."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return device
     if device not in (None, "cpu", "cuda"):
@@ -45,3 +44,21 @@ def leave() -> None:
 
         if PartialState._shared_state:
             PartialState().destroy_process_group()
+
+
+@contextmanager
+def reserved(outputs: Sequence[str | Path | None], inputs: Iterable[str | Path | None] = ()) -> Iterator[None]:
+    """Refuses outputs that coincide with inputs, and claims them for the block; arguments as for `check_apart`.
+
+    Raises:
+        ConfigError: an output is, holds or lies in an input, or another output.
+        CheckpointError: another run writes one of them, or nothing can be written there.
+    """
+    from ..saving import check_apart, claimed
+
+    check_apart(outputs, inputs)
+    with ExitStack() as stack:
+        for output in outputs if is_first() else ():
+            if output is not None:
+                stack.enter_context(claimed(output))
+        yield

@@ -16,7 +16,7 @@ from pydantic import Field
 from ..config import SIZES, MoreauPrunerConfig
 from ..config.recovery import RecoveryConfig
 from ..config.settings import setting, settings, settings_of
-from ..errors import ConfigError
+from ..errors import CheckpointError, ConfigError
 from ..files import read_yaml
 from ..registry import suggestion
 
@@ -72,6 +72,34 @@ class PushStep:
             raise ConfigError("push: needs repo, namespace/name on the Hub (--push)")
         return _made(cls, values, "push")
 
+    def publish(self, folder: str, *, trust_remote_code: bool = False, dry_run: bool = False) -> dict[str, Any]:
+        """Publishes a folder, and checks what is there if so asked, or says what would be sent; returns what was."""
+        from ..saving import hub
+
+        verify = self.verify and not dry_run
+        if verify:  # before anything is sent; torch is needed for this alone
+            from ..loading import code_may_run
+
+            hub.files_to_push(folder)
+            try:
+                code_may_run(folder, trust_remote_code)
+            except CheckpointError as error:
+                raise CheckpointError(f"{folder}: cannot be verified: {error}") from error
+        how = {name: value for name, value in vars(self).items() if name not in ("repo", "verify")}
+        published = hub.push_folder(folder, self.repo, **how, dry_run=dry_run)
+        if verify:
+            hub.verify_published(published, folder, trust_remote_code=trust_remote_code)
+        return {
+            "repo": published.repo_id,
+            "files": published.files,
+            "commit_message": published.commit_message,
+            "sent": not dry_run,
+            "commit": published.commit,
+            "changed": published.changed,
+            "url": published.url,
+            "verified": verify,
+        }
+
 
 @settings
 class Recipe:
@@ -96,6 +124,11 @@ class Recipe:
         """Folder of the tuned model."""
         named = self.recover.output if self.recover else None
         return named or f"{self.output.rstrip('/')}-recovered"
+
+    @property
+    def folders(self) -> dict[str, str]:
+        """Step → the folder that it makes."""
+        return {"prune": self.output, "recover": self.recovered}
 
     def reads(self) -> list[str | None]:
         """What the chain reads: models and texts, each a path or a name on the Hub, or not given."""
@@ -138,28 +171,19 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
-        """Makes a recipe of a dictionary.
-
-        Raises:
-            ConfigError: an unknown or missing name, or a value that is not valid.
-        """
+        """Makes a recipe of a dictionary; raises ConfigError for an unknown or missing name, or a value not valid."""
         for name, flag in (("model", "MODEL"), ("output", "--output")):
             if values.get(name) is None:
                 raise ConfigError(f"{name}: is missing; give it ({flag}) or a recipe that holds it (--config)")
         steps: dict[str, Any] = {"prune": MoreauPrunerConfig.best(**section(values, "prune"))}
-        if values.get("recover") is not None:
-            steps["recover"] = RecoverStep.from_dict(section(values, "recover"))
-        if values.get("push") is not None:
-            steps["push"] = PushStep.from_dict(section(values, "push"))
+        for name, kind in (("recover", RecoverStep), ("push", PushStep)):
+            if values.get(name) is not None:
+                steps[name] = kind.from_dict(section(values, name))
         return _made(cls, {**values, **steps}, "recipe")
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
-    """Reads a recipe's file as a dictionary, for `Recipe.from_dict`.
-
-    Raises:
-        ConfigError: no such file, or not YAML.
-    """
+    """Reads a recipe's file as a dictionary, for `Recipe.from_dict`; raises ConfigError for no file, or no YAML."""
     if not Path(path).expanduser().is_file():
         raise ConfigError(f"{path}: no such recipe")
     found = read_yaml(path, "a recipe (`prune … --print-config` writes one)", ConfigError)

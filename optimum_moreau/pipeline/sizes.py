@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from ..config import SIZES, MoreauPrunerConfig
 from ..errors import ConfigError
 
 if TYPE_CHECKING:
-    from ..config import MoreauPrunerConfig
     from ..models.units import ModelShape
 
 _NOTHING = "removes nothing, and the result would be the base again"
@@ -16,56 +16,35 @@ _ANEW = "or, to only save a model anew, call its own save_pretrained in Python"
 
 
 def check_removes(config: MoreauPrunerConfig) -> None:
-    """Refuses, before anything is loaded, a share that is nothing; what is left is compared with the model later.
-
-    Raises:
-        ConfigError: names the size.
-    """
+    """Refuses (ConfigError), before anything is loaded, a share that is nothing; others wait for the model's shape."""
     if config.masks:
         if config.mask.sparsity == 0:
             raise ConfigError(f"sparsity 0: {_NOTHING}; give a share above 0, {_ANEW}")
         return
-    if config.pruning_ratio == 0:
-        raise ConfigError(f"pruning_ratio 0 (--ratio): {_NOTHING}; give a ratio above 0, {_ANEW}")
-    if config.unit_ratio in (0, (0,) * len(config.targets)):
-        raise ConfigError(f"unit_ratio 0: {_NOTHING}; give a ratio above 0, {_ANEW}")
+    shares = {"pruning_ratio 0 (--ratio)": config.pruning_ratio, "unit_ratio 0": config.unit_ratio}
+    for words, share in shares.items():
+        if share in (0, (0,) * len(config.targets)):
+            raise ConfigError(f"{words}: {_NOTHING}; give a ratio above 0, {_ANEW}")
 
 
 def check_shape(shape: ModelShape, config: MoreauPrunerConfig) -> None:
-    """Refuses, before anything is scored, a size that is less than any unit.
-
-    Args:
-        shape: that sizes are counted on.
-        config: resolved.
-
-    Raises:
-        ConfigError: nothing can go, whatever the scores; says what could.
-    """
+    """Refuses, before anything is scored, a size that is less than any unit whatever the scores, as `check_removed`."""
     from ..planning import removes_nothing
 
     if not config.masks and removes_nothing(shape, config):
-        raise ConfigError(_too_little(shape, config))
+        check_removed(0, shape, config)
 
 
 def check_removed(parameters: int, shape: ModelShape, config: MoreauPrunerConfig) -> None:
     """Refuses a plan, or a result, that removes no parameter: by the scores, the size is less than any unit.
 
-    Args:
-        parameters: that go.
-        shape: of the base model.
-        config: resolved.
-
     Raises:
-        ConfigError: there are none.
+        ConfigError: no `parameters` go; says the smallest size that would do.
     """
-    if not parameters:
-        raise ConfigError(_too_little(shape, config))
-
-
-def _too_little(shape: ModelShape, config: MoreauPrunerConfig) -> str:
-    """What is wrong with a size, and the smallest that would do."""
-    from ..config import SIZES
     from ..planning import least_size
+
+    if parameters:
+        return
 
     name = next(size for size in SIZES if getattr(config, size) is not None)
     least = least_size(shape, config) if name.endswith("ratio") else None
@@ -77,7 +56,8 @@ def _too_little(shape: ModelShape, config: MoreauPrunerConfig) -> str:
             f"the least that can go{spread} is {share} of the parameters ({least.parameters:,}), from {name}"
             f" {_shown(least.size, up=True)} on: ask for that"
         )
-    return f"{name} {_shown(getattr(config, name))} is less than any unit in scope: it {_NOTHING}; {instead}, {_ANEW}"
+    asked = _shown(getattr(config, name))
+    raise ConfigError(f"{name} {asked} is less than any unit in scope: it {_NOTHING}; {instead}, {_ANEW}")
 
 
 def _shown(size: float | tuple[float, ...], *, up: bool = False) -> str:

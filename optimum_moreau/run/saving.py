@@ -16,7 +16,7 @@ from ..loading import drop_foreign_code
 from ..models.placement import is_offloaded, state_to_save
 from ..models.units import size_of
 from ..recovery import MoreauRecovery
-from ..saving.beside import carry_over
+from ..saving.contents import carry_over
 from ..saving.older_readers import spell_for_older_readers
 from ..saving.records import Records
 from ..saving.verification import Verification

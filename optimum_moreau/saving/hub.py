@@ -14,15 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx2
-from huggingface_hub import (
-    CommitOperationAdd,
-    CommitOperationDelete,
-    HfApi,
-    ModelCard,
-    constants,
-    get_token,
-    snapshot_download,
-)
+import huggingface_hub
+from huggingface_hub import HfApi, ModelCard, ModelCardData, constants, get_token, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import OfflineModeIsEnabled, validate_repo_id
 
@@ -32,11 +25,12 @@ from ..files.temporary import reason as why
 from ..files.temporary import temporary_folder
 from ..templates import parse_card
 from .contents import is_ours
-from .merging import merged_card
 
 logger = logging.getLogger(__name__)
 
 PLACEHOLDER = "path/or/repo"  # in a card that is not published yet
+_MARK = "<!-- optimum-moreau:"
+_BEGIN, _END = f"{_MARK} begin -->", f"{_MARK} end -->"  # around our part of a card on the Hub
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 _MESSAGE = "Upload a pruned model with optimum-moreau"
 _TRIES = 4
@@ -74,32 +68,21 @@ class Published:
 
 
 def files_to_push(folder: str | Path) -> dict[str, int]:
-    """Returns what a push sends: path in the repository → bytes.
-
-    Raises:
-        HubError: no model there, or pickled files.
-    """
+    """Returns what a push sends, path in the repository → bytes; raises HubError for no model, or pickled files."""
     path = Path(folder).expanduser()
     if not (path / "config.json").is_file():
         raise HubError(f"{folder}: holds no model (config.json); give a folder that prune, apply or recover wrote")
-    files = {
-        str(file.relative_to(path).as_posix()): file.stat().st_size
-        for file in sorted(path.rglob("*"))
-        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
-    }
-    pickles = [name for name in files if name.endswith(_PICKLES)]
-    if pickles:
+    found = {file.relative_to(path): file for file in sorted(path.rglob("*")) if file.is_file()}
+    hidden = {name for name in found if any(part.startswith(".") for part in name.parts)}
+    files = {name.as_posix(): file.stat().st_size for name, file in found.items() if name not in hidden}
+    if pickles := [name for name in files if name.endswith(_PICKLES)]:
         raise HubError(f"{folder}: {pickles[0]} may be a pickle; only safetensors are pushed: remove it")
     return files
 
 
 def check_access(repo_id: str, token: str | None = None) -> None:
-    """Refuses, before any work is done, a name that is not legal, and a token that is missing or may only read.
-
-    Raises:
-        HubError: says which.
-    """
-    check_name(repo_id)
+    """Refuses (HubError), before any work, a name that is not legal, and a token that is missing or may only read."""
+    _check_name(repo_id)
     _check_token(repo_id, token)
     found = _patiently(lambda: HfApi(token=token).whoami(), repo_id)
     if found.get("auth", {}).get("accessToken", {}).get("role") == "read":
@@ -111,12 +94,7 @@ def _check_token(repo_id: str, token: str | None) -> None:
         raise HubError(f"{repo_id}: {_STATUS[401]}")
 
 
-def check_name(repo_id: str) -> None:
-    """Refuses a name that is none for a repository.
-
-    Raises:
-        HubError: says why.
-    """
+def _check_name(repo_id: str) -> None:
     if repo_id.count("/") != 1:
         raise HubError(f"{repo_id}: is no name for a repository; give namespace/name")
     try:
@@ -157,7 +135,7 @@ def push_folder(
         HubError: says what the Hub refused, and what to do; the token is never named.
     """
     files, path = files_to_push(folder), Path(folder).expanduser()
-    check_name(repo_id)
+    _check_name(repo_id)
     ours = _local_card(path / "README.md", repo_id)
     planned = Published(repo_id, "", "", files, changed=False, commit_message=commit_message or _MESSAGE)
     if dry_run:
@@ -180,12 +158,13 @@ push_to_hub = push_folder  # the name that is asked for first
 
 def _commit(api: HfApi, path: Path, planned: Published, card: str | None, to: dict[str, Any]) -> Published:
     """Adds the files of a folder, and removes what an earlier push left and the folder does not hold."""
-    repo_id, files = planned.repo_id, planned.files
-    operations: list[Any] = [CommitOperationAdd(name, str(path / name)) for name in files if name != "README.md"]
+    repo_id, files, add = planned.repo_id, planned.files, huggingface_hub.CommitOperationAdd
+    operations: list[Any] = [add(name, str(path / name)) for name in files if name != "README.md"]
     there = api.list_repo_files(repo_id, revision=to["revision"])
-    operations += [CommitOperationDelete(name) for name in there if is_ours(name) and name not in files]
+    gone = [name for name in there if is_ours(name) and name not in files]
+    operations += map(huggingface_hub.CommitOperationDelete, gone)
     if card is not None:
-        operations.append(CommitOperationAdd("README.md", card.encode()))
+        operations.append(add("README.md", card.encode()))
     with quiet("huggingface_hub.hf_api"):  # it warns where nothing has changed
         before = api.model_info(repo_id, revision=None if to["create_pr"] else to["revision"]).sha
         done = api.create_commit(repo_id, operations, commit_message=planned.commit_message, **to)
@@ -214,6 +193,21 @@ def _remote_card(api: HfApi, repo_id: str, revision: str | None) -> ModelCard | 
         except (ValueError, CheckpointError) as error:
             reason = f"the card there cannot be read ({first_line(error)}); repair it, or replace it (--overwrite-card)"
             raise HubError(f"{repo_id}: {reason}") from error
+
+
+def merged_card(theirs: ModelCard | None, ours: ModelCard) -> str:
+    """Our card within that on the Hub, if any: what they wrote stays, what an earlier push wrote is replaced."""
+    within = ours.text.strip().replace(_MARK, _MARK.replace("!--", "! --"))  # what data holds ends nothing
+    part = f"{_BEGIN}\n\n{within}\n\n{_END}"
+    data: dict[str, Any] = {} if theirs is None else theirs.data.to_dict()
+    for key, value in ours.data.to_dict().items():
+        if isinstance(old := data.get(key), list) and isinstance(value, list) and key != "model-index":
+            value = [*old, *(one for one in value if one not in old)]
+        data[key] = value
+    before, _, rest = ("" if theirs is None else theirs.text).partition(_BEGIN)
+    after = rest.partition(_END)[2]
+    text = "\n\n".join(piece.strip() for piece in (before, part, after) if piece.strip())
+    return f"---\n{ModelCardData(ignore_metadata_errors=True, **data)}\n---\n\n{text}\n"
 
 
 def verify_published(
@@ -250,11 +244,11 @@ def verify_published(
                 raise HubError(f"{published.repo_id}: {name} on the Hub is not what was sent; push again")
         tokens = torch.arange(2, 10, dtype=torch.int64, device="cpu")[None]
         local = str(Path(folder).expanduser().resolve())
+        remote: dict[str, Any] = {"revision": published.commit, "cache": str(cache)}
         try:
-            runs = [code_may_run(place, trust_remote_code) for place in (local, there)]
-            expected = reload_logits(local, tokens, work, remote_code=runs[0])
-            remote: dict[str, Any] = {"revision": published.commit, "cache": str(cache)}
-            found = reload_logits(published.repo_id, tokens, work, remote_code=runs[1], **remote)
+            here, far = (code_may_run(place, trust_remote_code) for place in (local, there))
+            expected = reload_logits(local, tokens, work, remote_code=here)
+            found = reload_logits(published.repo_id, tokens, work, remote_code=far, **remote)
         except CheckpointError as error:
             raise HubError(f"{published.repo_id}: what is on the Hub {error}") from error
         if not torch.equal(found, expected):

@@ -19,26 +19,16 @@ from ..files import LARGEST_OF_TRANSFORMERS, read_json, write_json
 _CONFIG, _TOKENIZER = "config.json", "tokenizer_config.json"
 _APART = ("rope_theta", "partial_rotary_factor")  # stand beside `rope_scaling` in 4.57
 # What 4.57 computes otherwise, whatever the files say.
-_NOTES = (
-    (
-        "gemma2",
-        ("float32", "bfloat16", "float16"),
-        "transformers older than 5 needs attn_implementation='eager' for it",
-    ),
-    ("apertus", ("float32", "float16"), "transformers older than 5 rounds the weights of its activations to bfloat16"),
-)
-_NEWER = "transformers older than 5 reads it as another network"
+_OLDER = "transformers older than 5"
+_NOTES = {
+    "gemma2": (("float32", "bfloat16", "float16"), f"{_OLDER} needs attn_implementation='eager' for it"),
+    "apertus": (("float32", "float16"), f"{_OLDER} rounds the weights of its activations to bfloat16"),
+}
+_NEWER = f"{_OLDER} reads it as another network"
 
 
 def spell_for_older_readers(folder: Path) -> tuple[str, ...]:
-    """In place: adds to a saved folder what transformers 4.57 reads.
-
-    Args:
-        folder: holds what transformers 5 wrote.
-
-    Returns:
-        What cannot be spelled for 4.57, for the card; a line each.
-    """
+    """In place: adds to a saved folder what transformers 4.57 reads; returns what it cannot, a line each."""
     if (folder / _TOKENIZER).is_file():
         _spell_tokenizer(folder / _TOKENIZER)
     try:
@@ -51,9 +41,8 @@ def spell_for_older_readers(folder: Path) -> tuple[str, ...]:
     if not _read_alike(values, older):
         return (f"{_NEWER}: its RoPE is not spelled there",)
     write_json(folder / _CONFIG, dict(sorted(older.items())))
-    return words + tuple(
-        note for kind, dtypes, note in _NOTES if kind == values["model_type"] and values.get("dtype") in dtypes
-    )
+    dtypes, note = _NOTES.get(values["model_type"], ((), ""))
+    return (*words, note) if values.get("dtype") in dtypes else words
 
 
 def _older_spelling(values: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:

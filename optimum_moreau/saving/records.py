@@ -42,29 +42,20 @@ class Records:
     speed: Speed | None = None
 
     def save(self, folder: Path, card_template: str | Path | None = None) -> None:
-        """Writes them, and the card made of them, into a model's folder.
-
-        Raises:
-            CheckpointError: the template cannot be used.
-        """
+        """Writes them, and the card made of them, into a model's folder; raises as `write_card`."""
         self.plan.save(folder / PLAN_NAME)
         MoreauPrunerConfig.from_dict(self.plan.config).save_pretrained(folder)
         self.summary.save(folder / SUMMARY_NAME)
-        if self.scores is not None:
-            (folder / SCORES_NAME).parent.mkdir(exist_ok=True)
-            self.scores.save(folder / SCORES_NAME)
+        for record, name in ((self.scores, SCORES_NAME), (self.sparsity, SPARSITY_NAME)):
+            if record is not None:
+                (folder / name).parent.mkdir(exist_ok=True)
+                record.save(folder / name)
         if self.recovery is not None:
             self.recovery.save(folder)
-        if self.sparsity is not None:
-            self.sparsity.save(folder / SPARSITY_NAME)
         self._write_measured(folder, card_template)
 
     def rewrite_card(self, folder: Path, card_template: str | Path | None = None) -> None:
-        """Writes what was measured and the card anew beside weights that are there already.
-
-        Raises:
-            CheckpointError: the template cannot be used, or the folder not be written; it is as it was.
-        """
+        """Writes measurements and card anew beside the weights; the folder stays as it was where that raises."""
         with add_files(folder, "README.md", overwrite=True) as work:
             self._write_measured(work, card_template)
 
@@ -86,17 +77,12 @@ class Records:
 
     @classmethod
     def load(cls, folder: Path) -> Records:
-        """Reads them from a model's folder.
-
-        Raises:
-            CheckpointError: the folder holds no pruned model, or a damaged file.
-        """
+        """Reads them from a folder; raises CheckpointError where it holds no pruned model, or a damaged file."""
         if folder.is_dir() and not (folder / PLAN_NAME).is_file():
             raise CheckpointError(f"{folder}: holds no {PLAN_NAME}; give a folder that prune or apply wrote")
         plan = PruningPlan.load(folder / PLAN_NAME)
         scores = find_scores(folder)
-        measured, speed = (folder / name for name in (EVALUATION_NAME, SPEED_NAME))
-        sparsity = folder / SPARSITY_NAME
+        measured, sparsity, speed = (folder / name for name in (EVALUATION_NAME, SPARSITY_NAME, SPEED_NAME))
         return cls(
             summary=PruningSummary.load(folder / SUMMARY_NAME),
             plan=plan,

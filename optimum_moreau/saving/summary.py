@@ -11,7 +11,7 @@ from ..compensation.compensate import CompensationRecord
 from ..config import TARGETS
 from ..data.windows import CalibrationRecord
 from ..files import Record
-from ..planning import Kept, PruningPlan
+from ..planning import PruningPlan
 
 SUMMARY_NAME = "pruning_summary.json"
 _COUNTS = ("heads", "kv_heads", "head_dim", "channels")  # of a layer
@@ -103,29 +103,17 @@ class PruningSummary(Record):
 
 
 def layer_shapes(model_config: Any, plan: PruningPlan) -> tuple[list[dict[str, int]], list[dict[str, int] | None]]:
-    """Returns heads, KV heads, head width and MLP channels of each layer before and after; `None` for one that goes.
-
-    Args:
-        model_config: of the base model.
-        plan: what stays of it.
-    """
-    before = [
-        {
-            "heads": layer.num_attention_heads,
-            "kv_heads": layer.num_key_value_heads,
-            "head_dim": getattr(layer, "head_dim", None) or model_config.hidden_size // layer.num_attention_heads,
-            "channels": layer.intermediate_size,
-        }
-        for layer in model_config.per_layer_config
-    ]
-    after = [None if i in plan.removed_layers else _after(layer, plan.layers[i]) for i, layer in enumerate(before)]
+    """Counts of each layer of a base model, before and after a plan; `None` for one that goes."""
+    before: list[dict[str, int]] = []
+    after: list[dict[str, int] | None] = []
+    for i, layer in enumerate(model_config.per_layer_config):
+        heads, groups, channels = layer.num_attention_heads, layer.num_key_value_heads, layer.intermediate_size
+        width = getattr(layer, "head_dim", None) or model_config.hidden_size // heads
+        before.append({"heads": heads, "kv_heads": groups, "head_dim": width, "channels": channels})
+        left, channels = len(plan.layers[i]["attention"].kept), len(plan.layers[i]["mlp"].kept)
+        narrow = {"heads": left * heads // groups, "kv_heads": left, "head_dim": width, "channels": channels}
+        after.append(None if i in plan.removed_layers else narrow)
     return before, after
-
-
-def _after(layer: dict[str, int], kept: Mapping[str, Kept]) -> dict[str, int]:
-    groups = len(kept["attention"].kept)
-    heads = groups * layer["heads"] // layer["kv_heads"]
-    return layer | {"heads": heads, "kv_heads": groups, "channels": len(kept["mlp"].kept)}
 
 
 def versions() -> dict[str, str]:

@@ -80,18 +80,14 @@ def verify(
     worst = float(difference.max())
     if worst > tolerance(model.dtype) * float(expected.abs().nan_to_num(0.0, posinf=0.0).max()):
         window, position, token = torch.unravel_index(difference.argmax(), difference.shape)
-        raise CheckpointError(
-            f"does not reload as it was saved: logits differ by {worst:.3g} (window {int(window)},"
-            f" position {int(position)}, token {int(token)})"
-        )
+        where = f"window {int(window)}, position {int(position)}, token {int(token)}"
+        raise CheckpointError(f"does not reload as it was saved: logits differ by {worst:.3g} ({where})")
     return Verification(worst, tokens.numel())
 
 
 def tolerance(dtype: torch.dtype) -> float:
     """The share of the largest logit by which logits may differ though the weights are the same: a few roundings."""
-    if dtype.itemsize < 4:
-        return _STEPS_16_BIT * torch.finfo(dtype).eps
-    return _STEPS * torch.finfo(torch.float32).eps
+    return _STEPS_16_BIT * torch.finfo(dtype).eps if dtype.itemsize < 4 else _STEPS * torch.finfo(torch.float32).eps
 
 
 @undisturbed()
@@ -118,7 +114,7 @@ def reload_logits(
     revision: str = "main",
     cache: str | None = None,
 ) -> Tensor:
-    """The logits of a checkpoint, computed in a fresh process that knows neither this package nor the network.
+    """Logits of a checkpoint, float32 `(windows, length, vocabulary)`, of a process without this package and network.
 
     Args:
         name: folder, or Hub id of what is in the cache.
@@ -129,9 +125,6 @@ def reload_logits(
         remote_code: run the modeling file beside the weights; never read off the folder alone (`code_may_run`).
         revision: of the Hub.
         cache: of the Hub; default: the user's.
-
-    Returns:
-        Logits `(windows, length, vocabulary)`, float32.
 
     Raises:
         CheckpointError: it does not load.
@@ -169,14 +162,10 @@ def parked(model: PreTrainedModel, folder: Path) -> Iterator[None]:
     Raises:
         CheckpointError: a parameter on disk is not the one in memory, which therefore is not freed.
     """
-    if is_offloaded(model):
-        yield
-        return
     files = {name: file for file in folder.glob("*.safetensors") for name in read_shapes(file, "weights")}
     parameters = dict(model.named_parameters())
-    if not parameters.keys() <= files.keys():
-        yield
-        return
+    if is_offloaded(model) or not parameters.keys() <= files.keys():
+        parameters = {}
     for name, saved in _tensors(files.values(), parameters):
         if not torch.equal(saved, parameters[name].detach().cpu()):
             raise CheckpointError(f"{name} on disk is not what was saved")

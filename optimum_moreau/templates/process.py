@@ -69,10 +69,9 @@ def _answer(write: Write, values: dict[str, Any], request: dict[str, Any]) -> st
         words = f"takes more than {request['memory'] / 2**30:g} GiB of memory"
         return json.dumps({"error": words, "incomplete": False})
     except Exception as error:  # a template may raise anything
-        missing = isinstance(error, (UndefinedError, TypeError, LookupError, AttributeError))
-        incomplete = missing and (isinstance(error, UndefinedError) or not isinstance(error, TemplateError))
+        other = isinstance(error, (TypeError, LookupError, AttributeError)) and not isinstance(error, TemplateError)
         words = str(error).strip().split("\n")[0][:200] or type(error).__name__
-        return json.dumps({"error": words, "incomplete": incomplete})
+        return json.dumps({"error": words, "incomplete": other or isinstance(error, UndefinedError)})
 
 
 def _address_space() -> int:

@@ -413,7 +413,7 @@ CALLS |= {
 METHODS = {"read_text", "read_bytes"}
 # Of what is read elsewhere, why it may be.
 ELSEWHERE = {
-    ("saving/publishing.py", "read_text"): "the kernel's list of mounts",
+    ("saving/outputs.py", "read_text"): "the kernel's list of mounts",
     ("saving/reload_process.py", "json.load"): "a child that does not know this package reads its parent's request",
     ("saving/reload_process.py", "load_file"): "the same, the tokens",
     ("saving/verification.py", "load_file"): "logits that a child of this process has just written",
@@ -423,8 +423,8 @@ ELSEWHERE = {
     ("data/sources.py", "read_text"): "a text, which may be of any length",
     ("evaluation/speed/process.py", "json.load"): "a child that does not know this package reads its parent's request",
     ("models/memory.py", "read_text"): "the kernel's account of this process",
-    ("templates/cards.py", "ModelCard"): "its front matter is bounded there, before values are made of it",
-    ("templates/cards.py", "yaml.parse"): "which bounds it",
+    ("templates/foreign.py", "ModelCard"): "its front matter is bounded there, before values are made of it",
+    ("templates/foreign.py", "yaml.parse"): "which bounds it",
     ("templates/foreign.py", "json.loads"): "what a child answers, whose length and memory are bounded",
     ("templates/process.py", "read_text"): "the kernel's account of this process",
     ("templates/process.py", "json.loads"): "a child reads its parent's request",

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig
 from optimum_moreau.loading import load_model, load_tokenizer
-from optimum_moreau.saving.beside import carry_over
+from optimum_moreau.saving.contents import carry_over
 from tests import warm
 from tests.hub_client import environment
 from tests.tiny import tiny_model

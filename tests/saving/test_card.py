@@ -15,7 +15,7 @@ from optimum_moreau.evaluation.records import Measurement
 from optimum_moreau.masks.summary import MatrixSparsity, SparsitySummary
 from optimum_moreau.recovery import RecoverySummary
 from optimum_moreau.saving.card import _known, check_template, of_base_card, template_path, write_card
-from optimum_moreau.saving.merging import merged_card
+from optimum_moreau.saving.hub import merged_card
 from optimum_moreau.saving.records import Records
 from optimum_moreau.templates import ChatTemplate, code, plain
 from tests.evaluation.test_speed import side, speed

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from optimum_moreau import push_to_hub
-from optimum_moreau.saving.merging import merged_card
+from optimum_moreau.saving.hub import merged_card
 from tests import warm
 from tests.hub_client import environment, push
 from tests.hub_server import TOKEN
