@@ -5,6 +5,7 @@
 The stories are split: the first half to calibrate and tune on (100 for the recovery set, 250 others for the larger
 one), the second to measure on; wikitext-llama-5m is calibrated on WikiText-2 validation. Cheap settings, each printed
 with its table: few segments, few questions, fewer calibration windows than Table 7's 1000, learning rates times ten.
+--json FILE takes what the output folder holds, as results/data/paper.jsonl has it.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import argparse
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the libraries that read it
 
 import run
-from measure import identity
 
 SCORED = "--calibration {work}/stories-calibration.jsonl"
 STORIES = f"{SCORED} --text stories={{work}}/stories-evaluation.jsonl"
@@ -50,22 +52,51 @@ def split(stories: Path, folder: Path) -> None:
         (folder / f"stories-{name}.jsonl").write_text("".join(lines[start:end]), encoding="utf-8")
 
 
-def collected(output: Path) -> list[str]:
-    """Every run of every job as a line of JSON; one that fills several tables once, with the first's row."""
-    found: dict[str, dict] = {}
-    for model, table in dict.fromkeys((model, table) for table, model, _ in JOBS):
-        file = output / model / f"{table}.json"
-        for one in json.loads(file.read_text(encoding="utf-8"))["runs"] if file.is_file() else ():
-            figures = {name: round(value, 4) for name, value in one["figures"].items()}
-            one |= {"figures": figures, "removed": round(one["removed"], 4)}
-            found.setdefault(identity(one), {"table": table, **one})
-    return [json.dumps(one, ensure_ascii=False) for one in found.values()]
+def flat(table: str, one: run.Run) -> run.Run:
+    """A run as results/data has it."""
+    settings = one["settings"]
+    figures = {name: round(value, 4) for name, value in one["figures"].items()}
+    names = dict(zip(settings["texts"], ["perplexity", *map(str.lower, list(settings["texts"])[1:])], strict=False))
+    hidden = "targets" in one["pruning"]
+    protocol = [f"{one['ratio']} hidden", one["dtype"]] if hidden else [one["recovery"]]
+    protocol += [f"{one['samples']} samples"] * (one["samples"] != 10)
+    if limit := settings.get("limit"):
+        protocol.append(f"first {limit} questions")
+    elif one["row"] == run.DENSE:
+        protocol = []
+    line = {"table": table, "model": one["model"], "protocol": ", ".join(protocol), "row": one["row"]}
+    line |= {"seed": one["seed"], **{short: figures.pop(name) for name, short in names.items()}}
+    line |= {"tasks": figures} if figures else {}
+    line |= {"seconds": one["seconds"]["scoring"], "rest": one["seconds"]["rest"], "removed": round(one["removed"], 4)}
+    line |= {"segments": settings["max_segments"]} if names else {}
+    if "recovery" in settings:
+        line |= {"set": settings["recovery"], **{name: settings[name] for name in ("epochs", "learning_rate")}}
+    return {**line, "commit": one["commit"]}
+
+
+def collected(output: Path) -> Iterator[dict[str, Any]]:
+    """Every run of every job, flat; one that fills several tables once, with the first's row; then Table 1's Diff."""
+    found: dict[str, run.Run] = {}
+    for table, model, _ in JOBS:
+        for key, one in run.read_runs(output / model / f"{table}.jsonl", run.identity).items():
+            found.setdefault(key, flat(table, one))
+    yield from found.values()
+    pairs: dict[tuple, dict[str, float]] = {}
+    for line in found.values():
+        ratio, _, dtype = line["protocol"].partition(" hidden, ")
+        if line["table"] == "table1":
+            same = line["model"], ratio, line["row"], line["seed"], line["commit"]
+            pairs.setdefault(same, {})[{"bfloat16": "bf16", "float16": "fp16"}[dtype]] = line["perplexity"]
+    for (model, ratio, row, seed, stamp), pair in pairs.items():
+        if len(pair) == 2:
+            line = {"table": "diff", "model": model, "protocol": ratio, "row": row, "seed": seed, **pair}
+            yield {**line, "diff": round(abs(pair["bf16"] - pair["fp16"]), 4), "commit": stamp}
 
 
 def main() -> None:
     """Runs the jobs, one after the other."""
     parser = argparse.ArgumentParser(description="Every recipe on the shared small models.")
-    parser.add_argument("--shared", type=Path, default=Path(__file__).parents[3] / "shared")
+    parser.add_argument("--shared", type=Path, default=run.SHARED)
     parser.add_argument("--output", type=Path, default=Path("paper-results"))
     parser.add_argument("--jobs", nargs="*", type=int, default=range(len(JOBS)), help="numbers, from 0; default: all")
     parser.add_argument("--json", type=Path, metavar="FILE", help="takes every run of the output folder, one a line")
@@ -76,7 +107,8 @@ def main() -> None:
             words = [word.format(work=work, data=asked.shared / "data") for word in options.split()]
             run.main([table, str(asked.shared / "models" / model), "--output", str(asked.output / model), *words])
     if asked.json is not None:
-        asked.json.write_text("[\n" + ",\n".join(collected(asked.output)) + "\n]\n", encoding="utf-8")
+        lines = [json.dumps(one, ensure_ascii=False) for one in collected(asked.output)]
+        asked.json.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
