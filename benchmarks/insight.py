@@ -31,9 +31,8 @@ def main():
     args = parser.parse_args()
     quiet()
     subject = subjects(args.shared)[args.model]
-    calibration, evaluation = subject.documents()
     model, tokenizer = load_model(str(subject.folder), device="cpu"), load_tokenizer(str(subject.folder))
-    study = Study(model, tokenizer, calibration, evaluation, seeds=args.seeds, max_segments=200)
+    study = Study(model, tokenizer, *subject.documents(), seeds=args.seeds, max_segments=200)
     found = Insight(
         subject.name,
         fingerprint(model),
@@ -49,8 +48,7 @@ def main():
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "insight.json").write_text(json.dumps(found.to_dict()) + "\n")
     for name, figure in draw_insight(found).items():
-        for file in save_figure(figure, args.output, name):
-            print(file)
+        print(*save_figure(figure, args.output, name), sep="\n")
 
 
 if __name__ == "__main__":

@@ -149,13 +149,10 @@ def bias(run: Pruned) -> dict[str, Any]:
         if not isinstance(module, nn.Linear):
             continue
         seen: list[torch.Tensor] = []
-        reader = module.register_forward_pre_hook(
-            lambda _, args, seen=seen: seen.append(args[0].flatten(0, -2).mean(0))
-        )
-        with torch.no_grad():
+        with module.register_forward_pre_hook(lambda _, x, seen=seen: seen.append(x[0])), torch.no_grad():
             run.model(tokens)
-            missing = (dense.model.layers.get_submodule(name).weight - module.weight) @ seen[0]
-        reader.remove()
+            mean = seen[0].flatten(0, -2).mean(0)
+            missing = (dense.model.layers.get_submodule(name).weight - module.weight) @ mean
         handles.append(module.register_forward_hook(lambda _, args, output, missing=missing: output + missing))
     found = run.perplexity(run.model)
     for handle in handles:
@@ -174,16 +171,9 @@ def robustness(run: Pruned, draws: int) -> dict[str, Any]:
     """How much plans agree: of two dtypes over so many draws, where the protocol names them; else of these draws."""
     config, dtypes = run.pruner.config, run.protocol.split(" – ") if " – " in run.protocol else []
     text = {"evaluate": run.evaluation, "max_segments": run.segments} if dtypes else {}
-    found = agreements(
-        run.dense,
-        run.tokenizer,
-        run.calibration,
-        criteria=[config.criterion.name],
-        perturbations=",".join([*dtypes, f"seeds:{draws}"]),
-        ratios=[config.pruning_ratio],
-        config=config,
-        **text,
-    )
+    asked = {"criteria": [config.criterion.name], "ratios": [config.pruning_ratio], "config": config, **text}
+    changes = ",".join([*dtypes, f"seeds:{draws}"])
+    found = agreements(run.dense, run.tokenizer, run.calibration, perturbations=changes, **asked)
     one = next(one for one in found if (one.words == run.protocol if dtypes else one.is_draw))
     line = {"kept": one.kept, "kept_deviation": one.kept_deviation}
     line |= {"removed_units": one.removed, "removed_units_deviation": one.removed_deviation}

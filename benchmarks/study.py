@@ -54,12 +54,9 @@ class Subject:
 def subjects(shared: Path) -> dict[str, Subject]:
     """Every model of `models.yaml`, by name; what is no absolute path lies in `shared`."""
     found = yaml.safe_load((FOLDER / "models.yaml").read_text(encoding="utf-8"))
-    return {
-        name: Subject(
-            name, text=one.pop("text"), **{key: shared / Path(path).expanduser() for key, path in one.items()}
-        )
-        for name, one in found.items()
-    }
+    texts = {name: one.pop("text") for name, one in found.items()}
+    paths = {name: {key: shared / Path(path).expanduser() for key, path in one.items()} for name, one in found.items()}
+    return {name: Subject(name, text=texts[name], **paths[name]) for name in found}
 
 
 @dataclass(frozen=True)
@@ -91,11 +88,10 @@ class Study:
         """
         fields = {**self.protocols[protocol], **self.rows[row], "seed": seed or 0}
         fields.pop("models", None)
-        only = fields.pop("protocols", None)
-        fields |= only[protocol] if isinstance(only, Mapping) else {}
-        if (scope := fields.pop("scope", None)) not in (None, "all"):
-            raise ConfigError(f"{row}: scope is {scope!r}; it can be 'all', or give ranges of layers")
-        if scope:
+        if isinstance(only := fields.pop("protocols", None), Mapping):
+            fields |= only[protocol]
+        if scope := fields.pop("scope", None):
+            check_names([scope], ["all"], "scope")
             fields = {**dict.fromkeys(("attention_layers", "mlp_layers", "whole_layers"), (0, depth)), **fields}
         return MoreauPrunerConfig.preset(fields.pop("preset", "plain"), **fields)
 
@@ -107,8 +103,8 @@ def read_study(file: Path) -> Study:
         ConfigError: there is no such file, or an entry or a name in it is not known.
     """
     if not file.is_file():
-        known = {path.stem for path in FOLDER.glob("*.yaml")} - {"models"}
-        raise ConfigError(f"{file}: no such study.{suggestion(file.stem, known)} Known: {', '.join(sorted(known))}")
+        known = sorted({path.stem for path in FOLDER.glob("*.yaml")} - {"models"})
+        raise ConfigError(f"{file}: no such study.{suggestion(file.stem, known)} Known: {', '.join(known)}")
     try:
         study = Study(**yaml.safe_load(file.read_text(encoding="utf-8")))
     except (yaml.YAMLError, TypeError) as error:
@@ -146,14 +142,16 @@ def read_runs(file: Path, key: Callable[[dict[str, Any]], Any]) -> dict[Any, dic
 
 
 def keep(file: Path, run: dict[str, Any]) -> None:
-    """Appends a run to a file."""
+    """Appends a run to a file, which may not be there yet."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a", encoding="utf-8") as opened:
         opened.write(json.dumps(run, ensure_ascii=False) + "\n")
 
 
 def commit() -> str:
-    """The commit that is measured, with a plus where files differ from it."""
+    """The commit that is measured, with a plus where files differ from it; nothing outside a repository."""
+    if not (FOLDER.parents[1] / ".git").exists():
+        return ""
     command = ["git", "describe", "--always", "--exclude", "*", "--dirty=+"]
     return subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, check=True).stdout.strip()
 

@@ -145,7 +145,7 @@ def test_table_1_runs_in_both_dtypes(runner, tiny_folder, texts, tmp_path):
     assert code == 0
     found = kept(tmp_path / "table1.jsonl")
     assert len(found) == 4 * 2 * 2  # ratios, rows, dtypes
-    assert all(math.isfinite(one["figures"]["own"]) for one in found)
+    assert all(math.isfinite(one["perplexity"]) for one in found)
     assert {one["model"] for one in found} == {tiny_folder.name}
     assert "| 5 % | LLM-Pruner | Diff | 0.05 | 0.15 |" in out  # the paper's figures, and ours beside them
     assert f"{tiny_folder.name}: own" in out and "LLaMA-7B, paper: WikiText2" in out
@@ -172,9 +172,9 @@ def test_table_3_runs_tuned_and_untuned(short_table_3, runner, tiny_folder, text
     )  # fmt: skip
     assert code == 0
     runs = kept(tmp_path / "table3.jsonl")
-    found = {(one["row"], one["recovery"]): one["figures"]["WikiText2"] for one in runs}
+    found = {(one["row"], one["protocol"]): one["perplexity"] for one in runs}
     assert set(found) == {
-        ("dense", "untuned"), ("Magnitude", "untuned"), (PUBLISHED_CODE, "untuned"), (PUBLISHED_CODE, "tuned")
+        ("dense", ""), ("Magnitude", "untuned"), (PUBLISHED_CODE, "untuned"), (PUBLISHED_CODE, "tuned")
     }  # fmt: skip
     assert all(math.isfinite(value) for value in found.values())
     assert found[PUBLISHED_CODE, "tuned"] != found[PUBLISHED_CODE, "untuned"]
@@ -193,7 +193,7 @@ def test_calibration_sizes_are_lowered_and_said_so(runner, monkeypatch, tiny_fol
     assert f"| {PUBLISHED_CODE} | 10 | 18.72 ± 0.29 | 34.91 ± 0.85 | 57.30 ± 0.53 |" in out
     assert f"| {PUBLISHED_CODE} | 1000 (here 12) | 18.50 ± 0.10 |" in out
     runs = kept(tmp_path / "table7.jsonl")
-    assert [one["samples"] for one in runs] == [10, 12]
+    assert [one["protocol"] for one in runs] == ["untuned", "untuned, 12 samples"]
 
 
 def test_scores_are_shared_by_tables_with_the_same_rows(short_table_3, runner, tiny_folder, texts, tmp_path):

@@ -85,40 +85,45 @@ class Bench:
         if not asked.text and not self.tasks:
             raise ConfigError(f"{recipe.name}: nothing to measure; give --text NAME=FILE, or --task-path FOLDER")
         load_config(asked.model)  # whether there is a model at all
-        self.tokenizer = load_tokenizer(asked.model)
+        self.model, self.tokenizer = model_reference(asked.model) or asked.model, load_tokenizer(asked.model)
         self.sources = dict(text.split("=", 1) for text in asked.text)
         self.texts = {name: read_documents(text, tokenizer=self.tokenizer) for name, text in self.sources.items()}
+        self.keys = {name: name.lower() if i else "perplexity" for i, name in enumerate(self.texts)}  # in a line
         self.scores: dict[str, dict] = {}  # dtype → what was scored
 
-    def places(self) -> list[Place]:
-        """The places of the table that can be filled; calibration sizes above the most are that size."""
-        found = []
-        for place in self.recipe.places():
-            records, most = RECOVERIES[place.recovery], self.asked.max_samples or place.samples
-            given = records is None or getattr(self.asked, records)
-            if given and place.dtype != DIFF and not self.recipe.rows[place.row].missing:
-                found.append(replace(place, samples=min(place.samples, most)))
-        return list(dict.fromkeys(found))
+    def here(self, place: Place) -> Place:
+        """With as many calibration windows as there may be."""
+        return replace(place, samples=min(place.samples, self.asked.max_samples or place.samples))
 
-    def settings(self, recovery: str) -> Run:
-        """What figures depend on beside place and seed, for the record."""
-        asked = self.asked
-        found: Run = {
-            "texts": {name: source_name(source) for name, source in self.sources.items()},
-            "calibration": source_name(asked.calibration),
-            "max_segments": asked.max_segments,
-        }
-        if self.tasks:
-            found |= {"tasks": True, "limit": asked.limit}
-        if (records := RECOVERIES[recovery]) is not None:
-            tuning = self.recipe.recovery(recovery)
-            found |= {
-                "recovery": source_name(getattr(asked, records)),
-                "epochs": tuning.epochs,
-                "max_steps": asked.max_steps,
-                "learning_rate": asked.lr_scale * tuning.learning_rate,
-            }
-        return found
+    def places(self) -> list[Place]:
+        """The places of the table that can be filled."""
+        given = {None, *(records for records in RECOVERIES.values() if records and getattr(self.asked, records))}
+        found = [place for place in self.recipe.places() if RECOVERIES[place.recovery] in given]
+        found = [place for place in found if place.dtype != DIFF and not self.recipe.rows[place.row].missing]
+        return list(dict.fromkeys(map(self.here, found)))
+
+    def protocol(self, place: Place) -> str:
+        """What was done at a place, beside its row; of the dense model only what it was asked."""
+        questions = [f"first {self.asked.limit} questions"] if self.tasks and self.asked.limit else []
+        if place.row == DENSE and not questions:
+            return ""
+        hidden = "targets" in self.recipe.protocol
+        parts = [f"{place.ratio} hidden" if hidden else place.recovery]
+        parts += [place.dtype] * (place.dtype != "auto") + [f"{place.samples} samples"] * (place.samples != 10)
+        return ", ".join(parts + questions)
+
+    def described(self, place: Place, seed: int) -> Run:
+        """What the figures of a run depend on: alike for a row that several tables have."""
+        asked, texts = self.asked, {name: source_name(source) for name, source in self.sources.items()}
+        run = {"model": self.model, "protocol": self.protocol(place), "row": place.row, "seed": seed}
+        run |= {"calibration": source_name(asked.calibration), "texts": texts}
+        run |= {"segments": asked.max_segments} if texts else {}
+        if (records := RECOVERIES[place.recovery]) is not None:
+            tuning = self.recipe.recovery(place.recovery)
+            run |= {"set": source_name(getattr(asked, records)), "epochs": tuning.epochs}
+            run |= {"learning_rate": asked.lr_scale * tuning.learning_rate}
+            run |= {"max_steps": asked.max_steps} if asked.max_steps else {}
+        return run
 
     def runs(self, done: Mapping[str, Run]) -> Iterator[Run]:
         """Yields a run for every place and seed; one that was done before, for this table or another, as it was found.
@@ -126,57 +131,56 @@ class Bench:
         Raises:
             MoreauError: of the kind that names the mistake (errors.py).
         """
-        model, stamp = model_reference(self.asked.model) or self.asked.model, commit()
+        stamp = commit()
         for place in self.places():
             for seed in range(1 if place.row == DENSE else self.asked.seeds):
-                run = {"model": model, **vars(place), "seed": seed}
-                run["pruning"] = self.recipe.fields(place.row, place.ratio)
-                run["settings"] = self.settings(place.recovery)
-                found = done.get(identity(run)) or {**self.filled(place, seed), "commit": stamp}
-                yield {**run, **{key: value for key, value in found.items() if key not in run}}
+                run = self.described(place, seed)
+                found = done.get(identity(run)) or {**run, **self.filled(place, seed), "commit": stamp}
+                yield {"table": self.recipe.name} | {key: found[key] for key in found if key != "table"}
 
     def filled(self, place: Place, seed: int) -> Run:
         """The figures of a place, the share of the parameters removed, and the seconds it took."""
-        model, removed, scoring = load_model(self.asked.model, dtype=place.dtype), 0.0, 0.0
+        model, removed, seconds = load_model(self.asked.model, dtype=place.dtype), 0.0, 0.0
         start = time.perf_counter()
         if place.row != DENSE:
             config = self.recipe.config(place.row, place.ratio, place.samples, seed)
             pruner, scores = MoreauPruner(config, tokenizer=self.tokenizer), self.scores.setdefault(place.dtype, {})
-            result, scoring = prune(pruner, model, self.asked.calibration, scores)
+            result, seconds = prune(pruner, model, self.asked.calibration, scores)
             removed, start = result.summary.ratio_achieved, time.perf_counter()
-            if (records := RECOVERIES[place.recovery]) is not None:
-                self.tune(pruner, model, place.recovery, getattr(self.asked, records), seed)
-        figures = self.figures(model)
-        seconds = {"scoring": round(scoring, 2), "rest": round(time.perf_counter() - start, 2)}
-        return {"figures": figures, "removed": removed, "seconds": seconds}
+            if RECOVERIES[place.recovery] is not None:
+                self.tune(pruner, model, place.recovery, seed)
+        figures, rest = self.figures(model), round(time.perf_counter() - start, 2)
+        return {**figures, "seconds": round(seconds, 2), "rest": rest, "removed": round(removed, 4)}
 
-    def tune(self, pruner: MoreauPruner, model: PreTrainedModel, recovery: str, records: str, seed: int) -> None:
+    def tune(self, pruner: MoreauPruner, model: PreTrainedModel, recovery: str, seed: int) -> None:
         """In place: as the recipe says, in sequences that the model has positions for."""
         changes = {"max_steps": self.asked.max_steps} if self.asked.max_steps else {}
         config = self.recipe.recovery(recovery, seed=seed, micro_batch_size=self.asked.micro_batch, **changes)
         positions = getattr(model.config, "max_position_embeddings", None) or config.sequence_length
         length, rate = min(config.sequence_length, positions), self.asked.lr_scale * config.learning_rate
+        records = getattr(self.asked, RECOVERIES[recovery])
         pruner.recover(records, replace(config, learning_rate=rate, sequence_length=length))
 
-    def figures(self, model: PreTrainedModel) -> dict[str, float]:
+    def figures(self, model: PreTrainedModel) -> Run:
         """Perplexities, and accuracies in percent."""
-        asked, most = self.asked, self.asked.max_segments
-        found = {
-            name: perplexity(model, self.tokenizer, text, max_segments=most).perplexity
-            for name, text in self.texts.items()
-        }
-        if self.tasks:
-            names = tuple(self.tasks.values())
-            accuracy = zero_shot(model, self.tokenizer, names, task_path=asked.task_path, limit=asked.limit)
-            found |= {task: 100 * one.value for task, one in zip(self.tasks, accuracy.tasks, strict=True)}
-            found[AVERAGE] = 100 * accuracy.average
-        return found
+        asked, found = self.asked, {}
+        for name, text in self.texts.items():
+            value = perplexity(model, self.tokenizer, text, max_segments=asked.max_segments).perplexity
+            found[self.keys[name]] = round(value, 4)
+        if not self.tasks:
+            return found
+        names = tuple(self.tasks.values())
+        accuracy = zero_shot(model, self.tokenizer, names, task_path=asked.task_path, limit=asked.limit)
+        values = [*(one.value for one in accuracy.tasks), accuracy.average]
+        tasks = {task: round(100 * value, 4) for task, value in zip((*self.tasks, AVERAGE), values, strict=True)}
+        return {**found, "tasks": tasks}
 
 
 def identity(run: Run) -> str:
-    """Equal for runs that give the same figures, whatever row of whatever table they fill."""
-    decides = ("model", "samples", "dtype", "recovery", "seed", "pruning", "settings")
-    return json.dumps([run[key] for key in decides], sort_keys=True)
+    """Equal for runs that give the same figures, whatever table they fill."""
+    names = ("model", "protocol", "row", "seed", "calibration", "texts")
+    tuned = ("segments", "set", "epochs", "learning_rate", "max_steps")
+    return json.dumps([run[name] for name in names] + [run.get(name) for name in tuned])
 
 
 def task_names(recipe: Recipe, folder: Path | None) -> dict[str, str]:
@@ -199,8 +203,8 @@ def main(words: list[str] | None = None) -> None:
     quiet()
     folder: Path = asked.output
     try:
-        bench = Bench(recipe := read_recipe(asked.table), asked)
-        file = folder / f"{recipe.name}.jsonl"
+        bench = Bench(read_recipe(asked.table), asked)
+        file = folder / f"{bench.recipe.name}.jsonl"
         kept, done, runs = read_runs(file, identity), {}, []
         for other in folder.glob("table*.jsonl"):
             done |= read_runs(other, identity)
@@ -208,11 +212,11 @@ def main(words: list[str] | None = None) -> None:
             runs.append(run)
             if run != kept.get(identity(run)):
                 keep(file, run)
-            print(run["ratio"], run["recovery"], run["row"], run["dtype"], run["seed"], run["figures"], file=sys.stderr)
+            print(json.dumps(run, ensure_ascii=False), file=sys.stderr)
     except MoreauError as error:
         parser.error(str(error))
-    text = report(recipe, asked, runs)
-    (folder / f"{recipe.name}-{runs[0]['model']}.md").write_text(text, encoding="utf-8")
+    text = report(bench, runs)
+    (folder / f"{bench.recipe.name}-{bench.model}.md").write_text(text, encoding="utf-8")
     print(text)
 
 

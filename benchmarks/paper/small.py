@@ -16,7 +16,6 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the libraries that read it
 
@@ -52,45 +51,23 @@ def split(stories: Path, folder: Path) -> None:
         (folder / f"stories-{name}.jsonl").write_text("".join(lines[start:end]), encoding="utf-8")
 
 
-def flat(table: str, one: run.Run) -> run.Run:
-    """A run as results/data has it."""
-    settings = one["settings"]
-    figures = {name: round(value, 4) for name, value in one["figures"].items()}
-    names = dict(zip(settings["texts"], ["perplexity", *map(str.lower, list(settings["texts"])[1:])], strict=False))
-    hidden = "targets" in one["pruning"]
-    protocol = [f"{one['ratio']} hidden", one["dtype"]] if hidden else [one["recovery"]]
-    protocol += [f"{one['samples']} samples"] * (one["samples"] != 10)
-    if limit := settings.get("limit"):
-        protocol.append(f"first {limit} questions")
-    elif one["row"] == run.DENSE:
-        protocol = []
-    line = {"table": table, "model": one["model"], "protocol": ", ".join(protocol), "row": one["row"]}
-    line |= {"seed": one["seed"], **{short: figures.pop(name) for name, short in names.items()}}
-    line |= {"tasks": figures} if figures else {}
-    line |= {"seconds": one["seconds"]["scoring"], "rest": one["seconds"]["rest"], "removed": round(one["removed"], 4)}
-    line |= {"segments": settings["max_segments"]} if names else {}
-    if "recovery" in settings:
-        line |= {"set": settings["recovery"], **{name: settings[name] for name in ("epochs", "learning_rate")}}
-    return {**line, "commit": one["commit"]}
-
-
-def collected(output: Path) -> Iterator[dict[str, Any]]:
-    """Every run of every job, flat; one that fills several tables once, with the first's row; then Table 1's Diff."""
+def collected(output: Path) -> Iterator[run.Run]:
+    """Every run of every job; one that fills several tables once, with the first's name; then Table 1's Diff."""
     found: dict[str, run.Run] = {}
     for table, model, _ in JOBS:
-        for key, one in run.read_runs(output / model / f"{table}.jsonl", run.identity).items():
-            found.setdefault(key, flat(table, one))
-    yield from found.values()
-    pairs: dict[tuple, dict[str, float]] = {}
+        for key, line in run.read_runs(output / model / f"{table}.jsonl", run.identity).items():
+            found.setdefault(key, line)
+    pairs: dict[tuple, run.Run] = {}
     for line in found.values():
-        ratio, _, dtype = line["protocol"].partition(" hidden, ")
+        yield {name: value for name, value in line.items() if name not in ("calibration", "texts")}
         if line["table"] == "table1":
-            same = line["model"], ratio, line["row"], line["seed"], line["commit"]
-            pairs.setdefault(same, {})[{"bfloat16": "bf16", "float16": "fp16"}[dtype]] = line["perplexity"]
-    for (model, ratio, row, seed, stamp), pair in pairs.items():
-        if len(pair) == 2:
-            line = {"table": "diff", "model": model, "protocol": ratio, "row": row, "seed": seed, **pair}
-            yield {**line, "diff": round(abs(pair["bf16"] - pair["fp16"]), 4), "commit": stamp}
+            ratio, _, dtype = line["protocol"].partition(" hidden, ")
+            same = {"table": "diff", "model": line["model"], "protocol": ratio, "row": line["row"]}
+            same = pairs.setdefault((line["model"], ratio, line["row"], line["seed"]), same | {"seed": line["seed"]})
+            same |= {{"bfloat16": "bf16", "float16": "fp16"}[dtype]: line["perplexity"], "commit": line["commit"]}
+    for pair in pairs.values():
+        stamp = pair.pop("commit")
+        yield {**pair, "diff": round(abs(pair["bf16"] - pair["fp16"]), 4), "commit": stamp}
 
 
 def main() -> None:
