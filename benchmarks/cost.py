@@ -9,13 +9,12 @@ is more than what is used, and --trim makes it give them back. results/cost.md s
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import os
 import statistics
 import time
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -70,13 +69,13 @@ class Work:
 
     def __init__(self, a: Namespace) -> None:
         torch.manual_seed(0)
-        sizes = dict(zip(DIMENSIONS, SIZES[a.size], strict=True), vocab_size=VOCABULARY)
-        self.config = AutoConfig.for_model("llama", tie_word_embeddings=False, **sizes)
+        sizes = zip(DIMENSIONS, SIZES[a.size], strict=True)
+        self.config = AutoConfig.for_model("llama", tie_word_embeddings=False, vocab_size=VOCABULARY, **dict(sizes))
         with torch.device(a.device):
             self.model = AutoModelForCausalLM.from_config(self.config, dtype=getattr(torch, a.dtype)).eval()
         self.shape = model_shape(self.model)
         self.tokens = torch.randint(VOCABULARY, (a.samples, a.length))
-        self.layer_bytes = sum(p.numel() * p.element_size() for p in self.model.model.layers[0].parameters())
+        self.layer_bytes = sum(p.nbytes for p in self.model.model.layers[0].parameters())
 
     def resolved(self, **fields: Any) -> MoreauPrunerConfig:
         """A config with every layer in scope."""
@@ -85,7 +84,7 @@ class Work:
 
     def weights(self, blocks: Iterable[Block]) -> dict[str, torch.nn.Parameter]:
         """The weights of blocks."""
-        names = {name for block in blocks for name in block.weight_names().values()}
+        names = (name for block in blocks for name in block.weight_names().values())
         return {name: self.model.get_parameter(name) for name in names}
 
     def score(self, config: MoreauPrunerConfig, windows: int | None = None) -> Any:
@@ -103,8 +102,7 @@ def timed(actions: Mapping[str, Action], rounds: int, warm: int = 0) -> dict[str
             start = time.perf_counter()
             action()
             wait()
-            if turn >= warm:
-                found[name].append(time.perf_counter() - start)
+            found[name] += [time.perf_counter() - start] * (turn >= warm)
     return found
 
 
@@ -142,16 +140,15 @@ def scored_by(work: Work, a: Namespace) -> MoreauPrunerConfig:
     """The config of a case of scoring, in one micro-batch."""
     criterion = a.case.partition(",")[0]
     few = {one.name for one in settings_of(CRITERIA.get(criterion))} & {"steps", "passes"}
-    fields = {**SCORING[a.case], **dict.fromkeys(few, a.steps), "batch_size": a.samples}
-    return work.resolved(criterion=criterion, calibration_samples=a.samples, sequence_length=a.length, **fields)
+    windows = {"calibration_samples": a.samples, "batch_size": a.samples, "sequence_length": a.length}
+    return work.resolved(criterion=criterion, **SCORING[a.case], **dict.fromkeys(few, a.steps), **windows)
 
 
 def scoring(a: Namespace) -> Iterator[Row]:
     """A row for each dtype and case; `activations` is the peak of bare passes that drop each gradient at once."""
     if a.trim:
         os.environ["MALLOC_MMAP_THRESHOLD_"] = "131072"
-    for dtype, case in product(a.dtypes, a.cases or ["moreau"]):
-        a.dtype, a.case = dtype, case
+    for a.dtype, a.case in product(a.dtypes, a.cases or ["moreau"]):
         times = {} if a.trim else apart(scoring_time, a)
         memory = apart(scoring_memory, a) | apart(activations, a)
         over = memory["peak"] - memory["bare"]
@@ -184,11 +181,11 @@ def scoring_time(a: Namespace) -> Row:
                 sums.add(name, (g * weights[name].float()).abs_())
             sums.combined(config.criterion.aggregation)
 
-    actions = {"bare": bare, "engine": lambda: work.score(config)}
+    actions = {"bare": bare, "engine": partial(work.score, config)}
     actions |= {"oracle": oracle} if a.case == "moreau" and a.device == "cpu" else {}
     several = a.steps if a.case.startswith(("moreau", "smooth")) else 1
     found = timed(actions, a.rounds, warm=1)
-    found |= {name: [taken / several for taken in found[name]] for name in found if name != "bare"}
+    found |= {name: [taken / several for taken in found[name]] for name in actions if name != "bare"}
     row: Row = {"step": statistics.median(found["engine"])}
     for name in ("bare", "oracle"):
         ratios = [mine / other for mine, other in zip(found["engine"], found.get(name, ()), strict=False)]
@@ -204,8 +201,8 @@ def scoring_memory(a: Namespace) -> Row:
     config = scored_by(work, a)
     estimate = estimate_scoring(skeleton_of(work.model), work.shape, config, a.device)
     peak = peak_of(lambda: work.score(config), a.device)
-    state = getattr(torch, getattr(config.criterion, "state_dtype", "float32")).itemsize
-    scope = state * sum(weight.numel() for weight in work.weights(work.shape.scored(config)).values())
+    size = getattr(torch, getattr(config.criterion, "state_dtype", "float32")).itemsize
+    scope = size * sum(weight.numel() for weight in work.weights(work.shape.scored(config)).values())
     ratio = estimate.peak_memory_bytes / (estimate.model_bytes + peak)
     return {"peak": peak, "scope": scope, "layer": work.layer_bytes, "estimate": ratio}
 
@@ -240,17 +237,16 @@ def masks(a: Namespace) -> Iterator[Row]:
     """A row for bare passes, and for each case."""
     seconds = medians(mask_actions(Work(a), a.cases or MASKS), a.rounds)
     for a.case, taken in seconds.items():
-        row = {"size": a.size, "case": a.case, "seconds": taken, "/ bare": taken / seconds["bare"]}
-        yield row | apart(mask_memory, a)
+        memory = apart(mask_memory, a)
+        yield {"size": a.size, "case": a.case, "seconds": taken, "/ bare": taken / seconds["bare"], **memory}
 
 
 def mask_memory(a: Namespace) -> Row:
     """The peak of a case or of bare passes, also in layers."""
     work = Work(a)
-    actions = mask_actions(work, MASKS)
     with torch.no_grad():
         work.model.model(input_ids=work.tokens[:1], use_cache=False)  # what a first pass allocates once
-    peak = peak_of(actions[a.case])
+    peak = peak_of(mask_actions(work, MASKS)[a.case])
     return {"peak, MiB": peak / MIB, "layers": peak / work.layer_bytes}
 
 
@@ -269,8 +265,8 @@ def refitted(work: Work) -> tuple[PruningPlan, Callable[..., None]]:
 def compensation(a: Namespace) -> Iterator[Row]:
     """A row for scoring by moreau on the paper's ten windows, and one for the refit."""
     work = Work(a)
-    moreau = partial(work.score, work.resolved(criterion="moreau"), 10)
-    seconds = medians({"moreau": moreau, "refit": refitted(work)[1]}, a.rounds)
+    score = partial(work.score, work.resolved(criterion="moreau"), 10)
+    seconds = medians({"moreau": score, "refit": refitted(work)[1]}, a.rounds)
     memory = {f"{name}, MiB": value / MIB for name, value in apart(refit_memory, a).items()}
     for name, taken in seconds.items():
         row = {"size": a.size, "case": name, "seconds": taken, "/ moreau": taken / seconds["moreau"]}
@@ -326,7 +322,7 @@ MEASURES = {  # what → its rows, sizes, cases and windows
 
 def main() -> None:
     """Measures, and prints each row as soon as it is there."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=MEASURES)
     parser.add_argument("--sizes", nargs="*", choices=SIZES)
     parser.add_argument("--cases", nargs="*", choices=SCORING | MASKS)
@@ -340,8 +336,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="a line of JSON for each row, instead of a table")
     a = parser.parse_args()
     rows, sizes, cases, samples = MEASURES[a.what]
-    if wrong := [case for case in a.cases or () if case not in cases]:
-        parser.error(f"--cases: {wrong[0]} is no case of {a.what}")
+    for wrong in set(a.cases or ()) - set(cases):
+        parser.error(f"--cases: {wrong} is no case of {a.what}")
     a.samples, a.dtype = a.samples or samples, "float32"
     for number, row in enumerate(row for a.size in a.sizes or sizes for row in rows(a)):
         if not number and not a.json:

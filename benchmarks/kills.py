@@ -137,20 +137,17 @@ def prepare(outputs: dict[str, str | None]) -> None:
             (shutil.copytree if Path(before).is_dir() else shutil.copy)(before, target)
 
 
-def killed(line: str, target: str, after: float | None, pause: float) -> float | None:
-    """Starts the command and kills it; returns the seconds between, or nothing if it had ended.
+def killed(line: str, pause: float, target: str | None) -> float | None:
+    """Kills the command after a pause, from its start or from a target's last file.
 
-    Args:
-        line: the command.
-        target: whose last file is waited for, if `after` is not given.
-        after: seconds from the start.
-        pause: seconds from the last file.
+    Returns:
+        The seconds that it ran, or nothing if it had ended.
     """
     begun = time.perf_counter()
     process = started(line)
-    if after is None:
+    if target:
         wait_for_the_last_file(target, process)
-    time.sleep(pause if after is None else after)
+    time.sleep(pause)
     at = time.perf_counter() - begun
     os.kill(process, signal.SIGKILL)  # one that has ended already is still to be waited for
     return at if os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) < 0 else None
@@ -172,23 +169,23 @@ def study(name: str, kills: int, chance: random.Random) -> tuple[float, Counter[
     for _ in range(2):
         prepare(outputs)
         lengths.append(run(line))
-    seconds, found = min(lengths), Counter[str]()
-    made, spread = {target: essence(Path(target)) for target in outputs}, max(kills - AIMED, 1)
+    seconds, spread, found = min(lengths), max(kills - AIMED, 1), Counter[str]()
+    made = {target: essence(Path(target)) for target in outputs}
     for part in range(kills):
         sooner, at = 1.0, None
         while at is None:
             prepare(outputs)
-            pause, target = chance.random(), list(outputs)[part % len(outputs)]
-            after = seconds * (part + pause) / spread * sooner if part < spread else None
-            at = killed(line, target, after, 0.06 * pause * sooner)
+            target = None if part < spread else list(outputs)[part % len(outputs)]
+            pause = 0.06 * chance.random() if target else seconds * (part + chance.random()) / spread
+            at = killed(line, pause * sooner, target)
             sooner *= 0.8
         states = [state(Path(target), before, made[target]) for target, before in outputs.items()]
         after_kill = left(outputs)
         run(line)
         after_next = left(outputs)
-        whole = all(essence(Path(target)) == made[target] for target in outputs)
+        broken = any(essence(Path(target)) != made[target] for target in outputs)
         found.update(["killed", *states])
-        found.update(dict(zip(FOUND[-3:], (bool(after_kill), not whole, bool(after_next)), strict=True)))
+        found.update(what for what, so in zip(FOUND[-3:], (after_kill, broken, after_next), strict=True) if so)
         print(f"{name}: {at:.2f} s: {', '.join(states)}; left {after_kill}; then {after_next}", flush=True)
     return seconds, found
 

@@ -91,7 +91,7 @@ class Study:
         if isinstance(only := fields.pop("protocols", None), Mapping):
             fields |= only[protocol]
         if scope := fields.pop("scope", None):
-            check_names([scope], ["all"], "scope")
+            check_names([str(scope)], ["all"], "scope")
             fields = {**dict.fromkeys(("attention_layers", "mlp_layers", "whole_layers"), (0, depth)), **fields}
         return MoreauPrunerConfig.preset(fields.pop("preset", "plain"), **fields)
 

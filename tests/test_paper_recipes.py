@@ -5,6 +5,7 @@ import math
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -91,6 +92,18 @@ def test_every_published_figure_has_a_place_and_a_column(table):
     for place, figures in table.published.items():
         assert place in table.places()
         assert figures and set(figures) <= set(table.columns)
+
+
+def test_protocol_and_row_tell_what_a_run_did_in_every_table():
+    bench, configs = object.__new__(run.Bench), {}
+    for name in recipe.TABLES:
+        bench.recipe, bench.tasks, bench.asked = recipe.read_recipe(name), {}, SimpleNamespace(limit=None)
+        places = [place for place in bench.recipe.places() if place.dtype != recipe.DIFF]
+        assert len({(bench.protocol(place), place.row) for place in places}) == len(places)
+        for place in places:
+            if not bench.recipe.rows[place.row].missing:
+                fields = bench.recipe.fields(place.row, place.ratio)
+                assert configs.setdefault((bench.protocol(place), place.row), fields) == fields
 
 
 def test_published_averages_are_those_of_the_seven_tasks(table):

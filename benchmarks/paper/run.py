@@ -1,8 +1,7 @@
 """Runs a table of the paper on a model; prints it beside the published figures, and keeps every run.
 
     python benchmarks/paper/run.py TABLE MODEL --calibration FILE --text NAME=FILE [--text NAME=FILE …]
-        [--recovery FILE [--larger-recovery FILE]] [--task-path FOLDER | --tasks] [--limit N] [--seeds N]
-        [--max-steps N] [--max-segments N] [--max-samples N] [--lr-scale X] [--micro-batch N] [--output FOLDER]
+        [--recovery FILE [--larger-recovery FILE]] [--task-path FOLDER | --tasks] [--seeds N] [--output FOLDER] …
 
 TABLE: table1, table2, table3, table6 … table11 (table4, table5 are parts of table9, table10). The paper's columns are
 the texts WikiText2 and PTB; a model that knows others is measured on those. What is not given is left out, and said so.
@@ -104,7 +103,8 @@ class Bench:
 
     def protocol(self, place: Place) -> str:
         """What was done at a place, beside its row; of the dense model only what it was asked."""
-        questions = [f"first {self.asked.limit} questions"] if self.tasks and self.asked.limit else []
+        asked = f"first {self.asked.limit} questions" if self.asked.limit else "all questions"
+        questions = [asked] if self.tasks else []
         if place.row == DENSE and not questions:
             return ""
         hidden = "targets" in self.recipe.protocol
@@ -171,9 +171,8 @@ class Bench:
             return found
         names = tuple(self.tasks.values())
         accuracy = zero_shot(model, self.tokenizer, names, task_path=asked.task_path, limit=asked.limit)
-        values = [*(one.value for one in accuracy.tasks), accuracy.average]
-        tasks = {task: round(100 * value, 4) for task, value in zip((*self.tasks, AVERAGE), values, strict=True)}
-        return {**found, "tasks": tasks}
+        percents = (round(100 * value, 4) for value in (*(one.value for one in accuracy.tasks), accuracy.average))
+        return {**found, "tasks": dict(zip((*self.tasks, AVERAGE), percents, strict=True))}
 
 
 def identity(run: Run) -> str:
