@@ -3,8 +3,8 @@
     python benchmarks/cost.py scoring|masks|compensation|semi-structured [--sizes 25M 110M …] [--cases NAME …]
 
 The models are random LLaMAs, every layer in scope. Seconds are medians of runs in turns, in one process. Memory is what
-is held above the loaded model at its peak, each in a process of its own; where the C library keeps freed blocks, that
-is more than what is used, and --trim makes it give them back. results/cost.md says what the columns are.
+is held above the loaded model at its peak, in a process of its own; --trim makes the C library give back the blocks
+that it frees, which it else keeps. results/cost.md says what the columns are.
 """
 
 from __future__ import annotations
@@ -49,7 +49,6 @@ SIZES = {
 }
 VOCABULARY, BATCH, MIB = 8192, 10, 2**20
 Row = dict[str, Any]
-Action = Callable[[], Any]
 SCORING = {  # name, which begins with the criterion → settings
     **{name: {} for name in ("moreau", "moreau-gs", "smoothgrad", "taylor", "taylor-second")},
     "moreau, disk": {"offload": "disk"},
@@ -92,7 +91,7 @@ class Work:
         return score_units(self.model, self.shape, self.tokens[:windows], config)
 
 
-def timed(actions: Mapping[str, Action], rounds: int, warm: int = 0) -> dict[str, list[float]]:
+def timed(actions: Mapping[str, Callable[[], Any]], rounds: int, warm: int = 0) -> dict[str, list[float]]:
     """Seconds of each action, in turns, after some that warm up."""
     found: dict[str, list[float]] = {name: [] for name in actions}
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
@@ -106,12 +105,12 @@ def timed(actions: Mapping[str, Action], rounds: int, warm: int = 0) -> dict[str
     return found
 
 
-def medians(actions: Mapping[str, Action], rounds: int, warm: int = 0) -> dict[str, float]:
+def medians(actions: Mapping[str, Callable[[], Any]], rounds: int, warm: int = 0) -> dict[str, float]:
     """Of the seconds of each action."""
     return {name: statistics.median(found) for name, found in timed(actions, rounds, warm).items()}
 
 
-def peak_of(action: Action, device: str = "cpu") -> int:
+def peak_of(action: Callable[[], Any], device: str = "cpu") -> int:
     """Bytes above what is held before, at the peak."""
     gc.collect()
     cuda = device == "cuda"
@@ -148,7 +147,8 @@ def scoring(a: Namespace) -> Iterator[Row]:
     """A row for each dtype and case; `activations` is the peak of bare passes that drop each gradient at once."""
     if a.trim:
         os.environ["MALLOC_MMAP_THRESHOLD_"] = "131072"
-    for a.dtype, a.case in product(a.dtypes, a.cases or ["moreau"]):
+    cases = product(a.dtypes, a.cases or ["moreau"])
+    for a.dtype, a.case in cases:
         times = {} if a.trim else apart(scoring_time, a)
         memory = apart(scoring_memory, a) | apart(activations, a)
         over = memory["peak"] - memory["bare"]
@@ -218,7 +218,7 @@ def activations(a: Namespace) -> Row:
     return {"bare": peak_of(lambda: [run().loss.backward() for _ in range(2)], a.device)}
 
 
-def mask_actions(work: Work, cases: Iterable[str]) -> dict[str, Action]:
+def mask_actions(work: Work, cases: Iterable[str]) -> dict[str, Callable[[], Any]]:
     """Forward passes through all decoder layers, and the masking of half of every matrix, which changes the model."""
 
     def bare() -> None:
