@@ -1,37 +1,29 @@
 """Time and memory of scoring, of masks and of a refit, beside bare passes of the same model on the same tokens.
 
     python benchmarks/cost.py scoring|masks|compensation|semi-structured [--sizes 25M 110M …] [--cases NAME …]
-        [--dtypes float32 bfloat16] [--steps 10] [--samples N] [--length 128] [--rounds 3] [--device cpu] [--trim]
 
-The models are random LLaMAs. Seconds are medians of runs in turns, in one process. Memory is what is held above the
-loaded model at its peak, each in a process of its own.
-
-scoring: every layer in scope, one micro-batch a step, beside a bare forward and backward pass with the gradients of
-every parameter, and the oracle (envelope/reference.py). `activations` is the peak of bare passes that drop each
-weight's gradient at once; what is left is given over the weights in scope in the state's dtype, and over a layer. Where
-the C library keeps freed blocks, the peak is more than what is held: --trim makes it give them back (memory only).
-masks: half of every matrix goes, beside forward passes through the layers. `layers` is the peak over a layer.
-compensation: the refit of a plan of 20 % on all windows, beside scoring by moreau on ten; its peak, what the two
-streams of hidden states take, the tensors that were alive at once (of two batches, without the streams), the Gram
-matrices of two layers in float64, and one batch's activations in a layer.
-semi-structured: whether 2:4 masks pack in PyTorch's semi-structured tensors, and on CUDA of compute capability 8.0 and
-above what x·Wᵀ takes, dense and packed, for as many rows as there are tokens.
+The models are random LLaMAs, every layer in scope. Seconds are medians of runs in turns, in one process. Memory is what
+is held above the loaded model at its peak, in a process of its own; --trim makes the C library give back the blocks
+that it frees, which it else keeps. results/cost.md says what the columns are.
 """
 
 from __future__ import annotations
 
-import argparse
+import gc
 import json
 import os
 import statistics
-from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator
+import time
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import product
+from multiprocessing import get_context
 from typing import Any
 
 import torch
-from work import SIZES, Work, apart, medians, names_of, peak_of, timed, warm
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from optimum_moreau import MoreauPrunerConfig, PruningPlan
 from optimum_moreau.compensation.compensate import compensated
@@ -41,19 +33,26 @@ from optimum_moreau.estimate import estimate_scoring, skeleton_of
 from optimum_moreau.estimate.forwards import Alive
 from optimum_moreau.masks.semi_structured import check_semi_structured
 from optimum_moreau.masks.sparsify import sparsify
+from optimum_moreau.models.memory import reset_peak_memory, resident_bytes
+from optimum_moreau.models.units import Block, model_shape
 from optimum_moreau.planning import make_plan
 from optimum_moreau.registry import CRITERIA
-from optimum_moreau.scoring.scores import UnitSums
+from optimum_moreau.scoring.scores import UnitSums, score_units
 
-BATCH, MIB = 10, 2**20
+DIMENSIONS = "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"
+SIZES = {
+    "25M": (512, 1376, 6, 8),
+    "110M": (768, 2048, 12, 12),
+    "350M": (1024, 2816, 24, 16),
+    "1B": (2048, 5632, 22, 32),
+    "7B": (4096, 11008, 32, 32),
+}
+VOCABULARY, BATCH, MIB = 8192, 10, 2**20
+Row = dict[str, Any]
 SCORING = {  # name, which begins with the criterion → settings
-    "moreau": {},
+    **{name: {} for name in ("moreau", "moreau-gs", "smoothgrad", "taylor", "taylor-second")},
     "moreau, disk": {"offload": "disk"},
     "moreau, bfloat16 state": {"state_dtype": "bfloat16"},
-    "moreau-gs": {},
-    "smoothgrad": {},
-    "taylor": {},
-    "taylor-second": {},
 }
 MASKS = {
     "wanda": {"feed_forward": False},
@@ -64,20 +63,92 @@ MASKS = {
 }
 
 
+class Work:
+    """A random model, its shape, and windows: of the size, dtype, device, samples and length that are asked for."""
+
+    def __init__(self, a: Namespace) -> None:
+        torch.manual_seed(0)
+        sizes = zip(DIMENSIONS, SIZES[a.size], strict=True)
+        self.config = AutoConfig.for_model("llama", tie_word_embeddings=False, vocab_size=VOCABULARY, **dict(sizes))
+        with torch.device(a.device):
+            self.model = AutoModelForCausalLM.from_config(self.config, dtype=getattr(torch, a.dtype)).eval()
+        self.shape = model_shape(self.model)
+        self.tokens = torch.randint(VOCABULARY, (a.samples, a.length))
+        self.layer_bytes = sum(p.nbytes for p in self.model.model.layers[0].parameters())
+
+    def resolved(self, **fields: Any) -> MoreauPrunerConfig:
+        """A config with every layer in scope."""
+        scope = dict.fromkeys(("attention_layers", "mlp_layers"), (0, self.config.num_hidden_layers))
+        return MoreauPrunerConfig(**scope, **fields).resolve(self.config)
+
+    def weights(self, blocks: Iterable[Block]) -> dict[str, torch.nn.Parameter]:
+        """The weights of blocks."""
+        names = (name for block in blocks for name in block.weight_names().values())
+        return {name: self.model.get_parameter(name) for name in names}
+
+    def score(self, config: MoreauPrunerConfig, windows: int | None = None) -> Any:
+        """Scores by a config, on so many windows."""
+        return score_units(self.model, self.shape, self.tokens[:windows], config)
+
+
+def timed(actions: Mapping[str, Callable[[], Any]], rounds: int, warm: int = 0) -> dict[str, list[float]]:
+    """Seconds of each action, in turns, after some that warm up."""
+    found: dict[str, list[float]] = {name: [] for name in actions}
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    for turn in range(warm + rounds):
+        for name, action in actions.items():
+            wait()
+            start = time.perf_counter()
+            action()
+            wait()
+            found[name] += [time.perf_counter() - start] * (turn >= warm)
+    return found
+
+
+def medians(actions: Mapping[str, Callable[[], Any]], rounds: int, warm: int = 0) -> dict[str, float]:
+    """Of the seconds of each action."""
+    return {name: statistics.median(found) for name, found in timed(actions, rounds, warm).items()}
+
+
+def peak_of(action: Callable[[], Any], device: str = "cpu") -> int:
+    """Bytes above what is held before, at the peak."""
+    gc.collect()
+    cuda = device == "cuda"
+    held = torch.cuda.memory_allocated if cuda else resident_bytes
+    most = torch.cuda.max_memory_allocated if cuda else partial(resident_bytes, peak=True)
+    before = held()
+    (torch.cuda.reset_peak_memory_stats if cuda else reset_peak_memory)()
+    action()
+    return most() - before
+
+
+def apart(measure: Callable[[Namespace], Row], a: Namespace) -> Row:
+    """Measures in a process of its own, where nothing else has allocated."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(measure, a).result()
+
+
+def warm(a: Namespace) -> Work:
+    """A model, after the libraries' own buffers and imports."""
+    small = Work(Namespace(**{**vars(a), "size": "25M", "samples": 1, "length": 16}))
+    small.score(small.resolved(criterion="taylor"))
+    return Work(a)
+
+
 def scored_by(work: Work, a: Namespace) -> MoreauPrunerConfig:
     """The config of a case of scoring, in one micro-batch."""
     criterion = a.case.partition(",")[0]
     few = {one.name for one in settings_of(CRITERIA.get(criterion))} & {"steps", "passes"}
-    fields = {**SCORING[a.case], **dict.fromkeys(few, a.steps), "batch_size": a.samples}
-    return work.resolved(criterion=criterion, calibration_samples=a.samples, sequence_length=a.length, **fields)
+    windows = {"calibration_samples": a.samples, "batch_size": a.samples, "sequence_length": a.length}
+    return work.resolved(criterion=criterion, **SCORING[a.case], **dict.fromkeys(few, a.steps), **windows)
 
 
-def scoring(a: Namespace) -> Iterator[dict[str, Any]]:
-    """A row for each dtype and case."""
+def scoring(a: Namespace) -> Iterator[Row]:
+    """A row for each dtype and case; `activations` is the peak of bare passes that drop each gradient at once."""
     if a.trim:
         os.environ["MALLOC_MMAP_THRESHOLD_"] = "131072"
-    for dtype, case in product(a.dtypes, a.cases or ["moreau"]):
-        a.dtype, a.case = dtype, case
+    cases = product(a.dtypes, a.cases or ["moreau"])
+    for a.dtype, a.case in cases:
         times = {} if a.trim else apart(scoring_time, a)
         memory = apart(scoring_memory, a) | apart(activations, a)
         over = memory["peak"] - memory["bare"]
@@ -90,7 +161,7 @@ def scoring(a: Namespace) -> Iterator[dict[str, Any]]:
         }
 
 
-def scoring_time(a: Namespace) -> dict[str, Any]:
+def scoring_time(a: Namespace) -> Row:
     """Seconds per step of the engine, of a bare pass, and of the oracle, in turns."""
     work = Work(a)
     model, config, ids = work.model, scored_by(work, a), work.tokens.to(a.device)
@@ -102,7 +173,7 @@ def scoring_time(a: Namespace) -> dict[str, Any]:
 
     def oracle() -> None:
         with scoring_mode(model), torch.no_grad():
-            weights = {name: model.get_parameter(name) for name in names_of(work.shape.in_scope(config))}
+            weights = work.weights(work.shape.in_scope(config))
             steps = {"rho": 0.05, "step_size": 1e-3, "steps": a.steps}  # it knows absolute ones only
             found = moreau_gradient(LossGradient(model, [work.tokens]), weights, noise=Noise(0.05), **steps)
             sums = UnitSums(work.shape.scored(config))
@@ -110,39 +181,38 @@ def scoring_time(a: Namespace) -> dict[str, Any]:
                 sums.add(name, (g * weights[name].float()).abs_())
             sums.combined(config.criterion.aggregation)
 
-    actions = {"bare": bare, "engine": lambda: work.score(config)}
+    actions = {"bare": bare, "engine": partial(work.score, config)}
     actions |= {"oracle": oracle} if a.case == "moreau" and a.device == "cpu" else {}
     several = a.steps if a.case.startswith(("moreau", "smooth")) else 1
     found = timed(actions, a.rounds, warm=1)
-    found |= {name: [taken / several for taken in found[name]] for name in found if name != "bare"}
-    row: dict[str, Any] = {"step": statistics.median(found["engine"])}
+    found |= {name: [taken / several for taken in found[name]] for name in actions if name != "bare"}
+    row: Row = {"step": statistics.median(found["engine"])}
     for name in ("bare", "oracle"):
         ratios = [mine / other for mine, other in zip(found["engine"], found.get(name, ()), strict=False)]
-        row[name] = statistics.median(found[name]) if ratios else None
-        row[f"step / {name}"] = statistics.median(ratios) if ratios else None
-        row[f"±, {name}"] = (max(ratios) - min(ratios)) / 2 if ratios else None
+        values = (found[name], ratios, [(max(ratios) - min(ratios)) / 2]) if ratios else ()
+        keys = name, f"step / {name}", f"±, {name}"
+        row |= dict.fromkeys(keys) | dict(zip(keys, map(statistics.median, values), strict=False))
     return row
 
 
-def scoring_memory(a: Namespace) -> dict[str, Any]:
+def scoring_memory(a: Namespace) -> Row:
     """Bytes: the peak of scoring, the weights in scope, a layer; and the estimate over the measured."""
     work = warm(a)
     config = scored_by(work, a)
     estimate = estimate_scoring(skeleton_of(work.model), work.shape, config, a.device)
     peak = peak_of(lambda: work.score(config), a.device)
-    state = getattr(torch, getattr(config.criterion, "state_dtype", "float32")).itemsize
-    scope = state * sum(work.model.get_parameter(name).numel() for name in names_of(work.shape.scored(config)))
-    measured = estimate.peak_memory_bytes / (estimate.model_bytes + peak)
-    return {"peak": peak, "scope": scope, "layer": work.layer_bytes, "estimate": measured}
+    size = getattr(torch, getattr(config.criterion, "state_dtype", "float32")).itemsize
+    scope = size * sum(weight.numel() for weight in work.weights(work.shape.scored(config)).values())
+    ratio = estimate.peak_memory_bytes / (estimate.model_bytes + peak)
+    return {"peak": peak, "scope": scope, "layer": work.layer_bytes, "estimate": ratio}
 
 
-def activations(a: Namespace) -> dict[str, Any]:
+def activations(a: Namespace) -> Row:
     """Bytes at the peak of bare passes that drop every weight's gradient as soon as it is there."""
     work = warm(a)
     model = work.model.requires_grad_(False)
-    for name in names_of(work.shape.blocks):
-        weight = model.get_parameter(name).requires_grad_()
-        weight.register_post_accumulate_grad_hook(lambda parameter: setattr(parameter, "grad", None))
+    for weight in work.weights(work.shape.blocks).values():
+        weight.requires_grad_().register_post_accumulate_grad_hook(lambda one: setattr(one, "grad", None))
     ids = work.tokens[: 1 if a.case == "taylor-second" else None].to(a.device)
     run = partial(model, input_ids=ids, labels=ids, use_cache=False)
     return {"bare": peak_of(lambda: [run().loss.backward() for _ in range(2)], a.device)}
@@ -163,58 +233,57 @@ def mask_actions(work: Work, cases: Iterable[str]) -> dict[str, Callable[[], Any
     return {"bare": bare} | {case: partial(mask, case) for case in cases}
 
 
-def masks(a: Namespace) -> Iterator[dict[str, Any]]:
+def masks(a: Namespace) -> Iterator[Row]:
     """A row for bare passes, and for each case."""
     seconds = medians(mask_actions(Work(a), a.cases or MASKS), a.rounds)
     for a.case, taken in seconds.items():
-        row = {"size": a.size, "case": a.case, "seconds": taken, "/ bare": taken / seconds["bare"]}
-        yield row | apart(mask_memory, a)
+        memory = apart(mask_memory, a)
+        yield {"size": a.size, "case": a.case, "seconds": taken, "/ bare": taken / seconds["bare"], **memory}
 
 
-def mask_memory(a: Namespace) -> dict[str, Any]:
+def mask_memory(a: Namespace) -> Row:
     """The peak of a case or of bare passes, also in layers."""
     work = Work(a)
-    actions = mask_actions(work, MASKS)
     with torch.no_grad():
         work.model.model(input_ids=work.tokens[:1], use_cache=False)  # what a first pass allocates once
-    peak = peak_of(actions[a.case])
+    peak = peak_of(mask_actions(work, MASKS)[a.case])
     return {"peak, MiB": peak / MIB, "layers": peak / work.layer_bytes}
 
 
-def planned(work: Work) -> tuple[PruningPlan, MoreauPrunerConfig]:
-    """20 % by magnitude, to be refitted."""
+def refitted(work: Work) -> tuple[PruningPlan, Callable[..., None]]:
+    """A plan of 20 % by magnitude, and what refits it on so many windows and leaves the model as it was."""
     config = work.resolved(criterion="magnitude", compensation="refit", batch_size=BATCH)
-    return make_plan(work.score(config), work.shape, config), config
+    plan = make_plan(work.score(config), work.shape, config)
+
+    def refit(windows: int | None = None) -> None:
+        with compensated(work.model, work.shape, plan, work.tokens[:windows], config, undone=True):
+            pass
+
+    return plan, refit
 
 
-def refit(work: Work, plan: PruningPlan, config: MoreauPrunerConfig, windows: int | None = None) -> None:
-    """Refits every layer; afterwards the model is as it was."""
-    with compensated(work.model, work.shape, plan, work.tokens[:windows], config, undone=True):
-        pass
-
-
-def compensation(a: Namespace) -> Iterator[dict[str, Any]]:
+def compensation(a: Namespace) -> Iterator[Row]:
     """A row for scoring by moreau on the paper's ten windows, and one for the refit."""
     work = Work(a)
-    moreau = partial(work.score, work.resolved(criterion="moreau"), 10)
-    seconds = medians({"moreau": moreau, "refit": partial(refit, work, *planned(work))}, a.rounds)
+    score = partial(work.score, work.resolved(criterion="moreau"), 10)
+    seconds = medians({"moreau": score, "refit": refitted(work)[1]}, a.rounds)
     memory = {f"{name}, MiB": value / MIB for name, value in apart(refit_memory, a).items()}
     for name, taken in seconds.items():
         row = {"size": a.size, "case": name, "seconds": taken, "/ moreau": taken / seconds["moreau"]}
         yield row | (memory if name == "refit" else dict.fromkeys(memory))
 
 
-def refit_memory(a: Namespace) -> dict[str, Any]:
+def refit_memory(a: Namespace) -> Row:
     """Bytes at the peak, and what they are compared with."""
     work, (hidden, mlp, _, heads) = Work(a), SIZES[a.size]
-    plan, config = planned(work)
-    refit(work, plan, config, 1)  # what a first pass allocates once
-    peak = peak_of(lambda: refit(work, plan, config))
+    plan, refit = refitted(work)
+    refit(1)  # what a first pass allocates once
+    peak = peak_of(refit)
     streams = 2 * a.length * hidden * 4  # of a window
     kept = [len(plan.layers[0]["attention"].kept) * hidden // heads, len(plan.layers[0]["mlp"].kept)]
     few = min(2 * BATCH, a.samples)
     with Alive() as alive:
-        refit(work, plan, config, few)
+        refit(few)
     return {
         "peak": peak,
         "streams": streams * a.samples,
@@ -225,8 +294,8 @@ def refit_memory(a: Namespace) -> dict[str, Any]:
     }
 
 
-def semi_structured(a: Namespace) -> Iterator[dict[str, Any]]:
-    """A row for each shape of matrix: how many of all pack, and where there is a device for it, milliseconds."""
+def semi_structured(a: Namespace) -> Iterator[Row]:
+    """A row for each shape of matrix: how many of all pack, and on CUDA of 8.0 and above what x·Wᵀ takes, in ms."""
     a.dtype, a.device = "float16", "cuda" if torch.cuda.is_available() else "cpu"
     work = Work(a)
     found = sparsify(work.model, work.shape, None, work.resolved(criterion="magnitude", pattern="2:4"))
@@ -253,7 +322,7 @@ MEASURES = {  # what → its rows, sizes, cases and windows
 
 def main() -> None:
     """Measures, and prints each row as soon as it is there."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=MEASURES)
     parser.add_argument("--sizes", nargs="*", choices=SIZES)
     parser.add_argument("--cases", nargs="*", choices=SCORING | MASKS)
@@ -267,17 +336,14 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="a line of JSON for each row, instead of a table")
     a = parser.parse_args()
     rows, sizes, cases, samples = MEASURES[a.what]
-    if wrong := [case for case in a.cases or () if case not in cases]:
-        parser.error(f"--cases: {wrong[0]} is no case of {a.what}")
-    a.samples, a.dtype, head = a.samples or samples, "float32", not a.json
-    for size in a.sizes or sizes:
-        a.size = size
-        for row in rows(a):
-            if head:
-                print(f"| {' | '.join(row)} |\n|{'---|' * len(row)}")
-                head = False
-            cells = ["" if one is None else one if isinstance(one, str) else f"{one:.2f}" for one in row.values()]
-            print(json.dumps(row, ensure_ascii=False) if a.json else f"| {' | '.join(cells)} |", flush=True)
+    for wrong in set(a.cases or ()) - set(cases):
+        parser.error(f"--cases: {wrong} is no case of {a.what}")
+    a.samples, a.dtype = a.samples or samples, "float32"
+    for number, row in enumerate(row for a.size in a.sizes or sizes for row in rows(a)):
+        if not number and not a.json:
+            print(f"| {' | '.join(row)} |\n|{'---|' * len(row)}")
+        cells = ["" if one is None else one if isinstance(one, str) else f"{one:.2f}" for one in row.values()]
+        print(json.dumps(row, ensure_ascii=False) if a.json else f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The paper's figures on a shared real model, for docs/results.md.
+"""The paper's figures on a shared real model, for results/paper.md.
 
-    python benchmarks/insight.py [--shared ../shared] [--model stories260K] [--seeds 3] [--output docs/insight]
+    python benchmarks/insight.py [--shared ../shared] [--model stories260K] [--seeds 3] [--output results/insight]
 
 Channel ranks of the first two criteria, perplexity when single layers are pruned, over the ratio, and over the settings
 of the first; on the text of the other tables, first 200 segments.
@@ -8,11 +8,9 @@ of the first; on the text of the other tables, first 200 segments.
 
 import argparse
 import json
-import logging
 from pathlib import Path
 
-from study import SHARED, subjects
-from transformers.utils import logging as transformers_logging
+from study import SHARED, quiet, subjects
 
 from optimum_moreau.evaluation.insight import Insight
 from optimum_moreau.evaluation.study import Study
@@ -29,14 +27,12 @@ def main():
     parser.add_argument("--shared", type=Path, default=SHARED)
     parser.add_argument("--model", default="stories260K", choices=subjects(SHARED))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=Path("docs/insight"))
+    parser.add_argument("--output", type=Path, default=Path("results/insight"))
     args = parser.parse_args()
-    transformers_logging.disable_progress_bar()
-    logging.getLogger("optimum_moreau").setLevel(logging.ERROR)
+    quiet()
     subject = subjects(args.shared)[args.model]
-    calibration, evaluation = subject.documents()
     model, tokenizer = load_model(str(subject.folder), device="cpu"), load_tokenizer(str(subject.folder))
-    study = Study(model, tokenizer, calibration, evaluation, seeds=args.seeds, max_segments=200)
+    study = Study(model, tokenizer, *subject.documents(), seeds=args.seeds, max_segments=200)
     found = Insight(
         subject.name,
         fingerprint(model),
@@ -52,8 +48,7 @@ def main():
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "insight.json").write_text(json.dumps(found.to_dict()) + "\n")
     for name, figure in draw_insight(found).items():
-        for file in save_figure(figure, args.output, name):
-            print(file)
+        print(*save_figure(figure, args.output, name), sep="\n")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ those of `llama-tokenize`, since a tokenizer without a sentencepiece file is con
 import argparse
 import json
 import math
-import os
 import re
 import subprocess
 import sys
@@ -32,11 +31,9 @@ CUTS = {
 }
 
 
-def run(*command, **environment):
+def run(*command):
     """What a program prints; raises if it fails."""
-    done = subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, env={**os.environ, **environment}
-    )
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{command[0]}: {(done.stderr or done.stdout)[-2000:]}")
     return done.stdout + done.stderr

@@ -1,11 +1,13 @@
-"""What a study measures of a model that was pruned; each measure gives further keys of the run's line."""
+"""How a run prunes, and what a study measures of the model then; each measure gives further keys of the run's line."""
 
 from __future__ import annotations
 
+import json
 import math
 import tempfile
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from optimum_moreau import MoreauPruner, PruningPlan, RecoveryConfig, apply_plan, load_calibration
 from optimum_moreau import perplexity as perplexity_of
+from optimum_moreau.config.settings import deciding
 from optimum_moreau.evaluation.robustness import robustness as agreements
 from optimum_moreau.files import read_tensors
 from optimum_moreau.loading import load_model
@@ -26,31 +29,19 @@ from optimum_moreau.scoring.profiles import is_outlier
 
 @dataclass
 class Pruned:
-    """A model that was pruned, and what it was pruned with.
+    """A model that was pruned, and what it was pruned with."""
 
-    Attributes:
-        folder: of the dense model.
-        model: the pruned one.
-        tokenizer: of both.
-        calibration: documents that it was scored on.
-        evaluation: documents to measure on.
-        segments: of these, at most.
-        pruner: that pruned it.
-        result: what that did.
-        seed: of the draw.
-        earlier: seed → what an earlier draw of this row kept, where the study keeps that.
-    """
-
-    folder: Path
+    folder: Path  # of the dense model
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    calibration: list[str]
-    evaluation: list[str]
-    segments: int
+    calibration: list[str]  # documents that it was scored on
+    evaluation: list[str]  # documents to measure on
+    segments: int  # of these, at most
     pruner: MoreauPruner
     result: PruningResult
-    seed: int
-    earlier: Mapping[int, Any]
+    protocol: str
+    seed: int | None  # None: not one draw
+    earlier: Mapping[int, Any]  # seed → what an earlier draw of this row kept, where the study keeps that
 
     def dense(self) -> PreTrainedModel:
         """The model before, anew."""
@@ -64,6 +55,26 @@ class Pruned:
         """The plan of an earlier draw."""
         values = self.result.plan.to_dict()
         return PruningPlan.from_dict(values | {"layers": kept})
+
+
+def prune(pruner: MoreauPruner, model: PreTrainedModel, text: Any, made: dict) -> tuple[PruningResult, float]:
+    """In place, from scores that another run made, if they serve; returns what was done, and all its seconds."""
+    config, scores, before, start = pruner.config.resolve(model.config), None, 0.0, time.perf_counter()
+    if config.rounds == 1 and not (config.masks and config.criterion.by_layer):  # else scored as the model changes
+        decides = deciding(config, "elements", "scores", "scope")
+        if config.masks:
+            del decides["mask"]
+        else:
+            decides["budget"] = [config.budget.name if config.budget.measured else "", config.budget.protect_outliers]
+        key = json.dumps(decides, default=str)
+        if key not in made:
+            if config.masks:
+                made.clear()  # the scores of single weights are as large as the model
+            found = pruner.element_scores(model, text) if config.masks else pruner.plan(model, text)[1]
+            made[key] = found, time.perf_counter() - start
+            start = time.perf_counter()
+        scores, before = made[key]
+    return pruner.prune(model, text, scores=scores), before + time.perf_counter() - start
 
 
 def perplexity(run: Pruned) -> dict[str, Any]:
@@ -138,13 +149,10 @@ def bias(run: Pruned) -> dict[str, Any]:
         if not isinstance(module, nn.Linear):
             continue
         seen: list[torch.Tensor] = []
-        reader = module.register_forward_pre_hook(
-            lambda _, args, seen=seen: seen.append(args[0].flatten(0, -2).mean(0))
-        )
-        with torch.no_grad():
+        with module.register_forward_pre_hook(lambda _, x, seen=seen: seen.append(x[0])), torch.no_grad():
             run.model(tokens)
-            missing = (dense.model.layers.get_submodule(name).weight - module.weight) @ seen[0]
-        reader.remove()
+            mean = seen[0].flatten(0, -2).mean(0)
+            missing = (dense.model.layers.get_submodule(name).weight - module.weight) @ mean
         handles.append(module.register_forward_hook(lambda _, args, output, missing=missing: output + missing))
     found = run.perplexity(run.model)
     for handle in handles:
@@ -159,14 +167,18 @@ def recovery(run: Pruned, **settings: Any) -> dict[str, Any]:
     return {"recovered": run.perplexity(run.model), "recovery_seconds": round(training["seconds"], 2)}
 
 
-def robustness(run: Pruned, perturbations: str) -> dict[str, Any]:
-    """How much plans agree under small changes of the weights, and of the draw; every draw of one row is in one run."""
-    config = run.pruner.config
-    options = {"ratios": [config.pruning_ratio], "evaluate": run.evaluation, "max_segments": run.segments}
-    given = (run.dense, run.tokenizer, run.calibration)
-    criteria = [config.criterion.name]
-    found = agreements(*given, criteria=criteria, perturbations=perturbations, config=config, **options)
-    return {"agreement": [{name: value for name, value in asdict(one).items() if name != "layers"} for one in found]}
+def robustness(run: Pruned, draws: int) -> dict[str, Any]:
+    """How much plans agree: of two dtypes over so many draws, where the protocol names them; else of these draws."""
+    config, dtypes = run.pruner.config, run.protocol.split(" – ") if " – " in run.protocol else []
+    text = {"evaluate": run.evaluation, "max_segments": run.segments} if dtypes else {}
+    asked = {"criteria": [config.criterion.name], "ratios": [config.pruning_ratio], "config": config, **text}
+    changes = ",".join([*dtypes, f"seeds:{draws}"])
+    found = agreements(run.dense, run.tokenizer, run.calibration, perturbations=changes, **asked)
+    one = next(one for one in found if (one.words == run.protocol if dtypes else one.is_draw))
+    line = {"kept": one.kept, "kept_deviation": one.kept_deviation}
+    line |= {"removed_units": one.removed, "removed_units_deviation": one.removed_deviation}
+    line |= {"diff": one.difference} if dtypes else {}
+    return {name: round(value, 3) for name, value in line.items()} | {"rank": round(one.rank, 4), "draws": draws}
 
 
 MEASURES: Mapping[str, Callable[..., dict[str, Any]]] = {

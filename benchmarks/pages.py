@@ -42,11 +42,9 @@ Run = dict[str, Any]
 
 def read(name: str) -> list[Run]:
     """The lines of a file of data; `perplexity` and `perplexity_deviation` are there where a mean was kept."""
-    runs = [json.loads(line) for line in (DATA / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
-    for run in runs:
-        if "mean" in run:
-            run |= {"perplexity": run.pop("mean"), "perplexity_deviation": run.pop("deviation", None)}
-    return runs
+    names = {"mean": "perplexity", "deviation": "perplexity_deviation"}
+    text = (DATA / f"{name}.jsonl").read_text(encoding="utf-8")
+    return [{names.get(key, key): value for key, value in json.loads(line).items()} for line in text.splitlines()]
 
 
 def listed(value: Any) -> list[Any]:
@@ -73,11 +71,9 @@ class Table:
         named = dict.fromkeys(run[self.asked["across"]] for run in runs if run["row"] != DENSE)
         self.columns: list[dict[str, Any]] = []
         for column in asked.get("columns", named):
-            if isinstance(column, dict):
-                default = {"show": "perplexity", "as": column.get("show", column.get("of"))}
-                self.columns.append(default | column)
-            else:
-                self.columns.append({"of": column, "show": "perplexity", "as": column})
+            whole = column if isinstance(column, dict) else {"of": column}
+            self.columns.append({"show": "perplexity", "as": whole.get("show", whole.get("of"))} | whole)
+            if whole is not column:
                 self.columns += [{"of": column, "show": beside, "as": beside} for beside in asked.get("beside", ())]
 
     def lines(self) -> list[dict[str, Any]]:

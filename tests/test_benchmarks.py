@@ -95,6 +95,25 @@ def test_masks_share_their_scores_and_say_their_zeros(run):
     assert [one["zeros"] for one in found.runs] == pytest.approx([0.5, 0.6, 0.6], abs=0.02)
 
 
+def test_agreements_are_rows_of_their_own_and_made_once(run):
+    few = {"unit_ratio": None, "pruning_ratio": 0.2, "calibration_samples": 2, "sequence_length": 16}
+    asked = {
+        "seeds": None,
+        "measures": {"robustness": {"draws": 2}},
+        "protocols": {"bf16 – fp16": few, "draws": few},
+        "rows": {"taylor": {"criterion": "taylor"}},
+    }
+    found = run("--models", "tiny", **asked)
+    assert not found.code, found.said
+    assert [(one["protocol"], one["seed"], one["draws"]) for one in found.runs] == [
+        ("bf16 – fp16", None, 2), ("draws", None, 2)
+    ]  # fmt: skip
+    for one in found.runs:
+        assert all(0 <= one[name] <= 1 for name in ("kept", "removed_units")) and -1 <= one["rank"] <= 1
+        assert ("diff" in one) == (one["protocol"] != "draws")
+    assert run("--models", "tiny", **asked).runs == found.runs  # nothing made again
+
+
 @pytest.mark.parametrize(
     ("arguments", "changes", "problem"),
     [

@@ -5,6 +5,7 @@ import math
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -14,7 +15,7 @@ from optimum_moreau.criteria.moreau import MoreauGS
 from optimum_moreau.errors import ConfigError
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "paper"
-sys.path.insert(0, str(FOLDER))
+sys.path[:0] = [str(FOLDER), str(FOLDER.parent)]
 
 import recipe  # noqa: E402
 import run  # noqa: E402
@@ -52,6 +53,11 @@ def runner(capsys):
     return call
 
 
+def kept(file):
+    """The runs that a file holds, one a line."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
 # The recipes
 
 
@@ -86,6 +92,18 @@ def test_every_published_figure_has_a_place_and_a_column(table):
     for place, figures in table.published.items():
         assert place in table.places()
         assert figures and set(figures) <= set(table.columns)
+
+
+def test_protocol_and_row_tell_what_a_run_did_in_every_table():
+    bench, configs = object.__new__(run.Bench), {}
+    for name in recipe.TABLES:
+        bench.recipe, bench.tasks, bench.asked = recipe.read_recipe(name), {}, SimpleNamespace(limit=None)
+        places = [place for place in bench.recipe.places() if place.dtype != recipe.DIFF]
+        assert len({(bench.protocol(place), place.row) for place in places}) == len(places)
+        for place in places:
+            if not bench.recipe.rows[place.row].missing:
+                fields = bench.recipe.fields(place.row, place.ratio)
+                assert configs.setdefault((bench.protocol(place), place.row), fields) == fields
 
 
 def test_published_averages_are_those_of_the_seven_tasks(table):
@@ -138,17 +156,17 @@ def test_table_1_runs_in_both_dtypes(runner, tiny_folder, texts, tmp_path):
     words = *words, "--max-segments", 2, "--output", tmp_path
     code, out, _ = runner(*words)
     assert code == 0
-    found = json.loads((tmp_path / "table1.json").read_text(encoding="utf-8"))
-    assert len(found["runs"]) == 4 * 2 * 2  # ratios, rows, dtypes
-    assert all(math.isfinite(one["figures"]["own"]) for one in found["runs"])
-    assert {one["model"] for one in found["runs"]} == {tiny_folder.name}
+    found = kept(tmp_path / "table1.jsonl")
+    assert len(found) == 4 * 2 * 2  # ratios, rows, dtypes
+    assert all(math.isfinite(one["perplexity"]) for one in found)
+    assert {one["model"] for one in found} == {tiny_folder.name}
     assert "| 5 % | LLM-Pruner | Diff | 0.05 | 0.15 |" in out  # the paper's figures, and ours beside them
     assert f"{tiny_folder.name}: own" in out and "LLaMA-7B, paper: WikiText2" in out
     assert "Left out here: perplexity on WikiText2 (no --text WikiText2=FILE)" in out
     assert (tmp_path / f"table1-{tiny_folder.name}.md").read_text(encoding="utf-8") == out[:-1]
-    before = (tmp_path / "table1.json").read_text(encoding="utf-8")
+    before = (tmp_path / "table1.jsonl").read_text(encoding="utf-8")
     assert runner(*words)[0] == 0
-    assert (tmp_path / "table1.json").read_text(encoding="utf-8") == before  # nothing made again
+    assert (tmp_path / "table1.jsonl").read_text(encoding="utf-8") == before  # nothing made again
 
 
 @pytest.fixture
@@ -166,10 +184,10 @@ def test_table_3_runs_tuned_and_untuned(short_table_3, runner, tiny_folder, text
         "--seeds", 1, "--max-segments", 2, "--max-steps", 1, "--micro-batch", 64, "--output", tmp_path,
     )  # fmt: skip
     assert code == 0
-    runs = json.loads((tmp_path / "table3.json").read_text(encoding="utf-8"))["runs"]
-    found = {(one["row"], one["recovery"]): one["figures"]["WikiText2"] for one in runs}
+    runs = kept(tmp_path / "table3.jsonl")
+    found = {(one["row"], one["protocol"]): one["perplexity"] for one in runs}
     assert set(found) == {
-        ("dense", "untuned"), ("Magnitude", "untuned"), (PUBLISHED_CODE, "untuned"), (PUBLISHED_CODE, "tuned")
+        ("dense", ""), ("Magnitude", "untuned"), (PUBLISHED_CODE, "untuned"), (PUBLISHED_CODE, "tuned")
     }  # fmt: skip
     assert all(math.isfinite(value) for value in found.values())
     assert found[PUBLISHED_CODE, "tuned"] != found[PUBLISHED_CODE, "untuned"]
@@ -187,17 +205,17 @@ def test_calibration_sizes_are_lowered_and_said_so(runner, monkeypatch, tiny_fol
     assert code == 0
     assert f"| {PUBLISHED_CODE} | 10 | 18.72 ± 0.29 | 34.91 ± 0.85 | 57.30 ± 0.53 |" in out
     assert f"| {PUBLISHED_CODE} | 1000 (here 12) | 18.50 ± 0.10 |" in out
-    runs = json.loads((tmp_path / "table7.json").read_text(encoding="utf-8"))["runs"]
-    assert [one["samples"] for one in runs] == [10, 12]
+    runs = kept(tmp_path / "table7.jsonl")
+    assert [one["protocol"] for one in runs] == ["untuned", "untuned, 12 samples"]
 
 
 def test_scores_are_shared_by_tables_with_the_same_rows(short_table_3, runner, tiny_folder, texts, tmp_path):
     words = tiny_folder, "--calibration", texts[0], "--text", f"own={texts[0]}", "--seeds", 1, "--max-segments", 2
     runner("table3", *words, "--output", tmp_path)
-    seconds = {one["row"]: one["seconds"] for one in json.loads((tmp_path / "table3.json").read_text())["runs"]}
-    (tmp_path / "table3.json").rename(tmp_path / "table9.json")
+    seconds = {one["row"]: one["seconds"] for one in kept(tmp_path / "table3.jsonl")}
+    (tmp_path / "table3.jsonl").rename(tmp_path / "table9.jsonl")
     assert runner("table3", *words, "--output", tmp_path)[0] == 0
-    again = {one["row"]: one["seconds"] for one in json.loads((tmp_path / "table3.json").read_text())["runs"]}
+    again = {one["row"]: one["seconds"] for one in kept(tmp_path / "table3.jsonl")}
     assert again == seconds  # as found, not measured anew
 
 

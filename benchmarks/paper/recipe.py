@@ -12,87 +12,56 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from study import DENSE, check_names
 
 from optimum_moreau import MoreauPrunerConfig, RecoveryConfig
 from optimum_moreau.errors import ConfigError
 from optimum_moreau.evaluation.zero_shot import METRICS
-from optimum_moreau.registry import suggestion
 
 FOLDER = Path(__file__).parent
 TABLES = sorted((file.stem for file in FOLDER.glob("table*.yaml")), key=lambda name: int(name.removeprefix("table")))
-DENSE, DIFF, AVERAGE, UNTUNED = "dense", "Diff", "average", "untuned"
+DIFF, AVERAGE, UNTUNED = "Diff", "average", "untuned"
 # Tuned or not → which of the recovery sets that the runner is given it learns from.
-RECOVERIES = {UNTUNED: None, "tuned": "recovery", "tuned on the larger set": "larger recovery"}
-
+RECOVERIES = {UNTUNED: None, "tuned": "recovery", "tuned on the larger set": "larger_recovery"}
 AXES = {"ratio": "ratios", "recovery": "recoveries", "row": "rows", "samples": "samples", "dtype": "dtypes"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a table.
+    """One row of a table."""
 
-    Attributes:
-        config: fields of MoreauPrunerConfig over the table's protocol; empty for the dense model.
-        recoveries: untuned, tuned or both, where the paper does not have all of the table's.
-        missing: why the row is not run here; empty where it is.
-    """
-
-    config: Mapping[str, Any] = field(default_factory=dict)
-    recoveries: Sequence[str] = ()
-    missing: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)  # over the table's protocol; empty for the dense model
+    recoveries: Sequence[str] = ()  # where the paper does not have all of the table's
+    missing: str = ""  # why the row is not run here
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Place:
-    """Where a figure stands in a table.
-
-    Attributes:
-        ratio: label of the ratio.
-        recovery: `untuned`, or what it was tuned on.
-        row: label of the row.
-        samples: calibration windows.
-        dtype: of the weights, `auto` (as saved), or `Diff`.
-    """
+    """Where a figure stands in a table."""
 
     ratio: str
     recovery: str
     row: str
-    samples: int
-    dtype: str
+    samples: int  # calibration windows
+    dtype: str  # of the weights; `auto`, as saved; or `Diff`
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A table of the paper.
-
-    Attributes:
-        name: `table3`.
-        title: the paper's.
-        model: whose figures are published.
-        rows: label → row.
-        protocol: fields of MoreauPrunerConfig that all rows share.
-        ratios: label → share of the units in scope to remove.
-        dtypes: of the weights; with two, their difference is a row of its own.
-        samples: calibration windows.
-        recoveries: tuned or not → fields of RecoveryConfig.
-        texts: columns of perplexities.
-        tasks: columns of accuracies, in percent; their mean is the column `average`.
-        published: place → column → figure, or mean and deviation.
-        notes: to be read with the figures.
-    """
+    """A table of the paper."""
 
     name: str
     title: str
-    model: str
+    model: str  # whose figures are published
     rows: Mapping[str, Row]
-    ratios: Mapping[str, float]
-    texts: Sequence[str]
-    published: Mapping[Place, Mapping[str, float | list[float]]]
+    ratios: Mapping[str, float]  # label → share of the units in scope to remove
+    texts: Sequence[str]  # columns of perplexities
+    published: Mapping[Place, Mapping[str, float | list[float]]]  # column → figure, or mean and deviation
     protocol: Mapping[str, Any] = field(default_factory=dict)
-    dtypes: Sequence[str] = ("auto",)
+    dtypes: Sequence[str] = ("auto",)  # with two, their difference is a row of its own
     samples: Sequence[int] = (10,)
     recoveries: Mapping[str, Mapping[str, Any] | None] = field(default_factory=lambda: {UNTUNED: None})
-    tasks: Sequence[str] = ()
+    tasks: Sequence[str] = ()  # columns of accuracies, in percent; their mean is the column `average`
     notes: Sequence[str] = ()
 
     @property
@@ -100,11 +69,14 @@ class Recipe:
         """The paper's columns."""
         return (*self.texts, *self.tasks, *((AVERAGE,) if self.tasks else ()))
 
+    def place(self, **axes: Any) -> Place:
+        """A place whose axes are the table's first where nothing else is said; the dense model is not tuned."""
+        first = {axis: next(iter(getattr(self, of))) for axis, of in AXES.items()}
+        return Place(**{**first, **({"recovery": UNTUNED} if axes["row"] == DENSE else {}), **axes})
+
     def places(self) -> list[Place]:
         """Every place of the table, in its order: those to run, and those of rows that are not run here."""
-        found = []
-        if DENSE in self.rows:
-            found = [self._first(row=DENSE, recovery=UNTUNED, dtype=dtype) for dtype in self.dtypes]
+        found = [self.place(row=DENSE, dtype=dtype) for dtype in self.dtypes if DENSE in self.rows]
         dtypes = (*self.dtypes, DIFF) if len(self.dtypes) > 1 else self.dtypes
         for ratio in self.ratios:
             for recovery in self.recoveries:
@@ -114,8 +86,8 @@ class Recipe:
         return found
 
     def fields(self, row: str, ratio: str) -> dict[str, Any]:
-        """What a row says of MoreauPrunerConfig, beside the paper's protocol."""
-        return {**self.protocol, **self.rows[row].config, "unit_ratio": self.ratios[ratio]}
+        """What a row says of MoreauPrunerConfig, beside the paper's protocol; of the dense model nothing."""
+        return {**self.protocol, **self.rows[row].config, "unit_ratio": self.ratios[ratio]} if row != DENSE else {}
 
     def config(self, row: str, ratio: str, samples: int, seed: int) -> MoreauPrunerConfig:
         """How a row is pruned: the paper's protocol and what the row changes of it."""
@@ -126,11 +98,6 @@ class Recipe:
         """How a model is tuned."""
         return RecoveryConfig(**{**(self.recoveries[name] or {}), **changes})
 
-    def _first(self, **values: Any) -> Place:
-        """A place whose axes are the table's first where nothing else is said."""
-        first = {axis: next(iter(getattr(self, of)), None) for axis, of in AXES.items()}
-        return Place(**{**first, **values})
-
 
 def read_recipe(name: str) -> Recipe:
     """Reads a recipe and checks that every published figure has a place and a column in it.
@@ -138,45 +105,34 @@ def read_recipe(name: str) -> Recipe:
     Raises:
         ConfigError: an unknown table; or a row, value or figure that is not one of the table's.
     """
-    if name not in TABLES:
-        raise ConfigError(f"unknown table '{name}'.{suggestion(name, TABLES)} Known: {', '.join(TABLES)}")
+    check_names([name], TABLES, "table")
     values = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
-    if unknown := [entry for entry in values if entry not in Recipe.__annotations__]:
-        raise ConfigError(f"{name}.yaml: unknown entry '{unknown[0]}'")
+    check_names(values, Recipe.__annotations__, "entry")
     published = values.pop("published")
     try:
         values["rows"] = {label: Row(**row) for label, row in values["rows"].items()}
         recipe = Recipe(name, published={}, **values)
     except (KeyError, TypeError) as error:
         raise ConfigError(f"{name}.yaml: {error}") from error
-    _check(recipe)
-    return replace(recipe, published=_published(recipe, published))
-
-
-def _check(recipe: Recipe) -> None:
+    check_names(recipe.recoveries, RECOVERIES, "recovery")
+    check_names(recipe.tasks, METRICS, "task")
     for label, row in recipe.rows.items():
         if label != DENSE and not row.missing:
             recipe.config(label, next(iter(recipe.ratios)), recipe.samples[0], seed=0)  # raises ConfigError
-    for kind, names, known in (("recovery", recipe.recoveries, RECOVERIES), ("task", recipe.tasks, METRICS)):
-        for name in names:
-            if name not in known:
-                raise ConfigError(f"{recipe.name}: unknown {kind} '{name}'.{suggestion(name, known)}")
-    for name in recipe.recoveries:
-        recipe.recovery(name)
+    for recovery in recipe.recoveries:
+        recipe.recovery(recovery)
+    return replace(recipe, published=_published(recipe, **published))
 
 
-def _published(recipe: Recipe, published: Mapping[str, Any]) -> dict[Place, dict[str, Any]]:
-    places, found = set(recipe.places()), {}
-    for figures in published["figures"]:
-        values = dict(zip(published["columns"], figures, strict=True))
+def _published(recipe: Recipe, columns: list[str], figures: list[list[Any]]) -> dict[Place, dict[str, Any]]:
+    check_names([column for column in columns if column not in AXES], recipe.columns, f"column of {recipe.name}")
+    places, found = recipe.places(), {}
+    for line in figures:
+        values = dict(zip(columns, line, strict=True))
         axes = {axis: values.pop(axis) for axis in AXES if axis in values}
-        place = recipe._first(**axes)
+        place = recipe.place(**axes)
         if place not in places or place in found:
-            raise ConfigError(
-                f"{recipe.name}: {axes} is {'there twice' if place in found else 'no place of the table'}"
-            )
-        for column in values:
-            if column not in recipe.columns:
-                raise ConfigError(f"{recipe.name}: '{column}' is no column.{suggestion(column, recipe.columns)}")
+            what = "there twice" if place in found else "no place of the table"
+            raise ConfigError(f"{recipe.name}: {axes} is {what}")
         found[place] = {column: value for column, value in values.items() if value is not None}
     return found

@@ -2,136 +2,102 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from measure import Run, Subject, places_to_run
-from recipe import AXES, DENSE, DIFF, RECOVERIES, Place, Recipe
+from pages import Table
+from recipe import AXES, DENSE, DIFF, RECOVERIES
+
+if TYPE_CHECKING:
+    from run import Bench
 
 REMOVED = "removed"  # share of the parameters
+Run = dict[str, Any]
 
 
-def report(recipe: Recipe, subject: Subject, runs: list[Run], seeds: int) -> str:
-    """The table: what the paper published left, what was measured right; then what was left out, and the notes.
-
-    Args:
-        recipe: of the table.
-        subject: what it was run on.
-        runs: of that subject, all seeds.
-        seeds: how many.
-    """
-    measured, texts = _measured(recipe, runs), [column for column in recipe.columns if column not in recipe.tasks]
-    drawn = "1 seed" if seeds == 1 else f"{seeds} seeds, mean ± standard deviation"
+def report(bench: Bench, runs: list[Run]) -> str:
+    """The table: what the paper published left, what was measured right; then what was left out, and the notes."""
+    recipe, asked = bench.recipe, bench.asked
+    drawn = "1 seed" if asked.seeds == 1 else f"{asked.seeds} seeds, mean ± standard deviation"
     axes = [axis for axis in AXES if axis == "row" or len({getattr(place, axis) for place in recipe.places()}) > 1]
-    lines = [
+    lines = list(_lines(bench, runs))
+
+    def table(published: Iterable[str], measured: Iterable[str]) -> str:
+        shown = [(f"{recipe.model}, paper", name) for name in published]
+        shown += [(bench.model, name) for name in measured]
+        columns = [{"of": of, "show": name, "as": f"{of}: {name}"} for of, name in shown]
+        asked = {"lines": axes, "across": "model", "dense": True, "best": False, "columns": columns}
+        return Table(lines, asked).markdown()
+
+    published = [name for name in recipe.columns if name not in recipe.tasks]
+    measured = [*(bench.texts if recipe.texts else ()), *(published[-1:] if bench.tasks else ())]
+    parts = [
         f"### {recipe.name.replace('table', 'Table ')}: {recipe.title}",
-        "",
-        f"Left the paper's figures, of {recipe.model}; right those measured on {subject.name}, {drawn}.",
-        *_settings(subject, runs),
-        "",
-        *_table(recipe, subject, measured, axes, texts, with_texts=bool(recipe.texts)),
+        f"Left the paper's figures, of {recipe.model}; right those measured on {bench.model}, {drawn}.\n"
+        + "\n".join(_settings(bench, runs)),
+        table(published, [*measured, REMOVED] if recipe.texts else measured),
     ]
-    if any(task in figures for figures in measured.values() for task in recipe.tasks):
-        questions = f"first {subject.limit} questions of each task" if subject.limit else "all questions"
-        lines += ["", f"Zero-shot accuracy in percent, {questions}.", ""]
-        lines += _table(recipe, subject, measured, axes, [*recipe.tasks], with_texts=False)
-    lines += ["", *(f"- {note}" for note in [*_left_out(recipe, subject), *recipe.notes])]
-    return "\n".join(lines) + "\n"
+    if bench.tasks:
+        questions = f"first {asked.limit} questions of each task" if asked.limit else "all questions"
+        parts += [f"Zero-shot accuracy in percent, {questions}.", table(recipe.tasks, recipe.tasks)]
+    parts.append("\n".join(f"- {note}" for note in [*_left_out(bench), *recipe.notes]))
+    return "\n\n".join(parts) + "\n"
 
 
-def _settings(subject: Subject, runs: list[Run]) -> list[str]:
+def _lines(bench: Bench, runs: list[Run]) -> Iterator[Run]:
+    """What was published and measured, as `pages` reads it: a line a run, labelled with the axes of its place."""
+    recipe, found = bench.recipe, {}
+    for run in runs:
+        figures = {name: run[key] for name, key in bench.keys.items()} | run.get("tasks", {})
+        figures[REMOVED] = f"{100 * run['removed']:.1f} %"
+        found.setdefault((run["protocol"], run["row"]), {})[run["seed"]] = figures
+    for place in recipe.places():
+        at = bench.here(place)
+        labels = {axis: str(getattr(place, axis)) for axis in AXES}
+        labels["samples"] += "" if at == place else f" (here {at.samples})"
+        if place.row == DENSE:  # the one run stands for every place
+            labels |= dict.fromkeys(("ratio", "recovery", "samples"), "")
+        if place in recipe.published:
+            line: Run = {"model": f"{recipe.model}, paper", "seed": None, **labels}
+            for name, figure in recipe.published[place].items():
+                mean, deviation = figure if isinstance(figure, list) else (figure, None)
+                line |= {name: mean, f"{name}_deviation": deviation}
+            yield line
+            if recipe.rows[place.row].missing:
+                words = dict.fromkeys((*bench.texts, *recipe.columns), "not run here")
+                yield {"model": bench.model, "seed": None, **labels, **words}
+        if place.dtype == DIFF:
+            one, two = (found.get((bench.protocol(replace(at, dtype=dtype)), place.row), {}) for dtype in recipe.dtypes)
+            measured = {
+                seed: {name: abs(one[seed][name] - two[seed][name]) for name in one[seed] if name != REMOVED}
+                for seed in one.keys() & two.keys()
+            }
+        else:
+            measured = found.get((bench.protocol(at), place.row), {})
+        for seed, figures in measured.items():
+            yield {"model": bench.model, "seed": seed, **labels, **figures}
+
+
+def _settings(bench: Bench, runs: list[Run]) -> list[str]:
     """What the measured figures were made with."""
-    text = next((run["settings"]["calibration"] for run in runs), "")
-    segments = f"the first {subject.max_segments}" if subject.max_segments else "all"
-    found = [f"Calibrated on {text}" + (f"; perplexity over {segments} 128-token segments." if subject.texts else ".")]
-    for name in {run["recovery"]: None for run in runs if "recovery" in run["settings"]}:
-        s = next(run["settings"] for run in runs if run["recovery"] == name)
-        length = f"{s['max_steps']} steps" if s["max_steps"] else f"{s['epochs']} epochs"
-        name = name[0].upper() + name[1:]
-        found.append(f"{name}: {s['recovery']}, {length}, learning rate {s['learning_rate']:.1g}.")
+    segments = f"the first {bench.asked.max_segments}" if bench.asked.max_segments else "all"
+    measured = f"; perplexity over {segments} 128-token segments." if bench.texts else "."
+    found = [f"Calibrated on {runs[0]['calibration']}{measured}"]
+    for name, run in {run["protocol"].partition(",")[0]: run for run in runs if "set" in run}.items():
+        length = f"{run['max_steps']} steps" if "max_steps" in run else f"{run['epochs']} epochs"
+        found.append(f"{name.capitalize()}: {run['set']}, {length}, learning rate {run['learning_rate']:.1g}.")
     return found
 
 
-def _measured(recipe: Recipe, runs: Iterable[Run]) -> dict[Place, dict[str, list[float]]]:
-    """Place → column → figures of all seeds; Diff is that of each seed."""
-    by_seed: dict[Place, dict[int, Mapping[str, float]]] = {}
-    for run in runs:
-        place = Place(**{axis: run[axis] for axis in AXES})
-        by_seed.setdefault(place, {})[run["seed"]] = run["figures"] | {REMOVED: run["removed"]}
-    if len(recipe.dtypes) > 1:
-        one, two = recipe.dtypes
-        for place in [place for place in by_seed if place.dtype == one]:
-            other = by_seed.get(replace(place, dtype=two), {})
-            by_seed[replace(place, dtype=DIFF)] = {
-                seed: {name: abs(value - other[seed][name]) for name, value in figures.items()}
-                for seed, figures in by_seed[place].items()
-                if seed in other
-            }
-    return {
-        place: {name: [figures[name] for figures in seeds.values()] for name in next(iter(seeds.values()), {})}
-        for place, seeds in by_seed.items()
-    }
-
-
-def _table(
-    recipe: Recipe,
-    subject: Subject,
-    measured: Mapping[Place, Mapping[str, list[float]]],
-    axes: list[str],
-    columns: list[str],
-    *,
-    with_texts: bool,
-) -> list[str]:
-    """Published columns, then the measured ones of the same kind: texts under their own names, tasks under theirs."""
-    found = {name for figures in measured.values() for name in figures}
-    here = [name for name in dict.fromkeys([*(subject.texts if with_texts else ()), *columns]) if name in found]
-    shares = {place: figures[REMOVED] for place, figures in measured.items()} if with_texts else {}
-    head = [*axes, *(f"{recipe.model}, paper: {name}" for name in columns), *(f"{subject.name}: {n}" for n in here)]
-    head += [f"{subject.name}: {REMOVED}"] * bool(shares)
-    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(axes)}{'---:|' * (len(head) - len(axes))}"]
-    for place in recipe.places():
-        at = replace(place, samples=min(place.samples, subject.max_samples or place.samples))
-        figures, published = measured.get(at, {}), recipe.published.get(place, {})
-        missing = "not run here" if recipe.rows[place.row].missing else ""
-        if not figures and not published:
-            continue
-        cells = [_axis(place, at, axis) for axis in axes]
-        cells += [_words(published[name]) if name in published else "" for name in columns]
-        cells += [_spread(figures[name]) if name in figures else missing for name in here]
-        if shares:
-            cells.append(f"{100 * statistics.mean(shares[at]):.1f} %" if at in shares and at.dtype != DIFF else "")
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
-
-
-def _axis(place: Place, at: Place, axis: str) -> str:
-    """The label of an axis; of the dense model only its row and dtype, and a size that was lowered with the one run."""
-    if place.row == DENSE and axis not in ("row", "dtype"):
-        return ""
-    if axis == "samples" and at.samples != place.samples:
-        return f"{place.samples} (here {at.samples})"
-    return str(getattr(place, axis))
-
-
-def _spread(values: list[float]) -> str:
-    """Mean ± standard deviation."""
-    mean = statistics.mean(values)
-    return _words([mean, statistics.stdev(values)] if len(values) > 1 else mean)
-
-
-def _words(value: float | list[float]) -> str:
-    return f"{value[0]:.2f} ± {value[1]:.2f}" if isinstance(value, list) else f"{value:.2f}"
-
-
-def _left_out(recipe: Recipe, subject: Subject) -> list[str]:
+def _left_out(bench: Bench) -> list[str]:
     """What the table asks and was not given, or is not in this package."""
-    found = [f"perplexity on {name} (no --text {name}=FILE)" for name in recipe.texts if name not in subject.texts]
-    if recipe.tasks and not subject.tasks:
+    recipe, tuned = bench.recipe, {place.recovery for place in bench.places()}
+    found = [f"perplexity on {name} (no --text {name}=FILE)" for name in recipe.texts if name not in bench.texts]
+    if recipe.tasks and not bench.tasks:
         found.append("zero-shot tasks (no --task-path)")
-    run = {place.recovery for place in places_to_run(recipe, subject)}
-    for name in recipe.recoveries:
-        if name not in run:
-            found.append(f"what is {name} (no --{RECOVERIES[name].replace(' ', '-')})")  # type: ignore[union-attr]
+    found += [
+        f"what is {name} (no --{RECOVERIES[name].replace('_', '-')})" for name in recipe.recoveries if name not in tuned
+    ]
     found += [f"{label} ({row.missing})" for label, row in recipe.rows.items() if row.missing]
     return [f"Left out here: {'; '.join(found)}."] if found else []

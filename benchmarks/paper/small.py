@@ -5,6 +5,7 @@
 The stories are split: the first half to calibrate and tune on (100 for the recovery set, 250 others for the larger
 one), the second to measure on; wikitext-llama-5m is calibrated on WikiText-2 validation. Cheap settings, each printed
 with its table: few segments, few questions, fewer calibration windows than Table 7's 1000, learning rates times ten.
+--json FILE takes what the output folder holds, as results/data/paper.jsonl has it.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ import argparse
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the libraries that read it
 
 import run
-from measure import identity
 
 SCORED = "--calibration {work}/stories-calibration.jsonl"
 STORIES = f"{SCORED} --text stories={{work}}/stories-evaluation.jsonl"
@@ -50,22 +51,29 @@ def split(stories: Path, folder: Path) -> None:
         (folder / f"stories-{name}.jsonl").write_text("".join(lines[start:end]), encoding="utf-8")
 
 
-def collected(output: Path) -> list[str]:
-    """Every run of every job as a line of JSON; one that fills several tables once, with the first's row."""
-    found: dict[str, dict] = {}
-    for model, table in dict.fromkeys((model, table) for table, model, _ in JOBS):
-        file = output / model / f"{table}.json"
-        for one in json.loads(file.read_text(encoding="utf-8"))["runs"] if file.is_file() else ():
-            figures = {name: round(value, 4) for name, value in one["figures"].items()}
-            one |= {"figures": figures, "removed": round(one["removed"], 4)}
-            found.setdefault(identity(one), {"table": table, **one})
-    return [json.dumps(one, ensure_ascii=False) for one in found.values()]
+def collected(output: Path) -> Iterator[run.Run]:
+    """Every run of every job; one that fills several tables once, with the first's name; then Table 1's Diff."""
+    found: dict[str, run.Run] = {}
+    for table, model, _ in JOBS:
+        for key, line in run.read_runs(output / model / f"{table}.jsonl", run.identity).items():
+            found.setdefault(key, line)
+    pairs: dict[tuple, run.Run] = {}
+    for line in found.values():
+        yield {name: value for name, value in line.items() if name not in ("calibration", "texts")}
+        if line["table"] == "table1":
+            ratio, _, dtype = line["protocol"].partition(" hidden, ")
+            same = {"table": "diff", "model": line["model"], "protocol": ratio, "row": line["row"]}
+            same = pairs.setdefault((line["model"], ratio, line["row"], line["seed"]), same | {"seed": line["seed"]})
+            same |= {{"bfloat16": "bf16", "float16": "fp16"}[dtype]: line["perplexity"], "commit": line["commit"]}
+    for pair in pairs.values():
+        stamp = pair.pop("commit")
+        yield {**pair, "diff": round(abs(pair["bf16"] - pair["fp16"]), 4), "commit": stamp}
 
 
 def main() -> None:
     """Runs the jobs, one after the other."""
     parser = argparse.ArgumentParser(description="Every recipe on the shared small models.")
-    parser.add_argument("--shared", type=Path, default=Path(__file__).parents[3] / "shared")
+    parser.add_argument("--shared", type=Path, default=run.SHARED)
     parser.add_argument("--output", type=Path, default=Path("paper-results"))
     parser.add_argument("--jobs", nargs="*", type=int, default=range(len(JOBS)), help="numbers, from 0; default: all")
     parser.add_argument("--json", type=Path, metavar="FILE", help="takes every run of the output folder, one a line")
@@ -76,7 +84,8 @@ def main() -> None:
             words = [word.format(work=work, data=asked.shared / "data") for word in options.split()]
             run.main([table, str(asked.shared / "models" / model), "--output", str(asked.output / model), *words])
     if asked.json is not None:
-        asked.json.write_text("[\n" + ",\n".join(collected(asked.output)) + "\n]\n", encoding="utf-8")
+        lines = [json.dumps(one, ensure_ascii=False) for one in collected(asked.output)]
+        asked.json.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
