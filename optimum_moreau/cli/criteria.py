@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.name:
         return methods.described(CRITERIA, args.name)
     from ..criteria.block_influence import PAPER, SUMMARY
-    from ..masks.refinements import REFINEMENTS
+    from ..masks import REFINEMENTS
     from ..registry import BUDGETS
 
     found = {name: _row(CRITERIA.get(name)) for name in CRITERIA}

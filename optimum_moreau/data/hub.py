@@ -18,25 +18,15 @@ _PATIENCE = 10  # seconds that the Hub may take to answer
 
 
 def read_hub(source: str, seed: int | None, limit: int | None) -> tuple[Sequence[Mapping[str, Any]], str | None]:
-    """The records of a dataset, and the column that its name gives.
-
-    Args:
-        source: its name, with the prefix.
-        seed: of the order in which it is read; `None`: its own.
-        limit: how many records are read; `None`: all, not streamed.
-
-    Raises:
-        DataError: it cannot be had.
-    """
+    """The records of a dataset, and the column that its name gives; arguments and errors as for `read_records`."""
     from datasets import load_dataset
 
-    parts = source.removeprefix(HUB_PREFIX).split(":")
-    dataset_id, config, split, column = (parts + [""] * 4)[:4]
+    dataset_id, config, split, column = (source.removeprefix(HUB_PREFIX).split(":") + [""] * 4)[:4]
     try:
         with _asked_once(dataset_id), quiet("datasets"), quiet("huggingface_hub"):
+            rows = load_dataset(dataset_id, config or None, split=split or "train", streaming=limit is not None)
             if limit is None:
-                return load_dataset(dataset_id, config or None, split=split or "train"), column or None
-            rows = load_dataset(dataset_id, config or None, split=split or "train", streaming=True)
+                return rows, column or None
             rows = rows if seed is None else rows.shuffle(seed=seed, buffer_size=limit)
             found = list(islice(rows, limit))
     except Exception as error:  # datasets raises many types; each is "this dataset cannot be had"

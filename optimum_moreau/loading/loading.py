@@ -22,8 +22,8 @@ from transformers.utils import find_adapter_config_file
 from ..errors import CheckpointError, ConfigError, UnsupportedModelError, first_line, quiet
 from ..files import LARGEST_OF_TRANSFORMERS, read_json, read_shapes
 from ..modeling import register_auto_classes
+from ..models.buffers import skeleton
 from ..models.families import family_of
-from ..models.skeleton import skeleton
 from ..models.undisturbed import undisturbed
 from ..models.units import EMBEDDINGS
 from ..registry import suggestion

@@ -27,9 +27,8 @@ from ..criteria.wanda import Wanda
 from ..distributed import is_distributed
 from ..envelope import scoring_mode
 from ..errors import ConfigError, DataError, NonFiniteError, PlanError
-from ..models.placement import loaded
+from ..models.placement import Keep, loaded, parameter_names, parameter_values, put, restored
 from ..models.stream import Inputs, LayerStream, StreamedLayer
-from ..models.undo import Keep, parameter_names, put, restored
 from ..models.units import LAYERS, Block, ModelShape, decoder_layers
 from ..scoring.scores import check_gradients
 from .obs import surgeon
@@ -127,33 +126,30 @@ class _Masker:
             if elements is not None and name not in scores:
                 raise PlanError(f"{name}: no scores; score this model with this scope first")
         self._spread(scope, scores)
-        by_layer: dict[int, list[Block]] = {}
+        owners: dict[int, dict[str, Block]] = {}  # of the matrices of each layer
         for block in scope:
-            assert block.layer is not None  # heads and channels lie in a layer
-            by_layer.setdefault(block.layer, []).append(block)
+            owners.setdefault(_layer_of(block), {}).update(dict.fromkeys(modules_of(block), block))
         if not self.what:
-            for index, blocks in by_layer.items():
-                own = [(block, module) for block in blocks for module in modules_of(block)]
-                keep(index, [module for _, module in own])
-                yield self._write(index, [self._cut(block, module, _EMPTY, scores) for block, module in own])
+            for index, owner in owners.items():
+                keep(index, list(owner))
+                yield self._write(index, [self._cut(block, name, _EMPTY, scores) for name, block in owner.items()])
             return
         stream = LayerStream(self.model, self.batches, self.windows)
         for streamed in tqdm(stream, "layers", len(self.layers), leave=False, disable=None):
-            if streamed.index in by_layer:
-                blocks = by_layer[streamed.index]
-                keep(streamed.index, [module for block in blocks for module in modules_of(block)])
-                yield self._layer(streamed, blocks, scores)
-            if streamed.index == max(by_layer):  # nothing reads what comes out of it
+            if streamed.index in owners:
+                owner = owners[streamed.index]
+                keep(streamed.index, list(owner))
+                yield self._layer(streamed, owner, scores)
+            if streamed.index == max(owners):  # nothing reads what comes out of it
                 break
 
     def _layer(
-        self, streamed: StreamedLayer, blocks: Sequence[Block], scores: dict[str, Tensor]
+        self, streamed: StreamedLayer, owner: Mapping[str, Block], scores: dict[str, Tensor]
     ) -> list[MatrixSparsity]:
         """One pass gathers all; but Hessians are held one at a time, matrices with the same inputs sharing one."""
-        groups = [modules for block in blocks for modules in _sharing(block)]
-        if "products" not in self.what:
-            groups = [[module for group in groups for module in group]]
-        owner = {module: block for block in blocks for module in modules_of(block)}
+        groups = [list(owner)]
+        if "products" in self.what:
+            groups = [modules for block in dict.fromkeys(owner.values()) for modules in _sharing(block)]
         found: list[MatrixSparsity] = []
         waiting: list[_Cut] = []
         for group in groups:
@@ -172,9 +168,8 @@ class _Masker:
     def _cut(self, block: Block, module: str, inputs: Inputs, scores: dict[str, Tensor]) -> _Cut:
         """Scores a matrix, permutes its inputs, chooses, refines, updates; changes nothing in the model."""
         where, name = f"layers.{block.layer}.{module}", f"{LAYERS}{block.layer}.{module}.weight"
-        assert block.layer is not None  # heads and channels lie in a layer
-        w = loaded(self.layers[block.layer].get_submodule(module), "weight").float()
-        sparsity = self.shares.get(block.layer, self.mask.sparsity or 0.0)
+        w = parameter_values(self.model, name).float()
+        sparsity = self.shares.get(_layer_of(block), self.mask.sparsity or 0.0)
         score = order = mask = refined = None
         if inputs.products is not None:
             w = torch.where(inputs.products.diagonal() == 0, 0, w)  # an input that never fires
@@ -208,17 +203,16 @@ class _Masker:
         found: list[MatrixSparsity] = []
         layer: Any = self.layers[index]
         for cut in cuts:
-            module = layer.get_submodule(cut.name)
+            module, where = layer.get_submodule(cut.name), f"layers.{index}.{cut.name}"
             weight = cut.weight.to(module.weight.dtype)
             if not torch.isfinite(weight).all():
-                raise NonFiniteError(f"layers.{index}.{cut.name}: the adjusted weights overflow {weight.dtype}")
+                raise NonFiniteError(f"{where}: the adjusted weights overflow {weight.dtype}")
             put(module, weight)
             if cut.order:
                 _reorder_writers(layer, cut.block, cut.order.rows)
             zeros = int((cut.weight == 0).sum())
             errors = (cut.refined.before, cut.refined.after, cut.refined.swaps) if cut.refined else (None, None, 0)
             shares = (cut.order.before, cut.order.after) if cut.order else (None, None)
-            where = f"layers.{index}.{cut.name}"
             holds = self.pattern.holds(cut.mask)
             found.append(MatrixSparsity(where, zeros, cut.mask.numel(), holds, *errors, *shares))
         return found
@@ -241,20 +235,19 @@ class _Masker:
             found = dict(self._dense(scope, self.criterion)) if self.criterion.by_layer else dict(scores)
             for name, score in found.items():
                 self._check(score, name.removeprefix("model.").removesuffix(".weight"))
-                w = loaded(self.model.get_submodule(name.removesuffix(".weight")), "weight")
-                found[name] = zeros_first(score, w.to(score.device))
+                found[name] = zeros_first(score, parameter_values(self.model, name).to(score.device))
             self.masks = global_masks(found, sparsity)
 
     def _dense(self, scope: Sequence[Block], criterion: Criterion) -> Iterator[tuple[str, Tensor]]:
         """Scores every matrix of the dense model; on the CPU, in float32."""
         modules: dict[int, list[str]] = {}
         for block in scope:
-            modules.setdefault(block.layer or 0, []).extend(modules_of(block))
+            modules.setdefault(_layer_of(block), []).extend(modules_of(block))
 
         def scored(index: int, inputs: Mapping[str, Inputs]) -> Iterator[tuple[str, Tensor]]:
             for module in modules.get(index, ()):
                 name = f"{LAYERS}{index}.{module}.weight"
-                w = loaded(self.layers[index].get_submodule(module), "weight").float()
+                w = parameter_values(self.model, name).float()
                 yield name, criterion.elements(name, w, inputs.get(module, _EMPTY), self.config.seed).cpu()
 
         if not criterion.statistics:
@@ -280,11 +273,15 @@ class _Masker:
         return {name: scores.abs_() for name, scores in found.items()}  # those with signs
 
 
+def _layer_of(block: Block) -> int:
+    assert block.layer is not None  # heads and channels lie in a layer
+    return block.layer
+
+
 def _sharing(block: Block) -> list[list[str]]:
-    """The same, those that read the same inputs together: q, k, v; o; gate, up; down."""
+    """The matrices of a block, those that read the same inputs together: q, k, v; o; gate, up; down."""
     sides = {cut.module: cut.side for cut in block.cuts}
-    groups = [[module for module, own in sides.items() if own == side] for side in ("out", "in")]
-    return [group for group in groups if group]
+    return [[module for module, own in sides.items() if own == side] for side in ("out", "in")]
 
 
 def _reorder_writers(layer: Any, block: Block, order: Tensor) -> None:

@@ -8,14 +8,23 @@ class that changes it has no helper: these read the hook.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import MethodType
 from typing import Any
 
 import torch
 from accelerate.utils import OffloadedWeightsLoader, PrefixedDataset, has_offloaded_params
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
+from ..files import write_tensors
+from ..files.temporary import temporary_folder
+
+# Keeps what some modules of a layer hold now: index of the layer, names inside it.
+Keep = Callable[[int, Collection[str]], None]
 
 
 def loaded(module: Any, name: str) -> Tensor:
@@ -41,6 +50,50 @@ def replace_parameter(module: Any, name: str, value: Tensor) -> None:
     setattr(module, name, nn.Parameter(value, requires_grad=old.requires_grad))
 
 
+def put(module: Any, value: Tensor, name: str = "weight") -> None:
+    """In place: gives a parameter other values, of its dtype."""
+    parameter = getattr(module, name)
+    if parameter.is_meta or parameter.is_inference() or parameter.shape != value.shape:
+        replace_parameter(module, name, value)
+    else:
+        parameter.copy_(value)
+
+
+def parameter_names(module: Any) -> list[str]:
+    """The names of what a linear layer holds."""
+    return ["weight"] if module.bias is None else ["weight", "bias"]
+
+
+@contextmanager
+def restored(layers: Any, *, always: bool = False) -> Iterator[Keep]:
+    """Keeps on disk what a layer was before it is changed, and puts it back if the block ends in an error.
+
+    Args:
+        layers: the model's decoder layers.
+        always: puts it back, however the block ends.
+    """
+    with temporary_folder("undo") as work, ExitStack() as undo:
+
+        def keep(index: int, names: Collection[str]) -> None:
+            modules = {name: layers[index].get_submodule(name) for name in names}
+            paths = {f"{name}.{own}": (one, own) for name, one in modules.items() for own in parameter_names(one)}
+            values = {path: loaded(*parameter).cpu().contiguous() for path, parameter in paths.items()}
+            write_tensors(work / str(index), values)
+            undo.callback(_put_back, layers[index], work / str(index))
+
+        yield keep
+        if not always:
+            undo.pop_all()
+
+
+@torch.no_grad()
+def _put_back(layer: Any, file: Path) -> None:
+    for path, value in load_file(file).items():
+        owner, _, name = path.rpartition(".")
+        module = layer.get_submodule(owner)
+        put(module, value.to(module.weight.device if not module.weight.is_meta else "cpu"), name)
+
+
 def tie(head: nn.Module, embedding: nn.Module) -> None:
     """In place: gives the head the embedding's weight, of another shape than before, as one parameter."""
     if head.weight.is_meta:
@@ -60,11 +113,7 @@ def is_offloaded(model: nn.Module) -> bool:
 
 
 def check_loaded(model: nn.Module) -> None:
-    """Refuses parameters without values.
-
-    Raises:
-        UnsupportedModelError: names the first.
-    """
+    """Raises UnsupportedModelError, naming the first, for parameters without values."""
     for name, parameter in model.named_parameters():
         if parameter.is_meta and not has_offloaded_params(model.get_submodule(name.rpartition(".")[0])):
             raise UnsupportedModelError(

@@ -15,7 +15,7 @@ from ..criteria import block_influence
 from ..criteria.papers import BIBTEX
 from ..evaluation.records import STAGES, Measurement, by_stage
 from ..evaluation.speed import Speed
-from ..masks.refinements import REFINEMENTS
+from ..masks import REFINEMENTS
 from ..masks.summary import SparsitySummary
 from ..models.families import CUSTOM_PREFIX
 from ..recovery import RecoverySummary
