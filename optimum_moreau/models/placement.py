@@ -19,7 +19,7 @@ from accelerate.utils import OffloadedWeightsLoader, PrefixedDataset, has_offloa
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..errors import UnsupportedModelError
+from ..errors import ConfigError, UnsupportedModelError, first_line
 from ..files import write_tensors
 from ..files.temporary import temporary_folder
 
@@ -119,6 +119,27 @@ def check_loaded(model: nn.Module) -> None:
             raise UnsupportedModelError(
                 f"{name} is on the meta device and accelerate keeps no values for it; load it whole"
             )
+
+
+def check_device(device: str | None, *, present: bool = True) -> torch.device:
+    """Returns the device that a name (`cpu`, `cuda:0`) stands for; default: cuda where there is one.
+
+    Args:
+        device: its name.
+        present: it must be here; `False` for an estimate, which needs to know its type only.
+
+    Raises:
+        ConfigError: there is no such device, or it cannot be used here.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        if present:
+            torch.empty(0, dtype=torch.float32, device=found)
+        return found
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"device: '{device}' cannot be used here ({first_line(error)})") from error
 
 
 def input_device(model: Any) -> torch.device:

@@ -11,7 +11,6 @@ from ..compensation.compensate import CompensationRecord
 from ..config import TARGETS
 from ..data.windows import CalibrationRecord
 from ..files import Record
-from ..planning import Kept, PruningPlan
 
 SUMMARY_NAME = "pruning_summary.json"
 _COUNTS = ("heads", "kv_heads", "head_dim", "channels")  # of a layer
@@ -100,32 +99,6 @@ class PruningSummary(Record):
                 if layer is not None and (layer.keys() != {*_COUNTS} or min(layer.values()) < 1):
                     return f"{name}.{i}: does not hold one count for each of {', '.join(_COUNTS)}"
         return ""
-
-
-def layer_shapes(model_config: Any, plan: PruningPlan) -> tuple[list[dict[str, int]], list[dict[str, int] | None]]:
-    """Returns heads, KV heads, head width and MLP channels of each layer before and after; `None` for one that goes.
-
-    Args:
-        model_config: of the base model.
-        plan: what stays of it.
-    """
-    before = [
-        {
-            "heads": layer.num_attention_heads,
-            "kv_heads": layer.num_key_value_heads,
-            "head_dim": getattr(layer, "head_dim", None) or model_config.hidden_size // layer.num_attention_heads,
-            "channels": layer.intermediate_size,
-        }
-        for layer in model_config.per_layer_config
-    ]
-    after = [None if i in plan.removed_layers else _after(layer, plan.layers[i]) for i, layer in enumerate(before)]
-    return before, after
-
-
-def _after(layer: dict[str, int], kept: Mapping[str, Kept]) -> dict[str, int]:
-    groups = len(kept["attention"].kept)
-    heads = groups * layer["heads"] // layer["kv_heads"]
-    return layer | {"heads": heads, "kv_heads": groups, "channels": len(kept["mlp"].kept)}
 
 
 def versions() -> dict[str, str]:
