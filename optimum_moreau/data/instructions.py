@@ -19,8 +19,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import DataError
 from ..templates import ChatTemplate
-from .pieces import tokenize
 from .sources import Record, read_records, source_name, text_field, text_of
+from .tokens import tokenize
 from .windows import shuffled, text_prefix
 
 logger = logging.getLogger(__name__)

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DataError, quiet
+from ..errors import DataError, first_line, quiet
 from ..files import parse_json
 from ..registry import suggestion
 from ..templates import ChatTemplate
-from .hub import HUB_PREFIX, read_hub
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+HUB_PREFIX = "hub:"  # hub:id[:config[:split[:column]]]
+_PATIENCE = 10  # seconds that the Hub may take to answer
 DEFAULT_TEXT = Path(__file__).parent / "calibration.txt"
 _RECORD_LOADERS = {".jsonl": "from_json", ".json": "from_json", ".csv": "from_csv", ".parquet": "from_parquet"}
 _KINDS = {str: "text", int: "a whole number", float: "a number", list: "a list", dict: "a dictionary"}
@@ -75,7 +80,7 @@ def read_records(source: Any, *, seed: int | None = 0, limit: int | None = None)
     """
     column = None
     if is_of_hub(source):
-        records, column = read_hub(source, seed, limit)
+        records, column = _read_hub(source, seed, limit)
     elif isinstance(source, (str, Path)):
         records = _read_file(path_of(source))
     elif isinstance(source, Mapping):
@@ -257,3 +262,67 @@ def _odd_record(records: Iterable[Any]) -> str:
                 before = _KINDS.get(kind, "of another kind")
                 return f"record {number}: '{field}' is {value!r:.40}; in the records before it is {before}"
     return ""
+
+
+def _read_hub(source: str, seed: int | None, limit: int | None) -> tuple[Sequence[Mapping[str, Any]], str | None]:
+    """The records of a dataset, and the column that its name gives; arguments and errors as for `read_records`."""
+    from datasets import load_dataset
+
+    dataset_id, config, split, column = (source.removeprefix(HUB_PREFIX).split(":") + [""] * 4)[:4]
+    try:
+        with _asked_once(dataset_id), quiet("datasets"), quiet("huggingface_hub"):
+            rows = load_dataset(dataset_id, config or None, split=split or "train", streaming=limit is not None)
+            if limit is None:
+                return rows, column or None
+            rows = rows if seed is None else rows.shuffle(seed=seed, buffer_size=limit)
+            found = list(islice(rows, limit))
+    except Exception as error:  # datasets raises many types; each is "this dataset cannot be had"
+        raise DataError(f"{source}: cannot be loaded ({_reason(error)})") from error
+    if seed is None and len(found) == limit:
+        logger.warning("%s: only its first %s documents are read", source, f"{limit:,}")
+    return found, column or None
+
+
+def _reason(error: Exception) -> str:
+    words = " ".join(str(error).split())
+    if "OfflineModeIsEnabled" in words:
+        return "it is not in the cache, and the Hub cannot be reached"
+    if words.startswith("Config name is missing"):
+        known = words.partition("available configs:")[2].partition(" Example")[0]
+        return f"give one of its configs, hub:id:config:{known}"
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
+@contextmanager
+def _asked_once(dataset_id: str) -> Iterator[None]:
+    """Where the Hub cannot be reached, datasets does not ask it again and again within the block."""
+    import datasets
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    if not (Path(dataset_id).exists() or _asked(dataset_id)[0]):
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
+
+
+def _asked(dataset_id: str) -> tuple[bool, str | None]:
+    """Whether the Hub says anything at all of a dataset, be it that there is none; and its commit."""
+    import httpx2
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        with quiet("huggingface_hub"):
+            return True, HfApi().dataset_info(dataset_id, timeout=_PATIENCE).sha
+    except (HfHubHTTPError, HFValidationError):
+        return True, None
+    except (httpx2.TransportError, OSError):
+        return False, None
+
+
+def dataset_commit(source: str) -> str | None:
+    """The commit of `hub:id[…]` that would be read; `None` where the Hub cannot be asked."""
+    return _asked(source.removeprefix(HUB_PREFIX).split(":")[0])[1]

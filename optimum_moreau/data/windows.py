@@ -24,13 +24,12 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import ConfigError, DataError
 from ..models.undisturbed import undisturbed
-from .ids import token_documents
-from .pieces import PIECE, tokenize
 from .sources import DEFAULT_TEXT, is_of_hub, path_of, read_documents, source_name
+from .tokens import PIECE, token_documents, tokenize
 
 logger = logging.getLogger(__name__)
 
-Source = "str | Path | Iterable[str] | Dataset | Tensor | BatchEncoding | None"
+Source = Any  # str | Path | Iterable[str] | Dataset | Tensor | BatchEncoding | None
 LONG = 1 << 21  # characters of a document that is tokenised whole at most
 _PER_BYTE, _PER_CHARACTER = 8, 200  # memory that a text takes, and a piece of it while it is tokenised
 _Span = tuple[int, int, int]  # document, and where in it a part begins and ends
@@ -39,16 +38,7 @@ _PER_TOKEN = 32  # characters of a part for every token of a window: far more th
 
 @dataclass(frozen=True)
 class CalibrationRecord:
-    """What a saved record says of calibration windows, as `CalibrationSet.to_dict` writes it.
-
-    Attributes:
-        source: name of the file or dataset.
-        seed: of the draw.
-        samples: number of windows.
-        sequence_length: tokens of each.
-        tokens: of all.
-        sha256: of the token ids.
-    """
+    """What a saved record says of calibration windows, as `CalibrationSet.to_dict` writes it; `tokens` are counted."""
 
     source: str = ""
     seed: int = 0
@@ -84,7 +74,7 @@ class CalibrationSet:
 
 @undisturbed()
 def load_calibration(
-    source: Source,  # type: ignore[valid-type]
+    source: Source,
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     samples: int = 10,
@@ -116,19 +106,13 @@ def load_calibration(
 class CalibrationText:
     """A text that windows are drawn from: it is read once, and no part of it is tokenised twice.
 
-    Args:
-        source: as for `load_calibration`; what an iterator gives is kept.
-        tokenizer: needed for anything but token ids.
-        column: text column of a file of records or a dataset.
+    Arguments are as for `load_calibration`; what an iterator gives is kept.
     """
 
     def __init__(
-        self,
-        source: Source = None,  # type: ignore[valid-type]
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        column: str | None = None,
+        self, source: Source = None, tokenizer: PreTrainedTokenizerBase | None = None, column: str | None = None
     ) -> None:
-        self.source: Any = list(source) if isinstance(source, Iterator) else source
+        self.source = list(source) if isinstance(source, Iterator) else source
         self._text = DEFAULT_TEXT if source is None else self.source
         self._tokenizer: Any = tokenizer  # `None` is refused as text is read
         self._column = column

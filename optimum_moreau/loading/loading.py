@@ -8,16 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import find_adapter_config_file
 
 from ..errors import CheckpointError, ConfigError, UnsupportedModelError, first_line, quiet
@@ -180,8 +175,6 @@ def check_same_tokenizer(
 
 def base_revision(name: str, revision: str | None = None) -> str | None:
     """Returns the commit of a Hub model that was loaded, read off the cache; `None` for a folder."""
-    from huggingface_hub import try_to_load_from_cache
-
     if Path(name).expanduser().is_dir():
         return None
     found = try_to_load_from_cache(name, "config.json", revision=revision)
@@ -229,15 +222,13 @@ def _refuse_others(name: str, revision: str | None) -> None:
     """Refuses pickles; and an adapter, which transformers would put on the model, with modules that it names."""
     folder = Path(name).expanduser()
     if folder.is_dir() and not list(folder.glob("*.safetensors")):
-        pickles = sorted(path.name for path in [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
+        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth"))
         found = f"pickle weights only ({pickles[0]})" if pickles else "no weights"
         raise CheckpointError(f"{name}: {found}; weights must be safetensors (model.safetensors)")
 
+    file = None if folder.is_dir() else find_adapter_config_file(name, revision=revision)
     try:
-        if folder.is_dir():
-            check_no_adapter(folder)
-        elif (file := find_adapter_config_file(name, revision=revision)) is not None:
-            check_no_adapter(Path(file).parent)
+        check_no_adapter(Path(file).parent if file else folder)
     except CheckpointError as error:
         raise CheckpointError(f"{name}: {error}") from error
 

@@ -67,13 +67,9 @@ def keep_mask(scores: Tensor, pattern: Pattern, sparsity: float, group: str = "r
         group: weights that are compared: each `row`, or the whole `layer`.
     """
     if pattern.structured:
-        lines, drop = scores.reshape(-1, pattern.of), pattern.of - pattern.kept
-    elif group == "row":
-        lines, drop = scores, nearest_fewer(sparsity * scores.shape[1])
-    else:
-        lines, drop = scores.reshape(1, -1), nearest_fewer(sparsity * scores.numel())
-    mask = _small(lines, drop) if pattern.structured else _large(lines, drop)
-    return mask.view_as(scores)
+        return _small(scores.reshape(-1, pattern.of), pattern.of - pattern.kept).view_as(scores)
+    lines = scores if group == "row" else scores.reshape(1, -1)
+    return _large(lines, nearest_fewer(sparsity * lines.shape[1])).view_as(scores)
 
 
 def global_masks(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:

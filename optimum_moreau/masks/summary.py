@@ -93,11 +93,8 @@ class SparsitySummary(Record):
         permuted = [one for one in self.matrices if one.retained_before is not None and one.retained_after is not None]
         if not permuted:
             return None
-        total = sum(one.total for one in permuted)
-        before, after = (
-            sum(getattr(one, name) * one.total for one in permuted) / total
-            for name in ("retained_before", "retained_after")
-        )
+        names, total = ("retained_before", "retained_after"), sum(one.total for one in permuted)
+        before, after = (sum(getattr(one, name) * one.total for one in permuted) / total for name in names)
         return before, after
 
     @property

@@ -67,14 +67,9 @@ def built_from(config: Any, dtype: torch.dtype | None = None) -> Any:
 
 
 def take_over(module: nn.Module, pattern: nn.Module, but: Collection[str] = ()) -> None:
-    """In place: gives a module plain attributes, and the buffers that no checkpoint holds, of one of `built_from`.
+    """In place: gives a module plain attributes, `but` some, and buffers that no checkpoint holds, of a `built_from`.
 
     Buffers go to the device of its own. What earlier passes left beside them (longrope's second frequencies) goes.
-
-    Args:
-        module: of a model.
-        pattern: the same of the other.
-        but: attributes that it keeps.
     """
     if pattern._non_persistent_buffers_set:
         left = [name for name, value in vars(module).items() if isinstance(value, Tensor)]
@@ -96,33 +91,28 @@ def reset_buffers(model: Any) -> None:
 def as_reloaded(model: Any, *, undone: bool = True) -> Iterator[None]:
     """In place, for a while: the state that is not a weight is what a reload of the model would build.
 
-    Args:
-        model: of a supported family.
-        undone: afterwards it is as it was; otherwise only if the block ends in an error.
+    Afterwards it is as it was; unless `undone`, only if the block ends in an error.
     """
+    built = built_from(copy.deepcopy(model.config), model.dtype)
     with ExitStack() as undo:
-        for module, pattern in _owners(model):
-            undo.callback(_put_back, module, dict(vars(module)), dict(module._buffers))
-            take_over(module, pattern, ["config"])  # whose owner is the model
+        for name, pattern in built.named_modules():
+            if pattern._non_persistent_buffers_set:
+                module = model.get_submodule(name)
+                undo.callback(_put_back, module, dict(vars(module)), dict(module._buffers))
+                take_over(module, pattern, ["config"])  # whose owner is the model
         yield
         if not undone:
             undo.pop_all()
 
 
-def _owners(model: Any) -> list[tuple[nn.Module, nn.Module]]:
-    """The modules of a model that have such buffers, each beside the same of a new one."""
-    built = built_from(copy.deepcopy(model.config), model.dtype)
-    named = {name: module for name, module in built.named_modules() if module._non_persistent_buffers_set}
-    return [(model.get_submodule(name), pattern) for name, pattern in named.items()]
-
-
 def _put_back(module: nn.Module, attributes: dict[str, Any], buffers: dict[str, Tensor | None]) -> None:
-    there = dict(module._buffers)
+    there = {
+        name: _moved_to(module._buffers.get(name), buffer) for name, buffer in buffers.items()
+    }  # it may have moved
     vars(module).clear()
     vars(module).update(attributes)
     module._buffers.clear()
-    for name, buffer in buffers.items():
-        module._buffers[name] = _moved_to(there.get(name), buffer)  # the model may have moved
+    module._buffers.update(there)
 
 
 def _moved_to(there: Tensor | None, value: Tensor | None) -> Tensor | None:

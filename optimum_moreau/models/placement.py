@@ -66,11 +66,9 @@ def parameter_names(module: Any) -> list[str]:
 
 @contextmanager
 def restored(layers: Any, *, always: bool = False) -> Iterator[Keep]:
-    """Keeps on disk what a layer was before it is changed, and puts it back if the block ends in an error.
+    """Keeps on disk what decoder layers were before they are changed, and puts it back if the block ends in an error.
 
-    Args:
-        layers: the model's decoder layers.
-        always: puts it back, however the block ends.
+    With `always`, however it ends.
     """
     with temporary_folder("undo") as work, ExitStack() as undo:
 
@@ -124,12 +122,8 @@ def check_loaded(model: nn.Module) -> None:
 def check_device(device: str | None, *, present: bool = True) -> torch.device:
     """Returns the device that a name (`cpu`, `cuda:0`) stands for; default: cuda where there is one.
 
-    Args:
-        device: its name.
-        present: it must be here; `False` for an estimate, which needs to know its type only.
-
     Raises:
-        ConfigError: there is no such device, or it cannot be used here.
+        ConfigError: there is no such device, or it is not `present`, as for an estimate it need not be.
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -56,12 +56,9 @@ class Inputs:
 
     def reordered(self, columns: Tensor) -> Inputs:
         """The same of the layer whose inputs are in another order: where each comes from, int64 `(in,)`."""
-        return replace(
-            self,
-            squares=None if self.squares is None else self.squares[columns],
-            sums=None if self.sums is None else self.sums[columns],
-            products=None if self.products is None else self.products[columns][:, columns],
-        )
+        squares, sums = (None if one is None else one[columns] for one in (self.squares, self.sums))
+        products = None if self.products is None else self.products[columns][:, columns]
+        return replace(self, squares=squares, sums=sums, products=products)
 
 
 WHAT = ("squares", "sums", "outputs", "products")
@@ -97,11 +94,7 @@ class LayerStream:
             streamed.pass_on()
 
     def logits(self, streamed: StreamedLayer) -> Iterator[Tensor]:
-        """Yields, batch by batch, the model's logits `(windows, length, vocabulary)`, computed from a layer on.
-
-        Args:
-            streamed: of this stream, the one that is held now; the layers before it are not computed again.
-        """
+        """Yields, batch by batch, the model's logits `(windows, length, vocabulary)`, from the layer held now on."""
         for batch, hidden in zip(self._batches, streamed.hidden, strict=True):
             with _handing_on(self._layers[: streamed.index], hidden):
                 logits = self._model(input_ids=batch.to(input_device(self._model)), use_cache=False).logits

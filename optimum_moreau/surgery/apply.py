@@ -66,11 +66,7 @@ def apply_plan(model: nn.Module, plan: PruningPlan, export: str | None = None) -
 def cut_in_place(model: nn.Module, shape: ModelShape, plan: PruningPlan, export: Export) -> None:
     """In place: removes what a plan does not keep; the plan was checked against the model, and the export decided.
 
-    Args:
-        model: the base model; it may have got the biases of an intercept meanwhile.
-        shape: of the base model.
-        plan: what stays.
-        export: the class that holds it.
+    The shape is that of the base model, which may have got the biases of an intercept meanwhile.
     """
     config = pruned_config(model.config, shape, plan, export)
     if export.by_need:

@@ -223,10 +223,9 @@ def _dims(model_config: Any, plan: PruningPlan) -> list[dict[str, int]]:
     """Heads, KV heads and channels of each layer that stays."""
     found = []
     for index in _kept_layers(plan):
-        layer, groups = model_config.per_layer_config[index], len(plan.layers[index]["attention"].kept)
-        heads = groups * (layer.num_attention_heads // layer.num_key_value_heads)
-        channels = len(plan.layers[index]["mlp"].kept)
-        found.append(_layer(heads, groups, channels))
+        layer, own = model_config.per_layer_config[index], plan.layers[index]
+        groups, channels = len(own["attention"].kept), len(own["mlp"].kept)
+        found.append(_layer(groups * (layer.num_attention_heads // layer.num_key_value_heads), groups, channels))
     return found
 
 
