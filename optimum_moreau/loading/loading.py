@@ -155,9 +155,7 @@ def load_tokenizer(
 def check_same_tokenizer(
     first: str, second: str, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> None:
-    """Refuses two models that read different tokens: what is measured of them per token is not comparable.
-
-    The revision is the first one's.
+    """Refuses two models that read different tokens, whose measures per token do not compare; a revision of the first.
 
     Raises:
         CheckpointError: one has no tokenizer.

@@ -106,9 +106,8 @@ def as_reloaded(model: Any, *, undone: bool = True) -> Iterator[None]:
 
 
 def _put_back(module: nn.Module, attributes: dict[str, Any], buffers: dict[str, Tensor | None]) -> None:
-    there = {
-        name: _moved_to(module._buffers.get(name), buffer) for name, buffer in buffers.items()
-    }  # it may have moved
+    # the model may have moved
+    there = {name: _moved_to(module._buffers.get(name), buffer) for name, buffer in buffers.items()}
     vars(module).clear()
     vars(module).update(attributes)
     module._buffers.clear()
