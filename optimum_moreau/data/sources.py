@@ -181,9 +181,8 @@ def text_field(records: Sequence[Record], name: str, column: str | None, option:
     if column is None:
         column = "text" if "text" in strings or len(strings) != 1 else strings[0]
     if column not in strings:
-        hint = suggestion(column, strings)
+        hint, found = suggestion(column, strings), ", ".join(strings) or "none"
         advice = f"choose one with {option}" if option else "call the one to read 'text'"
-        found = ", ".join(strings) or "none"
         raise DataError(f"{name}: no text column '{column}'.{hint} Columns of text: {found}; {advice}")
     return column
 

@@ -31,9 +31,7 @@ def tokenize(text: str, tokenizer: PreTrainedTokenizerBase) -> Tensor:
 def token_pieces(text: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[Tensor]:
     """Yields the ids of a text, int64 `(length,)` each; put together they are those of the whole text.
 
-    Args:
-        text: of any length.
-        tokenizer: one that is not fast (tokenizers library) does not say where tokens lie, and is given the whole text.
+    A tokenizer that is not fast (tokenizers library) does not say where tokens lie, and is given the whole text.
     """
     if len(text) <= 2 * PIECE or not tokenizer.is_fast:
         yield _ids(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
@@ -114,7 +112,6 @@ def _unpadded(ids: Any, mask: Any) -> list[Tensor]:
 def _flat(ids: Any) -> list[Tensor]:
     found = torch.as_tensor(ids, device="cpu")
     if found.dim() not in (1, 2) or found.is_floating_point() or found.is_complex() or not found.numel():
-        raise DataError(
-            f"token ids: {tuple(found.shape)} of {found.dtype}; pass integers, (length,) or (documents, length)"
-        )
+        advice = "pass integers, (length,) or (documents, length)"
+        raise DataError(f"token ids: {tuple(found.shape)} of {found.dtype}; {advice}")
     return list(found.reshape(-1, found.shape[-1]).to(torch.int64))

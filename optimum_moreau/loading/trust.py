@@ -77,11 +77,9 @@ def check_attention(name: str, config: PretrainedConfig) -> None:
 
 
 def drop_foreign_code(folder: Path, *, trust_remote_code: bool) -> None:
-    """In place: takes every `auto_map` out of a folder's configs, but that of an own type, and what the user trusts.
+    """In place: takes every `auto_map` out of the configs that transformers has just written, but that of an own type.
 
-    Args:
-        folder: that transformers has just written.
-        trust_remote_code: the user's word; entries whose file was written too stay then.
+    Where the user trusts the code, entries whose file was written too stay as well.
 
     Raises:
         CheckpointError: a config cannot be read, so that what it names is not known.

@@ -45,10 +45,9 @@ class Pattern:
     def check(self, width: int, where: str) -> None:
         """Raises PlanError, naming the matrix, where its inputs are no multiple of m."""
         if self.structured and width % self.of:
-            raise PlanError(
-                f"{where}: {width} inputs are no multiple of {self.of}, so {self.kept}:{self.of} does not fit; use"
-                " unstructured, another m, or other targets"
-            )
+            words = f"no multiple of {self.of}, so {self.kept}:{self.of} does not fit"
+            advice = "use unstructured, another m, or other targets"
+            raise PlanError(f"{where}: {width} inputs are {words}; {advice}")
 
     def holds(self, mask: Tensor) -> bool:
         """Whether at most n of every m consecutive inputs stay; always for unstructured."""

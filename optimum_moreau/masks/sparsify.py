@@ -81,8 +81,7 @@ def sparsify(
     masker = _Masker(model, shape, tokens, config)
     with torch.inference_mode(False), scoring_mode(model), torch.no_grad(), restored(masker.layers) as keep:
         found = [matrix for layer in masker.run(keep, elements) for matrix in layer]
-    asked = masker.pattern.sparsity if masker.pattern.structured else config.mask.sparsity
-    assert asked is not None  # resolved
+    asked = masker.pattern.sparsity if masker.pattern.structured else config.mask.sparsity or 0.0
     return SparsitySummary(config.mask.pattern, asked, tuple(found), shape.parameters)
 
 

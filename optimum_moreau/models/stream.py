@@ -170,12 +170,9 @@ def _caught(register: Callable[..., Any], run: Callable[[], object]) -> tuple[An
         caught.append(given)
         raise _Caught
 
-    handle = register(catch)
-    try:
-        with suppress(_Caught):
-            run()
-    finally:
-        handle.remove()
+    with suppress(_Caught), ExitStack() as stack:
+        stack.callback(register(catch).remove)
+        run()
     return caught.pop()
 
 
@@ -222,7 +219,7 @@ class StreamedLayer:
             for name, one in gathered.items():
                 stack.callback(self.layer.get_submodule(name).register_forward_hook(one).remove)
             self._run(keep=pass_on)
-        self._passed = self._passed or pass_on
+        self._passed |= pass_on
         found = {name: one.inputs(self._samples) for name, one in gathered.items()}
         if alike:
             products = found[modules[0]].products

@@ -123,8 +123,7 @@ def _cut(layer: nn.Module, block: Block, kept: tuple[int, ...]) -> None:
         module: Any = layer.get_submodule(cut.module)
         lines.setdefault(cut.module, []).append(block.lines(cut, module.weight.shape[cut.dim])[list(kept)].flatten())
     for cut in {cut.module: cut for cut in block.cuts}.values():  # a fused matrix is cut once
-        module = layer.get_submodule(cut.module)
-        _select_lines(module, cut, torch.cat(lines[cut.module]))
+        _select_lines(layer.get_submodule(cut.module), cut, torch.cat(lines[cut.module]))
 
 
 def _cut_hidden(model: nn.Module, hidden: Block, plan: PruningPlan) -> None:

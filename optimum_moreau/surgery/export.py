@@ -164,11 +164,7 @@ def pruned_config(model_config: Any, shape: ModelShape, plan: PruningPlan, expor
 def check_reachable(model_config: Any, shape: ModelShape, counted: ModelShape, config: MoreauPrunerConfig) -> None:
     """Refuses, before anything is scored, what could not be planned or exported in the end, as these would.
 
-    Args:
-        model_config: of the base model.
-        shape: its shape.
-        counted: the shape that a size is counted on.
-        config: resolved.
+    A size is counted on the shape `counted`; the config is resolved.
     """
     plan = expected_plan(counted, config)
     if config.export == "stock" and (added := tuple(getattr(model_config, ADDED_BIASES, ()))):
