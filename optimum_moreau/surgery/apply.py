@@ -68,6 +68,7 @@ def cut_in_place(model: nn.Module, shape: ModelShape, plan: PruningPlan, export:
 
     The shape is that of the base model, which may have got the biases of an intercept meanwhile.
     """
+    prepare_offloaded(model)  # the passes since untied its weights
     config = pruned_config(model.config, shape, plan, export)
     if export.by_need:
         logger.warning("%s", export.by_need)
