@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from ..distributed import add_up, is_distributed
 from ..errors import NonFiniteError
-from ..models.silence import silent
+from ..models.hooks import silent
 from ..models.stream import LayerStream, StreamedLayer
 from ..models.units import Block, decoder_layers
 from ..scoring.profiles import probes, profile_name

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.name:
         return _described(args)
     from ..criteria.block_influence import PAPER, SUMMARY
-    from ..masks.refinements import REFINEMENTS
+    from ..masks import REFINEMENTS
 
     found = {name: _row(CRITERIA.get(name)) for name in CRITERIA}
     found["block-influence"] = _companion("--criterion-args layers=", SUMMARY, PAPER, units="layers")

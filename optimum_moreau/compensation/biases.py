@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 
 from ..config import MoreauPrunerConfig
 from ..errors import ExportError, UnsupportedModelError
+from ..models.buffers import skeleton_of
 from ..models.placement import is_offloaded
-from ..models.skeleton import skeleton_of
 from ..models.units import ModelShape, decoder_layers, model_shape
 from ..surgery.export import ADDED_BIASES, biases_of_own_type
 

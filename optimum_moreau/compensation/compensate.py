@@ -27,9 +27,8 @@ from ..data.windows import CalibrationRecord, CalibrationSet
 from ..distributed import is_distributed, processes, share
 from ..envelope import scoring_mode
 from ..errors import DataError, NonFiniteError
-from ..models.placement import loaded
+from ..models.placement import Keep, loaded, parameter_names, put, restored
 from ..models.stream import LayerStream, StreamedLayer
-from ..models.undo import Keep, parameter_names, put, restored
 from ..models.units import Block, ModelShape, decoder_layers
 from ..planning import PruningPlan
 from .biases import check_biases, with_biases

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..models.placement import loaded
-from ..models.undo import Keep, parameter_names, put
+from ..models.placement import Keep, loaded, parameter_names, put
 from ..models.units import Block, ModelShape, decoder_layers
 from ..planning import PruningPlan
 

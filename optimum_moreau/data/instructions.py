@@ -11,37 +11,33 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import chain, product
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
 
 from ..errors import DataError
 from ..templates import ChatTemplate
-from .pieces import tokenize
 from .sources import Record, read_records, source_name, text_field, text_of
-from .windows import text_prefix
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from .tokens import tokenize
+from .windows import shuffled, text_prefix
 
 logger = logging.getLogger(__name__)
 
 IGNORED = -100  # label of a token without loss
-_WITH_INPUT = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. Write a"
-    " response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n"
-    "### Response:\n"
+_PROMPT = (
+    "Below is an instruction that describes a task{paired}. Write a response that appropriately completes the request."
+    "\n\n### Instruction:\n{instruction}\n\n{given}### Response:\n"
 )
-_WITHOUT_INPUT = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Response:\n"
-)
+_PAIRED = ", paired with an input that provides further context"
 _SKIPPED = (
     "%s: %d of %d records are skipped: the answer begins behind the first %d tokens, or is empty (raise the sequence"
     " length, or learn from all tokens)"
 )
 
 Example = dict[str, list[int]]
-# A record as pieces of text, each with whether it carries loss.
-Pieces = list[tuple[str, bool]]
+Pieces = list[tuple[str, bool]]  # a record as pieces of text, each with whether it carries loss
 
 
 @dataclass(frozen=True)
@@ -66,14 +62,9 @@ class TrainingData:
 
     def to_dict(self) -> dict[str, Any]:
         """What summary and card record; not the tokens."""
-        return {
-            "source": self.source,
-            "records": self.records,
-            "skipped": self.skipped,
-            "train_sequences": len(self.train),
-            "validation_sequences": len(self.validation),
-            "sha256": self.sha256,
-        }
+        counts = {"train_sequences": len(self.train), "validation_sequences": len(self.validation)}
+        read = {"source": self.source, "records": self.records, "skipped": self.skipped}
+        return {**read, **counts, "sha256": self.sha256}
 
 
 def load_examples(
@@ -102,23 +93,21 @@ def load_examples(
     """
     name = source_name(source)
     records, column = read_records(source, seed=seed)
-    groups: list[list[Example]] = []  # of each record: a text may make several sequences
-    skipped = 0
     with ChatTemplate(tokenizer, name) as template:
         pieces_of, is_chat = _reader(records[0], name, column, template)
         prefix = [] if is_chat else text_prefix(tokenizer)
         eos = [] if is_chat or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-        for i, record in enumerate(records):
-            found = list(_sequences(pieces_of(record, i), tokenizer, sequence_length, loss_on, (prefix, eos)))
-            skipped += not found
-            if found:
-                groups.append(found)
+        found = [
+            list(_sequences(pieces_of(record, i), tokenizer, sequence_length, loss_on, (prefix, eos)))
+            for i, record in enumerate(records)
+        ]
+    groups = [group for group in found if group]  # of each record: a text may make several sequences
     if not groups:
         raise DataError(
             f"{name}: none of its {len(records)} records has a token to learn from within {sequence_length} tokens;"
             " raise the sequence length, or learn from all tokens (loss_on='all')"
         )
-    if skipped:
+    if skipped := len(records) - len(groups):
         logger.warning(_SKIPPED, name, skipped, len(records), sequence_length)
     parts = _parts(groups, validation, seed)
     if packing:
@@ -129,15 +118,11 @@ def load_examples(
 
 def _parts(groups: list[list[Example]], validation: float, seed: int) -> list[list[Example]]:
     """The examples to learn from, shuffled, and those that are held out; a record's stay together."""
-    import torch
-
     if len(groups) == 1:  # one long text: its pieces are what can be held out
         groups = [[example] for example in groups[0]]
-    order = torch.randperm(
-        len(groups), generator=torch.Generator("cpu").manual_seed(seed), dtype=torch.int64, device="cpu"
-    ).tolist()
     held_out = min(int(validation * len(groups)), 2000)
-    return [[example for i in part for example in groups[i]] for part in (order[held_out:], order[:held_out])]
+    groups = shuffled(groups, torch.Generator("cpu").manual_seed(seed))
+    return [list(chain.from_iterable(part)) for part in (groups[held_out:], groups[:held_out])]
 
 
 def _reader(
@@ -161,8 +146,8 @@ def _reader(
 
 def _alpaca(record: Record, index: int, name: str) -> Pieces:
     instruction, given, output = (text_of(record, key, index, name) for key in ("instruction", "input", "output"))
-    prompt = (_WITH_INPUT if given else _WITHOUT_INPUT).format(instruction=instruction, input=given)
-    return [(prompt, False), (output, True)]
+    paired, given = (_PAIRED, f"### Input:\n{given}\n\n") if given else ("", "")
+    return [(_PROMPT.format(paired=paired, instruction=instruction, given=given), False), (output, True)]
 
 
 def _messages(record: Record, index: int, name: str) -> Sequence[Record]:
@@ -170,9 +155,8 @@ def _messages(record: Record, index: int, name: str) -> Sequence[Record]:
     found = record.get("messages")
     if not isinstance(found, Sequence) or not all(isinstance(one, Mapping) for one in found) or isinstance(found, str):
         raise DataError(f"{name}: record {index + 1}: 'messages' is no list of dictionaries with role and content")
-    for one in found:
-        for key in ("role", "content"):
-            text_of(one, key, index, name)
+    for one, key in product(found, ("role", "content")):
+        text_of(one, key, index, name)
     return found
 
 
@@ -192,19 +176,13 @@ def _chat(messages: Sequence[Record], template: ChatTemplate, name: str) -> Piec
 
 
 def _sequences(
-    pieces: Pieces,
-    tokenizer: PreTrainedTokenizerBase,
-    length: int,
-    loss_on: str,
-    ends: tuple[list[int], list[int]],
+    pieces: Pieces, tokenizer: PreTrainedTokenizerBase, length: int, loss_on: str, ends: tuple[list[int], list[int]]
 ) -> Iterator[Example]:
     """Token ids and labels of a record: what the tokenizer begins a text with, once; its pieces; EOS.
 
     A plain text makes as many sequences as it fills, another record one. A chat's template writes both `ends` itself.
     """
-    ids: list[int] = []
-    labels: list[int] = []
-    prefix, eos = ends
+    (prefix, eos), ids, labels = ends, list[int](), list[int]()
     for text, answer in pieces:
         found = tokenize(text, tokenizer).tolist()
         ids += found
@@ -221,8 +199,7 @@ def _sequences(
 
 def _packed(examples: list[Example], length: int) -> Iterator[Example]:
     """Records one after the other, at most `length` tokens at once; none predicts the first token of the next."""
-    ids: list[int] = []
-    labels: list[int] = []
+    ids, labels = list[int](), list[int]()
     for example in examples:
         if ids and len(ids) + len(example["input_ids"]) > length:
             yield {"input_ids": ids, "labels": labels}

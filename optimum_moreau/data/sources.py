@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DataError, quiet
+from ..errors import DataError, first_line, quiet
 from ..files import parse_json
 from ..registry import suggestion
 from ..templates import ChatTemplate
-from .hub import HUB_PREFIX, read_hub
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+HUB_PREFIX = "hub:"  # hub:id[:config[:split[:column]]]
+_PATIENCE = 10  # seconds that the Hub may take to answer
 DEFAULT_TEXT = Path(__file__).parent / "calibration.txt"
-_RECORD_LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+_RECORD_LOADERS = {".jsonl": "from_json", ".json": "from_json", ".csv": "from_csv", ".parquet": "from_parquet"}
 _KINDS = {str: "text", int: "a whole number", float: "a number", list: "a list", dict: "a dictionary"}
 _LONGEST_PATH, _LONGEST_NAME, _NO_NAME = 4096, 255, {"\n", "\r", "\0"}
 # A Hub dataset is streamed: so many documents, shuffled, for calibration, and so many of its first for evaluation.
@@ -73,8 +79,8 @@ def read_records(source: Any, *, seed: int | None = 0, limit: int | None = None)
         DataError: nothing there, of an unknown type, or empty.
     """
     column = None
-    if isinstance(source, str) and source.startswith(HUB_PREFIX):
-        records, column = read_hub(source, seed, limit)
+    if is_of_hub(source):
+        records, column = _read_hub(source, seed, limit)
     elif isinstance(source, (str, Path)):
         records = _read_file(path_of(source))
     elif isinstance(source, Mapping):
@@ -92,12 +98,13 @@ def read_records(source: Any, *, seed: int | None = 0, limit: int | None = None)
     return records, column
 
 
-def path_of(source: str | Path) -> Path:
-    """The path that a string names; nothing is looked up.
+def is_of_hub(source: Any) -> bool:
+    """Whether a source is the name of a dataset of the Hub."""
+    return isinstance(source, str) and source.startswith(HUB_PREFIX)
 
-    Raises:
-        DataError: no file can bear that name, as when a text itself is given.
-    """
+
+def path_of(source: str | Path) -> Path:
+    """The path that a string names; raises DataError where no file can bear that name, as when a text is given."""
     name = str(source)
     if len(name) > _LONGEST_PATH or any(len(part) > _LONGEST_NAME for part in Path(name).parts) or _NO_NAME & set(name):
         raise DataError(
@@ -118,8 +125,8 @@ def _no_mapping(source: Mapping[str, Any]) -> str:
 
 def source_name(source: Any) -> str:
     """A name for records and messages that gives away no folder of this machine."""
-    if isinstance(source, str) and source.startswith(HUB_PREFIX):
-        return source
+    if is_of_hub(source):
+        return str(source)
     if isinstance(source, (str, Path)):
         return "optimum_moreau's own text" if source == DEFAULT_TEXT else path_of(source).name
     if hasattr(source, "column_names"):
@@ -128,25 +135,17 @@ def source_name(source: Any) -> str:
 
 
 def content_hash(source: str | Path) -> str:
-    """sha256 of what a source holds: of a file, of every visible file of a folder, or of a Hub id's name.
-
-    Args:
-        source: a path, or a name on the Hub, whose content the name stands for.
-    """
-    try:
+    """sha256 of what a source holds: of a file, of every visible file of a folder, or of a name, as of the Hub."""
+    content = str(source).encode(errors="surrogatepass")
+    with suppress(DataError):  # it is no path's name
         path = path_of(source).expanduser()
-    except DataError:
-        return hashlib.sha256(str(source).encode(errors="surrogatepass")).hexdigest()
-    if path.is_file():
-        with path.open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
-    digest = hashlib.sha256()
-    if path.is_dir():
-        for file in sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith(".")):
-            digest.update(f"{file.name}\0{content_hash(file)}\0".encode())
-    else:
-        digest.update(str(source).encode())
-    return digest.hexdigest()
+        if path.is_file():
+            with path.open("rb") as opened:
+                return hashlib.file_digest(opened, "sha256").hexdigest()
+        if path.is_dir():
+            files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+            content = "".join(f"{file.name}\0{content_hash(file)}\0" for file in files).encode()
+    return hashlib.sha256(content).hexdigest()
 
 
 def model_reference(name_or_path: str | None) -> str | None:
@@ -161,17 +160,7 @@ def model_reference(name_or_path: str | None) -> str | None:
 
 
 def text_of(record: Record, key: str, index: int, name: str) -> str:
-    """The text in a field of a record; empty where it is missing there.
-
-    Args:
-        record: of a source.
-        key: name of the field.
-        index: of the record, from 0.
-        name: of the source, for messages.
-
-    Raises:
-        DataError: it is no text; says of which record.
-    """
+    """The text in a field of a record, empty where it is missing; raises DataError, naming both, where it is none."""
     text = record.get(key) if isinstance(record, Mapping) else record
     if text is not None and not isinstance(text, str):
         raise DataError(f"{name}: record {index + 1}: '{key}' is {text!r:.40}, no text; put it in quotes, or remove it")
@@ -183,36 +172,24 @@ def text_of(record: Record, key: str, index: int, name: str) -> str:
 
 
 def text_field(records: Sequence[Record], name: str, column: str | None, option: str = "") -> str:
-    """The field that holds the text: the one named, or `text`, or the only one of strings.
-
-    Args:
-        records: of a source.
-        name: of the source, for messages.
-        column: the one named.
-        option: by which one is named; empty where none can be.
+    """The field that holds the text: the `column` named, or `text`, or the only one of strings.
 
     Raises:
-        DataError: there is none; names those there are.
+        DataError: there is none; names those there are, and the `option` that names one, where there is such.
     """
     strings = [key for key, value in records[0].items() if isinstance(value, str) or value is None]
     if column is None:
         column = "text" if "text" in strings or len(strings) != 1 else strings[0]
     if column not in strings:
-        hint = suggestion(column, strings)
+        hint, found = suggestion(column, strings), ", ".join(strings) or "none"
         advice = f"choose one with {option}" if option else "call the one to read 'text'"
-        found = ", ".join(strings) or "none"
         raise DataError(f"{name}: no text column '{column}'.{hint} Columns of text: {found}; {advice}")
     return column
 
 
 def check_there(source: Any) -> None:
-    """Refuses a path at which no file is; of other sources nothing is looked up.
-
-    Raises:
-        DataError: there is none.
-    """
-    if isinstance(source, (str, Path)) and not str(source).startswith(HUB_PREFIX) and not path_of(source).is_file():
-        path = path_of(source)
+    """Raises DataError for a path at which no file is; of other sources nothing is looked up."""
+    if isinstance(source, (str, Path)) and not is_of_hub(source) and not (path := path_of(source)).is_file():
         raise DataError(f"{path}: no such file; a path, or hub:id[:config[:split[:column]]] for a dataset of the Hub")
 
 
@@ -224,60 +201,58 @@ def _read_file(path: Path) -> Sequence[Record]:
 
         if not path.stat().st_size:
             raise DataError(f"{path.name}: the file is empty")
-        if path.suffix != ".parquet":
-            _check_utf8(path)
-        loader = {"json": Dataset.from_json, "csv": Dataset.from_csv, "parquet": Dataset.from_parquet}
+        if path.suffix != ".parquet":  # datasets would stumble over what is no text row by row
+            with _read_errors(path), path.open("rb") as file:
+                for number, line in enumerate(file, 1):
+                    with _read_errors(path, f" line {number}:"):
+                        line.decode("utf-8")
         try:
             with quiet("datasets"):
-                return loader[_RECORD_LOADERS[path.suffix]](str(path), keep_in_memory=True)
+                return getattr(Dataset, _RECORD_LOADERS[path.suffix])(str(path), keep_in_memory=True)
         except (DatasetGenerationError, ValueError, TypeError, OSError) as error:
             raise DataError(f"{path.name}: {_damage(path)}") from error
     if path.suffix not in ("", ".txt", ".md"):
         raise DataError(f"{path.name}: unknown file type '{path.suffix}'; use .txt, {', '.join(_RECORD_LOADERS)}")
-    try:
+    with _read_errors(path):
         return [{"text": path.read_text(encoding="utf-8")}]
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path.name}: not UTF-8 text ({error.reason} at byte {error.start})") from error
 
 
-def _check_utf8(path: Path) -> None:
-    """Refuses bytes that are no text, which datasets would stumble over row by row."""
-    number = 0
+@contextmanager
+def _read_errors(path: Path, where: str = "") -> Iterator[None]:
+    """What goes wrong as a text is read, somewhere in it, becomes one error."""
     try:
-        with path.open("rb") as file:
-            for line in file:
-                number += 1
-                line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path.name}: line {number}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+        yield
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path.name}:{where} not UTF-8 text ({error.reason} at byte {error.start})") from error
 
 
 def _damage(path: Path) -> str:
     """What is wrong with a file of records that could not be read, and where, as far as it can be told."""
-    otherwise = f"damaged, or holds no {path.suffix[1:]} records"
+    found = ""
     try:
-        if path.suffix not in (".json", ".jsonl"):
-            path.open("rb").close()
-            return otherwise
-        whole = path.read_bytes()
-        records = whole.splitlines() if path.suffix == ".jsonl" else parse_json(whole, path.name, "records", DataError)
+        path.open("rb").close()
+        if path.suffix == ".json":
+            records = parse_json(path.read_bytes(), path.name, "records", DataError)
+            found = _odd_record(records) if isinstance(records, list) else "holds no list of records"
+        elif path.suffix == ".jsonl":
+            lines = enumerate(path.read_bytes().splitlines(), 1)
+            found = _odd_record(
+                parse_json(line, f"record {number}", "a record", DataError) if line.strip() else {}
+                for number, line in lines
+            )
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     except DataError as error:
         return str(error).removeprefix(f"{path.name}: ")
-    if not isinstance(records, list):
-        return "holds no list of records"
+    return found or f"damaged, or holds no {path.suffix[1:]} records"
+
+
+def _odd_record(records: Iterable[Any]) -> str:
+    """The first record that is no dictionary, or of other kinds of values than those before it, if any."""
     kinds: dict[str, type] = {}
     for number, record in enumerate(records, 1):
-        if isinstance(record, bytes):
-            try:
-                record = parse_json(record, f"record {number}", "a record", DataError) if record.strip() else {}
-            except DataError as error:
-                return str(error)
         if not isinstance(record, dict):
             return f"record {number}: {record!r:.40} is no dictionary of fields"
         for field, value in record.items():
@@ -285,4 +260,68 @@ def _damage(path: Path) -> str:
             if kind is not None and kind is not type(value):
                 before = _KINDS.get(kind, "of another kind")
                 return f"record {number}: '{field}' is {value!r:.40}; in the records before it is {before}"
-    return otherwise
+    return ""
+
+
+def _read_hub(source: str, seed: int | None, limit: int | None) -> tuple[Sequence[Mapping[str, Any]], str | None]:
+    """The records of a dataset, and the column that its name gives; arguments and errors as for `read_records`."""
+    from datasets import load_dataset
+
+    dataset_id, config, split, column = (source.removeprefix(HUB_PREFIX).split(":") + [""] * 4)[:4]
+    try:
+        with _asked_once(dataset_id), quiet("datasets"), quiet("huggingface_hub"):
+            rows = load_dataset(dataset_id, config or None, split=split or "train", streaming=limit is not None)
+            if limit is None:
+                return rows, column or None
+            rows = rows if seed is None else rows.shuffle(seed=seed, buffer_size=limit)
+            found = list(islice(rows, limit))
+    except Exception as error:  # datasets raises many types; each is "this dataset cannot be had"
+        raise DataError(f"{source}: cannot be loaded ({_reason(error)})") from error
+    if seed is None and len(found) == limit:
+        logger.warning("%s: only its first %s documents are read", source, f"{limit:,}")
+    return found, column or None
+
+
+def _reason(error: Exception) -> str:
+    words = " ".join(str(error).split())
+    if "OfflineModeIsEnabled" in words:
+        return "it is not in the cache, and the Hub cannot be reached"
+    if words.startswith("Config name is missing"):
+        known = words.partition("available configs:")[2].partition(" Example")[0]
+        return f"give one of its configs, hub:id:config:{known}"
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
+@contextmanager
+def _asked_once(dataset_id: str) -> Iterator[None]:
+    """Where the Hub cannot be reached, datasets does not ask it again and again within the block."""
+    import datasets
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    if not (Path(dataset_id).exists() or _asked(dataset_id)[0]):
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
+
+
+def _asked(dataset_id: str) -> tuple[bool, str | None]:
+    """Whether the Hub says anything at all of a dataset, be it that there is none; and its commit."""
+    import httpx2
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        with quiet("huggingface_hub"):
+            return True, HfApi().dataset_info(dataset_id, timeout=_PATIENCE).sha
+    except (HfHubHTTPError, HFValidationError):
+        return True, None
+    except (httpx2.TransportError, OSError):
+        return False, None
+
+
+def dataset_commit(source: str) -> str | None:
+    """The commit of `hub:id[…]` that would be read; `None` where the Hub cannot be asked."""
+    return _asked(source.removeprefix(HUB_PREFIX).split(":")[0])[1]

@@ -14,26 +14,22 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import cycle, islice, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from ..errors import ConfigError, DataError
 from ..models.undisturbed import undisturbed
-from .hub import HUB_PREFIX
-from .ids import token_documents
-from .pieces import PIECE, tokenize
-from .sources import DEFAULT_TEXT, path_of, read_documents, source_name
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from .sources import DEFAULT_TEXT, is_of_hub, path_of, read_documents, source_name
+from .tokens import PIECE, token_documents, tokenize
 
 logger = logging.getLogger(__name__)
 
-Source = "str | Path | Iterable[str] | Dataset | Tensor | BatchEncoding | None"
+Source = Any  # str | Path | Iterable[str] | Dataset | Tensor | BatchEncoding | None
 LONG = 1 << 21  # characters of a document that is tokenised whole at most
 _PER_BYTE, _PER_CHARACTER = 8, 200  # memory that a text takes, and a piece of it while it is tokenised
 _Span = tuple[int, int, int]  # document, and where in it a part begins and ends
@@ -42,16 +38,7 @@ _PER_TOKEN = 32  # characters of a part for every token of a window: far more th
 
 @dataclass(frozen=True)
 class CalibrationRecord:
-    """What a saved record says of calibration windows, as `CalibrationSet.to_dict` writes it.
-
-    Attributes:
-        source: name of the file or dataset.
-        seed: of the draw.
-        samples: number of windows.
-        sequence_length: tokens of each.
-        tokens: of all.
-        sha256: of the token ids.
-    """
+    """What a saved record says of calibration windows, as `CalibrationSet.to_dict` writes it; `tokens` are counted."""
 
     source: str = ""
     seed: int = 0
@@ -87,7 +74,7 @@ class CalibrationSet:
 
 @undisturbed()
 def load_calibration(
-    source: Source,  # type: ignore[valid-type]
+    source: Source,
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     samples: int = 10,
@@ -119,20 +106,16 @@ def load_calibration(
 class CalibrationText:
     """A text that windows are drawn from: it is read once, and no part of it is tokenised twice.
 
-    Args:
-        source: as for `load_calibration`; what an iterator gives is kept.
-        tokenizer: needed for anything but token ids.
-        column: text column of a file of records or a dataset.
+    Arguments are as for `load_calibration`; what an iterator gives is kept.
     """
 
     def __init__(
-        self,
-        source: Source = None,  # type: ignore[valid-type]
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        column: str | None = None,
+        self, source: Source = None, tokenizer: PreTrainedTokenizerBase | None = None, column: str | None = None
     ) -> None:
-        self.source: Any = list(source) if isinstance(source, Iterator) else source
-        self._tokenizer, self._column = tokenizer, column
+        self.source = list(source) if isinstance(source, Iterator) else source
+        self._text = DEFAULT_TEXT if source is None else self.source
+        self._tokenizer: Any = tokenizer  # `None` is refused as text is read
+        self._column = column
         self._texts: dict[int, list[str]] = {}  # seed of the reading → documents
         self._ids: dict[tuple[int, _Span], Tensor] = {}
 
@@ -148,12 +131,12 @@ class CalibrationText:
         generator = torch.Generator("cpu").manual_seed(seed)
         documents: Iterable[Tensor]
         if self._tokens is not None:
-            documents, prefix, name = _shuffled(self._tokens, generator), [], "token ids"
+            documents, prefix, name = shuffled(self._tokens, generator), [], "token ids"
         else:
             read = self._read(seed)
             spans = [span for i, text in enumerate(self._texts[read]) for span in _spans(i, text, sequence_length)]
-            documents = (self._tokenized(read, span) for span in _shuffled(spans, generator))
-            prefix, name = self._prefix, source_name(DEFAULT_TEXT if self.source is None else self.source)
+            documents = (self._tokenized(read, span) for span in shuffled(spans, generator))
+            prefix, name = self._prefix, source_name(self._text)
         tokens, distinct = _windows(documents, prefix, name, samples, sequence_length, generator)
         check_vocabulary(tokens, vocab_size, name)
         digest = hashlib.sha256(tokens.numpy().astype("<i8").tobytes()).hexdigest()
@@ -170,12 +153,11 @@ class CalibrationText:
 
     @cached_property
     def _prefix(self) -> list[int]:
-        assert self._tokenizer is not None  # checked as the text was read
         return text_prefix(self._tokenizer)
 
     def _read(self, seed: int) -> int:
         """Reads the documents, if they were not; returns the seed that they were read with."""
-        if not (isinstance(self.source, str) and self.source.startswith(HUB_PREFIX)):
+        if not is_of_hub(self.source):
             seed = 0  # decides the order of a Hub dataset alone
         if seed in self._texts:
             return seed
@@ -186,20 +168,17 @@ class CalibrationText:
                 "no calibration text given: using the small text that ships with optimum_moreau; text like the model's"
                 " use is better (calibration=…, --calibration FILE)"
             )
-        self._texts[seed] = read_documents(
-            DEFAULT_TEXT if self.source is None else self.source,
-            column=self._column,
-            seed=seed,
-            tokenizer=self._tokenizer,
-            option="calibration_column (--calibration-column)",
-        )
+        where: dict[str, Any] = {"column": self._column, "option": "calibration_column (--calibration-column)"}
+        self._texts[seed] = read_documents(self._text, seed=seed, tokenizer=self._tokenizer, **where)
         return seed
 
     def _tokenized(self, read: int, span: _Span) -> Tensor:
         if (read, span) not in self._ids:
             text, start, end = self._texts[read][span[0]], *span[1:]
-            assert self._tokenizer is not None  # checked as the text was read
-            self._ids[read, span] = _without(self._prefix, tokenize(text[start:end], self._tokenizer))
+            ids = tokenize(text[start:end], self._tokenizer)
+            # not what every window of it will begin with: a chat template may have written it
+            written = self._prefix and ids[: len(self._prefix)].tolist() == self._prefix
+            self._ids[read, span] = ids[len(self._prefix) :] if written else ids
         return self._ids[read, span]
 
 
@@ -209,10 +188,8 @@ def reading_bytes(source: Any) -> int:
     A byte is held as it is read, as one to four bytes of a string, and of what is tokenised as at most eight of ids;
     a piece at a time is with the tokenizers library.
     """
-    if source is None or isinstance(source, (str, Path)):
-        path = DEFAULT_TEXT if source is None else path_of(source)
-        return _PER_BYTE * path.stat().st_size + _PER_CHARACTER * PIECE if path.is_file() else 0
-    return 0
+    path = DEFAULT_TEXT if source is None else path_of(source) if isinstance(source, (str, Path)) else None
+    return _PER_BYTE * path.stat().st_size + _PER_CHARACTER * PIECE if path and path.is_file() else 0
 
 
 def check_vocabulary(tokens: Tensor, vocab_size: int | None, name: str) -> None:
@@ -226,15 +203,9 @@ def check_vocabulary(tokens: Tensor, vocab_size: int | None, name: str) -> None:
 
 
 def check_positions(model_config: Any, sequence_length: int, where: str = "sequence_length") -> None:
-    """Refuses windows or segments that are longer than the positions of a model; dynamic RoPE has no last one.
+    """Raises ConfigError, which names `where`, for windows that are longer than a model's positions.
 
-    Args:
-        model_config: of transformers.
-        sequence_length: tokens per window.
-        where: what is named to be changed.
-
-    Raises:
-        ConfigError: they are longer than `max_position_embeddings`.
+    Dynamic RoPE has no last one.
     """
     positions = getattr(model_config, "max_position_embeddings", None)
     rope = getattr(model_config, "rope_parameters", None) or {}
@@ -256,11 +227,6 @@ def text_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return []
 
 
-def _without(prefix: list[int], ids: Tensor) -> Tensor:
-    """A document without what every window of it will begin with: a chat template may have written it."""
-    return ids[len(prefix) :] if prefix and ids[: len(prefix)].tolist() == prefix else ids
-
-
 def _spans(index: int, text: str, length: int) -> list[_Span]:
     """A document, as its index and where in it; a long one as its parts, each beginning at white space."""
     size = max(PIECE, _PER_TOKEN * length)
@@ -273,7 +239,8 @@ def _spans(index: int, text: str, length: int) -> list[_Span]:
     return [(index, start, end) for start, end in pairwise([*cuts, len(text)])]
 
 
-def _shuffled(documents: list[Any], generator: torch.Generator) -> list[Any]:
+def shuffled(documents: list[Any], generator: torch.Generator) -> list[Any]:
+    """The same in another order, drawn alike on every machine."""
     order = torch.randperm(len(documents), generator=generator, dtype=torch.int64, device="cpu")
     return [documents[i] for i in order.tolist()]
 
@@ -287,21 +254,19 @@ def _windows(
     """
     need, first = length - len(prefix), torch.tensor(prefix, dtype=torch.int64, device="cpu")
     windows: list[Tensor] = []
-    usable: list[Tensor] = []
-    starts: dict[int, list[int]] = {}  # of the windows of each usable document
+    usable: list[tuple[Tensor, list[int]]] = []  # documents, and where their windows start
     longest = 0
 
-    def take(i: int) -> None:
-        document = usable[i]
+    def take(document: Tensor, starts: list[int]) -> None:
         start = int(torch.randint(len(document) - need + 1, (1,), generator=generator, dtype=torch.int64, device="cpu"))
-        starts.setdefault(i, []).append(start)
+        starts.append(start)
         windows.append(torch.cat([first, document[start : start + need]]))
 
     for document in documents:
         longest = max(longest, len(document))
         if len(document) >= need and len(windows) < samples:
-            usable.append(document)
-            take(len(usable) - 1)
+            usable.append((document, []))
+            take(*usable[-1])
         if len(windows) == samples:
             break
     if not usable:
@@ -309,8 +274,8 @@ def _windows(
             f"{name}: the longest document has {longest} tokens, a window needs {need}; give longer text or a smaller"
             " sequence_length"
         )
-    for i in range(samples - len(windows)):
-        take(i % len(usable))
-    ends = ((start, after) for own in starts.values() for start, after in pairwise([*sorted(own), math.inf]))
+    for document, starts in islice(cycle(usable), samples - len(windows)):
+        take(document, starts)
+    ends = (span for _, starts in usable for span in pairwise([*sorted(starts), math.inf]))
     covered = sum(int(min(after - start, need)) for start, after in ends)
     return torch.stack(windows), covered + len(prefix)

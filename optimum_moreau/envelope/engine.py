@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 
 from ..distributed import add_up, processes, rank
 from ..errors import NonFiniteError, UnsupportedModelError
-from ..models.finite import first_non_finite
+from ..models.hooks import first_non_finite
 from ..models.placement import device_of, input_device
 from ..models.undisturbed import plain_outputs, undisturbed
 from .layers import MovedEmbedding, MovedLinear, Use, UsedWeight, reload_forward

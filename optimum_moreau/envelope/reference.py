@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import NonFiniteError
-from ..models.finite import first_non_finite
+from ..models.hooks import first_non_finite
 from .moreau import proximal_step, step_scale
 from .noise import Noise
 

@@ -1,6 +1,6 @@
 """What a run will take, from config.json alone: memory and time of every step."""
 
-from ..models.skeleton import skeleton_of
+from ..models.buffers import skeleton_of
 from .compensation import CompensationEstimate, estimate_compensation
 from .pruning import Estimate, estimate_pruning
 from .scoring import ScoringEstimate, estimate_scoring, too_little_memory

@@ -16,14 +16,14 @@ from ..config import MoreauPrunerConfig, ResolvedConfig, config_meant
 from ..config.quantities import words_for_bytes, words_for_parts
 from ..data.sources import check_there
 from ..data.windows import check_positions, reading_bytes
-from ..loading import check_device, load_skeleton
-from ..masks.scope import Foreseen, foresee_zeros
-from ..models.skeleton import skeleton, skeleton_of
+from ..loading import load_skeleton
+from ..masks.scope import ZerosEstimate, estimate_zeros
+from ..models.buffers import skeleton, skeleton_of
+from ..models.placement import check_device
 from ..models.units import ModelShape, model_shape
 from ..planning import contributions, expected_plan, removed_parameters, whole_plan
-from ..saving.summary import layer_shapes
 from ..scoring.scores import needs_text
-from ..surgery.export import check_loadable, check_reachable, decide_export
+from ..surgery.export import check_loadable, check_reachable, decide_export, layer_shapes
 from .compensation import CompensationEstimate, estimate_compensation
 from .scoring import ScoringEstimate, estimate_scoring
 
@@ -77,7 +77,7 @@ class MaskEstimate(Estimate):
     parameters: int
     bytes: int
     dtype: str
-    sparsity: Foreseen
+    sparsity: ZerosEstimate
     export: str
     scoring: ScoringEstimate
 
@@ -168,7 +168,7 @@ def _estimate_units(
 def _estimate_mask(
     skeleton: PreTrainedModel, shape: ModelShape, config: ResolvedConfig, device: str, text: int
 ) -> MaskEstimate:
-    whole, zeros = whole_plan(shape), foresee_zeros(skeleton, shape, config)
+    whole, zeros = whole_plan(shape), estimate_zeros(skeleton, shape, config)
     export = decide_export(skeleton.config, shape, whole, config.export)
     check_loadable(skeleton.config, shape, whole, export)
     dtype, scoring = str(skeleton.dtype).removeprefix("torch."), estimate_scoring(skeleton, shape, config, device, text)

@@ -16,8 +16,8 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data.pieces import token_pieces
 from ..data.sources import read_documents
+from ..data.tokens import token_pieces
 from ..data.windows import check_positions, check_vocabulary
 from ..errors import ConfigError, DataError, NonFiniteError
 from ..models.placement import input_device

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from transformers import PreTrainedModel
 
 from ..errors import PlanError
-from ..models.silence import silent
+from ..models.hooks import silent
 from ..models.units import ModelShape, decoder_layers
 from ..planning import PruningPlan
 

@@ -3,64 +3,38 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import find_adapter_config_file
 
 from ..errors import CheckpointError, ConfigError, UnsupportedModelError, first_line, quiet
 from ..files import LARGEST_OF_TRANSFORMERS, read_json, read_shapes
 from ..modeling import register_auto_classes
+from ..models.buffers import skeleton
 from ..models.families import family_of
-from ..models.skeleton import skeleton
+from ..models.placement import check_device
 from ..models.undisturbed import undisturbed
 from ..models.units import EMBEDDINGS
 from ..registry import suggestion
-from .readable import (
-    CONFIG,
-    are_whole,
-    check_model_files,
-    check_tokenizer_files,
-    check_vocabulary_there,
-    damage_of,
-    kind_on_hub,
-    local_folder,
-    other_kind,
-    pinned,
-    weight_files,
-)
+from . import readable
+from .readable import CONFIG, local_folder, pinned, weight_files
 from .trust import check_attention, check_no_adapter
 
 logger = logging.getLogger(__name__)
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
-# What transformers raises for a folder or repository that cannot be read.
-_UNREADABLE = (
-    OSError,
-    ValueError,
-    LookupError,
-    ImportError,
-    StrictDataclassError,
-    SafetensorError,
-    # of values that are none for a model: a head count of 0, a name where a number is meant, layers within layers
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    RecursionError,
-    AssertionError,
-    NotImplementedError,
-)
+# What transformers raises for values that are none for a model (a head count of 0, a name where a number is meant,
+# layers within layers), and for a folder or repository that cannot be read.
+_ODD = (TypeError, AttributeError, ArithmeticError, RecursionError, AssertionError, NotImplementedError)
+_UNREADABLE = (OSError, ValueError, LookupError, ImportError, StrictDataclassError, SafetensorError, *_ODD)
 # More than any model has: a config that says so is damaged, and building it would take for ever.
 _MOST = {"num_hidden_layers": 2000, "num_attention_heads": 2**14, "num_key_value_heads": 2**14, "head_dim": 2**14}
 _MOST |= {"hidden_size": 2**20, "intermediate_size": 2**22, "vocab_size": 2**24}
@@ -75,7 +49,7 @@ def load_config(name: str, *, revision: str | None = None, trust_remote_code: bo
     """
     register_auto_classes()
     folder = Path(name).expanduser()
-    if words := other_kind(folder):
+    if words := readable.other_kind(folder):
         raise CheckpointError(f"{name}: {words}")
     if folder.is_file():
         raise CheckpointError(f"{name}: is a file; give the folder that holds config.json")
@@ -85,7 +59,7 @@ def load_config(name: str, *, revision: str | None = None, trust_remote_code: bo
         hint = suggestion(name, (path.name for path in Path().iterdir() if path.is_dir()))
         raise CheckpointError(f"{name}: no such folder.{hint} An id of the Hub has the form org/name")
     revision = pinned(name, revision)
-    check_model_files(local_folder(name, revision))
+    readable.check_model_files(local_folder(name, revision))
     try:
         with quiet("huggingface_hub"):  # it logs every retry
             where = {"revision": revision, "trust_remote_code": trust_remote_code}
@@ -129,35 +103,26 @@ def load_model(
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 name,
                 dtype=dtype,
+                device_map="auto" if target is None else None,
                 revision=revision,
                 trust_remote_code=trust_remote_code,
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,  # `_check_complete` refuses them, by name
                 output_loading_info=True,
-                **({"device_map": "auto"} if target is None else {}),
             )
     except (*_UNREADABLE, RuntimeError) as error:
         folder = local_folder(name, pinned(name, revision))
-        raise CheckpointError(_no_weights(name, folder, error)) from error
+        damage = readable.damage_of(file for file in weight_files(folder) if file.is_file()) if folder else ""
+        raise CheckpointError(f"{name}: the weights cannot be loaded ({damage or first_line(error)})") from error
     model, found = loaded
     _check_complete(name, found)
     return model if target is None else model.to(target)
 
 
 def load_skeleton(
-    name: str,
-    *,
-    dtype: str = "auto",
-    revision: str | None = None,
-    trust_remote_code: bool = False,
+    name: str, *, dtype: str = "auto", revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """Builds a model on the meta device from its config.json alone; no weights are read or allocated.
-
-    Raises:
-        CheckpointError: no such folder or repository, or config.json is missing or damaged.
-        ConfigError: unknown dtype.
-        UnsupportedModelError: of another family.
-    """
+    """Builds a model on the meta device from config.json alone; arguments and errors as for `load_model`."""
     config = _supported_config(name, dtype, revision=revision, trust_remote_code=trust_remote_code)
     chosen: Any = (config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)
     try:
@@ -169,43 +134,28 @@ def load_skeleton(
 def load_tokenizer(
     name: str, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """Loads a tokenizer.
-
-    Args:
-        name: folder or Hub id.
-        revision: of the Hub repository.
-        trust_remote_code: run code that lies beside it.
-
-    Raises:
-        CheckpointError: there is none, or a file of it is damaged.
-    """
+    """Loads a tokenizer; arguments as for `load_model`; raises CheckpointError for a missing or damaged one."""
     revision = pinned(name, revision)
-    check_tokenizer_files(local_folder(name, revision))
+    readable.check_tokenizer_files(local_folder(name, revision))
     where = {"revision": revision, "trust_remote_code": trust_remote_code}  # None of it would ask
     try:
         made: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **where)
     except Exception as error:  # the tokenizers library raises Exception itself
         folder = local_folder(name, revision)
-        check_tokenizer_files(folder, whole=True)
-        check_vocabulary_there(name, folder)
+        readable.check_tokenizer_files(folder, whole=True)
+        readable.check_vocabulary_there(name, folder)
         raise CheckpointError(
             f"{name}: no tokenizer that can be loaded; add the base model's tokenizer files ({first_line(error)})"
         ) from error
     if made.is_fast and not trust_remote_code:  # of some classes one is made without a vocabulary
-        check_vocabulary_there(name, local_folder(name, revision))
+        readable.check_vocabulary_there(name, local_folder(name, revision))
     return made
 
 
 def check_same_tokenizer(
     first: str, second: str, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> None:
-    """Refuses two models that read different tokens: what is measured of them per token is not comparable.
-
-    Args:
-        first: folder or Hub id.
-        second: the same, of the other.
-        revision: of the first, on the Hub.
-        trust_remote_code: run code that lies beside the tokenizers.
+    """Refuses two models that read different tokens, whose measures per token do not compare; a revision of the first.
 
     Raises:
         CheckpointError: one has no tokenizer.
@@ -223,8 +173,6 @@ def check_same_tokenizer(
 
 def base_revision(name: str, revision: str | None = None) -> str | None:
     """Returns the commit of a Hub model that was loaded, read off the cache; `None` for a folder."""
-    from huggingface_hub import try_to_load_from_cache
-
     if Path(name).expanduser().is_dir():
         return None
     found = try_to_load_from_cache(name, "config.json", revision=revision)
@@ -237,9 +185,9 @@ def _no_config(name: str, revision: str | None, error: Exception) -> str:
     if folder is None or not (folder / CONFIG).is_file():
         if Path(name).expanduser().is_dir():
             return f"{name}: holds no {CONFIG}; give the folder of a model"
-        words = kind_on_hub(name, revision)
+        words = readable.kind_on_hub(name, revision)
         return f"{name}: {words or f'no such folder, and not found on the Hub ({first_line(error)})'}"
-    check_model_files(folder)  # of the Hub, what has just been fetched
+    readable.check_model_files(folder)  # of the Hub, what has just been fetched
     words = _impossible(read_json(folder / CONFIG, "a model's config", largest=LARGEST_OF_TRANSFORMERS))
     return f"{folder / CONFIG}: cannot be read as a model's config: {words or first_line(error)}"
 
@@ -268,25 +216,17 @@ def _supported_config(name: str, dtype: str, *, revision: str | None, trust_remo
     return config
 
 
-def _no_weights(name: str, folder: Path | None, error: Exception) -> str:
-    """What to say of weights that could not be loaded."""
-    reason = (folder and damage_of(file for file in weight_files(folder) if file.is_file())) or first_line(error)
-    return f"{name}: the weights cannot be loaded ({reason})"
-
-
 def _refuse_others(name: str, revision: str | None) -> None:
     """Refuses pickles; and an adapter, which transformers would put on the model, with modules that it names."""
     folder = Path(name).expanduser()
     if folder.is_dir() and not list(folder.glob("*.safetensors")):
-        pickles = sorted(path.name for path in [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
+        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth"))
         found = f"pickle weights only ({pickles[0]})" if pickles else "no weights"
         raise CheckpointError(f"{name}: {found}; weights must be safetensors (model.safetensors)")
 
+    file = None if folder.is_dir() else find_adapter_config_file(name, revision=revision)
     try:
-        if folder.is_dir():
-            check_no_adapter(folder)
-        elif (file := find_adapter_config_file(name, revision=revision)) is not None:
-            check_no_adapter(Path(file).parent)
+        check_no_adapter(Path(file).parent if file else folder)
     except CheckpointError as error:
         raise CheckpointError(f"{name}: {error}") from error
 
@@ -296,43 +236,23 @@ def _check_embeddings(name: str, config: PretrainedConfig) -> None:
     folder, weight = Path(name).expanduser(), f"{EMBEDDINGS}.weight"
     expected = (config.vocab_size, config.hidden_size)
     for file in weight_files(folder) if folder.is_dir() else ():
-        if not are_whole([file]):
-            continue  # the load says so, by name
-        if (found := read_shapes(file, "weights").get(weight, expected)) != expected:
-            shapes = f"{found} in the file, {expected} by config.json"
-            raise CheckpointError(f"{name}: {weight} is {shapes}; the two are not of one model")
+        if readable.are_whole([file]):  # else the load says so, by name
+            _check_shape(name, weight, read_shapes(file, "weights").get(weight, expected), expected)
+
+
+def _check_shape(name: str, weight: str, saved: Iterable[int], expected: Iterable[int]) -> None:
+    if tuple(saved) != tuple(expected):
+        shapes = f"{tuple(saved)} in the file, {tuple(expected)} by config.json"
+        raise CheckpointError(f"{name}: {weight} is {shapes}; the two are not of one model")
 
 
 def _check_complete(name: str, found: dict[str, Any]) -> None:
     """Refuses weights that are missing or of another shape: transformers would fill in random ones."""
     if found["mismatched_keys"]:
-        weight, saved, expected = min(found["mismatched_keys"], key=str)
-        shapes = f"{tuple(saved)} in the file, {tuple(expected)} by config.json"
-        raise CheckpointError(f"{name}: {weight} is {shapes}; the two are not of one model")
-    if found["missing_keys"]:
-        first, count = min(found["missing_keys"]), len(found["missing_keys"])
-        raise CheckpointError(f"{name}: {count} of the model's weights are not in its files (first: {first})")
-    if found["unexpected_keys"]:
-        first, count = min(found["unexpected_keys"]), len(found["unexpected_keys"])
-        logger.warning("%s: %d weights in its files are not the model's: ignored (first: %s)", name, count, first)
-
-
-def check_device(device: str | None, *, present: bool = True) -> torch.device:
-    """Returns the device that a name stands for; default: cuda where there is one.
-
-    Args:
-        device: e.g. `cpu`, `cuda:0`.
-        present: it must be here; `False` for an estimate, which needs to know its type only.
-
-    Raises:
-        ConfigError: there is no such device, or it cannot be used here.
-    """
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-        if present:
-            torch.empty(0, dtype=torch.float32, device=found)
-        return found
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"device: '{device}' cannot be used here ({first_line(error)})") from error
+        _check_shape(name, *min(found["mismatched_keys"], key=str))
+    if missing := found["missing_keys"]:
+        count = f"{len(missing)} of the model's weights are"
+        raise CheckpointError(f"{name}: {count} not in its files (first: {min(missing)})")
+    if more := found["unexpected_keys"]:
+        words = "%s: %d weights in its files are not the model's: ignored (first: %s)"
+        logger.warning(words, name, len(more), min(more))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from huggingface_hub import HfApi, try_to_load_from_cache
@@ -48,22 +49,15 @@ def pinned(name: str, revision: str | None) -> str | None:
 
 
 def local_folder(name: str, revision: str | None) -> Path | None:
-    """Where a model's files lie on this machine: its folder, or the commit's in the Hub's cache; no network is asked.
-
-    Args:
-        name: folder or Hub id.
-        revision: of the Hub repository, as `pinned` returns it.
-    """
+    """Where a model's files lie here: its folder, or that of a `pinned` commit in the Hub's cache; nothing is asked."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
     commit = getattr(revision, "resolved", revision)
-    try:
+    with suppress(HFValidationError, OSError):  # a name that cannot be on the Hub
         for file in (CONFIG, _TOKENIZER, *OF_TOKENIZER):
             if isinstance(found := try_to_load_from_cache(name, file, revision=commit), str):
                 return Path(found).parent
-    except (HFValidationError, OSError):  # a name that cannot be on the Hub
-        return None
     return None
 
 
@@ -77,10 +71,9 @@ def other_kind(path: Path) -> str:
         values = read_json(path / ADAPTER, "an adapter's config", largest=LARGEST_OF_TRANSFORMERS)
         values = values if isinstance(values, dict) else {}
         kind = "LoRA" if values.get("peft_type") == "LORA" else "PEFT"
-        return (
-            f"is a {kind} adapter of {values.get('base_model_name_or_path')!r:.120}; merge it first"
-            " (peft: AutoPeftModelForCausalLM.from_pretrained(…).merge_and_unload()), then prune the merged folder"
-        )
+        advice = "peft: AutoPeftModelForCausalLM.from_pretrained(…).merge_and_unload()"
+        base = f"{values.get('base_model_name_or_path')!r:.120}"
+        return f"is a {kind} adapter of {base}; merge it first ({advice}), then prune the merged folder"
     return f"holds GGUF files only, {_GGUF}" if any(path.glob("*.gguf")) else ""
 
 
@@ -98,11 +91,7 @@ def kind_on_hub(name: str, revision: str | None) -> str:
 
 
 def check_vocabulary_there(name: str, folder: Path | None) -> None:
-    """Refuses a folder without a tokenizer.
-
-    Raises:
-        CheckpointError: says how to get one.
-    """
+    """Raises CheckpointError, which says how to get one, for a folder without a tokenizer."""
     if folder is not None and not any((folder / file).is_file() for file in _VOCABULARIES):
         raise CheckpointError(
             f"{name}: has no tokenizer ({', '.join(_VOCABULARIES[:3])}, …): text cannot be read; copy the tokenizer"
@@ -111,73 +100,55 @@ def check_vocabulary_there(name: str, folder: Path | None) -> None:
 
 
 def check_model_files(folder: Path | None) -> None:
-    """Refuses a model's folder with a small file that is damaged; what is not there is not asked for.
-
-    Raises:
-        CheckpointError: says which file, and what is wrong with it.
-    """
-    if folder is None:
-        return
-    for name, what in {**OF_MODEL, **OF_TOKENIZER}.items():
-        _check_dictionary(folder / name, what)
-    weight_files(folder)
+    """Raises CheckpointError, naming it, for a small file of a model that is damaged; what is not there may be so."""
+    if folder is not None:
+        _check_dictionaries(folder, OF_MODEL | OF_TOKENIZER)
+        weight_files(folder)
 
 
 def check_tokenizer_files(folder: Path | None, *, whole: bool = False) -> None:
-    """The same of a tokenizer's files.
-
-    Args:
-        folder: of the model.
-        whole: read tokenizer.json too, which takes half as long as its load; else only its size is looked at.
-
-    Raises:
-        CheckpointError: says which file, and what is wrong with it.
-    """
+    """The same of a tokenizer's files; tokenizer.json is read in `whole` only, which takes half as long as its load."""
     if folder is None:
         return
-    for name, what in OF_TOKENIZER.items():
-        _check_dictionary(folder / name, what)
+    _check_dictionaries(folder, OF_TOKENIZER)
     if (template := folder / _TEMPLATE).is_file():
-        try:
+        with _advised():
             read_text(template, "a chat template", most=_LONGEST_TEMPLATE)
-        except CheckpointError as error:
-            raise CheckpointError(f"{error}; {_ADVICE}") from error
     vocabulary = folder / _TOKENIZER
     if vocabulary.is_file() and vocabulary.stat().st_size > MAX_JSON_BYTES:
         raise CheckpointError(f"{vocabulary}: cannot be read as a tokenizer: more than {MAX_JSON_BYTES // 2**20} MiB")
     if whole:
-        _check_dictionary(vocabulary, "a tokenizer")
+        _check_dictionaries(folder, {_TOKENIZER: "a tokenizer"})
 
 
-def _check_dictionary(file: Path, what: str) -> None:
-    if not file.is_file():
-        return
+def _check_dictionaries(folder: Path, names: Mapping[str, str]) -> None:
+    for file, what in ((folder / name, what) for name, what in names.items() if (folder / name).is_file()):
+        with _advised():
+            values = read_json(file, what, largest=LARGEST_OF_TRANSFORMERS)
+            if not isinstance(values, dict):
+                raise CheckpointError(f"{file}: cannot be read as {what}: {values!r:.40} is no dictionary")
+
+
+@contextmanager
+def _advised() -> Iterator[None]:
     try:
-        values = read_json(file, what, largest=LARGEST_OF_TRANSFORMERS)
+        yield
     except CheckpointError as error:
         raise CheckpointError(f"{error}; {_ADVICE}") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{file}: cannot be read as {what}: {values!r:.40} is no dictionary; {_ADVICE}")
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files of a local model's weights, by its index where it has one.
-
-    Raises:
-        CheckpointError: the index is damaged, or names what is no file's name.
-    """
-    index = folder / WEIGHTS_INDEX
+    """The files of a local model's weights, by its index where it has one; raises CheckpointError for a damaged one."""
+    index, what = folder / WEIGHTS_INDEX, OF_MODEL[WEIGHTS_INDEX]
     if not index.is_file():
         return [folder / "model.safetensors"]
-    what = "an index of weights"
     values = read_json(index, what)
     found = values.get("weight_map") if isinstance(values, dict) else None
-    names = set(found.values()) if isinstance(found, dict) and all(type(n) is str for n in found.values()) else set()
-    if not names or any(Path(name).name != name or not name.endswith(".safetensors") for name in names):
-        raise CheckpointError(
-            f"{index}: cannot be read as {what}: weight_map must name a safetensors file for each weight"
-        )
-    return [folder / name for name in sorted(names)]
+    names = list(found.values()) if isinstance(found, dict) else []
+    if not names or any(type(n) is not str or Path(n).name != n or not n.endswith(".safetensors") for n in names):
+        words = "weight_map must name a safetensors file for each weight"
+        raise CheckpointError(f"{index}: cannot be read as {what}: {words}")
+    return [folder / name for name in sorted(set(names))]
 
 
 def are_whole(files: Iterable[Path]) -> bool:

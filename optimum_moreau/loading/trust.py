@@ -21,17 +21,13 @@ from .readable import ADAPTER
 logger = logging.getLogger(__name__)
 
 MODELING_FILE = Path(modeling_moreau.__file__)
+_ONLY_TRUSTED = "runs only where you trust it (--trust-remote-code)"
 
 
 def code_may_run(folder: str | Path, trust_remote_code: bool) -> bool:
     """Whether a load of a folder is to run code from it: the user trusts it, or it is what this package writes.
 
-    Args:
-        folder: of a model.
-        trust_remote_code: the user's word.
-
-    Returns:
-        False for a model of a stock type, whatever its files name.
+    It is not for a model of a stock type, whatever its files name.
 
     Raises:
         CheckpointError: the folder is of an own type, but its code is not this package's; or it holds an adapter, which
@@ -48,7 +44,7 @@ def code_may_run(folder: str | Path, trust_remote_code: bool) -> bool:
     model_type = config.get("model_type") if isinstance(config, dict) else None
     if not isinstance(model_type, str) or model_type not in modeling_moreau.OWN_TYPES:
         return False
-    advice = "it runs only where you trust it (--trust-remote-code)"
+    advice = f"it {_ONLY_TRUSTED}"
     if config.get("auto_map") != auto_map(model_type):
         raise CheckpointError(f"config.json names code that is not this package's (auto_map); {advice}")
     if "configuration_files" in config or (versions := sorted(path.glob("config.*.json"))):
@@ -68,36 +64,22 @@ def code_may_run(folder: str | Path, trust_remote_code: bool) -> bool:
 
 
 def check_no_adapter(folder: Path) -> None:
-    """Refuses weights with an adapter beside them, which transformers would load too, with modules that it names.
-
-    Raises:
-        CheckpointError: there is one.
-    """
+    """Raises CheckpointError for an adapter beside weights: transformers would load it, with modules that it names."""
     if (folder / ADAPTER).is_file():
         raise CheckpointError(f"holds an adapter beside the weights ({ADAPTER}); merge it first, or remove it")
 
 
 def check_attention(name: str, config: PretrainedConfig) -> None:
-    """Refuses a config that names an attention kernel of the Hub: transformers would fetch and run it.
-
-    Raises:
-        CheckpointError: it does, and the user did not say so.
-    """
-    asked = (getattr(config, "_attn_implementation", None), getattr(config, "_experts_implementation", None))
-    for kernel in asked:
-        if isinstance(kernel, str) and "/" in kernel:
-            raise CheckpointError(
-                f"{name}: config.json asks for code of the Hub ({kernel}), which runs only where you trust it"
-                " (--trust-remote-code)"
-            )
+    """Raises CheckpointError for a config that names a kernel of the Hub: transformers would fetch and run it."""
+    for asked in ("_attn_implementation", "_experts_implementation"):
+        if isinstance(kernel := getattr(config, asked, None), str) and "/" in kernel:
+            raise CheckpointError(f"{name}: config.json asks for code of the Hub ({kernel}), which {_ONLY_TRUSTED}")
 
 
 def drop_foreign_code(folder: Path, *, trust_remote_code: bool) -> None:
-    """In place: takes every `auto_map` out of a folder's configs, but that of an own type, and what the user trusts.
+    """In place: takes every `auto_map` out of the configs that transformers has just written, but that of an own type.
 
-    Args:
-        folder: that transformers has just written.
-        trust_remote_code: the user's word; entries whose file was written too stay then.
+    Where the user trusts the code, entries whose file was written too stay as well.
 
     Raises:
         CheckpointError: a config cannot be read, so that what it names is not known.
@@ -115,11 +97,8 @@ def drop_foreign_code(folder: Path, *, trust_remote_code: bool) -> None:
             kept["auto_map"] = own
             dropped = [name for name in dropped if name not in map(ascii, own.values())]
         if dropped:
-            logger.warning(
-                "%s named code that was not run and is not part of the result: auto_map %s is left out",
-                file.name,
-                ", ".join(dropped),
-            )
+            words = "%s named code that was not run and is not part of the result: auto_map %s is left out"
+            logger.warning(words, file.name, ", ".join(dropped))
         if kept != values:
             write_text(file, json.dumps(kept, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
@@ -134,22 +113,19 @@ def _without(values: Any, trusted: Path | None, dropped: list[str]) -> Any:
     if (named := values.get("auto_map")) is not None:
         entries = named if isinstance(named, dict) else {"AutoTokenizer": named}
         kept = {key: value for key, value in entries.items() if trusted is not None and _lies_in(trusted, value)}
-        dropped.extend(_words(value) for key, value in entries.items() if key not in kept)
+        gone = [_names(value) for key, value in entries.items() if key not in kept]
+        dropped.extend(" | ".join(ascii(name)[-80:] for name in names) for names in gone)  # the class stands at the end
         found |= {"auto_map": kept} if kept else {}
     return found
 
 
 def _lies_in(folder: Path, reference: Any) -> bool:
     """Whether the files of a class `module.Class`, or of a pair of them, lie in a folder."""
-    names = [name for name in (reference if isinstance(reference, (list, tuple)) else [reference]) if name is not None]
-    modules = [name.rpartition(".")[0] for name in names if isinstance(name, str)]
-    return (
-        bool(names)
-        and len(modules) == len(names)
-        and all(module and "--" not in module and (folder / f"{module}.py").is_file() for module in modules)
-    )
+    names = _names(reference)
+    modules = [name.rpartition(".")[0] if isinstance(name, str) else "" for name in names]
+    there = (module and "--" not in module and (folder / f"{module}.py").is_file() for module in modules)
+    return bool(names) and all(there)
 
 
-def _words(reference: Any) -> str:
-    names = reference if isinstance(reference, (list, tuple)) else [reference]
-    return " | ".join(ascii(name)[-80:] for name in names if name is not None)  # the class stands at the end
+def _names(reference: Any) -> list[Any]:
+    return [name for name in (reference if isinstance(reference, (list, tuple)) else [reference]) if name is not None]

@@ -45,10 +45,9 @@ class Pattern:
     def check(self, width: int, where: str) -> None:
         """Raises PlanError, naming the matrix, where its inputs are no multiple of m."""
         if self.structured and width % self.of:
-            raise PlanError(
-                f"{where}: {width} inputs are no multiple of {self.of}, so {self.kept}:{self.of} does not fit; use"
-                " unstructured, another m, or other targets"
-            )
+            words = f"no multiple of {self.of}, so {self.kept}:{self.of} does not fit"
+            advice = "use unstructured, another m, or other targets"
+            raise PlanError(f"{where}: {width} inputs are {words}; {advice}")
 
     def holds(self, mask: Tensor) -> bool:
         """Whether at most n of every m consecutive inputs stay; always for unstructured."""
@@ -67,13 +66,9 @@ def keep_mask(scores: Tensor, pattern: Pattern, sparsity: float, group: str = "r
         group: weights that are compared: each `row`, or the whole `layer`.
     """
     if pattern.structured:
-        lines, drop = scores.reshape(-1, pattern.of), pattern.of - pattern.kept
-    elif group == "row":
-        lines, drop = scores, nearest_fewer(sparsity * scores.shape[1])
-    else:
-        lines, drop = scores.reshape(1, -1), nearest_fewer(sparsity * scores.numel())
-    mask = _small(lines, drop) if pattern.structured else _large(lines, drop)
-    return mask.view_as(scores)
+        return _small(scores.reshape(-1, pattern.of), pattern.of - pattern.kept).view_as(scores)
+    lines = scores if group == "row" else scores.reshape(1, -1)
+    return _large(lines, nearest_fewer(sparsity * lines.shape[1])).view_as(scores)
 
 
 def global_masks(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:

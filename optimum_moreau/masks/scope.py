@@ -17,7 +17,7 @@ from .patterns import Pattern
 
 
 @dataclass(frozen=True)
-class Foreseen:
+class ZerosEstimate:
     """What a mask will be.
 
     Attributes:
@@ -38,17 +38,8 @@ class Foreseen:
     by_scores: bool
 
 
-def foresee_zeros(model: Any, shape: ModelShape, config: MoreauPrunerConfig) -> Foreseen:
-    """Counts as `sparsify` will.
-
-    Args:
-        model: the model, or its skeleton.
-        shape: its shape.
-        config: resolved, with a `pattern` of masks.
-
-    Raises:
-        PlanError: the pattern does not fit a matrix; named.
-    """
+def estimate_zeros(model: Any, shape: ModelShape, config: MoreauPrunerConfig) -> ZerosEstimate:
+    """Counts as `sparsify` will, in the model or its skeleton; raises PlanError as `masked_blocks` does."""
     pattern = Pattern.parse(config.mask.pattern)
     sizes = [size for block in masked_blocks(model, shape, config) for size in _sizes(model, block).values()]
     weights = sum(rows * columns for rows, columns in sizes)
@@ -56,15 +47,11 @@ def foresee_zeros(model: Any, shape: ModelShape, config: MoreauPrunerConfig) -> 
     if config.budget.name == "global":
         zeros = nearest_fewer((config.mask.sparsity or 0.0) * weights)
     by_scores = config.budget.name != "uniform"
-    return Foreseen(config.mask.pattern, len(sizes), weights, zeros, zeros / shape.parameters, by_scores)
+    return ZerosEstimate(config.mask.pattern, len(sizes), weights, zeros, zeros / shape.parameters, by_scores)
 
 
 def masked_blocks(model: Any, shape: ModelShape, config: MoreauPrunerConfig) -> list[Block]:
-    """The heads and channels whose matrices are in scope.
-
-    Raises:
-        PlanError: the pattern does not fit one of them; named.
-    """
+    """The heads and channels whose matrices are in scope; raises PlanError, naming one that a pattern does not fit."""
     pattern, scope = Pattern.parse(config.mask.pattern), list(shape.in_scope(config, "attention", "mlp"))
     for block in scope:
         for module, (_, columns) in _sizes(model, block).items():

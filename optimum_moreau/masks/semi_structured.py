@@ -15,8 +15,7 @@ from torch.sparse._semi_structured_conversions import (  # not public; tried wit
 from transformers import PreTrainedModel
 
 from ..errors import PlanError
-from ..models.placement import loaded
-from ..models.units import decoder_layers
+from ..models.placement import parameter_values
 from .summary import SparsitySummary
 
 ROWS, COLUMNS = 32, 64  # PyTorch takes 16-bit matrices of multiples of these
@@ -35,10 +34,9 @@ def check_semi_structured(model: PreTrainedModel, summary: SparsitySummary) -> i
     Raises:
         PlanError: names a matrix that has more than two weights among four.
     """
-    layers, checked = decoder_layers(model), 0
+    checked = 0
     for one in summary.matrices:
-        _, index, module = one.name.split(".", 2)
-        w = loaded(layers[int(index)].get_submodule(module), "weight").detach()
+        w = parameter_values(model, f"model.{one.name}.weight")
         w = w if w.dtype in (torch.float16, torch.bfloat16) else w.bfloat16()
         if w.shape[0] % ROWS or w.shape[1] % COLUMNS:
             continue

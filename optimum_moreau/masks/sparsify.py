@@ -27,9 +27,8 @@ from ..criteria.wanda import Wanda
 from ..distributed import is_distributed
 from ..envelope import scoring_mode
 from ..errors import ConfigError, DataError, NonFiniteError, PlanError
-from ..models.placement import loaded
+from ..models.placement import Keep, loaded, parameter_names, parameter_values, put, restored
 from ..models.stream import Inputs, LayerStream, StreamedLayer
-from ..models.undo import Keep, parameter_names, put, restored
 from ..models.units import LAYERS, Block, ModelShape, decoder_layers
 from ..scoring.scores import check_gradients
 from .obs import surgeon
@@ -79,14 +78,10 @@ def sparsify(
     """
     if is_distributed():
         raise ConfigError("masks are made in one process; run without torchrun or accelerate launch")
-    check_gradients(model, config)
-    pattern, layers = Pattern.parse(config.mask.pattern), decoder_layers(model)
-    scope = masked_blocks(model, shape, config)
-    masker = _Masker(model, config, pattern, tokens)
-    with torch.inference_mode(False), scoring_mode(model), torch.no_grad(), restored(layers) as keep:
-        found = [matrix for layer in masker.run(scope, keep, elements) for matrix in layer]
-    asked = pattern.sparsity if pattern.structured else config.mask.sparsity
-    assert asked is not None  # resolved
+    masker = _Masker(model, shape, tokens, config)
+    with torch.inference_mode(False), scoring_mode(model), torch.no_grad(), restored(masker.layers) as keep:
+        found = [matrix for layer in masker.run(keep, elements) for matrix in layer]
+    asked = masker.pattern.sparsity if masker.pattern.structured else config.mask.sparsity or 0.0
     return SparsitySummary(config.mask.pattern, asked, tuple(found), shape.parameters)
 
 
@@ -99,15 +94,23 @@ def element_scores(
         `model.layers.3.mlp.up_proj.weight` → float32 tensor `(out, in)` on the CPU; empty where the criterion scores
         each layer as the masked ones before it leave it.
     """
-    check_gradients(model, config)
-    masker = _Masker(model, config, Pattern.parse(config.mask.pattern), tokens)
+    masker = _Masker(model, shape, tokens, config)
     with torch.inference_mode(False), scoring_mode(model), torch.no_grad():
-        return masker.scores(masked_blocks(model, shape, config))
+        return masker.scores()
 
 
 class _Masker:
-    def __init__(self, model: PreTrainedModel, config: MoreauPrunerConfig, pattern: Pattern, tokens: Tensor | None):
-        self.model, self.layers, self.config, self.pattern = model, decoder_layers(model), config, pattern
+    def __init__(
+        self, model: PreTrainedModel, shape: ModelShape, tokens: Tensor | None, config: MoreauPrunerConfig
+    ) -> None:
+        check_gradients(model, config)
+        self.scope = masked_blocks(model, shape, config)
+        self.owners: dict[int, dict[str, Block]] = {}  # layer → its matrices, and the block of each
+        for block in self.scope:
+            assert block.layer is not None  # heads and channels lie in a layer
+            self.owners.setdefault(block.layer, {}).update(dict.fromkeys(modules_of(block), block))
+        self.model, self.layers, self.config = model, decoder_layers(model), config
+        self.pattern = Pattern.parse(config.mask.pattern)
         self.mask, self.criterion = config.mask, (criterion := config.criterion)
         self.updates = self.mask.update or criterion.name == "sparsegpt"
         self.needs_text = bool(criterion.needs) or config.budget.measured
@@ -118,48 +121,38 @@ class _Masker:
         self.batches = [] if tokens is None else list(tokens.clone().split(config.batch_size or len(tokens)))
         self.windows = 0 if tokens is None else len(tokens)
 
-    def run(
-        self, scope: Sequence[Block], keep: Keep, elements: Mapping[str, Tensor] | None
-    ) -> Iterator[list[MatrixSparsity]]:
+    def run(self, keep: Keep, elements: Mapping[str, Tensor] | None) -> Iterator[list[MatrixSparsity]]:
         """Masks every layer in scope; yields what was done to each."""
-        scores = self.scores(scope) if elements is None else dict(elements)
-        for name in (name for block in scope for name in block.weight_names().values()):
+        scores = self.scores() if elements is None else dict(elements)
+        for name in (name for block in self.scope for name in block.weight_names().values()):
             if elements is not None and name not in scores:
                 raise PlanError(f"{name}: no scores; score this model with this scope first")
-        self._spread(scope, scores)
-        by_layer: dict[int, list[Block]] = {}
-        for block in scope:
-            assert block.layer is not None  # heads and channels lie in a layer
-            by_layer.setdefault(block.layer, []).append(block)
+        self._spread(scores)
         if not self.what:
-            for index, blocks in by_layer.items():
-                own = [(block, module) for block in blocks for module in modules_of(block)]
-                keep(index, [module for _, module in own])
-                yield self._write(index, [self._cut(block, module, _EMPTY, scores) for block, module in own])
+            for index, modules in self.owners.items():
+                keep(index, list(modules))
+                yield self._write(index, [self._cut(index, module, _EMPTY, scores) for module in modules])
             return
         stream = LayerStream(self.model, self.batches, self.windows)
         for streamed in tqdm(stream, "layers", len(self.layers), leave=False, disable=None):
-            if streamed.index in by_layer:
-                blocks = by_layer[streamed.index]
-                keep(streamed.index, [module for block in blocks for module in modules_of(block)])
-                yield self._layer(streamed, blocks, scores)
-            if streamed.index == max(by_layer):  # nothing reads what comes out of it
+            if streamed.index in self.owners:
+                keep(streamed.index, list(self.owners[streamed.index]))
+                yield self._layer(streamed, scores)
+            if streamed.index == max(self.owners):  # nothing reads what comes out of it
                 break
 
-    def _layer(
-        self, streamed: StreamedLayer, blocks: Sequence[Block], scores: dict[str, Tensor]
-    ) -> list[MatrixSparsity]:
+    def _layer(self, streamed: StreamedLayer, scores: dict[str, Tensor]) -> list[MatrixSparsity]:
         """One pass gathers all; but Hessians are held one at a time, matrices with the same inputs sharing one."""
-        groups = [modules for block in blocks for modules in _sharing(block)]
-        if "products" not in self.what:
-            groups = [[module for group in groups for module in group]]
-        owner = {module: block for block in blocks for module in modules_of(block)}
+        owner = self.owners[streamed.index]
+        groups = [list(owner)]
+        if "products" in self.what:
+            groups = [modules for block in dict.fromkeys(owner.values()) for modules in _sharing(block)]
         found: list[MatrixSparsity] = []
         waiting: list[_Cut] = []
         for group in groups:
             once = len(groups) == 1 and not self.mask.feed_forward
             inputs = streamed.gather(group, self.what, pass_on=once, alike="products" in self.what)
-            cuts = [self._cut(owner[module], module, inputs[module], scores) for module in group]
+            cuts = [self._cut(streamed.index, module, inputs[module], scores) for module in group]
             if self.mask.feed_forward:
                 found += self._write(streamed.index, cuts)
             else:
@@ -169,12 +162,11 @@ class _Masker:
             found += self._write(streamed.index, waiting)
         return found
 
-    def _cut(self, block: Block, module: str, inputs: Inputs, scores: dict[str, Tensor]) -> _Cut:
+    def _cut(self, index: int, module: str, inputs: Inputs, scores: dict[str, Tensor]) -> _Cut:
         """Scores a matrix, permutes its inputs, chooses, refines, updates; changes nothing in the model."""
-        where, name = f"layers.{block.layer}.{module}", f"{LAYERS}{block.layer}.{module}.weight"
-        assert block.layer is not None  # heads and channels lie in a layer
-        w = loaded(self.layers[block.layer].get_submodule(module), "weight").float()
-        sparsity = self.shares.get(block.layer, self.mask.sparsity or 0.0)
+        block, where, name = self.owners[index][module], f"layers.{index}.{module}", f"{LAYERS}{index}.{module}.weight"
+        w = parameter_values(self.model, name).float()
+        sparsity = self.shares.get(index, self.mask.sparsity or 0.0)
         score = order = mask = refined = None
         if inputs.products is not None:
             w = torch.where(inputs.products.diagonal() == 0, 0, w)  # an input that never fires
@@ -208,17 +200,16 @@ class _Masker:
         found: list[MatrixSparsity] = []
         layer: Any = self.layers[index]
         for cut in cuts:
-            module = layer.get_submodule(cut.name)
+            module, where = layer.get_submodule(cut.name), f"layers.{index}.{cut.name}"
             weight = cut.weight.to(module.weight.dtype)
             if not torch.isfinite(weight).all():
-                raise NonFiniteError(f"layers.{index}.{cut.name}: the adjusted weights overflow {weight.dtype}")
+                raise NonFiniteError(f"{where}: the adjusted weights overflow {weight.dtype}")
             put(module, weight)
             if cut.order:
                 _reorder_writers(layer, cut.block, cut.order.rows)
             zeros = int((cut.weight == 0).sum())
             errors = (cut.refined.before, cut.refined.after, cut.refined.swaps) if cut.refined else (None, None, 0)
             shares = (cut.order.before, cut.order.after) if cut.order else (None, None)
-            where = f"layers.{index}.{cut.name}"
             holds = self.pattern.holds(cut.mask)
             found.append(MatrixSparsity(where, zeros, cut.mask.numel(), holds, *errors, *shares))
         return found
@@ -227,45 +218,42 @@ class _Masker:
         if not torch.isfinite(score).all():
             raise NonFiniteError(f"{where}: the scores of {self.criterion.name} are not finite; check its weights")
 
-    def _spread(self, scope: Sequence[Block], scores: dict[str, Tensor]) -> None:
+    def _spread(self, scores: dict[str, Tensor]) -> None:
         """Decides each layer's share of zeros, or all masks, from scores of the dense model, where the budget says."""
         self.shares: dict[int, float] = {}
         self.masks: dict[str, Tensor] = {}
         sparsity = self.mask.sparsity or 0.0
         if self.config.budget.name == "owl":
             by_layer: dict[int, list[Tensor]] = {}
-            for name, score in self._dense(scope, Wanda()):
+            for name, score in self._dense(Wanda()):
                 by_layer.setdefault(int(name.split(".")[2]), []).append(score)
             self.shares = self.config.budget.sparsity(by_layer, sparsity)
         elif self.config.budget.name == "global":
-            found = dict(self._dense(scope, self.criterion)) if self.criterion.by_layer else dict(scores)
+            found = dict(self._dense(self.criterion)) if self.criterion.by_layer else dict(scores)
             for name, score in found.items():
                 self._check(score, name.removeprefix("model.").removesuffix(".weight"))
-                w = loaded(self.model.get_submodule(name.removesuffix(".weight")), "weight")
-                found[name] = zeros_first(score, w.to(score.device))
+                found[name] = zeros_first(score, parameter_values(self.model, name).to(score.device))
             self.masks = global_masks(found, sparsity)
 
-    def _dense(self, scope: Sequence[Block], criterion: Criterion) -> Iterator[tuple[str, Tensor]]:
+    def _dense(self, criterion: Criterion) -> Iterator[tuple[str, Tensor]]:
         """Scores every matrix of the dense model; on the CPU, in float32."""
-        modules: dict[int, list[str]] = {}
-        for block in scope:
-            modules.setdefault(block.layer or 0, []).extend(modules_of(block))
 
         def scored(index: int, inputs: Mapping[str, Inputs]) -> Iterator[tuple[str, Tensor]]:
-            for module in modules.get(index, ()):
+            for module in self.owners[index]:
                 name = f"{LAYERS}{index}.{module}.weight"
-                w = loaded(self.layers[index].get_submodule(module), "weight").float()
+                w = parameter_values(self.model, name).float()
                 yield name, criterion.elements(name, w, inputs.get(module, _EMPTY), self.config.seed).cpu()
 
         if not criterion.statistics:
-            for index in modules:
+            for index in self.owners:
                 yield from scored(index, {})
             return
         for streamed in LayerStream(self.model, self.batches, self.windows):
-            own = modules.get(streamed.index)
-            yield from scored(streamed.index, streamed.gather(own, criterion.statistics) if own else {})
+            if streamed.index in self.owners:
+                inputs = streamed.gather(list(self.owners[streamed.index]), criterion.statistics)
+                yield from scored(streamed.index, inputs)
 
-    def scores(self, scope: Sequence[Block]) -> dict[str, Tensor]:
+    def scores(self) -> dict[str, Tensor]:
         """Element scores of the dense model, kept on the CPU; none where they are made layer by layer."""
         if self.criterion.by_layer:
             return {}
@@ -276,15 +264,14 @@ class _Masker:
             part = elements.abs().float().cpu() if absolute_each else elements.float().cpu()
             found[name] = found[name].add_(part) if name in found else part.clone()
 
-        self.criterion.score(Scoring(self.model, tuple(scope), self.batches, self.windows, self.config, add))
+        self.criterion.score(Scoring(self.model, tuple(self.scope), self.batches, self.windows, self.config, add))
         return {name: scores.abs_() for name, scores in found.items()}  # those with signs
 
 
 def _sharing(block: Block) -> list[list[str]]:
-    """The same, those that read the same inputs together: q, k, v; o; gate, up; down."""
+    """The matrices of a block, those that read the same inputs together: q, k, v; o; gate, up; down."""
     sides = {cut.module: cut.side for cut in block.cuts}
-    groups = [[module for module, own in sides.items() if own == side] for side in ("out", "in")]
-    return [group for group in groups if group]
+    return [[module for module, own in sides.items() if own == side] for side in ("out", "in")]
 
 
 def _reorder_writers(layer: Any, block: Block, order: Tensor) -> None:

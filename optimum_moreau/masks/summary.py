@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -92,11 +93,8 @@ class SparsitySummary(Record):
         permuted = [one for one in self.matrices if one.retained_before is not None and one.retained_after is not None]
         if not permuted:
             return None
-        total = sum(one.total for one in permuted)
-        before, after = (
-            sum(getattr(one, name) * one.total for one in permuted) / total
-            for name in ("retained_before", "retained_after")
-        )
+        names, total = ("retained_before", "retained_after"), sum(one.total for one in permuted)
+        before, after = (sum(getattr(one, name) * one.total for one in permuted) / total for name in names)
         return before, after
 
     @property
@@ -105,9 +103,8 @@ class SparsitySummary(Record):
         lines = []
         if self.error is not None:
             before, after, swaps = self.error
-            lines.append(
-                f"the refinement brought {swaps:,} weights back; mean error of the rows {before:.4g} → {after:.4g}"
-            )
+            error = f"{before:.4g} → {after:.4g}"
+            lines.append(f"the refinement brought {swaps:,} weights back; mean error of the rows {error}")
         if self.retained is not None:
             before, after = self.retained
             lines.append(f"the permutation: its masks keep {before:.1%} → {after:.1%} of the score")
@@ -115,12 +112,12 @@ class SparsitySummary(Record):
 
     def by_layer(self) -> Mapping[str, float]:
         """Share of zeros of each layer."""
-        layers = dict.fromkeys(one.name.split(".")[1] for one in self.matrices)
-        found = {}
-        for layer in layers:
-            own = [one for one in self.matrices if one.name.split(".")[1] == layer]
-            found[layer] = sum(one.zeros for one in own) / sum(one.total for one in own)
-        return found
+        zeros, totals = Counter[str](), Counter[str]()
+        for one in self.matrices:
+            layer = one.name.split(".")[1]
+            zeros[layer] += one.zeros
+            totals[layer] += one.total
+        return {layer: zeros[layer] / total for layer, total in totals.items()}
 
     def problem(self) -> str:
         """What makes these counts none that a mask can have; empty if nothing does."""

@@ -63,9 +63,7 @@ class _After:
         self.nesting = threading.local()
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
-        if not name.startswith(self.around):
-            return None
-        spec = PathFinder.find_spec(name, path)
+        spec = PathFinder.find_spec(name, path) if name.startswith(self.around) else None
         if spec is None or spec.loader is None or not hasattr(spec.loader, "exec_module"):
             return None
         execute = spec.loader.exec_module

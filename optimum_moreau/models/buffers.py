@@ -1,22 +1,22 @@
-"""State of a model that is not a weight: what its constructor makes of its config, and no checkpoint holds.
+"""What transformers' constructors make of a config alone: a model without weights, and the state that is none.
 
 The frequencies of RoPE are float32 buffers that `model.bfloat16()` casts, and that dynamic and longrope replace when a
-window is longer than the trained positions. A reload builds them from the config. Here they are built as a reload does:
-by transformers' own constructors and initialisation, so that no list of RoPE types or families is needed.
+window is longer than the trained positions; no checkpoint holds them, and a reload builds them from the config. Here
+they are built as a reload does, by transformers' own constructors, so that no list of RoPE types or families is needed.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ..errors import ExportError, first_line
-from .skeleton import skeleton
 
 # What transformers raises of a config that it cannot read or build.
 UNBUILDABLE = (AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError, ZeroDivisionError)
@@ -24,12 +24,29 @@ UNBUILDABLE = (AttributeError, KeyError, IndexError, RuntimeError, TypeError, Va
 OWN = {*vars(nn.Module()), "training", "generation_config", "gradient_checkpointing", "name_or_path"}
 
 
-def built_from(config: Any, dtype: torch.dtype | None = None) -> Any:
-    """The model as a reload builds it before it reads weights: parameters on the meta device, the rest on the CPU.
+def skeleton(config: Any, dtype: torch.dtype | None = None, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Returns the model that a config describes, on the meta device, where it takes no memory and no time.
 
     Args:
-        config: of the model, which keeps it and notes the dtype in it.
-        dtype: of its weights; default: what the config says.
+        config: of transformers; the model keeps it, and notes the dtype in it.
+        dtype: of the weights; default: what the config says.
+        trust_remote_code: build it by code that lies beside the config.
+    """
+    how = {"dtype": dtype or config.dtype, "trust_remote_code": trust_remote_code}
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, **how).eval()
+
+
+def skeleton_of(model: PreTrainedModel, **changes: Any) -> PreTrainedModel:
+    """Returns the same model on the meta device, with changes in its config."""
+    config = copy.deepcopy(model.config)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    return skeleton(config, model.dtype)
+
+
+def built_from(config: Any, dtype: torch.dtype | None = None) -> Any:
+    """The model as a reload builds it before it reads weights: as `skeleton` does, but what is no parameter on the CPU.
 
     Raises:
         ExportError: transformers cannot build it.
@@ -50,20 +67,15 @@ def built_from(config: Any, dtype: torch.dtype | None = None) -> Any:
 
 
 def take_over(module: nn.Module, pattern: nn.Module, but: Collection[str] = ()) -> None:
-    """In place: gives a module plain attributes, and the buffers that no checkpoint holds, of one of `built_from`.
+    """In place: gives a module plain attributes, `but` some, and buffers that no checkpoint holds, of a `built_from`.
 
     Buffers go to the device of its own. What earlier passes left beside them (longrope's second frequencies) goes.
-
-    Args:
-        module: of a model.
-        pattern: the same of the other.
-        but: attributes that it keeps.
     """
     if pattern._non_persistent_buffers_set:
-        for name in [
-            one for one, value in vars(module).items() if isinstance(value, Tensor) and one not in vars(pattern)
-        ]:
-            delattr(module, name)
+        left = [name for name, value in vars(module).items() if isinstance(value, Tensor)]
+        for name in left:
+            if name not in vars(pattern):
+                delattr(module, name)
     for name in pattern._non_persistent_buffers_set:
         module._buffers[name] = _moved_to(module._buffers.get(name), pattern._buffers[name])
     vars(module).update((name, value) for name, value in vars(pattern).items() if name not in OWN and name not in but)
@@ -71,46 +83,35 @@ def take_over(module: nn.Module, pattern: nn.Module, but: Collection[str] = ()) 
 
 def reset_buffers(model: Any) -> None:
     """In place: the state that is not a weight becomes what a reload of the model would build."""
-    for module, pattern in _owners(model):
-        take_over(module, pattern, ["config"])
+    with as_reloaded(model, undone=False):
+        pass
 
 
 @contextmanager
 def as_reloaded(model: Any, *, undone: bool = True) -> Iterator[None]:
     """In place, for a while: the state that is not a weight is what a reload of the model would build.
 
-    Args:
-        model: of a supported family.
-        undone: afterwards it is as it was; otherwise only if the block ends in an error.
+    Afterwards it is as it was; unless `undone`, only if the block ends in an error.
     """
-    owners = _owners(model)
-    before = [(module, dict(vars(module)), dict(module._buffers)) for module, _ in owners]
-    whole = False
-    try:
-        for module, pattern in owners:
-            take_over(module, pattern, ["config"])  # whose owner is the model
-        yield
-        whole = True
-    finally:
-        if undone or not whole:
-            for module, attributes, buffers in before:
-                _put_back(module, attributes, buffers)
-
-
-def _owners(model: Any) -> list[tuple[nn.Module, nn.Module]]:
-    """The modules of a model that have such buffers, each beside the same of a new one."""
     built = built_from(copy.deepcopy(model.config), model.dtype)
-    named = {name: module for name, module in built.named_modules() if module._non_persistent_buffers_set}
-    return [(model.get_submodule(name), pattern) for name, pattern in named.items()]
+    with ExitStack() as undo:
+        for name, pattern in built.named_modules():
+            if pattern._non_persistent_buffers_set:
+                module = model.get_submodule(name)
+                undo.callback(_put_back, module, dict(vars(module)), dict(module._buffers))
+                take_over(module, pattern, ["config"])  # whose owner is the model
+        yield
+        if not undone:
+            undo.pop_all()
 
 
 def _put_back(module: nn.Module, attributes: dict[str, Any], buffers: dict[str, Tensor | None]) -> None:
-    there = dict(module._buffers)
+    # the model may have moved
+    there = {name: _moved_to(module._buffers.get(name), buffer) for name, buffer in buffers.items()}
     vars(module).clear()
     vars(module).update(attributes)
     module._buffers.clear()
-    for name, buffer in buffers.items():
-        module._buffers[name] = _moved_to(there.get(name), buffer)  # the model may have moved
+    module._buffers.update(there)
 
 
 def _moved_to(there: Tensor | None, value: Tensor | None) -> Tensor | None:

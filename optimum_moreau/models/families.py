@@ -99,10 +99,8 @@ _SLIDES = "sliding and full layers"
 _FUSED = "fused gate, up"
 _TWO, _PARALLEL = "MLP of two matrices", "attention and MLP in parallel"
 _SCALED = "its embeddings are scaled by the square root of the hidden size"
-_MEAN: dict[str, Any] = {
-    "norms": "LayerNorm",
-    "hidden_refusal": "its norms subtract the mean of all channels, so no cut is exact",
-}
+_SUBTRACTED = "its norms subtract the mean of all channels, so no cut is exact"
+_MEAN: dict[str, Any] = {"norms": "LayerNorm", "hidden_refusal": _SUBTRACTED}
 _GEMMA: dict[str, Any] = {"biases": "optional", "hidden_refusal": _SCALED}
 
 _STOCK = (
@@ -136,37 +134,30 @@ FAMILIES = {row.model_type: row for stock in _STOCK for row in (stock, replace(s
 
 # Known to look alike, and refused with the reason.
 REFUSED = {
-    "olmo2": "its q and k norms span all heads",
-    "olmo3": "its q and k norms span all heads",
-    "stablelm": "it derives the head width from the hidden size, so fewer heads would be wider ones",
-    "helium": "it derives the head width from the hidden size, so fewer heads would be wider ones",
+    **dict.fromkeys(("olmo2", "olmo3"), "its q and k norms span all heads"),
+    **dict.fromkeys(
+        ("stablelm", "helium"), "it derives the head width from the hidden size, so fewer heads would be wider ones"
+    ),
     "bitnet": "its weights are ternary, and a norm spans the MLP's channels",
     "diffllama": "its heads work in pairs",
 }
 
 
 def family_of(model_config: Any) -> Family:
-    """Returns the family of a model's config.
-
-    Raises:
-        UnsupportedModelError: the model type is not in the table, or its config is one that cannot be cut.
-    """
+    """Returns the family of a config; raises UnsupportedModelError for one not in the table, or that cannot be cut."""
     model_type = getattr(model_config, "model_type", None)
     if getattr(model_config, "is_encoder_decoder", False):
         raise UnsupportedModelError(f"'{model_type}' is an encoder-decoder; only decoder-only models can be pruned")
     if reason := _refusal(str(model_type), model_config):
         raise UnsupportedModelError(f"model type '{model_type}' cannot be pruned: {reason}")
     tower = getattr(getattr(model_config, "text_config", None), "model_type", None)
-    if model_type not in FAMILIES and tower in FAMILIES:
-        raise UnsupportedModelError(
-            f"model type '{model_type}' is multi-modal; save its text model, a '{tower}', by itself, and prune that"
-        )
-    if model_type not in FAMILIES:
-        hint = suggestion(str(model_type), FAMILIES)
-        raise UnsupportedModelError(
-            f"model type '{model_type}' is not supported.{hint} Supported: {', '.join(FAMILIES)}"
-        )
-    return FAMILIES[model_type]
+    if model_type in FAMILIES:
+        return FAMILIES[model_type]
+    if tower in FAMILIES:
+        words = f"is multi-modal; save its text model, a '{tower}', by itself, and prune that"
+    else:
+        words = f"is not supported.{suggestion(str(model_type), FAMILIES)} Supported: {', '.join(FAMILIES)}"
+    raise UnsupportedModelError(f"model type '{model_type}' {words}")
 
 
 def _refusal(model_type: str, model_config: Any) -> str | None:

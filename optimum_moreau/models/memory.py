@@ -39,11 +39,7 @@ def reset_peak_memory() -> None:
 
 @contextmanager
 def out_of_memory(words: Callable[[], str]) -> Iterator[None]:
-    """Says what to do where memory does not suffice: torch says so by a type on GPUs, and by words on a CPU.
-
-    Raises:
-        OutOfMemoryError: with these words.
-    """
+    """Raises OutOfMemoryError with these words where memory does not suffice: torch has words alone on a CPU."""
     import torch
 
     try:

@@ -8,14 +8,23 @@ class that changes it has no helper: these read the hook.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import MethodType
 from typing import Any
 
 import torch
 from accelerate.utils import OffloadedWeightsLoader, PrefixedDataset, has_offloaded_params
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..errors import UnsupportedModelError
+from ..errors import ConfigError, UnsupportedModelError, first_line
+from ..files import write_tensors
+from ..files.temporary import temporary_folder
+
+# Keeps what some modules of a layer hold now: index of the layer, names inside it.
+Keep = Callable[[int, Collection[str]], None]
 
 
 def loaded(module: Any, name: str) -> Tensor:
@@ -41,6 +50,48 @@ def replace_parameter(module: Any, name: str, value: Tensor) -> None:
     setattr(module, name, nn.Parameter(value, requires_grad=old.requires_grad))
 
 
+def put(module: Any, value: Tensor, name: str = "weight") -> None:
+    """In place: gives a parameter other values, of its dtype."""
+    parameter = getattr(module, name)
+    if parameter.is_meta or parameter.is_inference() or parameter.shape != value.shape:
+        replace_parameter(module, name, value)
+    else:
+        parameter.copy_(value)
+
+
+def parameter_names(module: Any) -> list[str]:
+    """The names of what a linear layer holds."""
+    return ["weight"] if module.bias is None else ["weight", "bias"]
+
+
+@contextmanager
+def restored(layers: Any, *, always: bool = False) -> Iterator[Keep]:
+    """Keeps on disk what decoder layers were before they are changed, and puts it back if the block ends in an error.
+
+    With `always`, however it ends.
+    """
+    with temporary_folder("undo") as work, ExitStack() as undo:
+
+        def keep(index: int, names: Collection[str]) -> None:
+            modules = {name: layers[index].get_submodule(name) for name in names}
+            paths = {f"{name}.{own}": (one, own) for name, one in modules.items() for own in parameter_names(one)}
+            values = {path: loaded(*parameter).cpu().contiguous() for path, parameter in paths.items()}
+            write_tensors(work / str(index), values)
+            undo.callback(_put_back, layers[index], work / str(index))
+
+        yield keep
+        if not always:
+            undo.pop_all()
+
+
+@torch.no_grad()
+def _put_back(layer: Any, file: Path) -> None:
+    for path, value in load_file(file).items():
+        owner, _, name = path.rpartition(".")
+        module = layer.get_submodule(owner)
+        put(module, value.to(module.weight.device if not module.weight.is_meta else "cpu"), name)
+
+
 def tie(head: nn.Module, embedding: nn.Module) -> None:
     """In place: gives the head the embedding's weight, of another shape than before, as one parameter."""
     if head.weight.is_meta:
@@ -60,16 +111,29 @@ def is_offloaded(model: nn.Module) -> bool:
 
 
 def check_loaded(model: nn.Module) -> None:
-    """Refuses parameters without values.
-
-    Raises:
-        UnsupportedModelError: names the first.
-    """
+    """Raises UnsupportedModelError, naming the first, for parameters without values."""
     for name, parameter in model.named_parameters():
         if parameter.is_meta and not has_offloaded_params(model.get_submodule(name.rpartition(".")[0])):
             raise UnsupportedModelError(
                 f"{name} is on the meta device and accelerate keeps no values for it; load it whole"
             )
+
+
+def check_device(device: str | None, *, present: bool = True) -> torch.device:
+    """Returns the device that a name (`cpu`, `cuda:0`) stands for; default: cuda where there is one.
+
+    Raises:
+        ConfigError: there is no such device, or it is not `present`, as for an estimate it need not be.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        if present:
+            torch.empty(0, dtype=torch.float32, device=found)
+        return found
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"device: '{device}' cannot be used here ({first_line(error)})") from error
 
 
 def input_device(model: Any) -> torch.device:

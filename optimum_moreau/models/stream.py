@@ -11,8 +11,8 @@ Only the hidden states between two layers are kept, of all windows, and the stat
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from ..distributed import add_up, is_distributed
 from ..errors import NonFiniteError
-from .finite import first_non_finite
+from .hooks import first_non_finite
 from .placement import input_device
 from .units import decoder_layers
 
@@ -56,12 +56,9 @@ class Inputs:
 
     def reordered(self, columns: Tensor) -> Inputs:
         """The same of the layer whose inputs are in another order: where each comes from, int64 `(in,)`."""
-        return replace(
-            self,
-            squares=None if self.squares is None else self.squares[columns],
-            sums=None if self.sums is None else self.sums[columns],
-            products=None if self.products is None else self.products[columns][:, columns],
-        )
+        squares, sums = (None if one is None else one[columns] for one in (self.squares, self.sums))
+        products = None if self.products is None else self.products[columns][:, columns]
+        return replace(self, squares=squares, sums=sums, products=products)
 
 
 WHAT = ("squares", "sums", "outputs", "products")
@@ -87,20 +84,17 @@ class LayerStream:
     @torch.no_grad()
     def __iter__(self) -> Iterator[StreamedLayer]:
         arguments = self._arguments()
-        hidden = _Hidden([], self._on_cpu)
-        for batch in self._batches:
-            hidden.append(self._first(batch))
+        hidden = _Hidden(self._on_cpu)
+        for i, batch in enumerate(self._batches):
+            catch = self._layers[0].register_forward_pre_hook
+            hidden.put(i, _caught(catch, partial(self._decode, batch))[0][0])  # (windows, length, hidden)
         for index, layer in enumerate(self._layers):
             streamed = StreamedLayer(index, layer, hidden, arguments[index], self._samples, self._blame)
             yield streamed
             streamed.pass_on()
 
     def logits(self, streamed: StreamedLayer) -> Iterator[Tensor]:
-        """Yields, batch by batch, the model's logits `(windows, length, vocabulary)`, computed from a layer on.
-
-        Args:
-            streamed: of this stream, the one that is held now; the layers before it are not computed again.
-        """
+        """Yields, batch by batch, the model's logits `(windows, length, vocabulary)`, from the layer held now on."""
         for batch, hidden in zip(self._batches, streamed.hidden, strict=True):
             with _handing_on(self._layers[: streamed.index], hidden):
                 logits = self._model(input_ids=batch.to(input_device(self._model)), use_cache=False).logits
@@ -120,11 +114,6 @@ class LayerStream:
             self._decode(self._batches[0][:1])
         return found
 
-    def _first(self, batch: Tensor) -> Tensor:
-        """The hidden states `(windows, length, hidden)` before the first layer."""
-        args = _caught(self._layers[0].register_forward_pre_hook, lambda: self._decode(batch))[0]
-        return args[0]
-
     def _blame(self) -> str:
         """Says where a NaN or infinity comes from."""
 
@@ -142,20 +131,17 @@ class LayerStream:
 class _Hidden:
     """The hidden states of all windows, batch by batch: where they are computed, or on the CPU meanwhile."""
 
-    kept: list[Tensor]
     on_cpu: bool
+    kept: list[Tensor] = field(default_factory=list)
     device: torch.device | None = None
-
-    def append(self, states: Tensor) -> None:
-        self.device = self.device or states.device
-        self.kept.append(states.cpu() if self.on_cpu else states)
 
     def __iter__(self) -> Iterator[Tensor]:
         for states in self.kept:
             yield states.to(self.device) if self.on_cpu else states
 
     def put(self, i: int, states: Tensor) -> None:
-        self.kept[i] = states.cpu() if self.on_cpu else states
+        self.device = self.device or states.device
+        self.kept[i : i + 1] = [states.cpu() if self.on_cpu else states]
 
 
 @contextmanager
@@ -184,13 +170,9 @@ def _caught(register: Callable[..., Any], run: Callable[[], object]) -> tuple[An
         caught.append(given)
         raise _Caught
 
-    handle = register(catch)
-    try:
+    with suppress(_Caught), ExitStack() as stack:
+        stack.callback(register(catch).remove)
         run()
-    except _Caught:
-        pass
-    finally:
-        handle.remove()
     return caught.pop()
 
 
@@ -232,14 +214,12 @@ class StreamedLayer:
             NonFiniteError: an input is NaN or infinite.
         """
         alone = [kind for kind in what if not (alike and kind == "products")]
-        gathered = {
-            name: _Gather(self.layer.get_submodule(name), alone if i else what) for i, name in enumerate(modules)
-        }
+        gathered = {name: _Gather(alone if i else what) for i, name in enumerate(modules)}
         with ExitStack() as stack:
             for name, one in gathered.items():
                 stack.callback(self.layer.get_submodule(name).register_forward_hook(one).remove)
             self._run(keep=pass_on)
-        self._passed = self._passed or pass_on
+        self._passed |= pass_on
         found = {name: one.inputs(self._samples) for name, one in gathered.items()}
         if alike:
             products = found[modules[0]].products
@@ -251,11 +231,7 @@ class StreamedLayer:
         return found
 
     def flows(self, module: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields, batch by batch, what flows into one linear layer and what comes out; the rest is not computed.
-
-        Args:
-            module: its name inside the layer.
-        """
+        """Yields, batch by batch, what flows into one linear layer and what comes out; the rest is not computed."""
         args, kwargs = self._arguments
         watch = self.layer.get_submodule(module).register_forward_hook
         for hidden in self._hidden:
@@ -291,29 +267,26 @@ class StreamedLayer:
 class _Gather:
     """Adds up one linear layer's statistics, batch by batch; float32, since squares overflow in float16."""
 
-    def __init__(self, module: Any, what: Collection[str]):
-        rows, columns = module.weight.shape
-        shapes = {"squares": (columns,), "sums": (columns,), "outputs": (rows,), "products": (columns, columns)}
-        self._shapes = {kind: shapes[kind] for kind in what}
+    def __init__(self, what: Collection[str]):
+        self._what, self._tokens = what, 0
         self._sums: dict[str, Tensor] = {}
-        self._tokens = 0
 
     def __call__(self, module: Any, args: tuple[Any, ...], output: Tensor) -> None:
-        x = args[0].reshape(-1, args[0].shape[-1]).float()  # (tokens, in)
+        rows, columns = module.weight.shape
+        shapes = {"outputs": (rows,), "products": (columns, columns)}
+        x = args[0].reshape(-1, columns).float()  # (tokens, in)
         self._tokens += len(x)
-        if not self._sums:
-            self._sums = {
-                kind: torch.zeros(shape, dtype=torch.float32, device=x.device) for kind, shape in self._shapes.items()
-            }
-        if "squares" in self._sums:
-            self._sums["squares"] += x.square().sum(dim=0)
-        if "sums" in self._sums:
-            self._sums["sums"] += x.sum(dim=0)
-        if "products" in self._sums:
-            self._sums["products"].addmm_(x.T, x)
-        if "outputs" in self._sums:
-            y = output if module.bias is None else output - module.bias
-            self._sums["outputs"] += y.reshape(-1, y.shape[-1]).float().square().sum(dim=0)
+        for kind in self._what:
+            if kind not in self._sums:
+                self._sums[kind] = x.new_zeros(shapes.get(kind, (columns,)))
+            total = self._sums[kind]
+            if kind == "products":
+                total.addmm_(x.T, x)
+            elif kind == "outputs":
+                y = output if module.bias is None else output - module.bias
+                total += y.reshape(-1, rows).float().square().sum(dim=0)
+            else:
+                total += (x.square() if kind == "squares" else x).sum(dim=0)
 
     def inputs(self, samples: int) -> Inputs:
         """The statistics, of all processes."""

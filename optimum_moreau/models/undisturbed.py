@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -47,13 +48,9 @@ def undisturbed() -> Iterator[None]:
 @contextmanager
 def plain_outputs(*models: Any) -> Iterator[None]:
     """Within the block models return named outputs, and no hidden states or attentions, whatever their configs say."""
-    before = [(model.config, name, getattr(model.config, name, None)) for model in models for name in _OUTPUTS]
-    try:
-        for config, name, value in before:
-            if value is not None and value != _OUTPUTS[name]:
-                setattr(config, name, _OUTPUTS[name])
+    with ExitStack() as stack:
+        for model, (name, plain) in product(models, _OUTPUTS.items()):
+            if (value := getattr(model.config, name, None)) not in (None, plain):
+                stack.callback(setattr, model.config, name, value)
+                setattr(model.config, name, plain)
         yield
-    finally:
-        for config, name, value in before:
-            if value is not None and value != getattr(config, name):
-                setattr(config, name, value)

@@ -28,11 +28,7 @@ EMBEDDINGS, LAYERS, FINAL_NORM, HEAD = "model.embed_tokens", "model.layers.", "m
 
 
 def decoder_layers(model: Any) -> nn.ModuleList:
-    """Returns the model's decoder layers.
-
-    Raises:
-        UnsupportedModelError: the model has no language-model head, so no next-token loss.
-    """
+    """Returns the model's decoder layers; raises UnsupportedModelError without an LM head, so no next-token loss."""
     decoder = getattr(model, "model", None)
     if getattr(model, "lm_head", None) is None or decoder is None:
         raise UnsupportedModelError(f"{type(model).__name__} has no LM head; load it with AutoModelForCausalLM")
@@ -89,16 +85,7 @@ class Block:
         return {cut: f"{prefix}{cut.module}.weight" for cut in self.cuts}
 
     def lines(self, cut: Cut, extent: int, device: torch.device | None = None) -> Tensor:
-        """Returns which rows (or columns) of a matrix each unit owns.
-
-        Args:
-            cut: one of the block's.
-            extent: size of the matrix along the cut's side.
-            device: of the result; default CPU.
-
-        Returns:
-            int64 tensor `(units, width)`.
-        """
+        """Returns which of the `extent` rows (or columns) of a matrix each unit owns: int64 `(units, width)`."""
         widths = [self.n_rep if part == "query" else 1 for part in cut.fused]
         scale = extent // (self.total * sum(widths))
         start = scale * self.total * sum(widths[: cut.part])
@@ -158,16 +145,13 @@ class ModelShape:
     def without_layers(self, gone: Collection[int]) -> ModelShape:
         """The shape once whole layers are gone; those that stay keep their indices."""
         lost = [whole for whole in self.wholes if whole.layer in gone]
-        hidden = self.hidden
-        if hidden is not None:
-            lines = sum(whole.unit_lines for whole in lost)
-            hidden = replace(hidden, unit_parameters=hidden.unit_parameters - lines)
+        lines = sum(whole.unit_lines for whole in lost)
         return replace(
             self,
             blocks=tuple(block for block in self.blocks if block.layer not in gone),
             wholes=tuple(whole for whole in self.wholes if whole.layer not in gone),
             parameters=self.parameters - sum(whole.unit_parameters for whole in lost),
-            hidden=hidden,
+            hidden=self.hidden and replace(self.hidden, unit_parameters=self.hidden.unit_parameters - lines),
         )
 
     def narrowed(self, channels: int) -> ModelShape:
@@ -193,12 +177,8 @@ class ModelShape:
     def in_scope(self, config: MoreauPrunerConfig, *kinds: str) -> tuple[Block, ...]:
         """Returns the blocks a resolved config may cut: heads and channels by layer, then whole layers, then hidden.
 
-        Args:
-            config: resolved.
-            *kinds: only blocks of these; default: of all.
-
-        Raises:
-            UnsupportedModelError: hidden channels are asked for, and the family's cannot be cut.
+        Of some `kinds` alone where they are given. Raises UnsupportedModelError where hidden channels are asked for,
+        and the family's cannot be cut.
         """
         ranges = {"attention": config.attention_layers, "mlp": config.mlp_layers, "layers": config.whole_layers}
         blocks = [*self.blocks, *self.wholes]
@@ -219,24 +199,19 @@ class ModelShape:
 
 
 def model_shape(model: Any) -> ModelShape:
-    """Reads off a causal language model what can be cut.
-
-    Args:
-        model: a `PreTrainedModel` of a supported family, on any device (meta included).
+    """Reads off a causal language model, on any device (meta included), what can be cut.
 
     Raises:
         UnsupportedModelError: the model's type is not in the table, or it has no LM head.
     """
     family = family_of(model.config)
     layers = decoder_layers(model)
-    blocks = tuple(_blocks(family, model.config, layers))
     hidden = _hidden(family, model, layers)
-    wholes = tuple(_whole(index, model, hidden) for index in range(len(layers)))
     return ModelShape(
         family,
-        blocks,
+        tuple(_blocks(family, model.config, layers)),
         *size_of(model),
-        wholes,
+        tuple(_whole(index, model, hidden) for index in range(len(layers))),
         replace(hidden, unit_parameters=_per_channel(hidden, model)),
         family.heads_divide_hidden and (family.stock_alternative is None or has_biases(model.config)),
         _kinds(model.config, len(layers)),
@@ -265,12 +240,11 @@ def _kinds(model_config: Any, depth: int) -> tuple[str, ...]:
     rotated = getattr(model_config, "no_rope_layers", None) or [1] * depth  # despite its name, 1 where there is RoPE
     # cohere2 and exaone4 rotate where a window slides; exaone4 everywhere, where none does
     sliding_only = family_of(model_config).base_type in ("cohere2", "exaone4") and model_config.sliding_window
-    kinds = []
-    for kind, rotates in zip(types, rotated, strict=True):
-        slides = kind == "sliding_attention"
-        plain = rotates and (slides or not sliding_only)
-        kinds.append(("sliding" if slides else "full") + ("" if plain else " without RoPE"))
-    return tuple(kinds)
+    slides = [kind == "sliding_attention" for kind in types]
+    return tuple(
+        ("sliding" if slid else "full") + ("" if rotates and (slid or not sliding_only) else " without RoPE")
+        for slid, rotates in zip(slides, rotated, strict=True)
+    )
 
 
 def _blocks(family: Family, model_config: Any, layers: nn.ModuleList) -> Iterator[Block]:
@@ -280,25 +254,13 @@ def _blocks(family: Family, model_config: Any, layers: nn.ModuleList) -> Iterato
         n_rep = layer_config.num_attention_heads // groups
         attention = Block(index, "attention", family.attention, groups, 0, n_rep=n_rep)
         for block in (attention, Block(index, "mlp", family.mlp, layer_config.intermediate_size, 0)):
-            lines, biases = _unit_lines(block, layer)
-            reader: Any = layer.get_submodule(block.reader.module)
-            yield replace(
-                block,
-                unit_parameters=lines * model_config.hidden_size + biases,
-                unit_lines=lines,
-                biased=reader.bias is not None,
-            )
-
-
-def _unit_lines(block: Block, layer: nn.Module) -> tuple[int, int]:
-    """Rows and columns of a unit, all of hidden width, and its biases."""
-    lines = biases = 0
-    for cut in block.cuts:
-        module: Any = layer.get_submodule(cut.module)
-        width = block.lines(cut, module.weight.shape[cut.dim]).shape[1]
-        lines += width
-        biases += width if cut.side == "out" and module.bias is not None else 0
-    return lines, biases
+            modules: dict[Cut, Any] = {cut: layer.get_submodule(cut.module) for cut in block.cuts}
+            # rows and columns of a unit, all of hidden width
+            widths = {cut: block.lines(cut, one.weight.shape[cut.dim]).shape[1] for cut, one in modules.items()}
+            lines, biased = sum(widths.values()), {cut for cut, one in modules.items() if one.bias is not None}
+            biases = sum(widths[cut] for cut in biased if cut.side == "out")
+            parameters = lines * model_config.hidden_size + biases
+            yield replace(block, unit_parameters=parameters, unit_lines=lines, biased=block.reader in biased)
 
 
 def _hidden(family: Family, model: Any, layers: nn.ModuleList) -> Block:

@@ -10,8 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from .. import __version__
-from ..data.hub import dataset_commit
-from ..data.sources import content_hash
+from ..data.sources import content_hash, dataset_commit
 from ..data.windows import CalibrationText
 from ..errors import CheckpointError
 from ..loading import are_whole, base_revision, load_config, load_tokenizer, weight_files

@@ -16,10 +16,10 @@ from ..models.placement import prepare_offloaded
 from ..models.units import size_of
 from ..planning import PruningPlan, contributions, removed_unit_share, whole_plan
 from ..saving.card import read_base_card
-from ..saving.summary import PruningSummary, layer_shapes, versions
+from ..saving.summary import PruningSummary, versions
 from ..scoring.scores import UnitScores
 from ..surgery.apply import BASE_PARAMETERS, cut_in_place
-from ..surgery.export import Export, check_loadable, decide_export
+from ..surgery.export import Export, check_loadable, decide_export, layer_shapes
 from .made import ElementScores
 from .run import Run
 from .scoring import planned, say_estimate

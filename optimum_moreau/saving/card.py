@@ -23,7 +23,7 @@ from ..errors import CheckpointError, first_line, quiet
 from ..evaluation.records import STAGES, Measurement, by_stage
 from ..evaluation.speed import Speed
 from ..files import read_text, write_text
-from ..masks.refinements import REFINEMENTS
+from ..masks import REFINEMENTS
 from ..masks.summary import SparsitySummary
 from ..models.families import CUSTOM_PREFIX
 from ..planning import PruningPlan

@@ -11,7 +11,6 @@ from ..compensation.compensate import CompensationRecord
 from ..config import TARGETS
 from ..data.windows import CalibrationRecord
 from ..files import Record
-from ..planning import PruningPlan
 
 SUMMARY_NAME = "pruning_summary.json"
 _COUNTS = ("heads", "kv_heads", "head_dim", "channels")  # of a layer
@@ -100,20 +99,6 @@ class PruningSummary(Record):
                 if layer is not None and (layer.keys() != {*_COUNTS} or min(layer.values()) < 1):
                     return f"{name}.{i}: does not hold one count for each of {', '.join(_COUNTS)}"
         return ""
-
-
-def layer_shapes(model_config: Any, plan: PruningPlan) -> tuple[list[dict[str, int]], list[dict[str, int] | None]]:
-    """Counts of each layer of a base model, before and after a plan; `None` for one that goes."""
-    before: list[dict[str, int]] = []
-    after: list[dict[str, int] | None] = []
-    for i, layer in enumerate(model_config.per_layer_config):
-        heads, groups, channels = layer.num_attention_heads, layer.num_key_value_heads, layer.intermediate_size
-        width = getattr(layer, "head_dim", None) or model_config.hidden_size // heads
-        before.append({"heads": heads, "kv_heads": groups, "head_dim": width, "channels": channels})
-        left, channels = len(plan.layers[i]["attention"].kept), len(plan.layers[i]["mlp"].kept)
-        narrow = {"heads": left * heads // groups, "kv_heads": left, "head_dim": width, "channels": channels}
-        after.append(None if i in plan.removed_layers else narrow)
-    return before, after
 
 
 def versions() -> dict[str, str]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
 from ..models.buffers import built_from, take_over
+from ..models.families import Cut
 from ..models.placement import check_loaded, hook_again, loaded, prepare_offloaded, replace_parameter, tie
 from ..models.undisturbed import undisturbed
 from ..models.units import LAYERS, Block, ModelShape, decoder_layers, model_shape
@@ -27,6 +28,12 @@ logger = logging.getLogger(__name__)
 
 # On a model that was cut, how many parameters its base had: a plain number, which copies and pickles carry along.
 BASE_PARAMETERS = "parameters_of_base"
+_WRAPPERS = {
+    "DistributedDataParallel": "prune model.module before wrapping",
+    "DataParallel": "prune model.module before wrapping",
+    "FullyShardedDataParallel": "prune before wrapping in FSDP",
+    "OptimizedModule": "prune model._orig_mod, then compile",
+}
 
 
 @undisturbed()
@@ -59,12 +66,9 @@ def apply_plan(model: nn.Module, plan: PruningPlan, export: str | None = None) -
 def cut_in_place(model: nn.Module, shape: ModelShape, plan: PruningPlan, export: Export) -> None:
     """In place: removes what a plan does not keep; the plan was checked against the model, and the export decided.
 
-    Args:
-        model: the base model; it may have got the biases of an intercept meanwhile.
-        shape: of the base model.
-        plan: what stays.
-        export: the class that holds it.
+    The shape is that of the base model, which may have got the biases of an intercept meanwhile.
     """
+    prepare_offloaded(model)  # the passes since untied its weights
     config = pruned_config(model.config, shape, plan, export)
     if export.by_need:
         logger.warning("%s", export.by_need)
@@ -84,39 +88,20 @@ def cut_in_place(model: nn.Module, shape: ModelShape, plan: PruningPlan, export:
 
 
 def check_prunable(model: Any) -> None:
-    """Refuses wrapped, quantised, sharded and empty models, saying how to unwrap them.
-
-    Raises:
-        UnsupportedModelError: with what the model is, and what to pass instead.
-    """
+    """Raises UnsupportedModelError, saying what to pass instead, for what is wrapped, quantised, sharded or empty."""
     name = type(model).__name__
-    wrappers = {
-        "DistributedDataParallel": "prune model.module before wrapping",
-        "DataParallel": "prune model.module before wrapping",
-        "FullyShardedDataParallel": "prune before wrapping in FSDP",
-        "OptimizedModule": "prune model._orig_mod, then compile",
-    }
-    if name in wrappers or name.startswith("FSDP"):
-        raise UnsupportedModelError(
-            f"{name}: a wrapped model cannot be pruned; {wrappers.get(name, wrappers['FullyShardedDataParallel'])}"
-        )
-    config = getattr(model, "config", None)
+    wrapped = _WRAPPERS.get("FullyShardedDataParallel" if name.startswith("FSDP") else name)
+    compiled = getattr(model, "_compiled_call_impl", None) is not None
+    adapted, config = hasattr(model, "peft_config"), getattr(model, "config", None)
+    quantised = getattr(model, "is_quantized", False) or getattr(config, "quantization_config", None)
     load = "pass a transformers model, loaded with AutoModelForCausalLM"
     for found, words in (
+        (wrapped, f": a wrapped model cannot be pruned; {wrapped}"),
         (not isinstance(model, nn.Module), f" is not a model; {load}"),
-        (
-            hasattr(model, "peft_config"),
-            ": carries adapters; prune the merged model: model = peft_model.merge_and_unload()",
-        ),
-        (
-            getattr(model, "_compiled_call_impl", None) is not None,
-            ": is compiled (model.compile()); prune it first, then compile",
-        ),
+        (adapted, ": carries adapters; prune the merged model: model = peft_model.merge_and_unload()"),
+        (compiled, ": is compiled (model.compile()); prune it first, then compile"),
         (config is None, f" has no config; {load}"),
-        (
-            getattr(model, "is_quantized", False) or getattr(config, "quantization_config", None),
-            " is quantised; load it in bfloat16, prune, and quantise the result",
-        ),
+        (quantised, " is quantised; load it in bfloat16, prune, and quantise the result"),
     ):
         if found:
             raise UnsupportedModelError(f"{name}{words}")
@@ -139,10 +124,7 @@ def _cut(layer: nn.Module, block: Block, kept: tuple[int, ...]) -> None:
         module: Any = layer.get_submodule(cut.module)
         lines.setdefault(cut.module, []).append(block.lines(cut, module.weight.shape[cut.dim])[list(kept)].flatten())
     for cut in {cut.module: cut for cut in block.cuts}.values():  # a fused matrix is cut once
-        module = layer.get_submodule(cut.module)
-        _select(module, "weight", cut.dim, torch.cat(lines[cut.module]))
-        if cut.side == "out" and module.bias is not None:
-            _select(module, "bias", 0, torch.cat(lines[cut.module]))
+        _select_lines(layer.get_submodule(cut.module), cut, torch.cat(lines[cut.module]))
 
 
 def _cut_hidden(model: nn.Module, hidden: Block, plan: PruningPlan) -> None:
@@ -155,11 +137,8 @@ def _cut_hidden(model: nn.Module, hidden: Block, plan: PruningPlan) -> None:
     fold = math.sqrt(plan.hidden.total / len(kept)) if plan.config.get("fold_norms") else 1.0
 
     for cut in hidden.cuts:
-        if (module := _moved(model, cut.module, renumbered)) is None:
-            continue
-        _select(module, "weight", cut.dim, kept)
-        if cut.side == "out" and module.bias is not None:
-            _select(module, "bias", 0, kept)
+        if (module := _moved(model, cut.module, renumbered)) is not None:
+            _select_lines(module, cut, kept)
     for name in hidden.vectors:
         if (module := _moved(model, name, renumbered)) is not None:
             _select(module, "weight", 0, kept, times=fold)
@@ -173,6 +152,13 @@ def _moved(model: nn.Module, name: str, renumbered: dict[int, int]) -> Any:
         return model.get_submodule(name)
     index, rest = name.removeprefix(LAYERS).split(".", 1)
     return model.get_submodule(f"{LAYERS}{renumbered[int(index)]}.{rest}") if int(index) in renumbered else None
+
+
+def _select_lines(module: Any, cut: Cut, index: Tensor) -> None:
+    """Cuts a matrix, and its bias where that lies along the same side."""
+    _select(module, "weight", cut.dim, index)
+    if cut.side == "out" and module.bias is not None:
+        _select(module, "bias", 0, index)
 
 
 def _select(module: nn.Module, name: str, dim: int, index: Tensor, times: float = 1.0) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig
 
 from ..config import MoreauPrunerConfig
 from ..errors import ExportError, PlanError, first_line, quiet
@@ -56,9 +57,12 @@ class Export:
         """What is to be said of it: nothing where the model stays of its own class."""
         if not self.problem:
             return ()
-        if self.advice:
-            return (f"exported as {self.model_type}: {self.problem}; for a stock checkpoint: {self.advice}",)
-        return (f"exported as {self.model_type}, the same network: {self.problem}",)
+        same = "" if self.advice else ", the same network"
+        return (f"exported as {self.model_type}{same}: {self.problem}{self._for_stock}",)
+
+    @property
+    def _for_stock(self) -> str:
+        return f"; for a stock checkpoint: {self.advice}" if self.advice else ""
 
     @property
     def by_need(self) -> str:
@@ -67,8 +71,7 @@ class Export:
             return ""
         return (
             f"{self.problem}, so the model is of type {self.model_type}: it loads in transformers with `import"
-            " optimum_moreau` or trust_remote_code=True, not in vLLM or llama.cpp"
-            + (f"; for a stock checkpoint: {self.advice}" if self.advice else "")
+            f" optimum_moreau` or trust_remote_code=True, not in vLLM or llama.cpp{self._for_stock}"
         )
 
 
@@ -89,7 +92,26 @@ def decide_export(
     """
     if coming is None:
         coming = plan.removes and bool(shape.without_bias) and _has_intercept(plan)
-    return replace(_decide(model_config, shape, plan, export, coming=coming), asked=export)
+    family = shape.family
+    dims = _dims(model_config, plan)
+    added = tuple(getattr(model_config, ADDED_BIASES, ())) or (biases_of_own_type(shape) if coming else ())
+    shapes = _stock_problem(_hidden_size(model_config, plan), dims, family)
+    biases = f"{family.base_type} has no bias in {', '.join(added)}" if added else ""
+    problem = "; ".join(filter(None, (biases, shapes)))
+    if export != "custom" and not problem:
+        return Export(family.base_type, asked=export)
+    alternative = None if coming else family.stock_alternative  # it has no biases
+    if export != "custom" and _fits_alternative(model_config, dims, alternative):
+        return Export(str(alternative), problem, asked=export)
+    changes = []
+    if added and _has_intercept(plan):
+        changes.append("leave the intercept out")
+    if shapes:
+        changes.append(_nearest_uniform(model_config, dims, plan, family, alternative))
+    advice = "" if added and len(changes) < 1 + bool(shapes) else ", ".join(changes)  # the biases are the base's own
+    if export == "stock":
+        raise ExportError(f"export='stock': {problem}" + (f"; {advice}" if advice else ""))
+    return Export(family.custom_type, problem, advice, own=True, asked=export)
 
 
 def _has_intercept(plan: PruningPlan) -> bool:
@@ -101,29 +123,6 @@ def biases_of_own_type(shape: ModelShape) -> tuple[str, ...]:
     return () if shape.family.bias_flags else tuple(sorted(shape.without_bias.values()))
 
 
-def _decide(model_config: Any, shape: ModelShape, plan: PruningPlan, export: str, *, coming: bool) -> Export:
-    family = shape.family
-    dims = _dims(model_config, plan)
-    added = tuple(getattr(model_config, ADDED_BIASES, ())) or (biases_of_own_type(shape) if coming else ())
-    shapes = _stock_problem(_hidden_size(model_config, plan), dims, family)
-    biases = f"{family.base_type} has no bias in {', '.join(added)}" if added else ""
-    problem = "; ".join(filter(None, (biases, shapes)))
-    if export != "custom" and not problem:
-        return Export(family.base_type)
-    alternative = None if coming else family.stock_alternative  # it has no biases
-    if export != "custom" and _fits_alternative(model_config, dims, alternative):
-        return Export(str(alternative), problem)
-    changes = []
-    if added and _has_intercept(plan):
-        changes.append("leave the intercept out")
-    if shapes:
-        changes.append(_nearest_uniform(model_config, dims, plan, family, alternative))
-    advice = "" if added and len(changes) < 1 + bool(shapes) else ", ".join(changes)  # the biases are the base's own
-    if export == "stock":
-        raise ExportError(f"export='stock': {problem}" + (f"; {advice}" if advice else ""))
-    return Export(family.custom_type, problem, advice, own=True)
-
-
 def pruned_config(model_config: Any, shape: ModelShape, plan: PruningPlan, export: Export) -> Any:
     """Returns the config of the pruned model: stock, the stock alternative, or the own type with per-layer shapes.
 
@@ -131,8 +130,6 @@ def pruned_config(model_config: Any, shape: ModelShape, plan: PruningPlan, expor
         ExportError: the config cannot be read again.
         PlanError: `fold_norms` on a family whose q and k norms share the config's ε.
     """
-    from transformers import AutoConfig
-
     register_auto_classes()
     dims = _dims(model_config, plan)
     values = {key: value for key, value in model_config.to_dict().items() if key not in _EXPORT_KEYS}
@@ -154,11 +151,6 @@ def pruned_config(model_config: Any, shape: ModelShape, plan: PruningPlan, expor
         values["sliding_window"] = None
     config = AutoConfig.for_model(export.model_type, **values, attn_implementation=model_config._attn_implementation)
     config.name_or_path = model_config.name_or_path
-    _check_read_back(config)
-    return config
-
-
-def _check_read_back(config: Any) -> None:
     try:
         with quiet("transformers"):  # it has said of the config what there is to say
             type(config).from_dict(json.loads(config.to_json_string()))
@@ -166,29 +158,21 @@ def _check_read_back(config: Any) -> None:
         raise ExportError(
             f"the config of a '{config.model_type}' cannot be read again once it is written ({first_line(error)})"
         ) from error
+    return config
 
 
 def check_reachable(model_config: Any, shape: ModelShape, counted: ModelShape, config: MoreauPrunerConfig) -> None:
-    """Refuses, before anything is scored, what could not be planned or exported in the end.
+    """Refuses, before anything is scored, what could not be planned or exported in the end, as these would.
 
-    Args:
-        model_config: of the base model.
-        shape: its shape.
-        counted: the shape that a size is counted on.
-        config: resolved.
-
-    Raises:
-        PlanError, ExportError, UnsupportedModelError: as planning and exporting would.
+    A size is counted on the shape `counted`; the config is resolved.
     """
     plan = expected_plan(counted, config)
     if config.export == "stock" and (added := tuple(getattr(model_config, ADDED_BIASES, ()))):
         raise ExportError(f"export='stock': the model has biases in {', '.join(added)}, as no stock class has them")
     if config.fold_norms:
         check_folding(shape)
-    every_layer = (0, shape.depth)
-    alike = config.attention_layers == config.mlp_layers == every_layer
-    follows = "layers" in config.targets and not alike  # what is measured
-    if config.budget.name == "uniform" and not follows:
+    alike = config.attention_layers == config.mlp_layers == (0, shape.depth)
+    if config.budget.name == "uniform" and (alike or "layers" not in config.targets):  # nothing follows a measurement
         decide_export(model_config, shape, plan, config.export)
     check_loadable(model_config, shape, plan, decide_export(model_config, shape, plan, config.export, coming=False))
     if config.budget.name != "uniform" and config.export != "stock":  # layers may come to differ
@@ -198,11 +182,7 @@ def check_reachable(model_config: Any, shape: ModelShape, counted: ModelShape, c
 
 
 def check_loadable(model_config: Any, shape: ModelShape, plan: PruningPlan, export: Export) -> None:
-    """Refuses, before any work is done, what could be saved in the end and not be loaded.
-
-    Raises:
-        ExportError, PlanError: as for `pruned_config`; or transformers cannot build a model from the config.
-    """
+    """Refuses, before any work is done, what could be saved in the end and not be loaded; errors of `pruned_config`."""
     with quiet("transformers"):
         built_from(pruned_config(model_config, shape, plan, export))
 
@@ -210,20 +190,38 @@ def check_loadable(model_config: Any, shape: ModelShape, plan: PruningPlan, expo
 def check_folding(shape: ModelShape) -> None:
     """Raises PlanError where the norms' ε cannot be changed without changing other norms."""
     if shape.family.qk_norms:
-        raise PlanError(
-            f"fold_norms: the q and k norms of '{shape.family.base_type}' share rms_norm_eps, so ε cannot be folded;"
-            " leave it out"
-        )
+        norms = f"the q and k norms of '{shape.family.base_type}'"
+        raise PlanError(f"fold_norms: {norms} share rms_norm_eps, so ε cannot be folded; leave it out")
+
+
+def layer_shapes(model_config: Any, plan: PruningPlan) -> tuple[list[dict[str, int]], list[dict[str, int] | None]]:
+    """Returns heads, KV heads, head width and MLP channels of each layer before and after; `None` for one that goes."""
+    before = [
+        {
+            "heads": layer.num_attention_heads,
+            "kv_heads": layer.num_key_value_heads,
+            "head_dim": getattr(layer, "head_dim", None) or model_config.hidden_size // layer.num_attention_heads,
+            "channels": layer.intermediate_size,
+        }
+        for layer in model_config.per_layer_config
+    ]
+    after: list[dict[str, int] | None] = [None] * len(before)
+    for i, dims in zip(_kept_layers(plan), _dims(model_config, plan), strict=True):
+        after[i] = before[i] | dict(zip(("heads", "kv_heads", "channels"), dims.values(), strict=True))
+    return before, after
+
+
+def _kept_layers(plan: PruningPlan) -> Sequence[int]:
+    return plan.kept_layers or sorted(plan.layers)
 
 
 def _dims(model_config: Any, plan: PruningPlan) -> list[dict[str, int]]:
     """Heads, KV heads and channels of each layer that stays."""
     found = []
-    for index in plan.kept_layers or sorted(plan.layers):
-        layer, groups = model_config.per_layer_config[index], len(plan.layers[index]["attention"].kept)
-        heads = groups * (layer.num_attention_heads // layer.num_key_value_heads)
-        channels = len(plan.layers[index]["mlp"].kept)
-        found.append(_layer(heads, groups, channels))
+    for index in _kept_layers(plan):
+        layer, own = model_config.per_layer_config[index], plan.layers[index]
+        groups, channels = len(own["attention"].kept), len(own["mlp"].kept)
+        found.append(_layer(groups * (layer.num_attention_heads // layer.num_key_value_heads), groups, channels))
     return found
 
 
@@ -260,10 +258,8 @@ def _fits_alternative(model_config: Any, dims: list[dict[str, int]], alternative
 
 
 def _shape_words(layer: Mapping[str, int]) -> str:
-    return (
-        f"{layer['num_attention_heads']} heads, {layer['num_key_value_heads']} KV heads,"
-        f" {layer['intermediate_size']} channels"
-    )
+    heads, groups, channels = layer["num_attention_heads"], layer["num_key_value_heads"], layer["intermediate_size"]
+    return f"{heads} heads, {groups} KV heads, {channels} channels"
 
 
 def _nearest_uniform(

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from optimum_moreau import perplexity
-from optimum_moreau.data import pieces
+from optimum_moreau.data import tokens
 from optimum_moreau.data import windows as calibration_module
 from optimum_moreau.data.windows import load_calibration, tokenize
 from optimum_moreau.evaluation import segment
@@ -62,8 +62,8 @@ def sentencepiece_like():
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(pieces, "PIECE", 400)
-    monkeypatch.setattr(pieces, "_OVERLAP", 160)
+    monkeypatch.setattr(tokens, "PIECE", 400)
+    monkeypatch.setattr(tokens, "_OVERLAP", 160)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -71,7 +71,7 @@ def small(monkeypatch):
 def test_pieces_are_the_whole(kind, seed, small, tokenizer):
     tokenizer = tokenizer if kind == "bytes" else sentencepiece_like()
     text = a_text(seed, 6000)
-    found = list(pieces.token_pieces(text, tokenizer))
+    found = list(tokens.token_pieces(text, tokenizer))
     assert torch.cat(found).tolist() == whole(text, tokenizer) and len(found) > 5
 
 
@@ -85,7 +85,7 @@ def test_pieces_of_a_text_without_landmarks_are_the_whole(text, small, tokenizer
 
 @pytest.mark.parametrize("folder", ["stories260K", "babyllama-char105", "wikitext-llama-5m"])
 def test_pieces_of_a_real_text_are_the_whole(shared, folder, monkeypatch):
-    monkeypatch.setattr(pieces, "PIECE", 5000)
+    monkeypatch.setattr(tokens, "PIECE", 5000)
     text = (shared / "data" / "wikitext2.test.txt").read_text(encoding="utf-8")[:200_000]
     tokenizer = load_tokenizer(str(shared / "models" / folder))
     assert tokenize(text, tokenizer).tolist() == whole(text, tokenizer)
@@ -97,8 +97,8 @@ def test_segments_are_those_of_the_whole_text_and_no_more_is_read_than_they_need
     expected = expected[: len(expected) // 16 * 16].view(-1, 16)
     assert torch.equal(segment([text, TEXT], tokenizer, 16), expected)
     given = []
-    located = pieces._located
-    monkeypatch.setattr(pieces, "_located", lambda *args: given.append(args[1:3]) or located(*args))
+    located = tokens._located
+    monkeypatch.setattr(tokens, "_located", lambda *args: given.append(args[1:3]) or located(*args))
     assert torch.equal(segment([text, TEXT], tokenizer, 16, most=3), expected[:3])
     assert len(given) <= 3
     model = tiny_model("llama", vocab_size=len(tokenizer))

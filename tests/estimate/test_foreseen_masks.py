@@ -11,7 +11,7 @@ import torch
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig
 from optimum_moreau.estimate import estimate_scoring, skeleton_of
 from optimum_moreau.loading import load_model
-from optimum_moreau.masks.scope import foresee_zeros
+from optimum_moreau.masks.scope import estimate_zeros
 from optimum_moreau.masks.sparsify import sparsify
 from optimum_moreau.models.stream import StreamedLayer
 from optimum_moreau.models.units import model_shape
@@ -36,7 +36,7 @@ MASKS = {
 def foreseen(model, **settings):
     shape = model_shape(model)
     config = MoreauPrunerConfig(**{"criterion": "wanda", **settings}).resolve(model.config)
-    return shape, config, foresee_zeros(skeleton_of(model), shape, config)
+    return shape, config, estimate_zeros(skeleton_of(model), shape, config)
 
 
 @pytest.mark.parametrize("settings", MASKS.values(), ids=MASKS)

@@ -428,7 +428,7 @@ ELSEWHERE = {
     ("templates/foreign.py", "json.loads"): "what a child answers, whose length and memory are bounded",
     ("templates/process.py", "read_text"): "the kernel's account of this process",
     ("templates/process.py", "json.loads"): "a child reads its parent's request",
-    ("models/undo.py", "load_file"): "weights that this process has written",
+    ("models/placement.py", "load_file"): "weights that this process has written",
 }
 
 

@@ -11,7 +11,8 @@ import torch
 
 from optimum_moreau import MoreauPruner
 from optimum_moreau.errors import CheckpointError, ConfigError
-from optimum_moreau.loading import check_device, load_config, load_model, load_skeleton, load_tokenizer
+from optimum_moreau.loading import load_config, load_model, load_skeleton, load_tokenizer
+from optimum_moreau.models.placement import check_device
 from tests.hub_client import environment
 from tests.tiny import contents, cut_plan, tiny_model
 

@@ -7,10 +7,10 @@ import torch
 from optimum_moreau.config import MoreauPrunerConfig
 from optimum_moreau.criteria.sparsegpt import inverse_factor
 from optimum_moreau.errors import ConfigError, PlanError
+from optimum_moreau.masks import REFINEMENTS
 from optimum_moreau.masks.obs import surgeon
 from optimum_moreau.masks.patterns import Pattern, keep_mask
 from optimum_moreau.masks.refine import CYCLES, THRESHOLD, refine
-from optimum_moreau.masks.refinements import REFINEMENTS
 from optimum_moreau.models.stream import Inputs
 
 GENERATOR = torch.Generator().manual_seed(0)

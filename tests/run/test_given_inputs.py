@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig, PruningPlan, perplexity
-from optimum_moreau.data.hub import dataset_commit
 from optimum_moreau.data.instructions import load_examples
-from optimum_moreau.data.sources import content_hash, read_documents
+from optimum_moreau.data.sources import content_hash, dataset_commit, read_documents
 from optimum_moreau.data.windows import load_calibration, reading_bytes
 from optimum_moreau.errors import ConfigError, DataError
 from tests import warm

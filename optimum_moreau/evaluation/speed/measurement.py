@@ -22,7 +22,8 @@ from ...data.sources import model_reference
 from ...errors import CheckpointError, ConfigError, first_line
 from ...files import read_json
 from ...files.temporary import temporary_folder
-from ...loading import check_device, check_same_tokenizer, load_skeleton, weight_files
+from ...loading import check_same_tokenizer, load_skeleton, weight_files
+from ...models.placement import check_device
 from ...planning import PruningPlan
 from .records import Series, Side, Speed
 

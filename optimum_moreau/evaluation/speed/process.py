@@ -33,8 +33,9 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     """Loads the model and measures it; values by metric, those of a batch size in its order."""
     import torch
 
-    from optimum_moreau.loading import check_device, load_model, load_skeleton
+    from optimum_moreau.loading import load_model, load_skeleton
     from optimum_moreau.models.memory import reset_peak_memory, resident_bytes
+    from optimum_moreau.models.placement import check_device
     from optimum_moreau.planning import fingerprint
 
     torch.set_num_threads(request["threads"])
