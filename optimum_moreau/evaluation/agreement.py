@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import stdev
 from typing import ClassVar
 
+import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
 from ..files import Record
-from .perturbation import DTYPES
 
 ROBUSTNESS_NAME = "robustness.json"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,11 @@ def rank_correlation(first: Tensor, second: Tensor) -> float:
     return round(float(spearmanr(first.numpy(), second.numpy()).statistic), 12)  # the same ranks give 1
 
 
+def deviation(values: Sequence[float]) -> float:
+    """Standard deviation; 0 of one value."""
+    return stdev(values) if len(values) > 1 else 0.0
+
+
 def verdicts(agreements: Sequence[Agreement]) -> list[str]:
     """Says of each criterion and ratio whether another dtype or another calibration draw changes more of the choice.
 
@@ -111,14 +118,13 @@ def verdicts(agreements: Sequence[Agreement]) -> list[str]:
         draws = next((one for one in own if one.is_draw and not one.of.startswith("samples:")), None)
         if dtypes is None or draws is None:
             continue
+        few = " (one pair of draws only)" if draws.pairs == 1 else ""
+        what = "calibration draw" if draws.removed < dtypes.removed else "dtype"
+        says = f"the {what} threatens the choice more{few}"
         if dtypes.removed == draws.removed == 1:
             says = "neither changes the choice"
         elif abs(dtypes.removed - draws.removed) <= dtypes.removed_deviation + draws.removed_deviation:
             says = "neither threatens the choice clearly more"
-        else:
-            few = " (one pair of draws only)" if draws.pairs == 1 else ""
-            what = "calibration draw" if draws.removed < dtypes.removed else "dtype"
-            says = f"the {what} threatens the choice more{few}"
         found.append(
             f"{criterion}, {100 * ratio:g} %: of the units removed, {' and '.join(dtypes.between)} share"
             f" {dtypes.removed:.2f}, two calibration draws {draws.removed:.2f}: {says}"

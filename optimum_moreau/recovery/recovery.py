@@ -32,17 +32,8 @@ ADAPTER_FOLDER = "adapter"
 
 
 @dataclass(frozen=True)
-class DataRecord:
-    """What a saved summary says of the examples, as `TrainingData.to_dict` writes it; of a merged adapter its name.
-
-    Attributes:
-        source: name of the file, dataset or adapter.
-        records: number of records read.
-        skipped: records without a token to learn from.
-        train_sequences: that were learnt.
-        validation_sequences: that were held out.
-        sha256: of all examples.
-    """
+class _DataRecord:
+    """What a saved summary says of the examples, as `TrainingData.to_dict` writes it; of a merged adapter its name."""
 
     source: str
     records: int = 0
@@ -53,17 +44,8 @@ class DataRecord:
 
 
 @dataclass(frozen=True)
-class TrainingRecord:
-    """What a saved summary says of a training, as `train` returns it.
-
-    Attributes:
-        steps: of the optimizer.
-        epochs: passes over the examples.
-        first_loss: the first that was logged.
-        last_loss: the last.
-        validation_loss: on what was held out, at the end.
-        seconds: since it was started last.
-    """
+class _TrainingRecord:
+    """What a saved summary says of a training, as `train` returns it."""
 
     steps: int
     epochs: float
@@ -98,7 +80,7 @@ class RecoverySummary(Record):
     @classmethod
     def parts(cls) -> Mapping[str, type]:
         """What dictionaries in it hold."""
-        return {"data": DataRecord, "training": TrainingRecord, "earlier": cls}
+        return {"data": _DataRecord, "training": _TrainingRecord, "earlier": cls}
 
     def problem(self) -> str:
         """Raises ConfigError for settings that no training can have had."""
@@ -161,16 +143,10 @@ class MoreauRecovery:
             stack.enter_context(warnings.catch_warnings())  # peft asks transformers by an old name
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
             with as_reloaded(model, undone=False):
-                found = self._tune(model, examples, teacher, Path(work_dir), training_arguments)
+                self.adapter, found = self._tuned(model, examples, teacher, Path(work_dir), training_arguments)
             reset_buffers(model)
-        self.summary = RecoverySummary(
-            settings=self.config.to_dict(),
-            data=examples.to_dict(),
-            training=found,
-            trainable_parameters=sum(weight.numel() for weight in self.adapter.weights.values()) if self.adapter else 0,
-            teacher=None if teacher is None else model_reference(teacher.config.name_or_path) or "another model",
-        )
-        return self.summary
+        name = None if teacher is None else model_reference(teacher.config.name_or_path) or "another model"
+        return self._summed(self.adapter, self.config.to_dict(), examples.to_dict(), found, name)
 
     def read(self, data: Any) -> TrainingData:
         """Makes training sequences of the data, as `train` does, and refuses what cannot serve.
@@ -180,15 +156,8 @@ class MoreauRecovery:
         """
         if self.tokenizer is None:
             raise MoreauError("a tokenizer is needed: MoreauRecovery(config, tokenizer=tokenizer)")
-        return load_examples(
-            data,
-            self.tokenizer,
-            sequence_length=self.config.sequence_length,
-            loss_on=self.config.loss_on,
-            packing=self.config.packing,
-            validation=self.config.validation,
-            seed=self.config.seed,
-        )
+        names = ("sequence_length", "loss_on", "packing", "validation", "seed")
+        return load_examples(data, self.tokenizer, **{name: getattr(self.config, name) for name in names})
 
     @undisturbed()
     def merge(self, model: PreTrainedModel, folder: str | Path) -> RecoverySummary:
@@ -206,22 +175,25 @@ class MoreauRecovery:
         self.adapter = Adapter.load(folder)
         self.adapter.merge_into(model, keep_zeros=self.keep_zeros)
         reset_buffers(model)
-        self.summary = RecoverySummary(
-            settings={"rank": self.adapter.config.r, "alpha": self.adapter.config.lora_alpha},
-            data={"source": Path(folder).name},
-            training={},
-            trainable_parameters=sum(weight.numel() for weight in self.adapter.weights.values()),
-        )
+        settings = {"rank": self.adapter.config.r, "alpha": self.adapter.config.lora_alpha}
+        return self._summed(self.adapter, settings, {"source": Path(folder).name}, {})
+
+    def _summed(
+        self, adapter: Adapter, settings: Any, data: Any, training: Any, teacher: Any = None
+    ) -> RecoverySummary:
+        parameters = sum(weight.numel() for weight in adapter.weights.values())
+        self.summary = RecoverySummary(settings, data, training, parameters, teacher)
         return self.summary
 
-    def _tune(
+    def _tuned(
         self,
         model: PreTrainedModel,
         examples: TrainingData,
         teacher: PreTrainedModel | None,
         work: Path,
         training_arguments: Mapping[str, Any] | None,
-    ) -> dict[str, Any]:
+    ) -> tuple[Adapter, dict[str, Any]]:
+        """The adapter that training gave, merged into the model, and what `train` returns."""
         import torch
         from peft import LoraConfig, get_peft_model_state_dict
 
@@ -234,25 +206,14 @@ class MoreauRecovery:
         )
         torch.manual_seed(c.seed)
         with plain_outputs(*filter(None, (model, teacher))), lora_on(model, lora, keep_zeros=self.keep_zeros) as tuned:
-            found = train(
-                tuned,
-                self.tokenizer,
-                examples,
-                c,
-                work,
-                run=hashlib.sha256(json.dumps(run).encode()).hexdigest(),
-                teacher=teacher,
-                training_arguments=training_arguments,
-            )
-            weights = {
-                name: w.detach().cpu().contiguous()
-                for name, w in get_peft_model_state_dict(tuned, save_embedding_layers=False).items()
-            }
+            options = {"run": hashlib.sha256(json.dumps(run).encode()).hexdigest(), "teacher": teacher}
+            found = train(tuned, self.tokenizer, examples, c, work, training_arguments=training_arguments, **options)
+            state = get_peft_model_state_dict(tuned, save_embedding_layers=False)
+            weights = {name: weight.detach().cpu().contiguous() for name, weight in state.items()}
             for name, weight in weights.items():
                 if not torch.isfinite(weight).all():
                     raise NonFiniteError(f"recovery: {name} of the adapter is not finite; lower the learning rate")
-        self.adapter = Adapter(weights, lora, base)
-        return found
+        return Adapter(weights, lora, base), found
 
     def save(self, folder: str | Path) -> None:
         """Writes the adapter, in a folder of its own, and the summary into the folder of a saved model.
@@ -298,12 +259,7 @@ def recover(
 
 
 def check_fits(model: PretrainedConfig, config: RecoveryConfig, teacher: PretrainedConfig | None = None) -> None:
-    """Refuses settings that a model, or its teacher, cannot serve.
-
-    Args:
-        model: its config.
-        config: the settings.
-        teacher: its config.
+    """Refuses settings that a model, or its teacher, cannot serve; of both their configs.
 
     Raises:
         ConfigError: says which.

@@ -24,7 +24,7 @@ from ...files import read_json
 from ...files.temporary import temporary_folder
 from ...loading import check_device, check_same_tokenizer, load_skeleton, weight_files
 from ...planning import PruningPlan
-from .records import Series, Side, Speed
+from .records import UNITS, Series, Side, Speed
 
 logger = logging.getLogger(__name__)
 
@@ -54,11 +54,9 @@ class SpeedSettings:
         object.__setattr__(self, "batch_sizes", tuple(dict.fromkeys(self.batch_sizes)))
         if not self.batch_sizes:
             raise ConfigError("batch_sizes: give at least one, e.g. 1,4,16")
-        for name in ("batch_sizes", "prompt_tokens", "new_tokens", "rounds", "repeats"):
-            value = getattr(self, name)
-            for one in value if name == "batch_sizes" else (value,):
-                if one < 1:
-                    raise ConfigError(f"{name}: {one} is not a whole number ≥ 1")
+        for name, value in asdict(self).items():
+            if (least := min(value) if name == "batch_sizes" else value) < 1:
+                raise ConfigError(f"{name}: {least} is not a whole number ≥ 1")
 
 
 @dataclass(frozen=True)
@@ -70,14 +68,14 @@ class _Subject:
     weights: tuple[Path, ...]
     config: PretrainedConfig
 
-    def side(self, rounds: list[Mapping[str, Any]], settings: SpeedSettings) -> Side:
+    def side(self, rounds: list[Mapping[str, Any]], batch_sizes: tuple[int, ...]) -> Side:
         """Everything that was measured of it, one dictionary a round."""
-        by_batch = dict.fromkeys(("prefill", "decode", "time to first token"), settings.batch_sizes)
-        series = [
+        series = tuple(
             Series(metric, batch, tuple(float(one[metric][index]) for one in rounds))
-            for metric, batches in {**by_batch, "load time": (None,), "peak memory": (None,)}.items()
-            for index, batch in enumerate(batches)
-        ]
+            for metric in UNITS
+            if metric in rounds[0]
+            for index, batch in enumerate((None,) if metric in ("load time", "peak memory") else batch_sizes)
+        )
         layers: Any = self.config.per_layer_config
         hidden = self.config.hidden_size
         return Side(
@@ -90,7 +88,7 @@ class _Subject:
                 for one in layers
             ),
             mlp_channels=tuple(one.intermediate_size for one in layers),
-            series=tuple(series),
+            series=series,
         )
 
 
@@ -131,17 +129,10 @@ def measure_speed(
     subjects = _subjects(asked, settings, **how)
     common = {**how, "device": device, "threads": torch.get_num_threads(), **asdict(settings)}
     found = _by_turns(subjects, settings.rounds, common, plan)
-    sides = [subject.side(rounds, settings) for subject, rounds in zip(subjects, found, strict=True)]
-    return Speed(
-        device=found[0][0]["device"],
-        dtype=found[0][0]["dtype"],
-        rounds=settings.rounds,
-        repeats=settings.repeats,
-        prompt_tokens=settings.prompt_tokens,
-        new_tokens=settings.new_tokens,
-        model=sides[0],
-        baseline=sides[1] if baseline is not None else None,
-    )
+    sides = [subject.side(rounds, settings.batch_sizes) for subject, rounds in zip(subjects, found, strict=True)]
+    same = {name: value for name, value in asdict(settings).items() if name != "batch_sizes"}
+    first = {name: found[0][0][name] for name in ("device", "dtype")}
+    return Speed(**first, **same, model=sides[0], baseline=None if baseline is None else sides[1])
 
 
 def _subjects(
@@ -154,9 +145,10 @@ def _subjects(
         )
     code: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     skeletons = [load_skeleton(name, revision=commit, dtype=dtype, **code) for name, commit in asked]
+    length = settings.prompt_tokens + settings.new_tokens
     for skeleton, (name, _) in zip(skeletons, asked, strict=True):
         most = getattr(skeleton.config, "max_position_embeddings", None)
-        if most is not None and (length := settings.prompt_tokens + settings.new_tokens) > most:
+        if most is not None and length > most:
             raise ConfigError(
                 f"{name}: has {most} positions, and {settings.prompt_tokens} prompt_tokens and {settings.new_tokens}"
                 f" new_tokens need {length}; lower one of them"
@@ -202,12 +194,8 @@ def measure_once(name: str, folder: Path, weights: tuple[Path, ...], request: Ma
     with temporary_folder("speed") as work:
         result = work / "result.json"
         files = {"folder": str(folder), "weights": list(map(str, weights)), "result": str(result), "path": sys.path}
-        process = subprocess.run(
-            [sys.executable, "-P", str(_SCRIPT)],
-            input=json.dumps({**request, **files}),
-            capture_output=True,
-            text=True,
-        )
+        command = [sys.executable, "-P", str(_SCRIPT)]
+        process = subprocess.run(command, input=json.dumps({**request, **files}), capture_output=True, text=True)
         if process.returncode:
             reason = (process.stderr.strip().split("\n") or [""])[-1]
             if process.returncode < 0:
