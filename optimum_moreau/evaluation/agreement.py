@@ -64,9 +64,8 @@ class Agreement:
     @property
     def cells(self) -> tuple[str, str, str]:
         """Overlaps of kept and removed units and rank correlation, for a reader; a deviation needs two pairs."""
-        sides = ((self.kept, self.kept_deviation), (self.removed, self.removed_deviation))
-        kept, removed = (f"{mean:.3f}" + (f" ± {spread:.3f}" if self.pairs > 1 else "") for mean, spread in sides)
-        return kept, removed, f"{self.rank:.3f}"
+        kept, removed = (f" ± {one:.3f}" * (self.pairs > 1) for one in (self.kept_deviation, self.removed_deviation))
+        return f"{self.kept:.3f}{kept}", f"{self.removed:.3f}{removed}", f"{self.rank:.3f}"
 
     @property
     def is_of_dtypes(self) -> bool:

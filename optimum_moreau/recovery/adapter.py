@@ -44,6 +44,11 @@ class Adapter:
     config: LoraConfig
     base: str = ""
 
+    @property
+    def parameters(self) -> int:
+        """How many there are."""
+        return sum(weight.numel() for weight in self.weights.values())
+
     def save(self, folder: Path) -> None:
         """Writes `adapter_model.safetensors` and `adapter_config.json`; one that was there is replaced in one step.
 
@@ -56,8 +61,7 @@ class Adapter:
             with partial_folder(folder.parent, folder.name) as partial:
                 made = partial / "adapter"
                 made.mkdir()
-                metadata = {"format": "pt", "base_fingerprint": self.base}
-                write_tensors(made / _WEIGHTS, self.weights, metadata)
+                write_tensors(made / _WEIGHTS, self.weights, {"format": "pt", "base_fingerprint": self.base})
                 config.save_pretrained(str(made))
                 replace_folder(made, folder)
         except OSError as error:
@@ -129,10 +133,8 @@ class Adapter:
                 raise CheckpointError(f"adapter: this model has no linear layer {target}; it was trained on another")
             if module is head:
                 raise CheckpointError(f"adapter: {target} is tied to the embeddings, which a merge would change too")
-            if kind.startswith("A"):
-                found, expected, side = weight.shape[1], module.in_features, "inputs"
-            else:
-                found, expected, side = weight.shape[0], module.out_features, "outputs"
+            ins, outs = (weight.shape[1], module.in_features), (weight.shape[0], module.out_features)
+            (found, expected), side = (ins, "inputs") if kind.startswith("A") else (outs, "outputs")
             if found != expected:
                 raise CheckpointError(
                     f"adapter: {target} has {found} {side} there, {expected} in this model; it was trained on another"
@@ -180,11 +182,8 @@ def lora_on(model: PreTrainedModel, config: LoraConfig, *, keep_zeros: bool = Fa
     requires = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     tuned: Any = None
     try:
-        zeros = {
-            name: module.weight == 0
-            for name, module in model.named_modules()
-            if keep_zeros and isinstance(module, nn.Linear)
-        }
+        linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        zeros = {name: module.weight == 0 for name, module in linear.items() if keep_zeros}
         config.base_model_name_or_path = None  # else peft warns that it is this model's path now
         tuned = get_peft_model(model, config)
         for name, module in model.named_modules():
@@ -199,9 +198,8 @@ def lora_on(model: PreTrainedModel, config: LoraConfig, *, keep_zeros: bool = Fa
     else:
         tuned.merge_and_unload()
         with torch.no_grad():
-            for name, module in model.named_modules():
-                if name in zeros:
-                    module.weight[zeros[name]] = 0
+            for name, there in zeros.items():
+                model.get_submodule(name).weight[there] = 0
         config.inference_mode = True
     finally:
         model.train(training)

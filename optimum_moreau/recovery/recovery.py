@@ -146,7 +146,10 @@ class MoreauRecovery:
                 self.adapter, found = self._tuned(model, examples, teacher, Path(work_dir), training_arguments)
             reset_buffers(model)
         name = None if teacher is None else model_reference(teacher.config.name_or_path) or "another model"
-        return self._summed(self.adapter, self.config.to_dict(), examples.to_dict(), found, name)
+        self.summary = RecoverySummary(
+            self.config.to_dict(), examples.to_dict(), found, self.adapter.parameters, teacher=name
+        )
+        return self.summary
 
     def read(self, data: Any) -> TrainingData:
         """Makes training sequences of the data, as `train` does, and refuses what cannot serve.
@@ -176,13 +179,7 @@ class MoreauRecovery:
         self.adapter.merge_into(model, keep_zeros=self.keep_zeros)
         reset_buffers(model)
         settings = {"rank": self.adapter.config.r, "alpha": self.adapter.config.lora_alpha}
-        return self._summed(self.adapter, settings, {"source": Path(folder).name}, {})
-
-    def _summed(
-        self, adapter: Adapter, settings: Any, data: Any, training: Any, teacher: Any = None
-    ) -> RecoverySummary:
-        parameters = sum(weight.numel() for weight in adapter.weights.values())
-        self.summary = RecoverySummary(settings, data, training, parameters, teacher)
+        self.summary = RecoverySummary(settings, {"source": Path(folder).name}, {}, self.adapter.parameters)
         return self.summary
 
     def _tuned(
@@ -191,7 +188,7 @@ class MoreauRecovery:
         examples: TrainingData,
         teacher: PreTrainedModel | None,
         work: Path,
-        training_arguments: Mapping[str, Any] | None,
+        arguments: Mapping[str, Any] | None,
     ) -> tuple[Adapter, dict[str, Any]]:
         """The adapter that training gave, merged into the model, and what `train` returns."""
         import torch
@@ -201,25 +198,23 @@ class MoreauRecovery:
         c = self.config
         base = fingerprint(model)
         run = [base, self.keep_zeros, c.to_dict(), examples.sha256, teacher and fingerprint(teacher)]
+        digest = hashlib.sha256(json.dumps(run).encode()).hexdigest()
         lora = LoraConfig(
             r=c.rank, lora_alpha=c.alpha, lora_dropout=c.dropout, target_modules="all-linear", task_type="CAUSAL_LM"
         )
         torch.manual_seed(c.seed)
         with plain_outputs(*filter(None, (model, teacher))), lora_on(model, lora, keep_zeros=self.keep_zeros) as tuned:
-            options = {"run": hashlib.sha256(json.dumps(run).encode()).hexdigest(), "teacher": teacher}
-            found = train(tuned, self.tokenizer, examples, c, work, training_arguments=training_arguments, **options)
+            found = train(
+                tuned, self.tokenizer, examples, c, work, run=digest, teacher=teacher, training_arguments=arguments
+            )
             state = get_peft_model_state_dict(tuned, save_embedding_layers=False)
             weights = {name: weight.detach().cpu().contiguous() for name, weight in state.items()}
-            for name, weight in weights.items():
-                if not torch.isfinite(weight).all():
-                    raise NonFiniteError(f"recovery: {name} of the adapter is not finite; lower the learning rate")
+            if odd := [name for name, weight in weights.items() if not torch.isfinite(weight).all()]:
+                raise NonFiniteError(f"recovery: {odd[0]} of the adapter is not finite; lower the learning rate")
         return Adapter(weights, lora, base), found
 
     def save(self, folder: str | Path) -> None:
         """Writes the adapter, in a folder of its own, and the summary into the folder of a saved model.
-
-        Args:
-            folder: of the merged model.
 
         Raises:
             MoreauError: nothing was trained yet.
