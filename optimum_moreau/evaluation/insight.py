@@ -26,13 +26,10 @@ PERPLEXITIES = ("layers", "ratios", "sensitivity")  # of them need a text
 
 @dataclass(frozen=True)
 class ChannelRanks:
-    """How two criteria rank the channels of one matrix; 1 is the least important.
+    """How two criteria rank the channels of one matrix, e.g. `layers.3.mlp.up_proj`; 1 is the least important.
 
-    Attributes:
-        module: e.g. `layers.3.mlp.up_proj`.
-        criteria: the two.
-        ranks: of each channel, by the first and by the second, with the first calibration draw.
-        correlation: Spearman's, of the two with one draw, a mean over the draws.
+    The ranks are by the first and by the second, with the first calibration draw; the correlation is Spearman's, of the
+    two with one draw, a mean over the draws.
     """
 
     module: str
@@ -43,14 +40,7 @@ class ChannelRanks:
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a figure, a mean over the calibration seeds.
-
-    Attributes:
-        label: what it is of.
-        x: abscissae, ascending.
-        mean: perplexity at each.
-        deviation: standard deviation over the seeds at each; 0 with one seed.
-    """
+    """One line of a figure: ascending abscissae, and at each the perplexity's mean and deviation over the seeds."""
 
     label: str
     x: tuple[float, ...]

@@ -123,15 +123,12 @@ class Study:
             layers: indices; default: the first, the last and two between.
         """
         last = self.shape.depth - 1
-        chosen = sorted(set(layers) if layers is not None else {round(last * part / 3) for part in range(4)})
-        self.check(layers=chosen)
+        chosen = {round(last * part / 3) for part in range(4)} if layers is None else set(layers)
+        self.check(layers=sorted(chosen))
         if len(criteria) != 2:
             raise ConfigError(f"criteria: ranks compare two, not {len(criteria)}")
         # every layer is scored, as for the other figures: noise and δ reach all that may be cut
-        runs = []
-        for seed in range(self.seeds):
-            configs = (self._config(name, seed=seed, **self._everywhere) for name in criteria)
-            runs.append([score_channels(self.model, self.shape.blocks, self._calibration(c, seed), c) for c in configs])
+        runs = [[self._channels(name, seed) for name in criteria] for seed in range(self.seeds)]
         found = []
         for block in (block for block in self.shape.blocks if block.layer in chosen):
             for name in dict.fromkeys(block.weight_names().values()):
@@ -139,8 +136,9 @@ class Study:
                     continue
                 module = name.removeprefix("model.").removesuffix(".weight")
                 correlation = mean(rank_correlation(one[name], two[name]) for one, two in runs)
-                first, second = (ranks_of(one[name]) for one in runs[0])
-                found.append(ChannelRanks(module, (criteria[0], criteria[1]), (first, second), correlation))
+                ranks = [rankdata(one[name].numpy(), method="ordinal").astype(int).tolist() for one in runs[0]]
+                both = (tuple(ranks[0]), tuple(ranks[1]))
+                found.append(ChannelRanks(module, (criteria[0], criteria[1]), both, correlation))
         return tuple(found)
 
     def single_layers(self, criteria: Sequence[str], share: float = LAYER_SHARE) -> Panel:
@@ -179,11 +177,9 @@ class Study:
 
     def sensitivity(self, criterion: str, ratio: float = 0.2) -> tuple[Panel, ...]:
         """Perplexity over each of the criterion's settings η, ρ, σ and T, the others at their defaults."""
-        resolved = self._config(criterion)
-        symbols = _symbols(resolved.criterion)
-        defaults: dict[str, Any] = {name: getattr(resolved.criterion, name) for name in symbols}
-        fields = [name for name, value in defaults.items() if value is not None]
-        if not fields:
+        defaults = self._config(criterion).criterion
+        symbols = _symbols(defaults)
+        if not symbols:
             raise ConfigError(f"sensitivity: {criterion} has none of the settings η, ρ, σ, T; take moreau or moreau-gs")
 
         @cache
@@ -192,8 +188,8 @@ class Study:
             return self._cost(scores, config.changed(pruning_ratio=ratio))
 
         panels = []
-        for name in fields:
-            symbol, default = symbols[name], defaults[name]
+        for name, symbol in symbols.items():
+            default = getattr(defaults, name)
             values = sorted({_scaled(name, default, factor) for factor in _FACTORS.get(name, _OTHER_FACTORS)})
             changes: list[dict[str, float]] = [{} if value == default else {name: value} for value in values]
             runs = [[cost(seed, **one) for one in _bar(changes, desc=symbol)] for seed in range(self.seeds)]
@@ -234,6 +230,10 @@ class Study:
         size = config.calibration_samples, config.sequence_length
         return self.text.windows(*size, seed, vocab_size=self.model.config.vocab_size).tokens
 
+    def _channels(self, criterion: str, seed: int) -> dict[str, Tensor]:
+        config = self._config(criterion, seed=seed, **self._everywhere)
+        return score_channels(self.model, self.shape.blocks, self._calibration(config, seed), config)
+
     def _scores(self, criterion: str, seed: int, **changes: Any) -> tuple[UnitScores, MoreauPrunerConfig]:
         config = self._config(criterion, seed=seed, **changes)
         logger.info("scoring by %s, seed %d %s", criterion, seed, changes or "")
@@ -257,19 +257,13 @@ class Study:
 
 def has_settings(criterion: str) -> bool:
     """Whether a criterion has one of the settings whose sensitivity is shown."""
-    resolved = CRITERIA.get(criterion)().resolved()
-    return any(getattr(resolved, name) is not None for name in _symbols(resolved))
-
-
-def ranks_of(scores: Tensor) -> tuple[int, ...]:
-    """The rank of each score, 1 for the lowest; of equal ones the first is lower."""
-    return tuple(rankdata(scores.numpy(), method="ordinal").astype(int).tolist())
+    return bool(_symbols(CRITERIA.get(criterion)().resolved()))
 
 
 def _symbols(criterion: Any) -> dict[str, str]:
-    """Setting → its symbol, in the order of the paper: η, ρ, σ, T."""
-    found = {one.name: one.symbol for one in settings_of(criterion) if one.symbol}
-    return dict(sorted(found.items(), key=lambda one: "ηρσT".index(one[1][0])))
+    """Setting in use → its symbol, in the order of the paper: η, ρ, σ, T."""
+    named = [one for one in settings_of(criterion) if one.symbol and getattr(criterion, one.name) is not None]
+    return {one.name: one.symbol for one in sorted(named, key=lambda one: "ηρσT".index(one.symbol[0]))}
 
 
 def _scaled(name: str, default: float, factor: float) -> float:

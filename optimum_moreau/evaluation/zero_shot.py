@@ -66,11 +66,7 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """Accuracies, and their mean over the tasks.
-
-    Attributes:
-        tasks: one result a task.
-    """
+    """Accuracies, one result a task, and their mean over the tasks."""
 
     tasks: tuple[TaskResult, ...]
 

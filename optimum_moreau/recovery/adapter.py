@@ -59,8 +59,7 @@ class Adapter:
         config.base_model_name_or_path = model_reference(config.base_model_name_or_path)
         try:
             with partial_folder(folder.parent, folder.name) as partial:
-                made = partial / "adapter"
-                made.mkdir()
+                (made := partial / "adapter").mkdir()
                 write_tensors(made / _WEIGHTS, self.weights, {"format": "pt", "base_fingerprint": self.base})
                 config.save_pretrained(str(made))
                 replace_folder(made, folder)
@@ -77,7 +76,7 @@ class Adapter:
         from peft import LoraConfig, PeftConfig
 
         path = Path(folder).expanduser()
-        if not (path / _CONFIG).is_file() or not (path / _WEIGHTS).is_file():
+        if not all((path / name).is_file() for name in (_CONFIG, _WEIGHTS)):
             raise CheckpointError(f"{path.name}: holds no adapter ({_CONFIG} and {_WEIGHTS})")
         read_json(path / _CONFIG, "an adapter's config")  # bounded, before peft reads it
         weights, metadata = read_tensors(path / _WEIGHTS, "an adapter's weights")
@@ -87,9 +86,7 @@ class Adapter:
             raise CheckpointError(f"{path.name}: cannot be read as an adapter ({first_line(error)})") from error
         if not isinstance(config, LoraConfig):
             raise CheckpointError(f"{path.name}: is an adapter of type {config.peft_type}; only LoRA is merged")
-        if config.megatron_config is not None:
-            raise CheckpointError(f"{path.name}: is of Megatron's layers; only LoRA of plain linear layers is merged")
-        _check_patterns(path.name, config)
+        _check_plain(path.name, config)
         # nothing of the file names a module to import, or a folder of someone's machine
         config.megatron_core, config.auto_mapping = LoraConfig.megatron_core, None
         config.base_model_name_or_path = model_reference(config.base_model_name_or_path)
@@ -146,15 +143,17 @@ class Adapter:
             )
 
 
-def _check_patterns(name: str, config: LoraConfig) -> None:
+def _check_plain(name: str, config: LoraConfig) -> None:
     """Refuses what a config makes of a model beside LoRA, and expressions over which peft could search without end."""
+    if config.megatron_config is not None:
+        raise CheckpointError(f"{name}: is of Megatron's layers; only LoRA of plain linear layers is merged")
     if config.layer_replication is not None:
         raise CheckpointError(f"{name}: repeats layers (layer_replication); only LoRA of the model as it is is merged")
     for field in ("rank_pattern", "alpha_pattern"):
         if not isinstance(getattr(config, field) or {}, dict):
             raise CheckpointError(f"{name}: {field} is no dictionary")
-    texts = [one for one in (config.target_modules, config.exclude_modules) if isinstance(one, str)]
-    for text in (*texts, *(config.rank_pattern or {}), *(config.alpha_pattern or {})):
+    modules = [one for one in (config.target_modules, config.exclude_modules) if isinstance(one, str)]
+    for text in (*modules, *(config.rank_pattern or {}), *(config.alpha_pattern or {})):
         try:
             re.compile(text)
         except re.error as error:

@@ -26,12 +26,7 @@ Evidence = Robustness | Insight
 
 @dataclass(frozen=True)
 class Subject:
-    """A pruned model that the page is about.
-
-    Attributes:
-        name: of its folder.
-        records: what lies beside its weights.
-    """
+    """A pruned model that the page is about: the name of its folder, and what lies beside its weights."""
 
     name: str
     records: Records
@@ -39,12 +34,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Generation:
-    """What several models write after one prompt.
-
-    Attributes:
-        prompt: the text they continue.
-        texts: name of each model, and its continuation.
-    """
+    """What several models write after one prompt: the name of each model, and its continuation."""
 
     prompt: str
     texts: Sequence[tuple[str, str]]
@@ -72,8 +62,8 @@ def write_report(
         generations: of the models, side by side.
     """
     columns = [_facts(subject.records) for subject in subjects]
-    templates, blocks = FileSystemLoader(Path(__file__).parent), {"trim_blocks": True, "lstrip_blocks": True}
-    pages = Environment(loader=templates, autoescape=True, undefined=StrictUndefined, **blocks)
+    settings: Any = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
+    pages = Environment(loader=FileSystemLoader(Path(__file__).parent), **settings)
     text = pages.get_template("page.html.j2").render(
         title=f"{subjects[0].name}, pruned" if len(subjects) == 1 else f"{len(subjects)} pruned models",
         subjects=[_subject(subject) for subject in subjects],

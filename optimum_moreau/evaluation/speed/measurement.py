@@ -167,13 +167,13 @@ def _by_turns(
 ) -> list[list[Mapping[str, Any]]]:
     """What was measured of each subject in each round; every second round begins with the last one."""
     found: list[list[Mapping[str, Any]]] = [[] for _ in subjects]
+    pairs = list(zip(subjects, found, strict=True))
     for number in range(rounds):
-        order = list(enumerate(subjects))
-        for index, subject in order if number % 2 == 0 else order[::-1]:
+        for subject, own in pairs if number % 2 == 0 else pairs[::-1]:
             start = time.perf_counter()
-            found[index].append(measure_once(subject.name, subject.folder, subject.weights, request))
+            own.append(measure_once(subject.name, subject.folder, subject.weights, request))
             if plan is not None and subject is not subjects[0]:
-                plan.check_base(found[index][-1]["fingerprint"], subject.name)
+                plan.check_base(own[-1]["fingerprint"], subject.name)
             passed = time.perf_counter() - start
             logger.info("round %d of %d: %s, %.0f s", number + 1, rounds, subject.name, passed)
     return found

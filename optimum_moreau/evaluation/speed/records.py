@@ -43,13 +43,7 @@ _Key = tuple[str, int | None]  # metric and batch size
 
 @dataclass(frozen=True)
 class Spread:
-    """Of one figure over the rounds.
-
-    Attributes:
-        median: of the rounds' values.
-        low: the lowest of them.
-        high: the highest.
-    """
+    """Of one figure over the rounds: the median of their values, the lowest and the highest."""
 
     median: float
     low: float
@@ -68,13 +62,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Series:
-    """One figure of one model, measured in every round.
-
-    Attributes:
-        metric: a key of `UNITS`.
-        batch_size: sequences at once; `None` for what depends on none.
-        values: one a round, in the metric's unit.
-    """
+    """One figure of one model: a metric of `UNITS`, sequences at once (or none), and a value a round in its unit."""
 
     metric: str
     batch_size: int | None
@@ -130,9 +118,9 @@ class Row:
     def cells(self) -> tuple[str, str, str, str, str, str]:
         """For a reader: metric, batch, base, pruned, ratio, verdict."""
         metric = self.metric if self.unit == "bytes" else f"{self.metric}, {self.unit}"
-        ratio = "" if self.ratio is None else self.ratio.words("×")
-        baseline = "" if self.baseline is None else self.baseline.words(self.unit)
-        return metric, str(self.batch_size or ""), baseline, self.model.words(self.unit), ratio, self.verdict
+        spreads = ((self.baseline, self.unit), (self.model, self.unit), (self.ratio, "×"))
+        base, model, ratio = (spread.words(unit) if spread else "" for spread, unit in spreads)
+        return metric, str(self.batch_size or ""), base, model, ratio, self.verdict
 
 
 @dataclass(frozen=True)
@@ -238,7 +226,7 @@ class Speed(Record):
             if side.bytes_on_disk < 1 or not (side.attention_widths and side.mlp_channels):
                 return f"{side.name}: has no bytes on disk, or no layers"
             for one in side.series:
-                if one.metric not in UNITS or len(one.values) != self.rounds or min(one.values, default=0) <= 0:
+                if one.metric not in UNITS or len(one.values) != self.rounds or min(one.values) <= 0:
                     return f"{one.metric}: {len(one.values)} values, {self.rounds} positive ones expected"
         if self.baseline and list(self._values(self.model)) != list(self._values(self.baseline)):
             return "the two models were not measured alike"
@@ -284,6 +272,5 @@ def _by_metric(rows: Sequence[Row], *, batches: bool = True) -> str:
 def _number(value: float, unit: str) -> str:
     if unit == "bytes":
         return words_for_bytes(value)
-    if unit == "×":
-        return f"{value:.2f}"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+    digits = 2 if unit == "×" or value < 10 else 1 if value < 100 else 0
+    return f"{value:,.{digits}f}"
