@@ -14,7 +14,7 @@ from pathlib import Path
 from study import SHARED, subjects
 from transformers.utils import logging as transformers_logging
 
-from optimum_moreau.evaluation.insight import Insight
+from optimum_moreau.evaluation.findings import Insight
 from optimum_moreau.evaluation.study import Study
 from optimum_moreau.loading import load_model, load_tokenizer
 from optimum_moreau.planning import fingerprint

@@ -13,7 +13,7 @@ from . import options, settings
 
 if TYPE_CHECKING:
     from ..config import MoreauPrunerConfig
-    from ..evaluation.insight import Insight
+    from ..evaluation.findings import Insight
 
 EXAMPLE = "org/model -o insight --criteria moreau-gs,taylor --calibration text.txt --evaluate heldout.txt --seeds 3"
 
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _draw(args: argparse.Namespace) -> dict[str, Any]:
     from ..config import MoreauPrunerConfig
-    from ..evaluation.insight import INSIGHT_NAME
+    from ..evaluation.findings import INSIGHT_NAME
     from ..report import check_installed, draw_insight, save_figure
     from ..saving import add_files, check_addable
 
@@ -75,7 +75,7 @@ def _draw(args: argparse.Namespace) -> dict[str, Any]:
 def _checked(args: argparse.Namespace) -> argparse.Namespace:
     """The flags, their lists read; refuses what cannot be drawn, before a model is loaded."""
     from ..config import MoreauPrunerConfig
-    from ..evaluation.insight import FIGURES, PERPLEXITIES
+    from ..evaluation.findings import FIGURES, PERPLEXITIES
     from ..evaluation.study import has_settings
 
     figures, criteria = ([part.strip() for part in text.split(",")] for text in (args.figures, args.criteria))
@@ -109,7 +109,7 @@ def _checked(args: argparse.Namespace) -> argparse.Namespace:
 def _look(args: argparse.Namespace, config: MoreauPrunerConfig) -> Insight:
     """Finds out what is wanted of the model."""
     from ..data.sources import model_reference, source_name
-    from ..evaluation.insight import Insight
+    from ..evaluation.findings import Insight
     from ..evaluation.study import Study
     from ..loading import load_model, load_tokenizer
     from ..planning import fingerprint

@@ -13,7 +13,7 @@ from . import options, settings
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ..evaluation.agreement import Robustness
+    from ..evaluation.findings import Robustness
 
 EXAMPLE = "org/model --criteria moreau,taylor --perturbations bf16,fp16,seeds:5 --ratio 0.2 --calibration text.txt"
 
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def _compare(args: argparse.Namespace) -> dict[str, Any]:
     from ..config import MoreauPrunerConfig
     from ..data.sources import model_reference
-    from ..evaluation.agreement import ROBUSTNESS_NAME, Robustness, verdicts
+    from ..evaluation.findings import ROBUSTNESS_NAME, Robustness, verdicts
     from ..evaluation.robustness import robustness
     from ..loading import load_model, load_tokenizer
     from ..planning import fingerprint
@@ -92,7 +92,7 @@ def _compare(args: argparse.Namespace) -> dict[str, Any]:
 
 def _write(record: Robustness, output: Path, *, overwrite: bool) -> None:
     """Writes the agreements as JSON, as a table and as a figure."""
-    from ..evaluation.agreement import ROBUSTNESS_NAME
+    from ..evaluation.findings import ROBUSTNESS_NAME
     from ..files import write_text
     from ..report import draw_agreements, save_figure
     from ..saving import add_files
@@ -105,7 +105,7 @@ def _write(record: Robustness, output: Path, *, overwrite: bool) -> None:
 
 def show(result: dict[str, Any]) -> str:
     """The same for a reader, as a markdown table."""
-    from ..evaluation.agreement import Robustness
+    from ..evaluation.findings import Robustness
 
     files = result.get("files", [])
     agreements = Robustness.from_dict({name: one for name, one in result.items() if name != "files"}).agreements

@@ -27,7 +27,7 @@ from ..registry import suggestion
 from ..scoring.profiles import PROFILES
 from ..scoring.scores import UnitScores, needs_text, score_units
 from ..surgery.apply import apply_plan, check_prunable
-from .agreement import DTYPES, Agreement, deviation, rank_correlation
+from .findings import DTYPES, Agreement, deviation, rank_correlation
 from .perplexity import perplexity
 
 logger = logging.getLogger(__name__)
@@ -233,21 +233,10 @@ def _agreement(
     if runs.perplexity and of == "":
         one, two = (mean(runs.perplexity[criterion, *run, ratio] for run in side) for side in zip(*pairs, strict=True))
         measured = one, two
-    return Agreement(
-        criterion,
-        ratio,
-        between,
-        of,
-        mean(kept),
-        deviation(kept),
-        mean(removed),
-        deviation(removed),
-        mean(sum(rank[block] * units[block] for block in rank) / sum(units.values()) for rank in ranks),
-        len(pairs),
-        layers,
-        measured,
-        None if measured is None else abs(measured[0] - measured[1]),
-    )
+    alike = (mean(kept), deviation(kept), mean(removed), deviation(removed))
+    rank = mean(sum(rank[block] * units[block] for block in rank) / sum(units.values()) for rank in ranks)
+    difference = None if measured is None else abs(measured[0] - measured[1])
+    return Agreement(criterion, ratio, between, of, *alike, rank, len(pairs), layers, measured, difference)
 
 
 def _ranks(first: UnitScores, second: UnitScores) -> dict[str, float]:

@@ -29,8 +29,7 @@ from ..planning import PruningPlan, expected_plan, make_plan
 from ..registry import CRITERIA
 from ..scoring.scores import UnitScores, needs_text, score_channels, score_units
 from ..surgery.apply import check_prunable
-from .agreement import deviation, rank_correlation
-from .insight import ChannelRanks, Curve, Panel
+from .findings import ChannelRanks, Curve, Panel, deviation, rank_correlation
 from .perplexity import SEGMENT, measure_segments, segment
 
 logger = logging.getLogger(__name__)
@@ -45,12 +44,7 @@ _OTHER_FACTORS = (0.25, 0.5, 1, 2, 4)
 
 @contextmanager
 def silenced(model: PreTrainedModel, shape: ModelShape, plan: PruningPlan) -> Iterator[None]:
-    """Within the block the model computes what it would with the plan applied; its weights are never changed.
-
-    Args:
-        model: the base model.
-        shape: its shape.
-        plan: for it, of heads and MLP channels.
+    """Within the block the base model computes what it would with the plan applied; its weights are never changed.
 
     Raises:
         PlanError: the plan takes hidden channels or whole layers.

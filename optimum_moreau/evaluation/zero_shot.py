@@ -47,14 +47,9 @@ _QUESTION, _BLANK = ("question", "choices"), ("continuation", "contexts")
 
 @dataclass(frozen=True)
 class TaskResult:
-    """Accuracy on one task.
+    """Accuracy on one task, a share of its questions, with its standard error.
 
-    Attributes:
-        task: its name.
-        metric: `acc`, or `acc_norm`: by log-likelihood per byte of the choice.
-        value: in [0, 1].
-        stderr: standard error of it.
-        samples: number of questions.
+    Of the metrics, `acc_norm` goes by the log-likelihood per byte of the choice.
     """
 
     task: str
@@ -117,15 +112,9 @@ def zero_shot(
     training = model.training
     try:
         with plain_outputs(model), _less_said():
-            found = lm_eval.simple_evaluate(
-                model=HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size),
-                tasks=wanted,
-                num_fewshot=0,
-                limit=limit,
-                task_manager=manager,
-                bootstrap_iters=0,
-                log_samples=False,
-            )
+            wrapped = HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
+            options = {"num_fewshot": 0, "limit": limit, "bootstrap_iters": 0, "log_samples": False}
+            found = lm_eval.simple_evaluate(wrapped, tasks=wanted, task_manager=manager, **options)
     except unusable as error:
         hint = "" if task_path else "; without a network, give task files (--task-path)"
         raise DataError(f"tasks: cannot be evaluated ({type(error).__name__}: {first_line(error)}){hint}") from error

@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from peft import LoraConfig, PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -20,9 +21,6 @@ from ..errors import CheckpointError, first_line
 from ..files import read_json, read_tensors, write_tensors
 from ..files.temporary import partial_folder, reason, replace_folder
 from ..planning import fingerprint
-
-if TYPE_CHECKING:
-    from peft import LoraConfig
 
 _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."  # of every weight that peft saves
@@ -73,8 +71,6 @@ class Adapter:
         Raises:
             CheckpointError: no LoRA adapter there, or not in safetensors.
         """
-        from peft import LoraConfig, PeftConfig
-
         path = Path(folder).expanduser()
         if not all((path / name).is_file() for name in (_CONFIG, _WEIGHTS)):
             raise CheckpointError(f"{path.name}: holds no adapter ({_CONFIG} and {_WEIGHTS})")
@@ -102,8 +98,6 @@ class Adapter:
         Raises:
             CheckpointError: the adapter was trained on another model, or is not whole; this model is as it was.
         """
-        from peft import get_peft_model_state_dict, set_peft_model_state_dict
-
         self._check_base(model)
         try:
             with lora_on(model, copy.deepcopy(self.config), keep_zeros=keep_zeros) as tuned:
@@ -175,8 +169,6 @@ def lora_on(model: PreTrainedModel, config: LoraConfig, *, keep_zeros: bool = Fa
         keep_zeros: of a masked model: weights that are zero stay so, y = x·(W + α/r·BA ⊙ M)ᵀ with M = [W ≠ 0], within
             the block and after it; takes the product BA of one layer at a time.
     """
-    from peft import get_peft_model
-
     training, use_cache = model.training, model.config.use_cache
     requires = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     tuned: Any = None
@@ -198,7 +190,7 @@ def lora_on(model: PreTrainedModel, config: LoraConfig, *, keep_zeros: bool = Fa
         tuned.merge_and_unload()
         with torch.no_grad():
             for name, there in zeros.items():
-                model.get_submodule(name).weight[there] = 0
+                model.get_parameter(f"{name}.weight")[there] = 0
         config.inference_mode = True
     finally:
         model.train(training)

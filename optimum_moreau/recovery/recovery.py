@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
+from peft import LoraConfig, get_peft_model_state_dict
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config.recovery import RecoveryConfig
@@ -21,6 +23,7 @@ from ..errors import ConfigError, MoreauError, NonFiniteError, UnsupportedModelE
 from ..files import Record
 from ..files.temporary import temporary_folder
 from ..models.buffers import as_reloaded, reset_buffers
+from ..models.placement import is_offloaded
 from ..models.undisturbed import plain_outputs, undisturbed
 from ..planning import fingerprint
 from ..surgery.apply import check_prunable
@@ -191,9 +194,6 @@ class MoreauRecovery:
         arguments: Mapping[str, Any] | None,
     ) -> tuple[Adapter, dict[str, Any]]:
         """The adapter that training gave, merged into the model, and what `train` returns."""
-        import torch
-        from peft import LoraConfig, get_peft_model_state_dict
-
         assert self.tokenizer is not None  # `train` saw to it
         c = self.config
         base = fingerprint(model)
@@ -273,5 +273,5 @@ def check_fits(model: PretrainedConfig, config: RecoveryConfig, teacher: Pretrai
 
 
 def _check_whole(model: PreTrainedModel) -> None:
-    if any(parameter.is_meta for parameter in model.parameters()):
+    if is_offloaded(model):
         raise UnsupportedModelError("recovery: the model is offloaded; load it whole, or on several GPUs")

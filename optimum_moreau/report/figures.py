@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from ..errors import ConfigError
-from ..evaluation.agreement import Agreement
-from ..evaluation.insight import ChannelRanks, Insight, Panel
+from ..evaluation.findings import Agreement, ChannelRanks, Insight, Panel
 from ..files import write_bytes
 from ..planning import PruningPlan
 
@@ -88,12 +87,7 @@ def save_figure(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
 
 
 def inline_svg(figure: Figure, label: str) -> Markup:
-    """Returns the figure as an `<svg>` element for a page: in the page's colour of text, and named for screen readers.
-
-    Args:
-        figure: drawn by this module.
-        label: what it shows, in a line.
-    """
+    """Returns the figure as an `<svg>` element: in the page's colour of text, and named for screen readers."""
     buffer = io.StringIO()
     with style():
         figure.savefig(buffer, format="svg", dpi=_DOTS, transparent=True, metadata={"Date": None})

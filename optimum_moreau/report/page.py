@@ -14,8 +14,7 @@ from .. import __version__
 from ..config import MoreauPrunerConfig
 from ..config.methods import shown
 from ..config.quantities import words_for_bytes
-from ..evaluation.agreement import ROBUSTNESS_NAME, Robustness
-from ..evaluation.insight import FIGURES, INSIGHT_NAME, Insight
+from ..evaluation.findings import FIGURES, INSIGHT_NAME, ROBUSTNESS_NAME, Insight, Robustness
 from ..evaluation.records import STAGES
 from ..files import write_text
 from ..saving.records import Records
@@ -94,12 +93,13 @@ def _subject(subject: Subject) -> dict[str, Any]:
         for index, (before, after) in pairs
     ]
     settings = shown(MoreauPrunerConfig.from_dict(plan.config)) if plan.config else {}  # none of a plan by hand
+    words = {key: value if isinstance(value, (list, tuple)) else [value] for key, value in settings.items()}
     return {
         "name": subject.name,
         "summary": summary,
         "layers": layers,
         "map": inline_svg(draw_map({"": plan}, subject.name), f"Which units of each layer of {subject.name} stay"),
-        "settings": {key: _words(value) for key, value in settings.items()},
+        "settings": {key: ", ".join(map(str, value)) for key, value in words.items()},
         "adjustments": plan.adjustments,
         "recovery": records.recovery.summary if records.recovery else None,
         "speed": records.speed,
@@ -165,7 +165,3 @@ def _evidence(one: Evidence) -> dict[str, Any]:
             "measured": any(agreement.perplexity for agreement in one.agreements),
         }
     return found
-
-
-def _words(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -9,8 +9,7 @@ from PIL import Image
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig, perplexity
 from optimum_moreau.errors import ConfigError, PlanError
-from optimum_moreau.evaluation.agreement import rank_correlation
-from optimum_moreau.evaluation.insight import Insight
+from optimum_moreau.evaluation.findings import Insight, rank_correlation
 from optimum_moreau.evaluation.study import Study, silenced
 from optimum_moreau.loading import load_model, load_tokenizer
 from optimum_moreau.models.units import model_shape

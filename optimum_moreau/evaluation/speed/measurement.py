@@ -180,13 +180,7 @@ def _by_turns(
 
 
 def measure_once(name: str, folder: Path, weights: tuple[Path, ...], request: Mapping[str, Any]) -> dict[str, Any]:
-    """Measures one model in a fresh process.
-
-    Args:
-        name: for messages.
-        folder: of the model.
-        weights: its files.
-        request: what `process.py` reads, but for folder, files and paths.
+    """Measures one model in a fresh process; the request is what `process.py` reads, but for folder, files and paths.
 
     Raises:
         CheckpointError: the process broke off.

@@ -71,16 +71,9 @@ class Series:
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two models.
+    """One of the two models, by its Hub id or the name of its folder.
 
-    Attributes:
-        name: Hub id, or name of its folder.
-        parameters: tied ones counted once.
-        bytes_on_disk: of the weights' files.
-        hidden_size: channels of the residual stream.
-        attention_widths: heads × head width, layer by layer.
-        mlp_channels: layer by layer.
-        series: what was measured.
+    Tied parameters are counted once; the widths are given layer by layer, of attention as heads × head width.
     """
 
     name: str
@@ -94,16 +87,9 @@ class Side:
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of the two models, compared.
+    """One figure of the two models, compared; without a base there is no ratio, and the verdict is empty.
 
-    Attributes:
-        metric: a key of `UNITS`.
-        unit: of the figures.
-        batch_size: sequences at once; `None` for what depends on none.
-        model: of the pruned model.
-        baseline: of its base; `None` where there is none.
-        ratio: above 1 where the pruned model is better; `None` without a base.
-        verdict: `faster`, `slower`, `no speed-up`; of bytes `smaller`, `larger`, `no difference`; empty without a base.
+    The ratio is above 1 where the pruned model is better, and the verdict one of `_VERDICTS`.
     """
 
     metric: str
