@@ -86,5 +86,4 @@ def load_measurements(path: str | Path) -> list[Measurement]:
 
 def perplexities(measurements: Sequence[Measurement]) -> dict[str, Any]:
     """The perplexity of each stage, if any was measured."""
-    found = {one.stage: one.value for one in measurements}
-    return {"perplexity": found} if found else {}
+    return {"perplexity": {one.stage: one.value for one in measurements}} if measurements else {}

@@ -21,7 +21,8 @@ from ..config import MoreauPrunerConfig
 from ..config.settings import settings_of
 from ..data.sources import read_documents
 from ..data.windows import CalibrationText
-from ..errors import ConfigError, PlanError
+from ..errors import ConfigError, PlanError, UnsupportedModelError
+from ..models.placement import is_offloaded
 from ..models.silence import silent
 from ..models.undisturbed import undisturbed
 from ..models.units import ModelShape, decoder_layers, model_shape
@@ -61,7 +62,7 @@ class Study:
     """Looks into one model: scores it, tries plans out, measures.
 
     Args:
-        model: a causal language model; after each call it is bit for bit as it was.
+        model: a causal language model, all of it in memory; after each call it is bit for bit as it was.
         tokenizer: its tokenizer.
         calibration: text, as for `load_calibration`.
         evaluate: text to measure the perplexity on, in segments of 128 tokens; needed for all but ranks and plans.
@@ -85,6 +86,8 @@ class Study:
         max_segments: int | None = None,
     ) -> None:
         check_prunable(model)
+        if is_offloaded(model):
+            raise UnsupportedModelError("insight tries plans out in memory; load the model without offload")
         self.model, self.text = model, CalibrationText(calibration, tokenizer)
         self.config, self.seeds = config or MoreauPrunerConfig(), seeds
         if not set(self.config.targets) <= {"attention", "mlp"}:

@@ -24,15 +24,8 @@ from ..registry import suggestion
 
 # The seven tasks of LLM-Pruner's and MoreauPruner's tables. The papers name no metrics; these are the usual reading of
 # their dense rows on LLaMA-7B, which was not run here.
-METRICS = {
-    "boolq": "acc",
-    "piqa": "acc",
-    "hellaswag": "acc_norm",
-    "winogrande": "acc",
-    "arc_easy": "acc",
-    "arc_challenge": "acc_norm",
-    "openbookqa": "acc_norm",
-}
+_TASKS = ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
+METRICS = dict.fromkeys(_TASKS, "acc") | dict.fromkeys(("hellaswag", "arc_challenge", "openbookqa"), "acc_norm")
 _LONGEST_LINE = 2**20  # bytes of a question
 # what lm-eval is told of every file of questions
 _ASKED = {

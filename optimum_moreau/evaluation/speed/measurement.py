@@ -130,9 +130,9 @@ def measure_speed(
     common = {**how, "device": device, "threads": torch.get_num_threads(), **asdict(settings)}
     found = _by_turns(subjects, settings.rounds, common, plan)
     sides = [subject.side(rounds, settings.batch_sizes) for subject, rounds in zip(subjects, found, strict=True)]
-    same = {name: value for name, value in asdict(settings).items() if name != "batch_sizes"}
-    first = {name: found[0][0][name] for name in ("device", "dtype")}
-    return Speed(**first, **same, model=sides[0], baseline=None if baseline is None else sides[1])
+    where = {name: found[0][0][name] for name in ("device", "dtype")}
+    how_often = {name: value for name, value in asdict(settings).items() if name != "batch_sizes"}
+    return Speed(**where, **how_often, model=sides[0], baseline=None if baseline is None else sides[1])
 
 
 def _subjects(
