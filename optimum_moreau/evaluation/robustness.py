@@ -84,7 +84,7 @@ def parse_perturbations(text: str) -> tuple[list[Perturbation], int]:
     """Reads `bf16,fp16,noise:0.01,int8,samples:100,seeds:5`; returns the perturbations and the number of seeds.
 
     Raises:
-        ConfigError: an unknown name, or a number that is missing or out of range.
+        ConfigError: an unknown name, a number that is missing or out of range, or nothing to compare.
     """
     found, seeds = [], 1
     for part in map(str.strip, text.split(",")):
@@ -105,6 +105,8 @@ def parse_perturbations(text: str) -> tuple[list[Perturbation], int]:
             seeds = value
         else:
             found.append(Perturbation(part, kind, value))
+    if not found and seeds == 1:
+        raise ConfigError("perturbations: nothing to compare; give some, or seeds:2")
     return list(dict.fromkeys(found)), seeds
 
 
@@ -136,6 +138,17 @@ class _Runs:
             for ratio in self.ratios:
                 sized = resolved.changed(seed=seed, pruning_ratio=ratio)
                 self.plans[*key, ratio] = make_plan(self.scores[key], self.shape, sized)
+
+    def measure(
+        self, change: Perturbation, load: Callable[[], Any], tokenizer: Any, text: Any, most: int | None
+    ) -> None:
+        """Measures the perplexity of a changed model, pruned by each of its plans; one is in memory at a time."""
+        for key, plan in self.plans.items():
+            if key[1] == change.name:
+                pruned = change.change(load())
+                apply_plan(pruned, plan)
+                self.perplexity[key] = perplexity(pruned, tokenizer, text, max_segments=most).perplexity
+                del pruned
 
 
 def robustness(
@@ -170,8 +183,6 @@ def robustness(
         MoreauError: of the kind that names the mistake (errors.py).
     """
     changes, seeds = parse_perturbations(perturbations)
-    if not changes and seeds == 1:
-        raise ConfigError("perturbations: nothing to compare; give some, or seeds:2")
     configs = [(config or MoreauPrunerConfig()).changed(criterion=criterion) for criterion in criteria]
     model = load()
     check_prunable(model)
@@ -185,18 +196,11 @@ def robustness(
         for one in configs:
             runs.score(model, one, change, seeds)
         del model
-    by_name = {change.name: change for change in changes}
-    for key, plan in runs.plans.items() if evaluate is not None else ():
-        pruned = by_name[key[1]].change(load())
-        apply_plan(pruned, plan)
-        measured = perplexity(pruned, tokenizer, evaluate, max_segments=max_segments)  # type: ignore[arg-type]
-        runs.perplexity[key] = measured.perplexity
-        del pruned  # one is in memory at a time
+    for change in changes if evaluate is not None else ():
+        runs.measure(change, load, tokenizer, evaluate, max_segments)
     comparisons = list(_comparisons(changes, seeds))
-    return [
-        _agreement(runs, criterion, ratio, *compared)
-        for criterion, ratio, compared in product(criteria, ratios, comparisons)
-    ]
+    asked = product(criteria, ratios, comparisons)
+    return [_agreement(runs, criterion, ratio, *compared) for criterion, ratio, compared in asked]
 
 
 def _comparisons(
