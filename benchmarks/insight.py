@@ -12,7 +12,7 @@ from pathlib import Path
 
 from study import SHARED, quiet, subjects
 
-from optimum_moreau.evaluation.insight import Insight
+from optimum_moreau.evaluation.findings import Insight
 from optimum_moreau.evaluation.study import Study
 from optimum_moreau.loading import load_model, load_tokenizer
 from optimum_moreau.planning import fingerprint

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Draws; returns what was found out, and the files."""
     from .. import report, saving
-    from ..evaluation.insight import INSIGHT_NAME
+    from ..evaluation.findings import INSIGHT_NAME
 
     with processes.reserved([args.output], (args.model, args.calibration, args.evaluate)):
         report.check_installed()
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _check(args: argparse.Namespace) -> None:
     """Reads the lists of numbers, in place; refuses what cannot be drawn, before a model is loaded."""
-    from ..evaluation.insight import FIGURES, PERPLEXITIES
+    from ..evaluation.findings import FIGURES, PERPLEXITIES
     from ..evaluation.study import has_settings
 
     figures, criteria = args.figures, args.criteria
@@ -85,7 +85,7 @@ def _check(args: argparse.Namespace) -> None:
 def _look(args: argparse.Namespace, config: MoreauPrunerConfig) -> Any:
     """Finds out what is wanted of the model."""
     from ..data.sources import model_reference, source_name
-    from ..evaluation.insight import Insight
+    from ..evaluation.findings import Insight
     from ..evaluation.study import Study
     from ..planning import fingerprint
 

@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Compares; returns every agreement."""
     from .. import files, loading, report, saving
     from ..data.sources import model_reference
-    from ..evaluation.agreement import ROBUSTNESS_NAME, Robustness, verdicts
+    from ..evaluation.findings import ROBUSTNESS_NAME, Robustness, verdicts
     from ..evaluation.robustness import robustness
     from ..planning import fingerprint
 
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def show(result: dict[str, Any]) -> str:
     """The same for a reader, as a markdown table."""
-    from ..evaluation.agreement import Robustness
+    from ..evaluation.findings import Robustness
 
     record = Robustness.from_dict({name: one for name, one in result.items() if name != "files"})
     measured = any(one.perplexity for one in record.agreements)

@@ -33,16 +33,15 @@ def generations(
     if new_tokens < 1:
         raise ConfigError(f"new_tokens: {new_tokens} is not a whole number ≥ 1")
     found, prefix = [], text_prefix(tokenizer)
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    generate: Any = model.generate
     for prompt in prompts:
         tokens = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(input_device(model))
         if prefix and tokens["input_ids"][0, : 2 * len(prefix)].tolist() == 2 * prefix:  # the prompt begins so itself
             tokens = BatchEncoding({name: values[:, len(prefix) :] for name, values in tokens.items()})
         if not tokens["input_ids"].numel():
             raise ConfigError(f"prompt: {prompt!r} has no tokens; give some words")
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        generate: Any = model.generate
         with plain_outputs(model):
             ids = generate(**tokens, max_new_tokens=new_tokens, do_sample=False, pad_token_id=pad)
-        written = ids[0, tokens["input_ids"].shape[1] :]
-        found.append(str(tokenizer.decode(written, skip_special_tokens=True)))
+        found.append(str(tokenizer.decode(ids[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True)))
     return found

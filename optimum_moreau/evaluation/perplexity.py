@@ -28,13 +28,7 @@ SEGMENT = 128  # tokens, of the papers' tables
 
 @dataclass(frozen=True)
 class PerplexityResult:
-    """A perplexity and what it was measured on.
-
-    Attributes:
-        perplexity: exp of the mean negative log-likelihood per target token.
-        tokens: number of target tokens.
-        segments: number of segments.
-    """
+    """A perplexity, and the numbers of target tokens and of segments that it was measured on."""
 
     perplexity: float
     tokens: int
@@ -79,11 +73,7 @@ def segment(
 ) -> Tensor:
     """Returns the documents' tokens, concatenated and cut into segments, `(segments, sequence_length)`.
 
-    Args:
-        documents: texts.
-        tokenizer: of the model.
-        sequence_length: tokens per segment.
-        most: only the first so many segments; no more of the text is tokenised than they need.
+    For only the first so many segments, no more of the text is tokenised than they need.
 
     Raises:
         ConfigError: a segment has no target.
@@ -91,15 +81,14 @@ def segment(
     """
     if sequence_length < 2:
         raise ConfigError(f"sequence_length: {sequence_length} is not a whole number ≥ 2")
-    needed = math.inf if most is None else most * sequence_length
-    pieces: list[Tensor] = []
-    length = 0
+    needed = None if most is None else most * sequence_length
+    pieces, length = [], 0
     for piece in (piece for document in documents for piece in token_pieces(document, tokenizer)):
         pieces.append(piece)
         length += len(piece)
-        if length >= needed:
+        if needed is not None and length >= needed:
             break
-    ids = torch.cat(pieces)[: most and most * sequence_length]
+    ids = torch.cat(pieces)[:needed]
     count = len(ids) // sequence_length
     if not count:
         raise DataError(f"evaluation text: {len(ids)} tokens, one segment needs {sequence_length}; give longer text")

@@ -62,12 +62,9 @@ def with_new(old: Sequence[Measurement], new: Sequence[Measurement]) -> list[Mea
 
     An old figure of another text of the same name goes: the two would stand side by side as if of one text.
     """
-    stages = {(one.stage, *one.what) for one in new}
-    texts = {one.what: one.sha256 for one in new}
-    stay = [
-        one for one in old if (one.stage, *one.what) not in stages and texts.get(one.what, one.sha256) == one.sha256
-    ]
-    return [*stay, *new]
+    stages, texts = {(one.stage, one.what) for one in new}, {one.what: one.sha256 for one in new}
+    of_one_text = [one for one in old if texts.get(one.what, one.sha256) == one.sha256]
+    return [*(one for one in of_one_text if (one.stage, one.what) not in stages), *new]
 
 
 def save_measurements(measurements: Sequence[Measurement], path: str | Path) -> None:
@@ -81,14 +78,12 @@ def load_measurements(path: str | Path) -> list[Measurement]:
     Raises:
         CheckpointError: the file is damaged.
     """
-    what = "a list of measurements"
-    values = read_json(path, what)
+    values = read_json(path, "a list of measurements")
     if not isinstance(values, list):
-        raise CheckpointError(f"{path}: cannot be read as {what}; remove it, and measure again")
+        raise CheckpointError(f"{path}: cannot be read as a list of measurements; remove it, and measure again")
     return [filled(Measurement, value, f"{path}: entry {i}", "a measurement") for i, value in enumerate(values)]
 
 
 def perplexities(measurements: Sequence[Measurement]) -> dict[str, Any]:
     """The perplexity of each stage, if any was measured."""
-    found = {one.stage: one.value for one in measurements}
-    return {"perplexity": found} if found else {}
+    return {"perplexity": {one.stage: one.value for one in measurements}} if measurements else {}

@@ -10,7 +10,7 @@ import io
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,31 +24,25 @@ from ..registry import suggestion
 
 # The seven tasks of LLM-Pruner's and MoreauPruner's tables. The papers name no metrics; these are the usual reading of
 # their dense rows on LLaMA-7B, which was not run here.
-METRICS = {
-    "boolq": "acc",
-    "piqa": "acc",
-    "hellaswag": "acc_norm",
-    "winogrande": "acc",
-    "arc_easy": "acc",
-    "arc_challenge": "acc_norm",
-    "openbookqa": "acc_norm",
-}
-_METRICS = ("acc", "acc_norm")
+_TASKS = ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
+METRICS = dict.fromkeys(_TASKS, "acc") | dict.fromkeys(("hellaswag", "arc_challenge", "openbookqa"), "acc_norm")
 _LONGEST_LINE = 2**20  # bytes of a question
-_QUESTION = {"question", "choices", "label"}
-_BLANK = {"contexts", "continuation", "label"}
+# what lm-eval is told of every file of questions
+_ASKED = {
+    "dataset_path": "json",
+    "test_split": "test",
+    "output_type": "multiple_choice",
+    "metric_list": [{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("acc", "acc_norm")],
+}
+# the fields with a text, and with several of which the label names one: of a question, and of a text with a blank
+_QUESTION, _BLANK = ("question", "choices"), ("continuation", "contexts")
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """Accuracy on one task.
+    """Accuracy on one task, a share of its questions, with its standard error.
 
-    Attributes:
-        task: its name.
-        metric: `acc`, or `acc_norm`: by log-likelihood per byte of the choice.
-        value: in [0, 1].
-        stderr: standard error of it.
-        samples: number of questions.
+    Of the metrics, `acc_norm` goes by the log-likelihood per byte of the choice.
     """
 
     task: str
@@ -60,11 +54,7 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """Accuracies, and their mean over the tasks.
-
-    Attributes:
-        tasks: one result a task.
-    """
+    """Accuracies, one result a task, and their mean over the tasks."""
 
     tasks: tuple[TaskResult, ...]
 
@@ -115,15 +105,9 @@ def zero_shot(
     training = model.training
     try:
         with plain_outputs(model), _less_said():
-            found = lm_eval.simple_evaluate(
-                model=HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size),
-                tasks=wanted,
-                num_fewshot=0,
-                limit=limit,
-                task_manager=manager,
-                bootstrap_iters=0,
-                log_samples=False,
-            )
+            wrapped = HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
+            options = {"num_fewshot": 0, "limit": limit, "bootstrap_iters": 0, "log_samples": False}
+            found = lm_eval.simple_evaluate(wrapped, tasks=wanted, task_manager=manager, **options)
     except unusable as error:
         hint = "" if task_path else "; without a network, give task files (--task-path)"
         raise DataError(f"tasks: cannot be evaluated ({type(error).__name__}: {first_line(error)}){hint}") from error
@@ -135,9 +119,8 @@ def zero_shot(
 @contextmanager
 def _less_said() -> Iterator[None]:
     """Without what lm-eval and the libraries under it log, and without its bars where there is no terminal."""
-    with quiet("lm_eval"), quiet("datasets"), quiet("huggingface_hub"), ExitStack() as stack:
-        if not sys.stderr.isatty():  # lm-eval's bars ask no terminal
-            stack.enter_context(redirect_stderr(io.StringIO()))
+    bars = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())  # lm-eval's ask no terminal
+    with quiet("lm_eval"), quiet("datasets"), quiet("huggingface_hub"), bars:
         yield
 
 
@@ -155,21 +138,21 @@ def find_tasks(
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise ConfigError("tasks: need lm-eval, which is not installed: pip install 'optimum-moreau[eval]'") from error
-    if task_path is not None:
-        folder = Path(task_path).expanduser()
-        found = [_task_of(folder, task) for task in tasks]
-        if code := [task for task in found if isinstance(task, str)]:
-            if not trust_remote_code:
-                raise ConfigError(
-                    f"{code[0]}.yaml: lm-eval runs the code that such a file names; it is read only where you trust it"
-                    f" (--trust-remote-code), or as {code[0]}.jsonl"
-                )
-            return TaskManager(include_path=str(folder), include_defaults=False), found
-        return TaskManager(include_defaults=False), found  # which reads no file of that folder
-    manager = TaskManager()
-    if unknown := next((task for task in tasks if task not in manager.all_tasks), None):
-        raise ConfigError(f"tasks: unknown task '{unknown}'.{suggestion(unknown, manager.all_tasks)}")
-    return manager, list(tasks)
+    if task_path is None:
+        manager = TaskManager()
+        if unknown := next((task for task in tasks if task not in manager.all_tasks), None):
+            raise ConfigError(f"tasks: unknown task '{unknown}'.{suggestion(unknown, manager.all_tasks)}")
+        return manager, list(tasks)
+    folder = Path(task_path).expanduser()
+    found = [_task_of(folder, task) for task in tasks]
+    code = next((task for task in found if isinstance(task, str)), None)
+    if code and not trust_remote_code:
+        raise ConfigError(
+            f"{code}.yaml: lm-eval runs the code that such a file names; it is read only where you trust it"
+            f" (--trust-remote-code), or as {code}.jsonl"
+        )
+    # without a path it reads no file of that folder
+    return TaskManager(include_path=str(folder) if code else None, include_defaults=False), found
 
 
 def metric_of(task: str) -> str:
@@ -195,56 +178,49 @@ def _task_of(folder: Path, task: str) -> str | dict[str, Any]:
     if not file.is_file():
         known = sorted({path.stem for path in folder.iterdir() if path.suffix in (".yaml", ".jsonl")})
         raise DataError(f"{folder}: holds no task '{task}' (.yaml or .jsonl).{suggestion(task, known)}")
-    blank = _check_questions(file)
-    common = {
-        "task": task,
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(file)}},
-        "test_split": "test",
-        "output_type": "multiple_choice",
-        "metric_list": [{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in _METRICS],
-    }
-    if blank:  # each context is completed by one continuation, and the likeliest wins
-        fields = {"doc_to_text": "label", "doc_to_choice": "contexts", "doc_to_target": "continuation"}
-        return {**common, **fields, "target_delimiter": ""}
-    return {**common, "doc_to_text": "question", "doc_to_choice": "choices", "doc_to_target": "label"}
+    asked: dict[str, Any] = {"doc_to_text": "question", "doc_to_choice": "choices", "doc_to_target": "label"}
+    if _fields_of(file) == _BLANK:  # each context is completed by one continuation, and the likeliest wins
+        asked = {"doc_to_text": "label", "doc_to_choice": "contexts", "doc_to_target": "continuation"}
+        asked["target_delimiter"] = ""
+    return {"task": task, "dataset_kwargs": {"data_files": {"test": str(file)}}, **_ASKED, **asked}
 
 
-def _check_questions(file: Path) -> bool:
-    """Reads a file of questions, all of one kind; returns whether they are texts with a blank.
+def _fields_of(file: Path) -> tuple[str, str]:
+    """Reads a file of questions, all of one kind; returns which: `_QUESTION` or `_BLANK`.
 
     lm-eval would count a label that names no choice as a wrong answer.
     """
-    blank, kind = False, None
+    fields, kind = _QUESTION, None
     for number, row in read_lines(file, "a question", DataError, longest=_LONGEST_LINE):
         where = f"{file}: line {number}"
         if not isinstance(row, dict):
             raise DataError(f"{where}: cannot be read as a question: {row!r:.40} is no dictionary of fields")
-        blank = row.keys() >= _BLANK if kind is None else blank
-        if not (_BLANK if blank else _QUESTION) <= row.keys():
-            wanted = "contexts, continuation, label, as in its first line" if blank else "question, choices, label"
-            wanted += "; or contexts, continuation, label" if kind is None else ""
-            raise DataError(f"{where}: has the fields {', '.join(sorted(row)):.80}; needed are {wanted}")
-        problem = _problem(row, "continuation" if blank else "question", "contexts" if blank else "choices", blank)
-        if not problem and kind not in (None, type(row["label"])):
-            problem = f"label {row['label']!r:.40} is of another kind than in its first line; give all as numbers"
-        if problem:
+        if kind is None and row.keys() >= {*_BLANK, "label"}:
+            fields = _BLANK
+        if not row.keys() >= {*fields, "label"}:
+            found, wanted = ", ".join(sorted(row)), ", ".join((*fields, "label"))
+            other = "; or contexts, continuation, label" if kind is None else ", as in its first line"
+            raise DataError(f"{where}: has the fields {found:.80}; needed are {wanted}{other}")
+        if problem := _problem(row, fields, kind):
             raise DataError(f"{where}: {problem}")
         kind = type(row["label"])
     if kind is None:
         raise DataError(f"{file}: holds no questions")
-    return blank
+    return fields
 
 
-def _problem(row: dict[str, Any], text: str, several: str, blank: bool) -> str:
-    """What is wrong with a question, if anything: its text, its choices, or the label, which names one of them."""
+def _problem(row: dict[str, Any], fields: tuple[str, str], kind: type | None) -> str:
+    """What is wrong with a question, if anything; its label is of the kind that those before it are of."""
+    text, several = fields
     choices, label = row[several], row["label"]
-    if not isinstance(row[text], str) or (blank and not row[text]):
+    if not isinstance(row[text], str) or (fields == _BLANK and not row[text]):
         return f"{text} is {row[text]!r:.40}, no text; put it in quotes"
     if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(one, str) and one for one in choices):
         return f"{several} {choices!r:.40} is no list of two or more texts, none of them empty"
-    if type(label) is int and 0 <= label < len(choices):
-        return ""
-    if isinstance(label, str) and label in choices and not blank:
-        return ""
-    return f"label {label!r:.40} names none of its {len(choices)} {several}; they count from 0 to {len(choices) - 1}"
+    count = len(choices)
+    by_place = type(label) is int and 0 <= label < count
+    if not by_place and (fields == _BLANK or not isinstance(label, str) or label not in choices):
+        return f"label {label!r:.40} names none of its {count} {several}; they count from 0 to {count - 1}"
+    if kind not in (None, type(label)):
+        return f"label {label!r:.40} is of another kind than in its first line; give all as numbers"
+    return ""

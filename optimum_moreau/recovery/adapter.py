@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from peft import LoraConfig, PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -20,9 +21,6 @@ from ..errors import CheckpointError, first_line
 from ..files import read_json, read_tensors, write_tensors
 from ..files.temporary import partial_folder, reason, replace_folder
 from ..planning import fingerprint
-
-if TYPE_CHECKING:
-    from peft import LoraConfig
 
 _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."  # of every weight that peft saves
@@ -44,6 +42,11 @@ class Adapter:
     config: LoraConfig
     base: str = ""
 
+    @property
+    def parameters(self) -> int:
+        """How many there are."""
+        return sum(weight.numel() for weight in self.weights.values())
+
     def save(self, folder: Path) -> None:
         """Writes `adapter_model.safetensors` and `adapter_config.json`; one that was there is replaced in one step.
 
@@ -54,10 +57,8 @@ class Adapter:
         config.base_model_name_or_path = model_reference(config.base_model_name_or_path)
         try:
             with partial_folder(folder.parent, folder.name) as partial:
-                made = partial / "adapter"
-                made.mkdir()
-                metadata = {"format": "pt", "base_fingerprint": self.base}
-                write_tensors(made / _WEIGHTS, self.weights, metadata)
+                (made := partial / "adapter").mkdir()
+                write_tensors(made / _WEIGHTS, self.weights, {"format": "pt", "base_fingerprint": self.base})
                 config.save_pretrained(str(made))
                 replace_folder(made, folder)
         except OSError as error:
@@ -70,10 +71,8 @@ class Adapter:
         Raises:
             CheckpointError: no LoRA adapter there, or not in safetensors.
         """
-        from peft import LoraConfig, PeftConfig
-
         path = Path(folder).expanduser()
-        if not (path / _CONFIG).is_file() or not (path / _WEIGHTS).is_file():
+        if not all((path / name).is_file() for name in (_CONFIG, _WEIGHTS)):
             raise CheckpointError(f"{path.name}: holds no adapter ({_CONFIG} and {_WEIGHTS})")
         read_json(path / _CONFIG, "an adapter's config")  # bounded, before peft reads it
         weights, metadata = read_tensors(path / _WEIGHTS, "an adapter's weights")
@@ -83,9 +82,7 @@ class Adapter:
             raise CheckpointError(f"{path.name}: cannot be read as an adapter ({first_line(error)})") from error
         if not isinstance(config, LoraConfig):
             raise CheckpointError(f"{path.name}: is an adapter of type {config.peft_type}; only LoRA is merged")
-        if config.megatron_config is not None:
-            raise CheckpointError(f"{path.name}: is of Megatron's layers; only LoRA of plain linear layers is merged")
-        _check_patterns(path.name, config)
+        _check_plain(path.name, config)
         # nothing of the file names a module to import, or a folder of someone's machine
         config.megatron_core, config.auto_mapping = LoraConfig.megatron_core, None
         config.base_model_name_or_path = model_reference(config.base_model_name_or_path)
@@ -101,8 +98,6 @@ class Adapter:
         Raises:
             CheckpointError: the adapter was trained on another model, or is not whole; this model is as it was.
         """
-        from peft import get_peft_model_state_dict, set_peft_model_state_dict
-
         self._check_base(model)
         try:
             with lora_on(model, copy.deepcopy(self.config), keep_zeros=keep_zeros) as tuned:
@@ -129,10 +124,8 @@ class Adapter:
                 raise CheckpointError(f"adapter: this model has no linear layer {target}; it was trained on another")
             if module is head:
                 raise CheckpointError(f"adapter: {target} is tied to the embeddings, which a merge would change too")
-            if kind.startswith("A"):
-                found, expected, side = weight.shape[1], module.in_features, "inputs"
-            else:
-                found, expected, side = weight.shape[0], module.out_features, "outputs"
+            ins, outs = (weight.shape[1], module.in_features), (weight.shape[0], module.out_features)
+            (found, expected), side = (ins, "inputs") if kind.startswith("A") else (outs, "outputs")
             if found != expected:
                 raise CheckpointError(
                     f"adapter: {target} has {found} {side} there, {expected} in this model; it was trained on another"
@@ -144,15 +137,17 @@ class Adapter:
             )
 
 
-def _check_patterns(name: str, config: LoraConfig) -> None:
+def _check_plain(name: str, config: LoraConfig) -> None:
     """Refuses what a config makes of a model beside LoRA, and expressions over which peft could search without end."""
+    if config.megatron_config is not None:
+        raise CheckpointError(f"{name}: is of Megatron's layers; only LoRA of plain linear layers is merged")
     if config.layer_replication is not None:
         raise CheckpointError(f"{name}: repeats layers (layer_replication); only LoRA of the model as it is is merged")
     for field in ("rank_pattern", "alpha_pattern"):
         if not isinstance(getattr(config, field) or {}, dict):
             raise CheckpointError(f"{name}: {field} is no dictionary")
-    texts = [one for one in (config.target_modules, config.exclude_modules) if isinstance(one, str)]
-    for text in (*texts, *(config.rank_pattern or {}), *(config.alpha_pattern or {})):
+    modules = [one for one in (config.target_modules, config.exclude_modules) if isinstance(one, str)]
+    for text in (*modules, *(config.rank_pattern or {}), *(config.alpha_pattern or {})):
         try:
             re.compile(text)
         except re.error as error:
@@ -174,17 +169,12 @@ def lora_on(model: PreTrainedModel, config: LoraConfig, *, keep_zeros: bool = Fa
         keep_zeros: of a masked model: weights that are zero stay so, y = x·(W + α/r·BA ⊙ M)ᵀ with M = [W ≠ 0], within
             the block and after it; takes the product BA of one layer at a time.
     """
-    from peft import get_peft_model
-
     training, use_cache = model.training, model.config.use_cache
     requires = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     tuned: Any = None
     try:
-        zeros = {
-            name: module.weight == 0
-            for name, module in model.named_modules()
-            if keep_zeros and isinstance(module, nn.Linear)
-        }
+        linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        zeros = {name: module.weight == 0 for name, module in linear.items() if keep_zeros}
         config.base_model_name_or_path = None  # else peft warns that it is this model's path now
         tuned = get_peft_model(model, config)
         for name, module in model.named_modules():
@@ -199,9 +189,8 @@ def lora_on(model: PreTrainedModel, config: LoraConfig, *, keep_zeros: bool = Fa
     else:
         tuned.merge_and_unload()
         with torch.no_grad():
-            for name, module in model.named_modules():
-                if name in zeros:
-                    module.weight[zeros[name]] = 0
+            for name, there in zeros.items():
+                model.get_parameter(f"{name}.weight")[there] = 0
         config.inference_mode = True
     finally:
         model.train(training)

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
+from peft import LoraConfig, get_peft_model_state_dict
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config.recovery import RecoveryConfig
@@ -21,6 +23,7 @@ from ..errors import ConfigError, MoreauError, NonFiniteError, UnsupportedModelE
 from ..files import Record
 from ..files.temporary import temporary_folder
 from ..models.buffers import as_reloaded, reset_buffers
+from ..models.placement import is_offloaded
 from ..models.undisturbed import plain_outputs, undisturbed
 from ..planning import fingerprint
 from ..surgery.apply import check_prunable
@@ -32,17 +35,8 @@ ADAPTER_FOLDER = "adapter"
 
 
 @dataclass(frozen=True)
-class DataRecord:
-    """What a saved summary says of the examples, as `TrainingData.to_dict` writes it; of a merged adapter its name.
-
-    Attributes:
-        source: name of the file, dataset or adapter.
-        records: number of records read.
-        skipped: records without a token to learn from.
-        train_sequences: that were learnt.
-        validation_sequences: that were held out.
-        sha256: of all examples.
-    """
+class _DataRecord:
+    """What a saved summary says of the examples, as `TrainingData.to_dict` writes it; of a merged adapter its name."""
 
     source: str
     records: int = 0
@@ -53,17 +47,8 @@ class DataRecord:
 
 
 @dataclass(frozen=True)
-class TrainingRecord:
-    """What a saved summary says of a training, as `train` returns it.
-
-    Attributes:
-        steps: of the optimizer.
-        epochs: passes over the examples.
-        first_loss: the first that was logged.
-        last_loss: the last.
-        validation_loss: on what was held out, at the end.
-        seconds: since it was started last.
-    """
+class _TrainingRecord:
+    """What a saved summary says of a training, as `train` returns it."""
 
     steps: int
     epochs: float
@@ -98,7 +83,7 @@ class RecoverySummary(Record):
     @classmethod
     def parts(cls) -> Mapping[str, type]:
         """What dictionaries in it hold."""
-        return {"data": DataRecord, "training": TrainingRecord, "earlier": cls}
+        return {"data": _DataRecord, "training": _TrainingRecord, "earlier": cls}
 
     def problem(self) -> str:
         """Raises ConfigError for settings that no training can have had."""
@@ -161,14 +146,11 @@ class MoreauRecovery:
             stack.enter_context(warnings.catch_warnings())  # peft asks transformers by an old name
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
             with as_reloaded(model, undone=False):
-                found = self._tune(model, examples, teacher, Path(work_dir), training_arguments)
+                self.adapter, found = self._tuned(model, examples, teacher, Path(work_dir), training_arguments)
             reset_buffers(model)
+        name = None if teacher is None else model_reference(teacher.config.name_or_path) or "another model"
         self.summary = RecoverySummary(
-            settings=self.config.to_dict(),
-            data=examples.to_dict(),
-            training=found,
-            trainable_parameters=sum(weight.numel() for weight in self.adapter.weights.values()) if self.adapter else 0,
-            teacher=None if teacher is None else model_reference(teacher.config.name_or_path) or "another model",
+            self.config.to_dict(), examples.to_dict(), found, self.adapter.parameters, teacher=name
         )
         return self.summary
 
@@ -180,15 +162,8 @@ class MoreauRecovery:
         """
         if self.tokenizer is None:
             raise MoreauError("a tokenizer is needed: MoreauRecovery(config, tokenizer=tokenizer)")
-        return load_examples(
-            data,
-            self.tokenizer,
-            sequence_length=self.config.sequence_length,
-            loss_on=self.config.loss_on,
-            packing=self.config.packing,
-            validation=self.config.validation,
-            seed=self.config.seed,
-        )
+        names = ("sequence_length", "loss_on", "packing", "validation", "seed")
+        return load_examples(data, self.tokenizer, **{name: getattr(self.config, name) for name in names})
 
     @undisturbed()
     def merge(self, model: PreTrainedModel, folder: str | Path) -> RecoverySummary:
@@ -206,59 +181,40 @@ class MoreauRecovery:
         self.adapter = Adapter.load(folder)
         self.adapter.merge_into(model, keep_zeros=self.keep_zeros)
         reset_buffers(model)
-        self.summary = RecoverySummary(
-            settings={"rank": self.adapter.config.r, "alpha": self.adapter.config.lora_alpha},
-            data={"source": Path(folder).name},
-            training={},
-            trainable_parameters=sum(weight.numel() for weight in self.adapter.weights.values()),
-        )
+        settings = {"rank": self.adapter.config.r, "alpha": self.adapter.config.lora_alpha}
+        self.summary = RecoverySummary(settings, {"source": Path(folder).name}, {}, self.adapter.parameters)
         return self.summary
 
-    def _tune(
+    def _tuned(
         self,
         model: PreTrainedModel,
         examples: TrainingData,
         teacher: PreTrainedModel | None,
         work: Path,
-        training_arguments: Mapping[str, Any] | None,
-    ) -> dict[str, Any]:
-        import torch
-        from peft import LoraConfig, get_peft_model_state_dict
-
+        arguments: Mapping[str, Any] | None,
+    ) -> tuple[Adapter, dict[str, Any]]:
+        """The adapter that training gave, merged into the model, and what `train` returns."""
         assert self.tokenizer is not None  # `train` saw to it
         c = self.config
         base = fingerprint(model)
         run = [base, self.keep_zeros, c.to_dict(), examples.sha256, teacher and fingerprint(teacher)]
+        digest = hashlib.sha256(json.dumps(run).encode()).hexdigest()
         lora = LoraConfig(
             r=c.rank, lora_alpha=c.alpha, lora_dropout=c.dropout, target_modules="all-linear", task_type="CAUSAL_LM"
         )
         torch.manual_seed(c.seed)
         with plain_outputs(*filter(None, (model, teacher))), lora_on(model, lora, keep_zeros=self.keep_zeros) as tuned:
             found = train(
-                tuned,
-                self.tokenizer,
-                examples,
-                c,
-                work,
-                run=hashlib.sha256(json.dumps(run).encode()).hexdigest(),
-                teacher=teacher,
-                training_arguments=training_arguments,
+                tuned, self.tokenizer, examples, c, work, run=digest, teacher=teacher, training_arguments=arguments
             )
-            weights = {
-                name: w.detach().cpu().contiguous()
-                for name, w in get_peft_model_state_dict(tuned, save_embedding_layers=False).items()
-            }
-            for name, weight in weights.items():
-                if not torch.isfinite(weight).all():
-                    raise NonFiniteError(f"recovery: {name} of the adapter is not finite; lower the learning rate")
-        self.adapter = Adapter(weights, lora, base)
-        return found
+            state = get_peft_model_state_dict(tuned, save_embedding_layers=False)
+            weights = {name: weight.detach().cpu().contiguous() for name, weight in state.items()}
+            if odd := [name for name, weight in weights.items() if not torch.isfinite(weight).all()]:
+                raise NonFiniteError(f"recovery: {odd[0]} of the adapter is not finite; lower the learning rate")
+        return Adapter(weights, lora, base), found
 
     def save(self, folder: str | Path) -> None:
         """Writes the adapter, in a folder of its own, and the summary into the folder of a saved model.
-
-        Args:
-            folder: of the merged model.
 
         Raises:
             MoreauError: nothing was trained yet.
@@ -298,12 +254,7 @@ def recover(
 
 
 def check_fits(model: PretrainedConfig, config: RecoveryConfig, teacher: PretrainedConfig | None = None) -> None:
-    """Refuses settings that a model, or its teacher, cannot serve.
-
-    Args:
-        model: its config.
-        config: the settings.
-        teacher: its config.
+    """Refuses settings that a model, or its teacher, cannot serve; of both their configs.
 
     Raises:
         ConfigError: says which.
@@ -322,5 +273,5 @@ def check_fits(model: PretrainedConfig, config: RecoveryConfig, teacher: Pretrai
 
 
 def _check_whole(model: PreTrainedModel) -> None:
-    if any(parameter.is_meta for parameter in model.parameters()):
+    if is_offloaded(model):
         raise UnsupportedModelError("recovery: the model is offloaded; load it whole, or on several GPUs")

@@ -14,26 +14,18 @@ from .. import __version__
 from ..config import MoreauPrunerConfig
 from ..config.methods import shown
 from ..config.quantities import words_for_bytes
-from ..evaluation.agreement import ROBUSTNESS_NAME, Robustness
-from ..evaluation.insight import FIGURES, INSIGHT_NAME, Insight
+from ..evaluation.findings import FIGURES, INSIGHT_NAME, ROBUSTNESS_NAME, Insight, Robustness
 from ..evaluation.records import STAGES
 from ..files import write_text
-from ..planning import PruningPlan
 from ..saving.records import Records
-from .figures import draw_agreements, draw_insight, draw_map
-from .style import inline_svg
+from .figures import draw_agreements, draw_insight, draw_map, inline_svg
 
 Evidence = Robustness | Insight
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A pruned model that the page is about.
-
-    Attributes:
-        name: of its folder.
-        records: what lies beside its weights.
-    """
+    """A pruned model that the page is about: the name of its folder, and what lies beside its weights."""
 
     name: str
     records: Records
@@ -41,12 +33,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Generation:
-    """What several models write after one prompt.
-
-    Attributes:
-        prompt: the text they continue.
-        texts: name of each model, and its continuation.
-    """
+    """What several models write after one prompt: the name of each model, and its continuation."""
 
     prompt: str
     texts: Sequence[tuple[str, str]]
@@ -73,15 +60,13 @@ def write_report(
         evidence: of their base models.
         generations: of the models, side by side.
     """
-    names = [subject.name for subject in subjects]
-    templates = FileSystemLoader(Path(__file__).parent)
-    pages = Environment(
-        loader=templates, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
-    )
+    columns = [_facts(subject.records) for subject in subjects]
+    settings: Any = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
+    pages = Environment(loader=FileSystemLoader(Path(__file__).parent), **settings)
     text = pages.get_template("page.html.j2").render(
-        title=f"{names[0]}, pruned" if len(names) == 1 else f"{len(names)} pruned models",
+        title=f"{subjects[0].name}, pruned" if len(subjects) == 1 else f"{len(subjects)} pruned models",
         subjects=[_subject(subject) for subject in subjects],
-        facts=_facts(subjects),
+        facts=[(name, [column[name] for column in columns]) for name in columns[0]],
         unmeasured=[measuring(one.name, one.records) for one in subjects if not one.records.measurements],
         measured=_measured(subjects),
         evidence=[_evidence(one) for one in evidence],
@@ -102,42 +87,33 @@ def _subject(subject: Subject) -> dict[str, Any]:
     """What the page says of one model."""
     records = subject.records
     summary, plan = records.summary, records.plan
+    pairs = enumerate(zip(summary.layers_before, summary.layers_after, strict=True))
     layers = [
-        {
-            "index": index,
-            "heads": [before["heads"], after and after["heads"]],
-            "kv_heads": [before["kv_heads"], after and after["kv_heads"]],
-            "channels": [before["channels"], after and after["channels"]],
-        }
-        for index, (before, after) in enumerate(zip(summary.layers_before, summary.layers_after, strict=True))
+        {"index": index, **{kind: [before[kind], after and after[kind]] for kind in ("heads", "kv_heads", "channels")}}
+        for index, (before, after) in pairs
     ]
+    settings = shown(MoreauPrunerConfig.from_dict(plan.config)) if plan.config else {}  # none of a plan by hand
+    words = {key: value if isinstance(value, (list, tuple)) else [value] for key, value in settings.items()}
     return {
         "name": subject.name,
         "summary": summary,
         "layers": layers,
         "map": inline_svg(draw_map({"": plan}, subject.name), f"Which units of each layer of {subject.name} stay"),
-        "settings": {key: _words(value) for key, value in _shown(plan).items()},
+        "settings": {key: ", ".join(map(str, value)) for key, value in words.items()},
         "adjustments": plan.adjustments,
         "recovery": records.recovery.summary if records.recovery else None,
         "speed": records.speed,
     }
 
 
-def _shown(plan: PruningPlan) -> dict[str, Any]:
-    """The settings on record; none of a plan by hand."""
-    return shown(MoreauPrunerConfig.from_dict(plan.config)) if plan.config else {}
-
-
-def _facts(subjects: Sequence[Subject]) -> list[tuple[str, list[str]]]:
-    """Rows of the first table: what was done to each model."""
-    columns = [_facts_of(subject.records) for subject in subjects]
-    return [(name, [column[name] for column in columns]) for name in columns[0]]
-
-
-def _facts_of(records: Records) -> dict[str, str]:
-    summary = records.summary
+def _facts(records: Records) -> dict[str, str]:
+    """A column of the first table: what was done to a model."""
+    summary, sparsity = records.summary, records.sparsity
     left = [layer for layer in summary.layers_after if layer is not None]
     config = MoreauPrunerConfig.from_dict(records.plan.config) if records.plan.config else None
+    zeros = "none masked"
+    if sparsity is not None:
+        zeros = f"{100 * sparsity.of_model:.1f} % of the parameters ({sparsity.pattern})"
     return {
         "base model": summary.base_model or "not recorded",
         "criterion": summary.criterion,
@@ -145,9 +121,7 @@ def _facts_of(records: Records) -> dict[str, str]:
         "units": ", ".join(records.plan.config.get("targets", ())) or "not recorded",
         "parameters": f"{summary.parameters_before:,} → {summary.parameters_after:,}",
         "removed": f"{100 * summary.ratio_achieved:.2f} %",
-        "zeros": "none masked"
-        if records.sparsity is None
-        else f"{100 * records.sparsity.of_model:.1f} % of the parameters ({records.sparsity.pattern})",
+        "zeros": zeros,
         "weights": f"{words_for_bytes(summary.bytes_before)} → {words_for_bytes(summary.bytes_after)}, {summary.dtype}",
         "layers": f"{len(summary.layers_before)} → {len(left)}",
         "hidden channels": f"{summary.hidden_before:,} → {summary.hidden_after:,}",
@@ -191,7 +165,3 @@ def _evidence(one: Evidence) -> dict[str, Any]:
             "measured": any(agreement.perplexity for agreement in one.agreements),
         }
     return found
-
-
-def _words(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

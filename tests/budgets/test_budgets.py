@@ -20,7 +20,7 @@ from optimum_moreau.envelope import scoring_mode
 from optimum_moreau.errors import ConfigError, DataError, PlanError
 from optimum_moreau.estimate.forwards import forward_passes
 from optimum_moreau.evaluation.perplexity import measure_segments
-from optimum_moreau.evaluation.silencing import silenced
+from optimum_moreau.evaluation.study import silenced
 from optimum_moreau.models.stream import LayerStream
 from optimum_moreau.models.units import decoder_layers, model_shape
 from optimum_moreau.planning import make_plan, removed_parameters

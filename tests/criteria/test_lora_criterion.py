@@ -11,7 +11,7 @@ from optimum_moreau.criteria import lora_adapters as lora
 from optimum_moreau.criteria.scoring_run import Scoring
 from optimum_moreau.envelope import scoring_mode
 from optimum_moreau.errors import NonFiniteError, UnsupportedModelError
-from optimum_moreau.evaluation.silencing import silenced
+from optimum_moreau.evaluation.study import silenced
 from optimum_moreau.models.units import model_shape
 from optimum_moreau.planning import make_plan
 from optimum_moreau.scoring.scores import score_units

@@ -9,15 +9,13 @@ from PIL import Image
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig, perplexity
 from optimum_moreau.errors import ConfigError, PlanError
-from optimum_moreau.evaluation.agreement import rank_correlation
-from optimum_moreau.evaluation.insight import Insight
-from optimum_moreau.evaluation.silencing import silenced
-from optimum_moreau.evaluation.study import Study
+from optimum_moreau.evaluation.findings import Insight, rank_correlation
+from optimum_moreau.evaluation.study import Study, silenced
 from optimum_moreau.loading import load_model, load_tokenizer
 from optimum_moreau.models.units import model_shape
 from optimum_moreau.planning import make_plan
 from optimum_moreau.report import draw_map
-from optimum_moreau.report.style import inline_svg
+from optimum_moreau.report.figures import inline_svg
 from optimum_moreau.scoring.scores import score_channels, score_units
 from optimum_moreau.surgery.apply import apply_plan
 from tests.tiny import FAMILIES, tiny_model
@@ -284,7 +282,7 @@ def test_names_may_hold_dollar_signs(study):
 
 
 def test_without_matplotlib_the_pip_command_is_named(command, tiny_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("optimum_moreau.report.style.find_spec", lambda name: None)
+    monkeypatch.setattr("optimum_moreau.report.figures.find_spec", lambda name: None)
     for verb in ("insight", "robustness", "report"):
         code, out, err = command(verb, tiny_folder, "-o", tmp_path / "out")
         assert (code, out) == (2, "") and "pip install 'optimum-moreau[report]'" in err

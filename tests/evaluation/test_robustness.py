@@ -11,9 +11,8 @@ import torch
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig
 from optimum_moreau.errors import ConfigError
 from optimum_moreau.evaluation import perplexity
-from optimum_moreau.evaluation.agreement import Agreement, verdicts
-from optimum_moreau.evaluation.perturbation import Perturbation, parse_perturbations
-from optimum_moreau.evaluation.robustness import robustness
+from optimum_moreau.evaluation.findings import Agreement, verdicts
+from optimum_moreau.evaluation.robustness import Perturbation, parse_perturbations, robustness
 from optimum_moreau.loading import load_model, load_tokenizer
 from optimum_moreau.planning import plan_overlap
 from tests.tiny import tiny_model

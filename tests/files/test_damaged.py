@@ -30,7 +30,7 @@ from optimum_moreau.planning import PLAN_NAME
 from optimum_moreau.recovery import MoreauRecovery
 from optimum_moreau.recovery.adapter import Adapter
 from optimum_moreau.recovery.recovery import RECOVERY_NAME
-from optimum_moreau.recovery.states import last_state
+from optimum_moreau.recovery.training import last_state
 from optimum_moreau.report.page import Subject, load_evidence, write_report
 from optimum_moreau.saving.card import read_base_card
 from optimum_moreau.saving.records import Records

@@ -18,8 +18,7 @@ from transformers import AutoModelForCausalLM
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig, MoreauRecovery, RecoveryConfig, recover
 from optimum_moreau.data.instructions import IGNORED, load_examples
 from optimum_moreau.errors import CheckpointError, ConfigError, DataError, MoreauError, NonFiniteError
-from optimum_moreau.recovery.states import last_state
-from optimum_moreau.recovery.training import distillation_loss
+from optimum_moreau.recovery.training import distillation_loss, last_state
 from tests import warm
 from tests.recover_process import RECORDS
 from tests.tiny import assert_same_state, contents, snapshot, tiny_model, tiny_tokenizer

@@ -25,7 +25,7 @@ from ...files.temporary import temporary_folder
 from ...loading import check_same_tokenizer, load_skeleton, weight_files
 from ...models.placement import check_device
 from ...planning import PruningPlan
-from .records import Series, Side, Speed
+from .records import UNITS, Series, Side, Speed
 
 logger = logging.getLogger(__name__)
 
@@ -55,11 +55,9 @@ class SpeedSettings:
         object.__setattr__(self, "batch_sizes", tuple(dict.fromkeys(self.batch_sizes)))
         if not self.batch_sizes:
             raise ConfigError("batch_sizes: give at least one, e.g. 1,4,16")
-        for name in ("batch_sizes", "prompt_tokens", "new_tokens", "rounds", "repeats"):
-            value = getattr(self, name)
-            for one in value if name == "batch_sizes" else (value,):
-                if one < 1:
-                    raise ConfigError(f"{name}: {one} is not a whole number ≥ 1")
+        for name, value in asdict(self).items():
+            if (least := min(value) if name == "batch_sizes" else value) < 1:
+                raise ConfigError(f"{name}: {least} is not a whole number ≥ 1")
 
 
 @dataclass(frozen=True)
@@ -71,14 +69,14 @@ class _Subject:
     weights: tuple[Path, ...]
     config: PretrainedConfig
 
-    def side(self, rounds: list[Mapping[str, Any]], settings: SpeedSettings) -> Side:
+    def side(self, rounds: list[Mapping[str, Any]], batch_sizes: tuple[int, ...]) -> Side:
         """Everything that was measured of it, one dictionary a round."""
-        by_batch = dict.fromkeys(("prefill", "decode", "time to first token"), settings.batch_sizes)
-        series = [
+        series = tuple(
             Series(metric, batch, tuple(float(one[metric][index]) for one in rounds))
-            for metric, batches in {**by_batch, "load time": (None,), "peak memory": (None,)}.items()
-            for index, batch in enumerate(batches)
-        ]
+            for metric in UNITS
+            if metric in rounds[0]
+            for index, batch in enumerate((None,) if metric in ("load time", "peak memory") else batch_sizes)
+        )
         layers: Any = self.config.per_layer_config
         hidden = self.config.hidden_size
         return Side(
@@ -91,7 +89,7 @@ class _Subject:
                 for one in layers
             ),
             mlp_channels=tuple(one.intermediate_size for one in layers),
-            series=tuple(series),
+            series=series,
         )
 
 
@@ -132,17 +130,10 @@ def measure_speed(
     subjects = _subjects(asked, settings, **how)
     common = {**how, "device": device, "threads": torch.get_num_threads(), **asdict(settings)}
     found = _by_turns(subjects, settings.rounds, common, plan)
-    sides = [subject.side(rounds, settings) for subject, rounds in zip(subjects, found, strict=True)]
-    return Speed(
-        device=found[0][0]["device"],
-        dtype=found[0][0]["dtype"],
-        rounds=settings.rounds,
-        repeats=settings.repeats,
-        prompt_tokens=settings.prompt_tokens,
-        new_tokens=settings.new_tokens,
-        model=sides[0],
-        baseline=sides[1] if baseline is not None else None,
-    )
+    sides = [subject.side(rounds, settings.batch_sizes) for subject, rounds in zip(subjects, found, strict=True)]
+    where = {name: found[0][0][name] for name in ("device", "dtype")}
+    how_often = {name: value for name, value in asdict(settings).items() if name != "batch_sizes"}
+    return Speed(**where, **how_often, model=sides[0], baseline=None if baseline is None else sides[1])
 
 
 def _subjects(
@@ -155,9 +146,10 @@ def _subjects(
         )
     code: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     skeletons = [load_skeleton(name, revision=commit, dtype=dtype, **code) for name, commit in asked]
+    length = settings.prompt_tokens + settings.new_tokens
     for skeleton, (name, _) in zip(skeletons, asked, strict=True):
         most = getattr(skeleton.config, "max_position_embeddings", None)
-        if most is not None and (length := settings.prompt_tokens + settings.new_tokens) > most:
+        if most is not None and length > most:
             raise ConfigError(
                 f"{name}: has {most} positions, and {settings.prompt_tokens} prompt_tokens and {settings.new_tokens}"
                 f" new_tokens need {length}; lower one of them"
@@ -176,26 +168,20 @@ def _by_turns(
 ) -> list[list[Mapping[str, Any]]]:
     """What was measured of each subject in each round; every second round begins with the last one."""
     found: list[list[Mapping[str, Any]]] = [[] for _ in subjects]
+    pairs = list(zip(subjects, found, strict=True))
     for number in range(rounds):
-        order = list(enumerate(subjects))
-        for index, subject in order if number % 2 == 0 else order[::-1]:
+        for subject, own in pairs if number % 2 == 0 else pairs[::-1]:
             start = time.perf_counter()
-            found[index].append(measure_once(subject.name, subject.folder, subject.weights, request))
+            own.append(measure_once(subject.name, subject.folder, subject.weights, request))
             if plan is not None and subject is not subjects[0]:
-                plan.check_base(found[index][-1]["fingerprint"], subject.name)
+                plan.check_base(own[-1]["fingerprint"], subject.name)
             passed = time.perf_counter() - start
             logger.info("round %d of %d: %s, %.0f s", number + 1, rounds, subject.name, passed)
     return found
 
 
 def measure_once(name: str, folder: Path, weights: tuple[Path, ...], request: Mapping[str, Any]) -> dict[str, Any]:
-    """Measures one model in a fresh process.
-
-    Args:
-        name: for messages.
-        folder: of the model.
-        weights: its files.
-        request: what `process.py` reads, but for folder, files and paths.
+    """Measures one model in a fresh process; the request is what `process.py` reads, but for folder, files and paths.
 
     Raises:
         CheckpointError: the process broke off.
@@ -203,12 +189,8 @@ def measure_once(name: str, folder: Path, weights: tuple[Path, ...], request: Ma
     with temporary_folder("speed") as work:
         result = work / "result.json"
         files = {"folder": str(folder), "weights": list(map(str, weights)), "result": str(result), "path": sys.path}
-        process = subprocess.run(
-            [sys.executable, "-P", str(_SCRIPT)],
-            input=json.dumps({**request, **files}),
-            capture_output=True,
-            text=True,
-        )
+        command = [sys.executable, "-P", str(_SCRIPT)]
+        process = subprocess.run(command, input=json.dumps({**request, **files}), capture_output=True, text=True)
         if process.returncode:
             reason = (process.stderr.strip().split("\n") or [""])[-1]
             if process.returncode < 0:

@@ -45,13 +45,13 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     devices = gpus or [check_device("cpu" if spread else request["device"])]
     on_gpu = devices[0].type == "cuda"
     load_skeleton(request["folder"], **how)  # imports the model's code, which is no part of loading weights
-    for file in request["weights"]:
-        _read(file)  # so that every load finds the files in memory, whichever model was read last
-
-    if on_gpu:
-        for device in devices:
-            torch.zeros(1, dtype=torch.float32, device=device)  # CUDA itself is loaded
-            torch.cuda.reset_peak_memory_stats(device)
+    for file in request["weights"]:  # so that every load finds them in memory, whichever model was read last
+        with open(file, "rb") as opened:
+            while opened.read(2**24):
+                pass
+    for device in devices if on_gpu else ():
+        torch.zeros(1, dtype=torch.float32, device=device)  # CUDA itself is loaded
+        torch.cuda.reset_peak_memory_stats(device)
     reset_peak_memory()
     before = resident_bytes()
     start = time.perf_counter()
@@ -61,11 +61,10 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     loading = time.perf_counter() - start
 
     generator = torch.Generator("cpu").manual_seed(0)
-    found: dict[str, Any] = {"prefill": [], "decode": [], "time to first token": []}
-    for batch in request["batch_sizes"]:
-        ids = torch.randint(0, model.config.vocab_size, (batch, request["prompt_tokens"]), generator=generator)
-        for metric, value in _one_batch(torch, model, ids, request).items():
-            found[metric].append(value)
+    sizes = ((batch, request["prompt_tokens"]) for batch in request["batch_sizes"])
+    prompts = (torch.randint(0, model.config.vocab_size, size, generator=generator) for size in sizes)
+    by_batch = zip(*(_one_batch(torch, model, ids, request) for ids in prompts), strict=True)
+    found = dict(zip(("prefill", "decode", "time to first token"), map(list, by_batch), strict=True))
     peak = sum(map(torch.cuda.max_memory_allocated, devices)) if on_gpu else resident_bytes(peak=True) - before
     return {
         **found,
@@ -78,18 +77,14 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _one_batch(torch: Any, model: Any, ids: Any, request: dict[str, Any]) -> dict[str, float]:
-    """Medians of the repeats, after one run that is not counted."""
+def _one_batch(torch: Any, model: Any, ids: Any, request: dict[str, Any]) -> tuple[float, float, float]:
+    """Prefill, decode, time to first token: medians of the repeats, after one run that is not counted."""
     from optimum_moreau.models.placement import input_device
 
     ids = ids.to(input_device(model))
     runs = [_run(torch, model, ids, request["new_tokens"]) for _ in range(1 + request["repeats"])][1:]
     prefill, first, decode = (statistics.median(times) for times in zip(*runs, strict=True))
-    return {
-        "prefill": ids.numel() / prefill,
-        "decode": len(ids) * request["new_tokens"] / decode,
-        "time to first token": 1000 * first,
-    }
+    return ids.numel() / prefill, len(ids) * request["new_tokens"] / decode, 1000 * first
 
 
 def _run(torch: Any, model: Any, ids: Any, new_tokens: int) -> tuple[float, float, float]:
@@ -118,18 +113,11 @@ def _wait(torch: Any) -> None:
             torch.cuda.synchronize(device)
 
 
-def _read(file: str) -> None:
-    with open(file, "rb") as opened:
-        while opened.read(2**24):
-            pass
-
-
 def _device_name(torch: Any, devices: Any, threads: int) -> str:
-    kind = devices[0].type
-    if kind == "cuda":
-        names = [torch.cuda.get_device_name(device) for device in devices]
-        return names[0] if len(names) == 1 else f"{len(names)} × {names[0]}"
-    return f"{kind}, {platform.machine()}, {threads} thread{'s' * (threads != 1)}"
+    if devices[0].type != "cuda":
+        return f"{devices[0].type}, {platform.machine()}, {threads} thread{'s' * (threads != 1)}"
+    name = torch.cuda.get_device_name(devices[0])
+    return name if len(devices) == 1 else f"{len(devices)} × {name}"
 
 
 if __name__ == "__main__":

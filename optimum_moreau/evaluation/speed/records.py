@@ -34,23 +34,16 @@ UNITS = {
     "peak memory": "bytes",
     "size on disk": "bytes",
 }
-# unit → what a gain, a loss and neither are called
-_VERDICTS = {"bytes": ("smaller", "larger", "no difference")}
-_SPEED_VERDICTS = ("faster", "slower", "no speed-up")
+# what a gain, a loss and neither are called, of speed and of bytes
+_VERDICTS = (("faster", "slower", "no speed-up"), ("smaller", "larger", "no difference"))
 _TILE = 64  # 128 bytes in 16 bits: what NVIDIA's guide to matrix products asks of a width for full speed
 _LEAST_TILE = 8  # 16 bytes: below it, older tensor cores are not used at all
-_BESIDE = ", of the base "
+_Key = tuple[str, int | None]  # metric and batch size
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Of one figure over the rounds.
-
-    Attributes:
-        median: of the rounds' values.
-        low: the lowest of them.
-        high: the highest.
-    """
+    """Of one figure over the rounds: the median of their values, the lowest and the highest."""
 
     median: float
     low: float
@@ -69,13 +62,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Series:
-    """One figure of one model, measured in every round.
-
-    Attributes:
-        metric: a key of `UNITS`.
-        batch_size: sequences at once; `None` for what depends on none.
-        values: one a round, in the metric's unit.
-    """
+    """One figure of one model: a metric of `UNITS`, sequences at once (or none), and a value a round in its unit."""
 
     metric: str
     batch_size: int | None
@@ -84,16 +71,9 @@ class Series:
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two models.
+    """One of the two models, by its Hub id or the name of its folder.
 
-    Attributes:
-        name: Hub id, or name of its folder.
-        parameters: tied ones counted once.
-        bytes_on_disk: of the weights' files.
-        hidden_size: channels of the residual stream.
-        attention_widths: heads × head width, layer by layer.
-        mlp_channels: layer by layer.
-        series: what was measured.
+    Tied parameters are counted once; the widths are given layer by layer, of attention as heads × head width.
     """
 
     name: str
@@ -107,16 +87,9 @@ class Side:
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of the two models, compared.
+    """One figure of the two models, compared; without a base there is no ratio, and the verdict is empty.
 
-    Attributes:
-        metric: a key of `UNITS`.
-        unit: of the figures.
-        batch_size: sequences at once; `None` for what depends on none.
-        model: of the pruned model.
-        baseline: of its base; `None` where there is none.
-        ratio: above 1 where the pruned model is better; `None` without a base.
-        verdict: `faster`, `slower`, `no speed-up`; of bytes `smaller`, `larger`, `no difference`; empty without a base.
+    The ratio is above 1 where the pruned model is better, and the verdict one of `_VERDICTS`.
     """
 
     metric: str
@@ -131,9 +104,9 @@ class Row:
     def cells(self) -> tuple[str, str, str, str, str, str]:
         """For a reader: metric, batch, base, pruned, ratio, verdict."""
         metric = self.metric if self.unit == "bytes" else f"{self.metric}, {self.unit}"
-        ratio = "" if self.ratio is None else self.ratio.words("×")
-        baseline = "" if self.baseline is None else self.baseline.words(self.unit)
-        return metric, str(self.batch_size or ""), baseline, self.model.words(self.unit), ratio, self.verdict
+        spreads = ((self.baseline, self.unit), (self.model, self.unit), (self.ratio, "×"))
+        base, model, ratio = (spread.words(unit) if spread else "" for spread, unit in spreads)
+        return metric, str(self.batch_size or ""), base, model, ratio, self.verdict
 
 
 @dataclass(frozen=True)
@@ -166,11 +139,8 @@ class Speed(Record):
     @property
     def rows(self) -> tuple[Row, ...]:
         """Every figure: the spread over the rounds, and the comparison by the law above."""
-        model = _values(self.model, self.rounds)
-        base = {} if self.baseline is None else _values(self.baseline, self.rounds)
-        return tuple(
-            _row(metric, batch, values, base.get((metric, batch))) for (metric, batch), values in model.items()
-        )
+        base = {} if self.baseline is None else self._values(self.baseline)
+        return tuple(_row(*key, values, base.get(key)) for key, values in self._values(self.model).items())
 
     @property
     def verdict(self) -> str:
@@ -181,52 +151,50 @@ class Speed(Record):
         if self.baseline is None:
             return ""
         rows = [row for row in self.rows if row.metric in ("prefill", "decode")]
-        kinds = {kind: [row for row in rows if row.verdict == kind] for kind in ("faster", "slower", "no speed-up")}
-        if not kinds["faster"]:
-            said = (
-                f"no speed-up on this device ({self.device}): {_by_metric(rows, batches=False)} in the median, but not"
-                " above 1 in every round"
-            )
-            return said + (f"; slower: {_by_metric(kinds['slower'])}" if kinds["slower"] else "")
-        words = {"faster": f"faster on this device ({self.device})", "no speed-up": "no speed-up on it"}
-        order = ("faster", "no speed-up", "slower")
-        return "; ".join(f"{words.get(kind, kind)}: {_by_metric(kinds[kind])}" for kind in order if kinds[kind])
+        faster, slower, neither = ([row for row in rows if row.verdict == kind] for kind in _VERDICTS[0])
+        here = f"on this device ({self.device}): "
+        said = [
+            f"faster {here}{_by_metric(faster)}"
+            if faster
+            else f"no speed-up {here}{_by_metric(rows, batches=False)} in the median, but not above 1 in every round"
+        ]
+        said += [f"no speed-up on it: {_by_metric(neither)}"] if faster and neither else []
+        return "; ".join([*said, *([f"slower: {_by_metric(slower)}"] if slower else [])])
 
     @property
     def how(self) -> str:
         """How it was measured, in one sentence."""
-        rounds, runs = _counted(self.rounds, "round"), _counted(self.repeats, "run")
+        rounds, runs = (
+            f"{count} {noun}{'s' * (count != 1)}" for count, noun in ((self.rounds, "round"), (self.repeats, "run"))
+        )
         said = (
             f"prompts of {self.prompt_tokens} tokens, {self.new_tokens} decoded after each, in {self.dtype}; median"
             f" (low – high) of {rounds}, each the median of {runs} in a fresh process"
         )
-        if self.baseline is None:
-            return said
-        return (
-            f"{said}, the two models by turns; the ratio is the median of the rounds' own ratios, above 1 in favour of"
-            " the pruned model, which is called faster or smaller only where every round says so (chance alone: one row"
-            f" in {2**self.rounds})"
+        compared = (
+            ", the two models by turns; the ratio is the median of the rounds' own ratios, above 1 in favour of the"
+            " pruned model, which is called faster or smaller only where every round says so (chance alone: one row in"
+            f" {2**self.rounds})"
         )
+        return said if self.baseline is None else said + compared
 
     @property
     def shape_notes(self) -> tuple[str, ...]:
         """How many widths are no multiples of a tile, and what that costs; only what holds of these shapes."""
         model, base = self.model, self.baseline
-        notes = []
         sides = [model, *([] if base is None else [base])]
         channels = _odd("MLP channels", [side.mlp_channels for side in sides])
         width = _odd("attention width (heads × head width)", [side.attention_widths for side in sides])
-        sizes = [f"hidden size {model.hidden_size}", *(str(side.hidden_size) for side in sides[1:])]
-        hidden = _BESIDE.join(sizes) if model.hidden_size % _TILE else ""
-        if channels or width or hidden:
-            notes.append(f"not a multiple of {_TILE}: {'; '.join(filter(None, (channels, width, hidden)))}")
+        sizes = ", of the base ".join(str(side.hidden_size) for side in sides)
+        hidden = f"hidden size {sizes}" if model.hidden_size % _TILE else ""
+        notes = [f"all widths are multiples of {_TILE}: no tile of a matrix unit is computed in part"]
+        if odd := [words for words in (channels, width, hidden) if words]:
             advice = f"; --multiple-of {_TILE} keeps MLP and hidden channels to whole ones"
-            notes.append(
+            notes = [
+                f"not a multiple of {_TILE}: {'; '.join(odd)}",
                 f"the matrix units of GPUs compute in whole tiles of {_LEAST_TILE} to {_TILE} numbers and more: a tile"
-                f" in part costs as much as a whole one{advice if channels or hidden else ''}"
-            )
-        else:
-            notes.append(f"all widths are multiples of {_TILE}: no tile of a matrix unit is computed in part")
+                f" in part costs as much as a whole one{advice if channels or hidden else ''}",
+            ]
         as_deep = base is not None and len(base.mlp_channels) == len(model.mlp_channels)
         if as_deep and any(row.metric == "decode" and row.verdict != "faster" for row in self.rows):
             notes.append(
@@ -244,50 +212,36 @@ class Speed(Record):
             if side.bytes_on_disk < 1 or not (side.attention_widths and side.mlp_channels):
                 return f"{side.name}: has no bytes on disk, or no layers"
             for one in side.series:
-                if one.metric not in UNITS or len(one.values) != self.rounds or min(one.values, default=0) <= 0:
+                if one.metric not in UNITS or len(one.values) != self.rounds or min(one.values) <= 0:
                     return f"{one.metric}: {len(one.values)} values, {self.rounds} positive ones expected"
-        if self.baseline and [_key(one) for one in self.model.series] != [_key(one) for one in self.baseline.series]:
+        if self.baseline and list(self._values(self.model)) != list(self._values(self.baseline)):
             return "the two models were not measured alike"
         return ""
 
-
-def _key(one: Series) -> tuple[str, int | None]:
-    return one.metric, one.batch_size
-
-
-def _values(side: Side, rounds: int) -> dict[tuple[str, int | None], tuple[float, ...]]:
-    """Metric and batch size → one value a round, in the order of the rows."""
-    found = {_key(one): one.values for one in side.series}
-    found["size on disk", None] = (float(side.bytes_on_disk),) * rounds
-    order = list(UNITS)
-    return dict(sorted(found.items(), key=lambda pair: (order.index(pair[0][0]), pair[0][1] or 0)))
+    def _values(self, side: Side) -> dict[_Key, tuple[float, ...]]:
+        """Metric and batch size → one value a round, in the order of the rows."""
+        found: dict[_Key, tuple[float, ...]] = {(one.metric, one.batch_size): one.values for one in side.series}
+        found["size on disk", None] = (float(side.bytes_on_disk),) * self.rounds
+        order = list(UNITS)
+        return dict(sorted(found.items(), key=lambda pair: (order.index(pair[0][0]), pair[0][1] or 0)))
 
 
 def _row(metric: str, batch: int | None, model: Sequence[float], base: Sequence[float] | None) -> Row:
     unit = UNITS[metric]
     if base is None:
         return Row(metric, unit, batch, Spread.of(model))
-    more_is_better = unit == "tokens/s"
-    ratios = [m / b if more_is_better else b / m for m, b in zip(model, base, strict=True)]
-    gain, loss, neither = _VERDICTS.get(unit, _SPEED_VERDICTS)
+    ratios = [m / b if unit == "tokens/s" else b / m for m, b in zip(model, base, strict=True)]
     printed = [round(ratio, 2) for ratio in ratios]
+    gain, loss, neither = _VERDICTS[unit == "bytes"]
     verdict = gain if min(printed) > 1 else loss if max(printed) < 1 else neither
     return Row(metric, unit, batch, Spread.of(model), Spread.of(base), Spread.of(ratios), verdict)
 
 
 def _odd(what: str, widths: Sequence[Sequence[int]]) -> str:
     """How many of the model's widths are no multiples, and of its base's; empty where none of the model's is."""
-
-    def counted(some: Sequence[int]) -> str:
-        return f"in {sum(width % _TILE > 0 for width in some)} of {len(some)} layers"
-
-    if not any(width % _TILE for width in widths[0]):
-        return ""
-    return _BESIDE.join([f"{what} {counted(widths[0])}", *map(counted, widths[1:])])
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'s' * (count != 1)}"
+    odd = [sum(width % _TILE > 0 for width in own) for own in widths]
+    counts = (f"in {count} of {len(own)} layers" for count, own in zip(odd, widths, strict=True))
+    return f"{what} {', of the base '.join(counts)}" if odd[0] else ""
 
 
 def _by_metric(rows: Sequence[Row], *, batches: bool = True) -> str:
@@ -304,6 +258,5 @@ def _by_metric(rows: Sequence[Row], *, batches: bool = True) -> str:
 def _number(value: float, unit: str) -> str:
     if unit == "bytes":
         return words_for_bytes(value)
-    if unit == "×":
-        return f"{value:.2f}"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+    digits = 2 if unit == "×" or value < 10 else 1 if value < 100 else 0
+    return f"{value:,.{digits}f}"
