@@ -7,7 +7,7 @@ The models are random LLaMAs. Seconds are medians of runs in turns, in one proce
 loaded model at its peak, each in a process of its own.
 
 scoring: every layer in scope, one micro-batch a step, beside a bare forward and backward pass with the gradients of
-every parameter, and the oracle (envelope/reference.py). `activations` is the peak of bare passes that drop each
+every parameter, and the oracle (tests/envelope/oracle.py). `activations` is the peak of bare passes that drop each
 weight's gradient at once; what is left is given over the weights in scope in the state's dtype, and over a layer. Where
 the C library keeps freed blocks, the peak is more than what is held: --trim makes it give them back (memory only).
 masks: half of every matrix goes, beside forward passes through the layers. `layers` is the peak over a layer.
@@ -24,10 +24,12 @@ import argparse
 import json
 import os
 import statistics
+import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,7 +38,7 @@ from work import SIZES, Work, apart, medians, names_of, peak_of, timed, warm
 from optimum_moreau import MoreauPrunerConfig, PruningPlan
 from optimum_moreau.compensation.compensate import compensated
 from optimum_moreau.config.settings import settings_of
-from optimum_moreau.envelope import LossGradient, Noise, moreau_gradient, scoring_mode
+from optimum_moreau.envelope import LossGradient, Noise, scoring_mode
 from optimum_moreau.estimate import estimate_scoring, skeleton_of
 from optimum_moreau.estimate.forwards import Alive
 from optimum_moreau.masks.semi_structured import check_semi_structured
@@ -44,6 +46,9 @@ from optimum_moreau.masks.sparsify import sparsify
 from optimum_moreau.planning import make_plan
 from optimum_moreau.registry import CRITERIA
 from optimum_moreau.scoring.scores import UnitSums
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.envelope.oracle import moreau_gradient
 
 BATCH, MIB = 10, 2**20
 SCORING = {  # name, which begins with the criterion → settings

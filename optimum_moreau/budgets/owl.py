@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..models.units import Block
     from ..scoring.profiles import Measuring
     from ..scoring.scores import Ranking
+    from .budget import Shares
 
 
 @settings
@@ -60,14 +61,10 @@ class OWL(Budget):
         mean = sum(float(matrix.sum(dtype=torch.float64)) for matrix in matrices) / size
         return sum(int((matrix > self.outlier * mean).sum()) for matrix in matrices) / size
 
-    def shares(
-        self, blocks: Sequence[Block], share: float, values: Ranking, most: Sequence[float]
-    ) -> dict[Block, float]:
+    def shares(self, blocks: Sequence[Block], share: float, values: Ranking, most: Sequence[float]) -> Shares:
         """p, shifted."""
         from ..scoring.profiles import of_layers
 
-        if not blocks:
-            return {}
         gains = self.gains(of_layers(values, self.name, blocks))
         return level(blocks, share, most, lambda t: [t - gain for gain in gains])
 

@@ -46,13 +46,7 @@ class Narrow:
 
 @contextmanager
 def narrowed(model: PreTrainedModel, shape: ModelShape, plan: PruningPlan) -> Iterator[Narrow]:
-    """In place, for a while: the stream and its norms have the hidden channels that the plan keeps; as yet or once cut.
-
-    Args:
-        model: the base model.
-        shape: its shape.
-        plan: what stays; where no hidden channel goes, nothing is hooked.
-    """
+    """In place, for a while: the stream and its norms have the hidden channels that the plan keeps; cut or not yet."""
     narrow = Narrow()
     with ExitStack() as stack:
         if plan.narrows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
@@ -22,6 +23,8 @@ from .validation import RUNTIMES_OF_UNIFORM_LAYERS, SIZES, UNITS, resolved_layer
 logger = logging.getLogger(__name__)
 
 Layers = Annotated[tuple[int, int], Field(strict=False)]
+_size: Any = partial(setting, default=None, affects="plan", compared=False)
+_layers: Any = partial(setting, default=None, affects="scope", metavar="START:END")
 
 
 @settings
@@ -37,50 +40,20 @@ class MoreauPrunerConfig(ConfigFile):
     """
 
     criterion: Any = setting("how weights are scored", default="moreau-gs", metavar="NAME", compared=False)
-    pruning_ratio: Share | None = setting(
-        "share of the model's parameters to remove (0.2)",
-        default=None,
-        affects="plan",
-        flag="ratio",
-        metavar="SHARE",
-        compared=False,
+    pruning_ratio: Share | None = _size(
+        "share of the model's parameters to remove (0.2)", flag="ratio", metavar="SHARE"
     )
-    unit_ratio: float | Annotated[tuple[float, ...], Field(strict=False)] | None = setting(
-        "instead: share of the units in scope; one, or one per target",
-        default=None,
-        affects="plan",
-        metavar="SHARE[,SHARE]",
-        compared=False,
+    unit_ratio: float | Annotated[tuple[float, ...], Field(strict=False)] | None = _size(
+        "instead: share of the units in scope; one, or one per target", metavar="SHARE[,SHARE]"
     )
-    target_parameters: Any = setting(
-        "instead: the most parameters left, e.g. 5.5B, 800M",
-        default=None,
-        affects="plan",
-        metavar="SIZE",
-        compared=False,
-    )
-    target_bytes: Any = setting(
-        "instead: the most bytes left in the model's dtype, e.g. 12GiB, 12GB",
-        default=None,
-        affects="plan",
-        metavar="SIZE",
-        compared=False,
-    )
+    target_parameters: Any = _size("instead: the most parameters left, e.g. 5.5B, 800M", metavar="SIZE")
+    target_bytes: Any = _size("instead: the most bytes left in the model's dtype, e.g. 12GiB, 12GB", metavar="SIZE")
     targets: Annotated[tuple[str, ...], Field(strict=False)] = setting(
         "what may be cut: attention, mlp, hidden, layers", default=UNITS, affects="scope", metavar="NAMES"
     )
-    attention_layers: Layers | None = setting(
-        "layers whose attention is in scope, end excluded", default=None, affects="scope", metavar="START:END"
-    )
-    mlp_layers: Layers | None = setting(
-        "layers whose MLP is in scope", default=None, affects="scope", metavar="START:END"
-    )
-    whole_layers: Layers | None = setting(
-        "layers that may go whole (default of all three: 4:30 of 32, scaled)",
-        default=None,
-        affects="scope",
-        metavar="START:END",
-    )
+    attention_layers: Layers | None = _layers("layers whose attention is in scope, end excluded")
+    mlp_layers: Layers | None = _layers("layers whose MLP is in scope")
+    whole_layers: Layers | None = _layers("layers that may go whole (default of all three: 4:30 of 32, scaled)")
     budget: Any = setting("how the size is spread over layers", default="uniform", affects="plan", metavar="NAME")
     compensation: Any = setting(
         "how what stays is adjusted", default="none", affects="apply", metavar="NAME", compared=False
@@ -275,11 +248,8 @@ class MoreauPrunerConfig(ConfigFile):
         if isinstance(criterion, str) and criterion in CRITERIA and criterion != self.criterion.name:
             kind = CRITERIA.get(criterion)
             known = {one.name for one in settings_of(kind)}
-            kept = {
-                one.name: getattr(self.criterion, one.name)
-                for one in settings_of(self.criterion)
-                if one.name in known and getattr(self.criterion, one.name) != one.default
-            }
+            own = {one.name: (getattr(self.criterion, one.name), one.default) for one in settings_of(self.criterion)}
+            kept = {name: value for name, (value, default) in own.items() if name in known and value != default}
             changes = {**changes, "criterion": {"name": criterion, **kept}}
         return type(self)(**{**values, **changes})
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -74,15 +74,6 @@ class Noise:
 
         for_pieces(move, w)
         return out
-
-    def added(
-        self, weights: Mapping[str, Tensor], delta: Mapping[str, Tensor] | None, step: int, draw: int
-    ) -> dict[str, Tensor]:
-        """Returns w + δ + z in the weights' dtype, for a whole dictionary."""
-        return {
-            name: self.moved(w.contiguous(), None if delta is None else delta[name], name, step, draw)
-            for name, w in weights.items()
-        }
 
     def _with_noise(self, start: Tensor, weight: Tensor, seed: int) -> Tensor:
         """Returns start + z. σ·|w|·N and σ·w·N are the same in law, and the latter is one product."""

@@ -119,20 +119,11 @@ def estimate_scoring(
     cost, sizes = _cost_and_sizes(skeleton, shape, config)
     state, within_pass = _memory(skeleton, shape, config, device)
     seconds = _seconds(cost, skeleton, shape, sum(sizes), config, device)
-    return ScoringEstimate(
-        config.decided_by,
-        device,
-        cost.passes,
-        shape.bytes,
-        state,
-        within_pass,
-        shape.bytes + max(state + within_pass, text_bytes if device == "cpu" else 0),
-        None if seconds is None else config.rounds * seconds,
-        forward_passes(shape, config),
-        config.rounds,
-        search_extent(shape, config),
-        text_bytes,
-    )
+    peak = shape.bytes + max(state + within_pass, text_bytes if device == "cpu" else 0)
+    of_all = None if seconds is None else config.rounds * seconds
+    held = (shape.bytes, state, within_pass, peak)
+    besides = (forward_passes(shape, config), config.rounds, search_extent(shape, config), text_bytes)
+    return ScoringEstimate(config.decided_by, device, cost.passes, *held, of_all, *besides)
 
 
 def too_little_memory(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig, device: str) -> str:
@@ -192,13 +183,7 @@ def _windows_at_once(cost: Cost, config: MoreauPrunerConfig) -> int:
 def activation_bytes(skeleton: Any, blocks: tuple[Block, ...], windows: int, length: int) -> int:
     """Counts what autograd saves for the backward pass of one batch, and the logits' gradients that it starts with.
 
-    Layers that are alike save alike: one of each kind runs.
-
-    Args:
-        skeleton: the model on the meta device.
-        blocks: whose weights get gradients.
-        windows: of the batch.
-        length: tokens per window.
+    Layers that are alike save alike: one of each kind runs. The blocks are those whose weights get gradients.
     """
     names = {name for block in blocks for name in block.weight_names().values()}
     for name, parameter in skeleton.named_parameters():

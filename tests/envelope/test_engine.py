@@ -18,7 +18,6 @@ from optimum_moreau.envelope import (
     Micro,
     Noise,
     State,
-    moreau_gradient,
     scoring_mode,
     smoothed_gradient,
 )
@@ -26,6 +25,7 @@ from optimum_moreau.errors import CheckpointError, ConfigError, NonFiniteError, 
 from optimum_moreau.models.units import model_shape
 from optimum_moreau.planning import make_plan
 from optimum_moreau.scoring.scores import UnitScores, UnitSums, score_units
+from tests.envelope.oracle import moreau_gradient
 from tests.tiny import FAMILIES, assert_same_state, snapshot, tiny_model
 
 ALL = {"attention_layers": (0, 3), "mlp_layers": (0, 3)}
@@ -40,7 +40,7 @@ def config_for(model, criterion="moreau", **changes):
 
 
 def oracle(model, tokens, config):
-    """Unit scores of `moreau` by the plain statement of Algorithm 1 (envelope/reference.py)."""
+    """Unit scores of `moreau` by the plain statement of Algorithm 1 (oracle.py)."""
     blocks = model_shape(model).scored(config)
     names = dict.fromkeys(name for block in blocks for name in block.weight_names().values())
     own = config.criterion

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from optimum_moreau.envelope import LossGradient, Noise, moreau_gradient, scoring_mode, shrink, smoothed_gradient
+from optimum_moreau.envelope import LossGradient, Noise, scoring_mode, shrink, smoothed_gradient
 from optimum_moreau.errors import NonFiniteError
+from tests.envelope.oracle import moreau_gradient
 from tests.tiny import tiny_model
 
 NONE = Noise(0.0)
