@@ -92,7 +92,7 @@ _BUDGETS = "optimum_moreau.budgets"
 BUDGETS = Registry(
     "budget",
     {
-        "uniform": f"{_BUDGETS}.uniform:Uniform",
+        "uniform": f"{_BUDGETS}.budget:Uniform",
         "global": f"{_BUDGETS}.ranking:Global",
         "cosine": f"{_BUDGETS}.cosine:Cosine",
         "owl": f"{_BUDGETS}.owl:OWL",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..config.settings import setting, settings
 from ..criteria.papers import OWL_PAPER
+from ..criteria.ria import norms
 from .budget import Budget, level
 
 if TYPE_CHECKING:
@@ -93,5 +94,4 @@ def _flow(layer: nn.Module, name: str, squares: Tensor | None) -> Tensor:
     """|W|·√A, `(out, in)`."""
     from ..models.placement import loaded
 
-    assert squares is not None  # asked for
-    return loaded(layer.get_submodule(name), "weight").float().abs() * squares.sqrt()
+    return loaded(layer.get_submodule(name), "weight").float().abs() * norms(squares)

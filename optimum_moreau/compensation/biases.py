@@ -62,13 +62,15 @@ def shape_to_count(model: PreTrainedModel, shape: ModelShape, config: MoreauPrun
     return model_shape(_twin(model, settings)) if settings else shape
 
 
-def check_biases(model: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig) -> None:
-    """Refuses, before any work is done, a model that cannot get biases where `with_biases` gives them.
+def check_compensation(model: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig) -> None:
+    """Refuses, before any work is done, an intercept that the model cannot get, or its export cannot hold.
 
     Raises:
         ExportError: only the own type holds them, and a stock class is asked for.
         UnsupportedModelError: as `with_biases`.
     """
+    if not config.compensation.fits_biases:
+        return
     names = biases_of_own_type(shape)
     if names and config.export == "stock":
         asked = "export='stock'" if config.runtime == "transformers" else f"runtime='{config.runtime}'"

@@ -32,7 +32,7 @@ from ..models.stream import LayerStream, StreamedLayer
 from ..models.undo import Keep, parameter_names, put, restored
 from ..models.units import Block, ModelShape, decoder_layers
 from ..planning import PruningPlan
-from .biases import check_biases, with_biases
+from .biases import with_biases
 from .moments import Moments
 from .narrow import Narrow, narrowed
 from .silence import columns, only, reached, rows, silence, stays
@@ -143,16 +143,6 @@ def compensated(
                 compensator.warn_of_few(tokens, distinct)
                 adjusted = tuple(compensator.run(tokens.clone(), keep))
         yield adjusted
-
-
-def check_compensation(model: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig) -> None:
-    """Refuses, before anything is scored, an intercept that the model cannot get, or its export cannot hold.
-
-    Raises:
-        UnsupportedModelError, ExportError: says why.
-    """
-    if config.compensation.fits_biases:
-        check_biases(model, shape, config)
 
 
 class _Compensator:

@@ -26,11 +26,7 @@ from ..planning import PruningPlan
 
 @dataclass
 class Narrow:
-    """Whether the model computes so now.
-
-    Attributes:
-        on: it does; otherwise the hooks do nothing.
-    """
+    """Whether the model computes so now (`on`); otherwise the hooks do nothing."""
 
     on: bool = True
 

@@ -103,7 +103,7 @@ def _settings(value: Any, key: str) -> dict[str, Any]:
     """The settings of a method that is given in some form."""
     if isinstance(value, Mapping):
         return dict(value)
-    return {key: value} if isinstance(value, str) else dict(described(value))
+    return {key: value} if isinstance(value, str) else described(value)
 
 
 def _is_default(name: str, value: Any) -> bool:

@@ -49,9 +49,8 @@ class Mask:
         if self.permute and not found:
             raise ConfigError(f"permute: concerns n:m masks, not '{self.pattern}'; give a pattern as well: 2:4, 4:8, …")
         if found and self.group is not None:
-            raise ConfigError(
-                f"mask_group: '{self.pattern}' compares every {found[2]} inputs; leave '{self.group}' out"
-            )
+            compares = f"'{self.pattern}' compares every {found[2]} inputs"
+            raise ConfigError(f"mask_group: {compares}; leave '{self.group}' out")
         if found and self.sparsity is not None:
             raise ConfigError(f"sparsity: '{self.pattern}' says itself how many weights stay; leave sparsity out")
 

@@ -23,6 +23,7 @@ from .validation import RUNTIMES_OF_UNIFORM_LAYERS, SIZES, UNITS, resolved_layer
 logger = logging.getLogger(__name__)
 
 Layers = Annotated[tuple[int, int], Field(strict=False)]
+BatchSize = Annotated[int, Field(ge=1, le=10**6)]
 _size: Any = partial(setting, default=None, affects="plan", compared=False)
 _layers: Any = partial(setting, default=None, affects="scope", metavar="START:END")
 
@@ -61,13 +62,8 @@ class MoreauPrunerConfig(ConfigFile):
     mask: Any = setting(
         "single weights become zero instead: unstructured, 2:4, 4:8, …", default=None, metavar="PATTERN", compared=False
     )
-    rounds: int = setting(
-        "prune in N rounds, each scored as the one before left the model",
-        default=1,
-        metavar="N",
-        ge=1,
-        le=1000,
-        compared=False,
+    rounds: Annotated[int, Field(ge=1, le=1000)] = setting(
+        "prune in N rounds, each scored as the one before left the model", default=1, metavar="N", compared=False
     )
     schedule: Literal["cubic", "linear"] = setting(
         "how fast the rounds reach the size", default="cubic", compared=False, rare=True
@@ -76,14 +72,8 @@ class MoreauPrunerConfig(ConfigFile):
         "windows of calibration text", default=10, flag="samples", metavar="N", ge=1, le=10**8
     )
     sequence_length: int = setting("tokens per window", default=128, flag="seq-len", metavar="N", ge=2, le=2**24)
-    batch_size: int | None = setting(
-        "windows per forward pass (all, at most 10)",
-        default=None,
-        affects="work",
-        metavar="N",
-        ge=1,
-        le=10**6,
-        rare=True,
+    batch_size: BatchSize | None = setting(
+        "windows per forward pass (all, at most 10)", default=None, affects="work", metavar="N", rare=True
     )
     seed: int = setting(
         "of windows, noise and random scores", default=0, metavar="N", ge=0, le=2**63 - 1, compared=False
@@ -91,14 +81,8 @@ class MoreauPrunerConfig(ConfigFile):
     runtime: Literal["transformers", "vllm", "llama.cpp"] = setting(
         "what must load the result", default="transformers", affects="plan", was="engine", compared=False
     )
-    tensor_parallel: int = setting(
-        "devices over which that runtime splits every layer",
-        default=1,
-        affects="plan",
-        metavar="N",
-        ge=1,
-        le=2**16,
-        compared=False,
+    tensor_parallel: Annotated[int, Field(ge=1, le=2**16)] = setting(
+        "devices over which that runtime splits every layer", default=1, affects="plan", metavar="N", compared=False
     )
     multiple_of: int = setting(
         "keep channels as a multiple of N", default=1, affects="plan", metavar="N", ge=1, le=2**20, rare=True
@@ -202,6 +186,12 @@ class MoreauPrunerConfig(ConfigFile):
         return self.mask is not None
 
     @property
+    def unit_ratios(self) -> dict[str, float]:
+        """Of each target, the share of its units; where a share of units is given."""
+        given = self.unit_ratio if isinstance(self.unit_ratio, tuple) else (self.unit_ratio or 0.0,) * len(self.targets)
+        return dict(zip(self.targets, given, strict=True))
+
+    @property
     def by_influence(self) -> bool:
         """Whether whole layers may go, by their block influence."""
         return "layers" in self.targets and self.criterion.layers == "block-influence"
@@ -285,7 +275,7 @@ class MoreauPrunerConfig(ConfigFile):
 class ResolvedConfig(MoreauPrunerConfig):
     """What exactly runs on one model: every layer range is given, and every setting of the criterion and the mask."""
 
-    batch_size: int = setting("windows per forward pass", default=10, affects="work", ge=1, le=10**6)
+    batch_size: BatchSize = setting("windows per forward pass", default=10, affects="work")
     attention_layers: Layers = setting("layers whose attention is in scope", default=(0, 1), affects="scope")
     mlp_layers: Layers = setting("layers whose MLP is in scope", default=(0, 1), affects="scope")
     whole_layers: Layers = setting("layers that may go whole", default=(0, 1), affects="scope")

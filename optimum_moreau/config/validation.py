@@ -47,8 +47,7 @@ def _validate_layers_and_targets(config: MoreauPrunerConfig) -> None:
     for name, layers in _layer_ranges(config).items():
         if layers is not None and not 0 <= layers[0] < layers[1]:
             raise ConfigError(f"{name}: {layers!r} is not (start, end) with 0 <= start < end (end excluded)")
-    names = config.targets
-    if not names or len({str(name) for name in names}) != len(names):
+    if not config.targets or len({str(name) for name in config.targets}) != len(config.targets):
         raise ConfigError(f"targets: {config.targets!r} is not a list of distinct names of {', '.join(TARGETS)}")
     for target in config.targets:
         if target not in TARGETS:

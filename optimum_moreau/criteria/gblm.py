@@ -87,7 +87,6 @@ class GBLM(GBLMGradient):
         """Emits |W|·(√A + α'·G)."""
         g_of = self._gathered(run)
         alpha = self.alpha * (_PUBLISHED_SAMPLES**0.5 if self.squared else _PUBLISHED_SAMPLES)
-
         run.by_inputs(("squares",), lambda name, w, x: w.abs() * (norms(x.squares) + alpha * g_of(name)))
 
 

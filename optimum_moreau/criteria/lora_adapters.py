@@ -193,8 +193,7 @@ def _share(run: Scoring, kind: str) -> float:
     """p, of the heads or of the channels, from whatever target size is given."""
     c = run.config
     if c.unit_ratio is not None:
-        shares = c.unit_ratio if isinstance(c.unit_ratio, tuple) else (c.unit_ratio,) * len(c.targets)
-        return dict(zip(c.targets, shares, strict=True))[kind]
+        return c.unit_ratios[kind]
     total = sum(parameter.numel() for parameter in run.model.parameters())
     removed = (c.pruning_ratio or 0.0) * total
     if c.target_parameters is not None:

@@ -261,8 +261,11 @@ def _seconds(
     rate = product_rate(min(batch * config.sequence_length, 1024), skeleton.dtype, device)
     if rate is None:
         return None
-    batches = math.ceil(config.calibration_samples / batch)
-    return operations / rate + (2 * cost.passes * batches * scope / _noise_rate(device) if cost.noisy else 0.0)
+    if not cost.noisy:
+        return operations / rate
+    numbers = torch.empty(2**20, dtype=torch.float32, device=device)
+    per_number = _time_of(lambda: standard_normal(numbers, 0), device) / 2**20
+    return operations / rate + 2 * cost.passes * math.ceil(config.calibration_samples / batch) * scope * per_number
 
 
 def product_rate(rows: int, dtype: torch.dtype, device: str) -> float | None:
@@ -273,11 +276,6 @@ def product_rate(rows: int, dtype: torch.dtype, device: str) -> float | None:
         return None
     a, b = (torch.ones(n, 1024, dtype=dtype, device=device) for n in (rows, 1024))
     return 2 * rows * 1024 * 1024 / _time_of(lambda: a @ b.T, device)
-
-
-def _noise_rate(device: str) -> float:
-    """Normal numbers per second here."""
-    return 2**20 / _time_of(lambda: standard_normal(torch.empty(2**20, dtype=torch.float32, device=device), 0), device)
 
 
 def _time_of(action: Any, device: str) -> float:

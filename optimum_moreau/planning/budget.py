@@ -15,9 +15,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from ..budgets import protects
-from ..budgets.uniform import Uniform
-from ..config import SIZES, MoreauPrunerConfig
+from ..budgets import Uniform, protects
+from ..config import SIZES, TARGETS, MoreauPrunerConfig
 from ..config.quantities import nearest_fewer
 from ..errors import PlanError
 from ..models.units import Block, ModelShape
@@ -172,17 +171,15 @@ class _Budget:
 
     def by_unit_ratio(self) -> Choice:
         """Each target gives its own share of its units."""
-        given = self.config.unit_ratio
-        ratios = given if isinstance(given, tuple) else (given,) * len(self.config.targets)
-        share = dict(zip(self.config.targets, ratios, strict=True))
-        gone = self.candidates[: nearest_fewer(len(self.candidates) * (share.get("layers") or 0))]
+        share = dict.fromkeys(TARGETS, 0.0) | self.config.unit_ratios
+        gone = self.candidates[: nearest_fewer(len(self.candidates) * share["layers"])]
         layers = tuple(sorted(block.layer for block in gone if block.layer is not None))
         rest = self.shape.without_layers(layers)
         hidden = 0
-        if rest.hidden and (part := share.get("hidden") or 0) > 0:
-            hidden = nearest_of(self._legal(rest).removable(rest.hidden), rest.hidden.total * part)
+        if rest.hidden and share["hidden"]:
+            hidden = nearest_of(self._legal(rest).removable(rest.hidden), rest.hidden.total * share["hidden"])
         counts = self._unit_counts(rest.narrowed(hidden))
-        return Choice(layers, hidden, counts.by_share(share.get("attention") or 0, share.get("mlp") or 0))
+        return Choice(layers, hidden, counts.by_share(share["attention"], share["mlp"]))
 
     def by_size(self) -> Choice:
         """All targets together give the parameters asked for; of a size to stay below, at least those.
@@ -202,14 +199,11 @@ class _Budget:
         c, parameters = self.config, self.shape.parameters
         if c.pruning_ratio is not None:
             return c.pruning_ratio * parameters, False
-        if c.target_parameters is not None:
-            left, size = float(c.target_parameters), f"{parameters:,} parameters"
-        else:
-            assert c.target_bytes is not None  # resolved
-            left, size = c.target_bytes * parameters / self.shape.bytes, f"{self.shape.bytes:,} bytes"
+        unit, whole = ("bytes", self.shape.bytes) if c.target_parameters is None else ("parameters", parameters)
+        asked = getattr(c, f"target_{unit}")
+        left = asked * parameters / whole
         if left >= parameters:
-            name = "target_parameters" if c.target_parameters is not None else "target_bytes"
-            raise PlanError(f"{name} {getattr(c, name):,} leaves nothing to prune: the model has {size}")
+            raise PlanError(f"target_{unit} {asked:,} leaves nothing to prune: the model has {whole:,} {unit}")
         return parameters - left, True
 
     def _reach(self, goal: float, *, at_least: bool) -> Choice:

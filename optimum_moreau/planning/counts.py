@@ -13,9 +13,8 @@ from dataclasses import replace
 
 import torch
 
-from ..budgets import protects
+from ..budgets import Uniform, protects
 from ..budgets.losses import allocate, predicted_loss
-from ..budgets.uniform import Uniform
 from ..config import MoreauPrunerConfig
 from ..models.units import Block
 from ..scoring.profiles import is_outlier

@@ -29,9 +29,11 @@ def _lines(plan: PruningPlan, shape: ModelShape, config: MoreauPrunerConfig) -> 
             counts = {len(plan.kept(block).kept) for block in blocks}, {block.total for block in blocks}
             yield f"{' of '.join(map(_range, counts))} {_NOUNS[kind]} stay: {reason}"
     given = contributions(plan, shape)
+    ways = {"units" if kind in ("attention", "mlp") else kind for kind in config.targets}
+    part = (config.pruning_ratio or 0.0) * shape.parameters / len(ways)  # that each way would give alike
     for kind in ("layers", "hidden"):
         if kind in config.targets and kind not in given and config.pruning_ratio != 0 and config.unit_ratio != 0:
-            more = _fewest(kind, shape.without_layers(plan.removed_layers), config) > _part(shape, config)
+            more = _fewest(kind, shape.without_layers(plan.removed_layers), config) > part
             why = "the fewest that can are more than their part" if more else "the request is met more nearly without"
             yield f"no {_NOUNS[kind]} go: {why}"
     achieved = sum(given.values()) / shape.parameters
@@ -40,12 +42,6 @@ def _lines(plan: PruningPlan, shape: ModelShape, config: MoreauPrunerConfig) -> 
         yield f"{achieved:.1%} of the parameters go instead of {config.pruning_ratio:.1%}{nearest}"
     elif config.pruning_ratio and not given:
         yield f"nothing goes instead of {config.pruning_ratio:.2%} of the parameters; ask for more"
-
-
-def _part(shape: ModelShape, config: MoreauPrunerConfig) -> float:
-    """The parameters that each way of removing them would give alike; of other sizes than a ratio, 0."""
-    ways = {"units" if kind in ("attention", "mlp") else kind for kind in config.targets}
-    return (config.pruning_ratio or 0.0) * shape.parameters / len(ways)
 
 
 def _fewest(kind: str, shape: ModelShape, config: MoreauPrunerConfig) -> int:

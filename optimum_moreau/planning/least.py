@@ -93,7 +93,5 @@ def _goals(shape: ModelShape, config: MoreauPrunerConfig) -> Iterator[tuple[floa
         if config.pruning_ratio is not None:
             yield config.pruning_ratio * shape.parameters, fewest * block.unit_parameters
         elif block.kind in ("attention", "mlp"):  # of the others the expected plan has as many as any
-            given = config.unit_ratio
-            ratios = given if isinstance(given, tuple) else (given or 0.0,) * len(config.targets)
-            share = dict(zip(config.targets, ratios, strict=True)).get(block.kind, 0.0)
-            yield share * sum(other.total for other in scope if other.kind == block.kind), fewest
+            total = sum(other.total for other in scope if other.kind == block.kind)
+            yield config.unit_ratios[block.kind] * total, fewest

@@ -136,7 +136,9 @@ class LegalCounts:
                 )
 
     def _removable_groups(self, block: Block) -> Sequence[int]:
-        legal = [n for n in range(block.total) if self._splits(block.total - n, block.n_rep)]
+        heads = ((n, (block.total - n) * block.n_rep) for n in range(block.total))
+        divides = [n for n, stay in heads if self.hidden is None or self.hidden % stay == 0]
+        legal = [n for n in divides if self.splits(block, block.total - n)]
         if not legal:
             kept = range(1, block.total + 1)
             feasible = [n for n in range(1, 65) if any(_split(k, block.n_rep, n, self.engine) for k in kept)]
@@ -145,10 +147,6 @@ class LegalCounts:
                 f" {self.reason('attention')}; tensor_parallel may be {', '.join(map(str, feasible))}"
             )
         return legal
-
-    def _splits(self, kept: int, n_rep: int) -> bool:
-        divides = self.hidden is None or self.hidden % (kept * n_rep) == 0
-        return divides and _split(kept, n_rep, self.devices, self.engine)
 
 
 def _split(groups: int, n_rep: int, devices: int, engine: str) -> bool:

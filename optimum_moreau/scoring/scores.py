@@ -28,13 +28,8 @@ SCORES_NAME = "pruning/pruning_scores.safetensors"  # not at the top, where vLLM
 _OLD_SCORES_NAME = "pruning_scores.safetensors"  # where 0.1 wrote them at first
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
-# Eq. 5: how the coupled matrices of a unit combine; each takes `(matrices, units)`.
-AGGREGATIONS = {
-    "sum": lambda parts: parts.sum(dim=0),
-    "mean": lambda parts: parts.mean(dim=0),
-    "max": lambda parts: parts.amax(dim=0),
-    "prod": lambda parts: parts.prod(dim=0),
-}
+# Eq. 5: how the coupled matrices of a unit combine, over the first dimension of `(matrices, units)`.
+AGGREGATIONS: dict[str, Any] = {"sum": torch.sum, "mean": torch.mean, "max": torch.amax, "prod": torch.prod}
 
 
 def find_scores(folder: str | Path) -> Path | None:
@@ -295,7 +290,7 @@ class UnitSums:
         for block in self._blocks:
             scored = [cut for cut in block.cuts if (block.where, cut) in self._parts]  # not all, for some criteria
             parts = torch.stack([self._parts[block.where, cut].cpu() for cut in scored])  # (matrices, units)
-            found[block.where] = AGGREGATIONS[aggregation](parts.abs() if signed else parts)
+            found[block.where] = AGGREGATIONS[aggregation](parts.abs() if signed else parts, dim=0)
         return found
 
 

@@ -1,10 +1,12 @@
-"""Algorithm 1 as it is written, on whole dictionaries of tensors: the oracle of the engine."""
+"""Algorithm 1 as it is written, on whole dictionaries of tensors, and the noise alone: the oracle of the engine."""
 
 import torch
 from tqdm import tqdm
 
+from optimum_moreau.distributed import seed_of
 from optimum_moreau.envelope import proximal_step, smoothed_gradient
 from optimum_moreau.envelope.moreau import step_scale
+from optimum_moreau.envelope.noise import for_pieces
 
 
 def moreau_gradient(
@@ -57,3 +59,16 @@ def moreau_gradient(
     if total is not None:
         delta = {name: d / min(average_last, steps) for name, d in total.items()}
     return {name: d.div_(-rho * scales[name]) for name, d in delta.items()}
+
+
+def drawn(noise, weight, name, step, draw):
+    """z in float32, of one weight, at a step and a draw of it from 0."""
+    w = weight.detach().reshape(-1)
+    z = torch.zeros(w.shape, dtype=torch.float32)
+    seed = seed_of(noise.seed, step, draw, name)
+
+    def draw_piece(index, piece):
+        z[piece] = noise._with_noise(z[piece], w[piece].float(), seed + index)
+
+    for_pieces(draw_piece, w)
+    return z.view(weight.shape)
