@@ -137,12 +137,7 @@ def score_units(
     values: dict[str, Tensor] = {}
     # a caller's inference mode would forbid the gradients; tokens made in it cannot be saved for the backward pass
     with torch.inference_mode(False), scoring_mode(model), torch.no_grad():
-        batches: list[Tensor] = []
-        if tokens is not None:
-            own = share(tokens.clone())
-            if is_distributed() and not len(own):
-                raise DataError(f"{processes()} processes for fewer windows; raise calibration_samples")
-            batches = list(own.split(config.batch_size or len(tokens)))
+        batches = [] if tokens is None else list(share(tokens.clone()).split(config.batch_size or len(tokens)))
         if tokens is not None and config.by_influence:
             influence = layer_influence(model, tokens, config)  # (layers,)
             values |= {whole.where: influence[i : i + 1] for i, whole in enumerate(shape.wholes)}
@@ -171,6 +166,8 @@ def _check_scorable(
             f"checkpoint_dir: {config.criterion.name} keeps no steps with these settings; leave it out, or take moreau"
             " or moreau-gs with reduction 'gradient' (--reduction gradient), without released and average_last"
         )
+    if is_distributed() and tokens is not None and len(tokens) < processes():
+        raise DataError(f"{processes()} processes for fewer windows; raise calibration_samples")
     if is_distributed() and (checkpoint is not None or getattr(config.criterion, "released", False)):
         raise ConfigError("checkpoint_dir and released work in one process only; leave them out under torchrun")
     check_gradients(model, config)

@@ -61,7 +61,7 @@ def moreau_gradient(
     return {name: d.div_(-rho * scales[name]) for name, d in delta.items()}
 
 
-def drawn(noise, weight, name, step, draw):
+def noise_of(noise, weight, name, step, draw):
     """z in float32, of one weight, at a step and a draw of it from 0."""
     w = weight.detach().reshape(-1)
     z = torch.zeros(w.shape, dtype=torch.float32)
