@@ -13,6 +13,7 @@ import gc
 import json
 import os
 import statistics
+import sys
 import time
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,6 +21,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import product
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,7 +30,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from optimum_moreau import MoreauPrunerConfig, PruningPlan
 from optimum_moreau.compensation.compensate import compensated
 from optimum_moreau.config.settings import settings_of
-from optimum_moreau.envelope import LossGradient, Noise, moreau_gradient, scoring_mode
+from optimum_moreau.envelope import LossGradient, Noise, scoring_mode
 from optimum_moreau.estimate import estimate_scoring, skeleton_of
 from optimum_moreau.estimate.forwards import Alive
 from optimum_moreau.masks.semi_structured import check_semi_structured
@@ -38,6 +40,9 @@ from optimum_moreau.models.units import Block, model_shape
 from optimum_moreau.planning import make_plan
 from optimum_moreau.registry import CRITERIA
 from optimum_moreau.scoring.scores import UnitSums, score_units
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.envelope.oracle import moreau_gradient
 
 DIMENSIONS = "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"
 SIZES = {

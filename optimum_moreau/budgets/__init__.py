@@ -1,5 +1,5 @@
 """Budgets: one file each, with its own settings: how a size is spread over layers."""
 
-from .budget import Budget, protects
+from .budget import Budget, Uniform, protects
 
-__all__ = ["Budget", "protects"]
+__all__ = ["Budget", "Uniform", "protects"]

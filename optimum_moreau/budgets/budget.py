@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from ..scoring.profiles import Measuring
     from ..scoring.scores import Ranking
 
+    Shares = dict[Block, float]
+
 _STEPS = 100  # of a bisection: to the last bit
 
 
@@ -62,13 +64,11 @@ class Budget:
         """
         return {}
 
-    def shares(
-        self, blocks: Sequence[Block], share: float, values: Ranking, most: Sequence[float]
-    ) -> dict[Block, float]:
+    def shares(self, blocks: Sequence[Block], share: float, values: Ranking, most: Sequence[float]) -> Shares:
         """Spreads a share of the units over blocks of one kind, each of another layer.
 
         Args:
-            blocks: of one kind.
+            blocks: at least one.
             share: p.
             values: of `UnitScores`, with what was measured.
             most: the largest legal share of each block.
@@ -86,9 +86,19 @@ class Budget:
         return score / unit_parameters
 
 
+@settings
+class Uniform(Budget):
+    """Each layer gives the same share: p_l = p."""
+
+    name = "uniform"
+    summary = "each layer gives the same share"
+    of_masks = True
+    of_rounds = True
+
+
 def level(
     blocks: Sequence[Block], share: float, most: Sequence[float], parts: Callable[[float], list[float]]
-) -> dict[Block, float]:
+) -> Shares:
     """The parts of a level t, each within [0, most], at which their mean over parameters is the share.
 
     Args:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..models.units import Block
     from ..scoring.profiles import Measuring
     from ..scoring.scores import Ranking
+    from .budget import Shares
 
 
 @settings
@@ -40,14 +41,10 @@ class Cosine(Budget):
 
         return {profile_name(self.name): 1 - layer_influence(run.model, run.tokens, run.config)}
 
-    def shares(
-        self, blocks: Sequence[Block], share: float, values: Ranking, most: Sequence[float]
-    ) -> dict[Block, float]:
+    def shares(self, blocks: Sequence[Block], share: float, values: Ranking, most: Sequence[float]) -> Shares:
         """In proportion to the softmax."""
         from ..scoring.profiles import of_layers
 
-        if not blocks:
-            return {}
         own = of_layers(values, self.name, blocks)
         weights = [math.exp(self.temperature * (c - max(own))) for c in own]
         return level(blocks, share, most, lambda t: [t * weight for weight in weights])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..config.settings import setting, settings
 from ..criteria.papers import OWL_PAPER
+from ..criteria.ria import norms
 from .budget import Budget, level
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from ..models.units import Block
     from ..scoring.profiles import Measuring
     from ..scoring.scores import Ranking
+    from .budget import Shares
 
 
 @settings
@@ -60,14 +62,10 @@ class OWL(Budget):
         mean = sum(float(matrix.sum(dtype=torch.float64)) for matrix in matrices) / size
         return sum(int((matrix > self.outlier * mean).sum()) for matrix in matrices) / size
 
-    def shares(
-        self, blocks: Sequence[Block], share: float, values: Ranking, most: Sequence[float]
-    ) -> dict[Block, float]:
+    def shares(self, blocks: Sequence[Block], share: float, values: Ranking, most: Sequence[float]) -> Shares:
         """p, shifted."""
         from ..scoring.profiles import of_layers
 
-        if not blocks:
-            return {}
         gains = self.gains(of_layers(values, self.name, blocks))
         return level(blocks, share, most, lambda t: [t - gain for gain in gains])
 
@@ -96,5 +94,4 @@ def _flow(layer: nn.Module, name: str, squares: Tensor | None) -> Tensor:
     """|W|·√A, `(out, in)`."""
     from ..models.placement import loaded
 
-    assert squares is not None  # asked for
-    return loaded(layer.get_submodule(name), "weight").float().abs() * squares.sqrt()
+    return loaded(layer.get_submodule(name), "weight").float().abs() * norms(squares)

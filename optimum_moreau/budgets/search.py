@@ -1,7 +1,7 @@
 """Search: layers whose silent units cost the least calibration loss give more.
 
 Δ_b(n) is by how much the calibration loss grows while the n lowest-scored units of block b alone are silent, for n
-about a quarter, a half, and three quarters of them (`probes`). budgets/allocation.py makes counts of it.
+about a quarter, a half, and three quarters of them (`probes`). budgets/losses.py measures it, and makes counts of it.
 
 The attention and the MLP of a layer are searched as two blocks. A search takes one forward pass over the calibration
 text, the first 64 to 128 windows of each process (`search_windows`; all, where there are fewer), for the model as it
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..models.units import Block
     from ..scoring.profiles import Measuring
     from ..scoring.scores import Ranking
+    from .budget import Shares
 
 
 @settings
@@ -43,14 +44,10 @@ class Search(Budget):
         prepare_offloaded(run.model)  # accelerate's passes untie what is tied
         return found
 
-    def shares(
-        self, blocks: Sequence[Block], share: float, values: Ranking, most: Sequence[float]
-    ) -> dict[Block, float]:
+    def shares(self, blocks: Sequence[Block], share: float, values: Ranking, most: Sequence[float]) -> Shares:
         """So that Σ Δ_b is least."""
-        from .allocation import allocate
+        from .losses import allocate
 
-        if not blocks:
-            return {}
         goal = share * sum(block.total * block.unit_parameters for block in blocks)
         removed = allocate(blocks, goal, values, most)
         return {block: removed[block] / block.total for block in blocks}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..config.settings import settings
 from ..criteria.papers import FLAP_PAPER
-from .step import Compensation, intercept
+from .step import Compensation
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,4 +30,4 @@ class Bias(Compensation):
 
     def fit(self, w: Tensor, moments: Moments) -> Fitted:
         """What went, in the mean."""
-        return w, intercept(w, moments)
+        return w, moments.intercept(w)

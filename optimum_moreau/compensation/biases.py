@@ -26,12 +26,8 @@ from ..surgery.export import ADDED_BIASES, biases_of_own_type
 def with_biases(model: PreTrainedModel, shape: ModelShape, *, undone: bool = False) -> Iterator[None]:
     """In place: every matrix that reads heads or channels has a bias, zero where it had none.
 
-    Flags decide which others get one too: with `attention_bias` a LLaMA's q, k and v have biases as well.
-
-    Args:
-        model: the base model.
-        shape: its shape.
-        undone: afterwards all is as it was; otherwise only if the block ends in an error.
+    Flags decide which others get one too: with `attention_bias` a LLaMA's q, k and v have biases as well. If `undone`,
+    or if the block ends in an error, all is as it was afterwards.
 
     Raises:
         UnsupportedModelError: the model is offloaded.
@@ -59,23 +55,22 @@ def with_biases(model: PreTrainedModel, shape: ModelShape, *, undone: bool = Fal
 def shape_to_count(model: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig) -> ModelShape:
     """The shape that a size is counted on: for one that is not to be exceeded, with the biases of an intercept.
 
-    Args:
-        model: the base model, on any device (meta included).
-        shape: its shape.
-        config: resolved.
+    The base model may be on any device, meta included.
     """
     limited = config.target_parameters is not None or config.target_bytes is not None
     settings = _settings(shape) if limited and config.compensation.fits_biases else {}
     return model_shape(_twin(model, settings)) if settings else shape
 
 
-def check_biases(model: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig) -> None:
-    """Refuses, before any work is done, a model that cannot get biases where `with_biases` gives them.
+def check_compensation(model: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig) -> None:
+    """Refuses, before any work is done, an intercept that the model cannot get, or its export cannot hold.
 
     Raises:
         ExportError: only the own type holds them, and a stock class is asked for.
         UnsupportedModelError: as `with_biases`.
     """
+    if not config.compensation.fits_biases:
+        return
     names = biases_of_own_type(shape)
     if names and config.export == "stock":
         asked = "export='stock'" if config.runtime == "transformers" else f"runtime='{config.runtime}'"
@@ -113,11 +108,9 @@ def _give(model: PreTrainedModel, settings: dict[str, Any], given: list[Any]) ->
     for name, pattern in _twin(model, settings).named_modules():
         module: Any = model.get_submodule(name)
         if isinstance(pattern, nn.Linear) and pattern.bias is not None and module.bias is None:
-            weight = module.weight
-            module.bias = nn.Parameter(
-                torch.zeros(weight.shape[0], dtype=weight.dtype, device=weight.device),
-                requires_grad=weight.requires_grad,
-            )
+            w = module.weight
+            zeros = torch.zeros(w.shape[0], dtype=w.dtype, device=w.device)
+            module.bias = nn.Parameter(zeros, requires_grad=w.requires_grad)
             given.append(module)
     for name, value in settings.items():
         setattr(model.config, name, value)

@@ -31,16 +31,17 @@ from ..models.placement import Keep, loaded, parameter_names, put, restored
 from ..models.stream import LayerStream, StreamedLayer
 from ..models.units import Block, ModelShape, decoder_layers
 from ..planning import PruningPlan
-from .biases import check_biases, with_biases
+from .biases import with_biases
 from .moments import Moments
 from .narrow import Narrow, narrowed
-from .reach import reached
-from .silence import columns, only, rows, silence, stays
+from .silence import columns, only, reached, rows, silence, stays
 
 logger = logging.getLogger(__name__)
 
 # Module → name → the dense weight and bias.
 Dense = dict[Any, dict[str, Tensor]]
+# Inputs and outputs of a matrix, batch by batch.
+_Flows = Iterator[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -130,39 +131,17 @@ def compensated(
             stack.enter_context(with_biases(model, shape, undone=undone))
         keep = stack.enter_context(restored(decoder_layers(model), always=undone))
         narrow = stack.enter_context(narrowed(model, shape, plan))
+        adjusted: tuple[Adjusted, ...] = ()
         with torch.inference_mode(False), scoring_mode(model), torch.no_grad():
-            adjusted = tuple(_adjust(model, shape, plan, tokens, config, keep, narrow, distinct))
+            if not config.compensation.fits:
+                silence(model, shape, plan, keep)
+            elif tokens is None:
+                raise DataError(f"compensation: '{config.compensation.name}' reads calibration text; give some")
+            else:
+                compensator = _Compensator(model, shape, plan, config, narrow)
+                compensator.warn_of_few(tokens, distinct)
+                adjusted = tuple(compensator.run(tokens.clone(), keep))
         yield adjusted
-
-
-def check_compensation(model: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig) -> None:
-    """Refuses, before anything is scored, an intercept that the model cannot get, or its export cannot hold.
-
-    Raises:
-        UnsupportedModelError, ExportError: says why.
-    """
-    if config.compensation.fits_biases:
-        check_biases(model, shape, config)
-
-
-def _adjust(
-    model: PreTrainedModel,
-    shape: ModelShape,
-    plan: PruningPlan,
-    tokens: Tensor | None,
-    config: MoreauPrunerConfig,
-    keep: Keep,
-    narrow: Narrow,
-    distinct: int | None,
-) -> Iterator[Adjusted]:
-    if not config.compensation.fits:
-        silence(model, shape, plan, keep)
-        return
-    if tokens is None:
-        raise DataError(f"compensation: '{config.compensation.name}' reads calibration text; give some")
-    compensator = _Compensator(model, shape, plan, config, narrow)
-    compensator.warn_of_few(tokens, distinct)
-    yield from compensator.run(tokens.clone(), keep)
 
 
 class _Compensator:
@@ -177,30 +156,23 @@ class _Compensator:
         """Where there are fewer tokens than columns to solve for."""
         if not self.compensation.ridged:
             return
-        layers = decoder_layers(self.model)
-        widest = 0
+        layers, given, widest = decoder_layers(self.model), tokens.numel(), 0
         for index, blocks in self.reached.items():
             for block in blocks:
                 module: Any = layers[index].get_submodule(block.reader.module)
                 widest = max(widest, len(columns(block, self.plan, module.weight)))
-        if tokens.numel() < widest:
-            logger.warning(
-                "compensation: %d tokens for %d columns; λ is raised to %.3g. Give compensation_samples ≥ %d",
-                tokens.numel(),
-                widest,
-                (self.compensation.damping or 0.0) * widest / tokens.numel(),
-                math.ceil(widest / tokens.shape[1]),
-            )
+        if given < widest:
+            ridge, least = (self.compensation.damping or 0.0) * widest / given, math.ceil(widest / tokens.shape[1])
+            text = "compensation: %d tokens for %d columns; λ is raised to %.3g. Give compensation_samples ≥ %d"
+            logger.warning(text, given, widest, ridge, least)
         elif distinct is not None and distinct < widest:
-            logger.warning(
-                "compensation: the windows overlap: %d tokens, but %d distinct ones for %d columns; give longer text",
-                tokens.numel(),
-                distinct,
-                widest,
-            )
+            text = "compensation: the windows overlap: %d tokens, but %d distinct ones for %d columns; give longer text"
+            logger.warning(text, given, distinct, widest)
 
     def run(self, tokens: Tensor, keep: Keep) -> Iterator[Adjusted]:
-        own = _own(tokens)
+        if is_distributed() and len(tokens) < processes():
+            raise DataError(f"{processes()} processes for fewer windows; raise compensation_samples")
+        own = share(tokens)
         batches = list(own.split(self.config.batch_size or len(own)))
         layers = decoder_layers(self.model)
         dense, pruned = (LayerStream(self.model, batches, len(tokens), on_cpu=True) for _ in range(2))
@@ -255,13 +227,7 @@ class _Compensator:
             dense.pass_on()
         pruned.pass_on()
 
-    def _pairs(
-        self,
-        dense: Iterator[tuple[Tensor, Tensor]],
-        pruned: Iterator[tuple[Tensor, Tensor]],
-        module: Any,
-        whole: Dense,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def _pairs(self, dense: _Flows, pruned: _Flows, module: Any, whole: Dense) -> _Flows:
         """X of the pruned stream and Y of the dense one, without the bias, batch by batch."""
         bias = None if module.bias is None else loaded(module, "bias")
         for x, _ in pruned:
@@ -286,14 +252,3 @@ def _put_all(parameters: Dense) -> None:
     for module, values in parameters.items():
         for name, value in values.items():
             put(module, value, name)
-
-
-def _own(tokens: Tensor) -> Tensor:
-    """The windows of this process, where there are several: every n-th.
-
-    Raises:
-        DataError: there are fewer windows than processes.
-    """
-    if is_distributed() and len(tokens) < processes():
-        raise DataError(f"{processes()} processes for fewer windows; raise compensation_samples")
-    return share(tokens)

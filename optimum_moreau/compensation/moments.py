@@ -59,10 +59,8 @@ class Moments:
             NonFiniteError: an input or output is NaN or infinite.
         """
         width, out, device = len(kept), len(rows), kept.device
-        sums = [
-            torch.zeros(shape, dtype=torch.float64, device=device)
-            for shape in ((width, width), (out, width), (width,), (out,), (out,), (1,))
-        ]
+        shapes = ((width, width), (out, width), (width,), (out,), (out,), (1,))
+        sums = [torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes]
         for whole_x, whole_y in pairs:
             x = whole_x.reshape(-1, whole_x.shape[-1]).to(device).index_select(1, kept).to(dtype)
             y = whole_y.reshape(-1, whole_y.shape[-1]).to(device).index_select(1, rows).to(dtype)
@@ -74,26 +72,22 @@ class Moments:
             tokens += len(x)
             del whole_x, whole_y, x, y  # not beside the next batch's
         add_up(*sums)
-        for total in sums:
-            if not torch.isfinite(total).all():
-                raise NonFiniteError(
-                    f"{where}: what flows through it is not finite, so it cannot be refitted; check the model's"
-                    " weights, or load it in bfloat16 or float32"
-                )
+        if not all(torch.isfinite(total).all() for total in sums):
+            raise NonFiniteError(
+                f"{where}: what flows through it is not finite, so it cannot be refitted; check the model's"
+                " weights, or load it in bfloat16 or float32"
+            )
         return cls(where, int(sums.pop()), *sums)
 
     def centred(self) -> Moments:
         """The same of x − x̄ and y − ȳ."""
-        n = max(self.tokens, 1)
-        return Moments(
-            self.where,
-            self.tokens,
-            self.xx - torch.outer(self.x, self.x) / n,
-            self.yx - torch.outer(self.y, self.x) / n,
-            torch.zeros_like(self.x),
-            torch.zeros_like(self.y),
-            self.yy - self.y.square() / n,
-        )
+        n, x, y = max(self.tokens, 1), self.x, self.y
+        xx, yx = self.xx - torch.outer(x, x) / n, self.yx - torch.outer(y, x) / n
+        return Moments(self.where, self.tokens, xx, yx, 0 * x, 0 * y, self.yy - y.square() / n)
+
+    def intercept(self, w: Tensor) -> Tensor:
+        """b = ȳ − W·x̄."""
+        return (self.y - w @ self.x) / max(self.tokens, 1)
 
     def error(self, w: Tensor, b: Tensor | None = None) -> float:
         """‖X·Wᵀ + b − Y‖²/‖Y‖²."""

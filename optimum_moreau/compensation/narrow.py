@@ -26,11 +26,7 @@ from ..planning import PruningPlan
 
 @dataclass
 class Narrow:
-    """Whether the model computes so now.
-
-    Attributes:
-        on: it does; otherwise the hooks do nothing.
-    """
+    """Whether the model computes so now (`on`); otherwise the hooks do nothing."""
 
     on: bool = True
 
@@ -46,13 +42,7 @@ class Narrow:
 
 @contextmanager
 def narrowed(model: PreTrainedModel, shape: ModelShape, plan: PruningPlan) -> Iterator[Narrow]:
-    """In place, for a while: the stream and its norms have the hidden channels that the plan keeps; as yet or once cut.
-
-    Args:
-        model: the base model.
-        shape: its shape.
-        plan: what stays; where no hidden channel goes, nothing is hooked.
-    """
+    """In place, for a while: the stream and its norms have the hidden channels that the plan keeps; cut or not yet."""
     narrow = Narrow()
     with ExitStack() as stack:
         if plan.narrows:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from ..config.settings import setting, settings
 from ..errors import NonFiniteError
 from .step import Compensation
-from .step import intercept as intercept_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,16 +32,6 @@ class Refit(Compensation):
         "fit a bias too; an own type holds it where the model's class cannot", default=False, affects="apply"
     )
 
-    @property
-    def fits_biases(self) -> bool:
-        """As `intercept` says."""
-        return self.intercept
-
-    @property
-    def damping(self) -> float | None:
-        """The ridge."""
-        return self.ridge
-
     def fit(self, w: Tensor, moments: Moments) -> Fitted:
         """Solves for V.
 
@@ -56,7 +45,7 @@ class Refit(Compensation):
         width = len(diagonal)
         strength = self.ridge * max(1.0, width / max(used.tokens, 1)) * float(diagonal.mean())
         if not strength:  # nothing flows in
-            return w, intercept_of(w, moments) if self.intercept else None
+            return w, moments.intercept(w) if self.intercept else None
         right = torch.add(used.yx, w, alpha=strength).T  # (kept, out)
         diagonal = diagonal.clone()
         used.xx.diagonal().add_(strength)  # in place: of a wide MLP it is large
@@ -65,4 +54,4 @@ class Refit(Compensation):
         if failed:
             raise NonFiniteError(f"{moments.where}: XᵀX + λI is not positive definite; give a larger ridge")
         v = torch.cholesky_solve(right, factor).T
-        return v, intercept_of(v, moments) if self.intercept else None
+        return v, moments.intercept(v) if self.intercept else None

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from ..config.settings import setting, settings
 from .step import Compensation
-from .step import intercept as intercept_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,11 +25,6 @@ class Scale(Compensation):
         "fit a bias too; an own type holds it where the model's class cannot", default=False, affects="apply"
     )
 
-    @property
-    def fits_biases(self) -> bool:
-        """As `intercept` says."""
-        return self.intercept
-
     def fit(self, w: Tensor, moments: Moments) -> Fitted:
         """Finds the factors."""
         import torch
@@ -39,4 +33,4 @@ class Scale(Compensation):
         power = (w @ used.xx * w).sum(1)
         factor = torch.where(power > 0, (w * used.yx).sum(1) / power.clamp(min=torch.finfo(w.dtype).tiny), 1.0)
         v = factor[:, None] * w
-        return v, intercept_of(v, moments) if self.intercept else None
+        return v, moments.intercept(v) if self.intercept else None

@@ -1,4 +1,4 @@
-"""Where in o_proj and down_proj is what stays, and how the rest falls silent.
+"""Which matrices a compensation adjusts, where in o_proj and down_proj is what stays, and how the rest falls silent.
 
 A head or channel that goes speaks through its columns alone, and a hidden channel hears through its row alone.
 """
@@ -14,6 +14,21 @@ from transformers import PreTrainedModel
 from ..models.placement import Keep, loaded, parameter_names, put
 from ..models.units import Block, ModelShape, decoder_layers
 from ..planning import PruningPlan
+
+
+def reached(shape: ModelShape, plan: PruningPlan) -> dict[int, list[Block]]:
+    """Layer → its blocks, attention first, that lose something or hear of an earlier change; none of layers that go."""
+    changed = plan.narrows
+    found: dict[int, list[Block]] = {index: [] for index in range(shape.depth)}
+    for index, own in found.items():
+        if index in plan.removed_layers:
+            changed = True
+            continue
+        for block in sorted((b for b in shape.blocks if b.layer == index), key=lambda block: block.kind):
+            changed = changed or plan.kept(block).removed > 0
+            if changed:
+                own.append(block)
+    return found
 
 
 def rows(plan: PruningPlan, w: Tensor) -> Tensor:
@@ -41,14 +56,7 @@ def only(w: Tensor, where: tuple[Tensor, ...], values: Tensor) -> Tensor:
 
 
 def silence(model: PreTrainedModel, shape: ModelShape, plan: PruningPlan, keep: Keep) -> None:
-    """In place: what goes of heads, MLP channels and hidden channels becomes zero in o_proj and down_proj.
-
-    Args:
-        model: the base model.
-        shape: its shape.
-        plan: what stays.
-        keep: is told what of a layer is going to change.
-    """
+    """In place: what goes of heads, MLP channels and hidden channels becomes zero in o_proj and down_proj."""
     layers = decoder_layers(model)
     for index in set(range(shape.depth)) - set(plan.removed_layers):
         blocks = [b for b in shape.blocks if b.layer == index and (plan.narrows or plan.kept(b).removed)]

@@ -52,19 +52,23 @@ class Compensation:
 
     @property
     def fits_biases(self) -> bool:
-        """Whether o_proj and down_proj get a bias."""
-        return False
+        """Whether o_proj and down_proj get a bias: as a setting `intercept` says, where there is one."""
+        return getattr(self, "intercept", False)
 
     @property
     def damping(self) -> float | None:
-        """λ, as a share of the mean of diag XᵀX, where columns are solved for."""
-        return None
+        """λ, as a share of the mean of diag XᵀX, where columns are solved for: the setting `ridge`."""
+        return getattr(self, "ridge", None)
 
     def fit(self, w: Tensor, moments: Moments) -> Fitted:
         """Adjusts a matrix, W `(out, kept)` in float64."""
         return w, None
 
 
-def intercept(w: Tensor, moments: Moments) -> Tensor:
-    """b = ȳ − W·x̄."""
-    return (moments.y - w @ moments.x) / max(moments.tokens, 1)
+@settings
+class NoCompensation(Compensation):
+    """What stays is left as it is."""
+
+    name = "none"
+    summary = "what stays is left as it is"
+    fits = False

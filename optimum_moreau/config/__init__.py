@@ -1,7 +1,7 @@
 """`MoreauPrunerConfig`: what to prune and how, as one frozen value that round-trips through JSON and the Hub."""
 
 from .file import CONFIG_NAME
-from .mask import Mask
+from .methods import Mask
 from .presets import BEST, PRESETS
 from .pruner_config import MoreauPrunerConfig, ResolvedConfig, config_meant
 from .validation import SIZES, TARGETS

@@ -13,8 +13,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..registry import CRITERIA, METHODS, suggestion
-from .mask import Mask
-from .methods import described, groups
+from .methods import Mask, described, groups
 from .settings import owners, settings_of
 
 _NOTHING = object()
@@ -24,9 +23,8 @@ logger = logging.getLogger(__name__)
 def unflattened(values: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The same settings, each where it belongs; what is where it belongs stays as it is.
 
-    Args:
-        values: of the config's fields, of its methods' settings, or both.
-        defaults: methods that are meant where none is given; default: those of the fields.
+    The values are of the config's fields, of its methods' settings, or both; `defaults` are the methods that are meant
+    where none is given, otherwise those of the fields.
 
     Raises:
         ConfigError: a name that no config and no method knows, or a switch that is on for no method given.
@@ -72,10 +70,9 @@ def _to_mask(found: dict[str, Any], rest: dict[str, Any], criterion: Any) -> Non
     of_criterion = {one.was for one in settings_of(CRITERIA.get(name))} if name in CRITERIA else set()
     given = _taken(rest, Mask, of_criterion)
     if pattern is None and found.get("mask") is None:
-        asked = [name for name, value in given.items() if not _is_default(name, value)]
-        if asked:
-            was = {one.name: one.was for one in settings_of(Mask)}[asked[0]]
-            raise ConfigError(f"{was}: concerns masks; give a pattern as well: unstructured, 2:4, …")
+        for one in settings_of(Mask):
+            if one.name in given and not _is_default(one.name, given[one.name]):
+                raise ConfigError(f"{one.was}: concerns masks; give a pattern as well: unstructured, 2:4, …")
         return
     if pattern is not None:
         found["mask"] = {"pattern": pattern, **given}
@@ -106,7 +103,7 @@ def _settings(value: Any, key: str) -> dict[str, Any]:
     """The settings of a method that is given in some form."""
     if isinstance(value, Mapping):
         return dict(value)
-    return {key: value} if isinstance(value, str) else dict(described(value))
+    return {key: value} if isinstance(value, str) else described(value)
 
 
 def _is_default(name: str, value: Any) -> bool:

@@ -12,7 +12,7 @@ from .validation import RUNTIMES_OF_UNIFORM_LAYERS, UNITS
 
 PRESETS = ("best", "paper", "plain")
 # What results/quality.md found to keep most without tuning; as good as with `taylor`, without its gradients.
-BEST: Mapping[str, Any] = {
+BEST: dict[str, Any] = {
     "criterion": "wanda",
     "calibration_samples": 400,
     "budget": "search",
@@ -56,11 +56,7 @@ def best_settings(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def paper_settings(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The paper's protocol: 25 % of the units, its ρ, γ, σ and, for the groups, η.
-
-    Args:
-        given: fields of `MoreauPrunerConfig`, the criterion among them.
-    """
+    """The paper's protocol for fields that name a criterion: 25 % of the units, its ρ, γ, σ and, for the groups, η."""
     asked = given["criterion"]
     criterion = _criterion(asked)
     steps = dict(getattr(criterion, "paper_steps", {}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
@@ -22,6 +23,9 @@ from .validation import RUNTIMES_OF_UNIFORM_LAYERS, SIZES, UNITS, resolved_layer
 logger = logging.getLogger(__name__)
 
 Layers = Annotated[tuple[int, int], Field(strict=False)]
+BatchSize = Annotated[int, Field(ge=1, le=10**6)]
+_size: Any = partial(setting, default=None, affects="plan", compared=False)
+_layers: Any = partial(setting, default=None, affects="scope", metavar="START:END")
 
 
 @settings
@@ -37,50 +41,20 @@ class MoreauPrunerConfig(ConfigFile):
     """
 
     criterion: Any = setting("how weights are scored", default="moreau-gs", metavar="NAME", compared=False)
-    pruning_ratio: Share | None = setting(
-        "share of the model's parameters to remove (0.2)",
-        default=None,
-        affects="plan",
-        flag="ratio",
-        metavar="SHARE",
-        compared=False,
+    pruning_ratio: Share | None = _size(
+        "share of the model's parameters to remove (0.2)", flag="ratio", metavar="SHARE"
     )
-    unit_ratio: float | Annotated[tuple[float, ...], Field(strict=False)] | None = setting(
-        "instead: share of the units in scope; one, or one per target",
-        default=None,
-        affects="plan",
-        metavar="SHARE[,SHARE]",
-        compared=False,
+    unit_ratio: float | Annotated[tuple[float, ...], Field(strict=False)] | None = _size(
+        "instead: share of the units in scope; one, or one per target", metavar="SHARE[,SHARE]"
     )
-    target_parameters: Any = setting(
-        "instead: the most parameters left, e.g. 5.5B, 800M",
-        default=None,
-        affects="plan",
-        metavar="SIZE",
-        compared=False,
-    )
-    target_bytes: Any = setting(
-        "instead: the most bytes left in the model's dtype, e.g. 12GiB, 12GB",
-        default=None,
-        affects="plan",
-        metavar="SIZE",
-        compared=False,
-    )
+    target_parameters: Any = _size("instead: the most parameters left, e.g. 5.5B, 800M", metavar="SIZE")
+    target_bytes: Any = _size("instead: the most bytes left in the model's dtype, e.g. 12GiB, 12GB", metavar="SIZE")
     targets: Annotated[tuple[str, ...], Field(strict=False)] = setting(
         "what may be cut: attention, mlp, hidden, layers", default=UNITS, affects="scope", metavar="NAMES"
     )
-    attention_layers: Layers | None = setting(
-        "layers whose attention is in scope, end excluded", default=None, affects="scope", metavar="START:END"
-    )
-    mlp_layers: Layers | None = setting(
-        "layers whose MLP is in scope", default=None, affects="scope", metavar="START:END"
-    )
-    whole_layers: Layers | None = setting(
-        "layers that may go whole (default of all three: 4:30 of 32, scaled)",
-        default=None,
-        affects="scope",
-        metavar="START:END",
-    )
+    attention_layers: Layers | None = _layers("layers whose attention is in scope, end excluded")
+    mlp_layers: Layers | None = _layers("layers whose MLP is in scope")
+    whole_layers: Layers | None = _layers("layers that may go whole (default of all three: 4:30 of 32, scaled)")
     budget: Any = setting("how the size is spread over layers", default="uniform", affects="plan", metavar="NAME")
     compensation: Any = setting(
         "how what stays is adjusted", default="none", affects="apply", metavar="NAME", compared=False
@@ -88,13 +62,8 @@ class MoreauPrunerConfig(ConfigFile):
     mask: Any = setting(
         "single weights become zero instead: unstructured, 2:4, 4:8, …", default=None, metavar="PATTERN", compared=False
     )
-    rounds: int = setting(
-        "prune in N rounds, each scored as the one before left the model",
-        default=1,
-        metavar="N",
-        ge=1,
-        le=1000,
-        compared=False,
+    rounds: Annotated[int, Field(ge=1, le=1000)] = setting(
+        "prune in N rounds, each scored as the one before left the model", default=1, metavar="N", compared=False
     )
     schedule: Literal["cubic", "linear"] = setting(
         "how fast the rounds reach the size", default="cubic", compared=False, rare=True
@@ -103,14 +72,8 @@ class MoreauPrunerConfig(ConfigFile):
         "windows of calibration text", default=10, flag="samples", metavar="N", ge=1, le=10**8
     )
     sequence_length: int = setting("tokens per window", default=128, flag="seq-len", metavar="N", ge=2, le=2**24)
-    batch_size: int | None = setting(
-        "windows per forward pass (all, at most 10)",
-        default=None,
-        affects="work",
-        metavar="N",
-        ge=1,
-        le=10**6,
-        rare=True,
+    batch_size: BatchSize | None = setting(
+        "windows per forward pass (all, at most 10)", default=None, affects="work", metavar="N", rare=True
     )
     seed: int = setting(
         "of windows, noise and random scores", default=0, metavar="N", ge=0, le=2**63 - 1, compared=False
@@ -118,14 +81,8 @@ class MoreauPrunerConfig(ConfigFile):
     runtime: Literal["transformers", "vllm", "llama.cpp"] = setting(
         "what must load the result", default="transformers", affects="plan", was="engine", compared=False
     )
-    tensor_parallel: int = setting(
-        "devices over which that runtime splits every layer",
-        default=1,
-        affects="plan",
-        metavar="N",
-        ge=1,
-        le=2**16,
-        compared=False,
+    tensor_parallel: Annotated[int, Field(ge=1, le=2**16)] = setting(
+        "devices over which that runtime splits every layer", default=1, affects="plan", metavar="N", compared=False
     )
     multiple_of: int = setting(
         "keep channels as a multiple of N", default=1, affects="plan", metavar="N", ge=1, le=2**20, rare=True
@@ -229,6 +186,12 @@ class MoreauPrunerConfig(ConfigFile):
         return self.mask is not None
 
     @property
+    def unit_ratios(self) -> dict[str, float]:
+        """Of each target, the share of its units; where a share of units is given."""
+        given = self.unit_ratio if isinstance(self.unit_ratio, tuple) else (self.unit_ratio or 0.0,) * len(self.targets)
+        return dict(zip(self.targets, given, strict=True))
+
+    @property
     def by_influence(self) -> bool:
         """Whether whole layers may go, by their block influence."""
         return "layers" in self.targets and self.criterion.layers == "block-influence"
@@ -275,11 +238,8 @@ class MoreauPrunerConfig(ConfigFile):
         if isinstance(criterion, str) and criterion in CRITERIA and criterion != self.criterion.name:
             kind = CRITERIA.get(criterion)
             known = {one.name for one in settings_of(kind)}
-            kept = {
-                one.name: getattr(self.criterion, one.name)
-                for one in settings_of(self.criterion)
-                if one.name in known and getattr(self.criterion, one.name) != one.default
-            }
+            own = {one.name: (getattr(self.criterion, one.name), one.default) for one in settings_of(self.criterion)}
+            kept = {name: value for name, (value, default) in own.items() if name in known and value != default}
             changes = {**changes, "criterion": {"name": criterion, **kept}}
         return type(self)(**{**values, **changes})
 
@@ -315,7 +275,7 @@ class MoreauPrunerConfig(ConfigFile):
 class ResolvedConfig(MoreauPrunerConfig):
     """What exactly runs on one model: every layer range is given, and every setting of the criterion and the mask."""
 
-    batch_size: int = setting("windows per forward pass", default=10, affects="work", ge=1, le=10**6)
+    batch_size: BatchSize = setting("windows per forward pass", default=10, affects="work")
     attention_layers: Layers = setting("layers whose attention is in scope", default=(0, 1), affects="scope")
     mlp_layers: Layers = setting("layers whose MLP is in scope", default=(0, 1), affects="scope")
     whole_layers: Layers = setting("layers that may go whole", default=(0, 1), affects="scope")

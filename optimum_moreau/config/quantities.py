@@ -15,20 +15,12 @@ _BYTES |= {f"{prefix}iB": 1024**power for power, prefix in enumerate(("K", "M", 
 
 
 def parse_parameters(value: Any) -> int:
-    """Reads a number of parameters: a whole number, or `5.5B`, `800M`, `120K`.
-
-    Raises:
-        ConfigError: not such a number.
-    """
+    """Reads a number of parameters: a whole number, or `5.5B`, `800M`, `120K`; raises ConfigError for another."""
     return _parse("target_parameters", value, _COUNTS, "5.5B, 800M or 120000")
 
 
 def parse_bytes(value: Any) -> int:
-    """Reads a number of bytes: a whole number, or `12GiB`, `12GB`, `800MB`.
-
-    Raises:
-        ConfigError: not such a number.
-    """
+    """Reads a number of bytes: a whole number, or `12GiB`, `12GB`, `800MB`; raises ConfigError for another."""
     return _parse("target_bytes", value, _BYTES, "12GiB, 12GB or 800MB")
 
 

@@ -45,7 +45,7 @@ class Setting:
         help: one line.
         kind: its annotation, resolved.
         rules: `ge`, `gt`, `le`, `lt` → bound.
-        was: its name in flat files of the first edition.
+        was: its name in flat files of the first edition, where that was another.
         affects: what it decides first.
         flag: a short name on the command line, beside its own.
         metavar: what stands for its value in a list of flags.
@@ -80,8 +80,8 @@ class Setting:
     @property
     def kind_word(self) -> str:
         """What stands for its value in a list of flags."""
-        parts = _parts(self.kind)
-        return "NAME" if self.choices else "N" if parts == (int,) else "yes|no" if parts == (bool,) else "X"
+        words = {(int,): "N", (bool,): "yes|no"}
+        return "NAME" if self.choices else words.get(_parts(self.kind), "X")
 
     def read(self, text: str) -> Any:
         """Reads its value from text, as a command line has it.
@@ -98,7 +98,7 @@ class Setting:
             if text.endswith("%") and float in parts:  # 20%, as people write it
                 text = str(float(text[:-1]) / 100)
             if any(get_origin(part) is tuple for part in parts):
-                return _tuple_of(text, self)
+                return _tuple_of(text, self.metavar)
             return TypeAdapter(self.kind).validate_strings(text) if Any not in parts else text
         except (ValidationError, ValueError):
             raise ConfigError(self.legal(text)) from None
@@ -142,20 +142,7 @@ def setting(
     symbol: str = "",
     **rules: Any,
 ) -> Any:
-    """A field of a settings class.
-
-    Args:
-        help: one line, for lists of flags and for the docs.
-        default: where nothing is given.
-        affects: what it decides first (`Affects`).
-        was: its name in files of the first edition, where that was another.
-        flag: a short name on the command line.
-        metavar: what stands for its value there.
-        compared: as for `Setting`.
-        rare: as for `Setting`.
-        symbol: as for `Setting`.
-        **rules: `ge`, `gt`, `le`, `lt` of pydantic.
-    """
+    """A field of a settings class; the arguments are the attributes of `Setting`, `rules` pydantic's bounds."""
     extra: dict[str, Any] = {"affects": affects, "flag": flag, "metavar": metavar, "compared": compared, "rare": rare}
     return Field(default, description=help, json_schema_extra=extra | {"was": was, "symbol": symbol}, **rules)
 
@@ -227,13 +214,13 @@ def parsed(cls: Any, name: str, text: str) -> Any:
         raise ConfigError(f"{name}: {error}") from None
 
 
-def _tuple_of(text: str, one: Setting) -> Any:
+def _tuple_of(text: str, metavar: str | None) -> Any:
     """Reads `4:30`, `attention,mlp`, `0.25`, `0.25,0.3`."""
-    if one.metavar == "START:END":
+    if metavar == "START:END":
         start, _, end = text.partition(":")
         return int(start), int(end)
     parts = [part.strip() for part in text.split(",")]
-    if one.metavar == "NAMES":
+    if metavar == "NAMES":
         return tuple(parts)
     numbers = tuple(float(part) for part in parts)
     return numbers[0] if len(numbers) == 1 else numbers

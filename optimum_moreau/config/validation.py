@@ -36,23 +36,18 @@ def validate(config: MoreauPrunerConfig) -> None:
     _validate_masks(config)
     _validate_budget(config)
     _validate_compensation(config)
-    for name, windows in (
-        ("calibration_samples", config.calibration_samples),
-        ("compensation_samples", config.compensation.windows),
-    ):
+    read = {"calibration_samples": config.calibration_samples, "compensation_samples": config.compensation.windows}
+    for name, windows in read.items():
         if (tokens := windows * config.sequence_length) > MOST_TOKENS:
-            raise ConfigError(
-                f"{name}: {windows:,} windows of {config.sequence_length:,} are {tokens:,} tokens;"
-                f" {MOST_TOKENS:,} at most"
-            )
+            asked = f"{windows:,} windows of {config.sequence_length:,} are {tokens:,} tokens"
+            raise ConfigError(f"{name}: {asked}; {MOST_TOKENS:,} at most")
 
 
 def _validate_layers_and_targets(config: MoreauPrunerConfig) -> None:
     for name, layers in _layer_ranges(config).items():
         if layers is not None and not 0 <= layers[0] < layers[1]:
             raise ConfigError(f"{name}: {layers!r} is not (start, end) with 0 <= start < end (end excluded)")
-    names = config.targets
-    if not names or len({str(name) for name in names}) != len(names):
+    if not config.targets or len({str(name) for name in config.targets}) != len(config.targets):
         raise ConfigError(f"targets: {config.targets!r} is not a list of distinct names of {', '.join(TARGETS)}")
     for target in config.targets:
         if target not in TARGETS:
@@ -107,9 +102,8 @@ def _validate_budget(config: MoreauPrunerConfig) -> None:
     if config.budget.protect_outliers is None:
         return
     if "hidden" in config.targets:
-        raise ConfigError(
-            "protect_outliers: is of heads and MLP channels, not of hidden ones; leave hidden out of the targets"
-        )
+        what = "is of heads and MLP channels, not of hidden ones"
+        raise ConfigError(f"protect_outliers: {what}; leave hidden out of the targets")
     if not {"attention", "mlp"} & set(config.targets):
         raise ConfigError("protect_outliers: concerns heads and MLP channels, which are no targets; leave it out")
 
@@ -119,10 +113,8 @@ def _validate_compensation(config: MoreauPrunerConfig) -> None:
     if compensation.fits and config.masks:
         raise ConfigError(f"compensation: '{compensation.name}' is for units; a mask takes update instead")
     if config.rounds > 1 and not budget.of_rounds:
-        raise ConfigError(
-            f"rounds: budget '{budget.name}' measures whole layers, not what a round left; take uniform, global or"
-            " zscore"
-        )
+        what = f"budget '{budget.name}' measures whole layers, not what a round left"
+        raise ConfigError(f"rounds: {what}; take uniform, global or zscore")
     if config.rounds > 1 and (config.masks or not set(config.targets) <= {"attention", "mlp"}):
         raise ConfigError("rounds: only heads and MLP channels go in rounds; leave other targets and patterns out")
 
@@ -130,9 +122,8 @@ def _validate_compensation(config: MoreauPrunerConfig) -> None:
 def _validate_shapes(config: MoreauPrunerConfig) -> None:
     reason = "uniform=True" if config.uniform else f"runtime '{config.runtime}'"
     if config.one_shape and config.budget.name != "uniform":
-        raise ConfigError(
-            f"budget '{config.budget.name}' makes layers of different shape, {reason} wants one; leave one out"
-        )
+        what = f"budget '{config.budget.name}' makes layers of different shape"
+        raise ConfigError(f"{what}, {reason} wants one; leave one out")
     if config.runtime in RUNTIMES_OF_UNIFORM_LAYERS and config.export == "custom":
         raise ConfigError(f"export 'custom' is an own model type, which {config.runtime} does not read; leave one out")
     if config.runtime == "llama.cpp" and config.tensor_parallel != 1:
@@ -141,11 +132,8 @@ def _validate_shapes(config: MoreauPrunerConfig) -> None:
         raise ConfigError("fold_norms concerns hidden channels, which are not among the targets; leave it out")
     if config.criterion.layers != "sum" and "layers" not in config.targets:
         raise ConfigError("layer_criterion concerns whole layers, which are not among the targets; leave it out")
-    if (
-        getattr(config.criterion, "channel_group", "row") == "unit"
-        and "hidden" in config.targets
-        and len(config.targets) > 1
-    ):
+    by_unit = getattr(config.criterion, "channel_group", "row") == "unit"
+    if by_unit and "hidden" in config.targets and len(config.targets) > 1:
         raise ConfigError("channel_group 'unit': hidden channels share weights with other units; use 'row'")
 
 
@@ -162,10 +150,8 @@ def resolved_layers(config: MoreauPrunerConfig, depth: int) -> dict[str, Any]:
         if config.runtime not in RUNTIMES_OF_UNIFORM_LAYERS or name == "whole_layers":
             continue
         if given not in (None, (0, depth)) and name.removesuffix("_layers") in config.targets:
-            raise ConfigError(
-                f"{name}: {config.runtime} reads layers of one shape only; leave {given[0]}:{given[1]} out, or use"
-                f" 0:{depth}"
-            )
+            leave = f"leave {given[0]}:{given[1]} out, or use 0:{depth}"
+            raise ConfigError(f"{name}: {config.runtime} reads layers of one shape only; {leave}")
         found |= {name: (0, depth), "uniform": True, "export": "stock"}
     return found
 

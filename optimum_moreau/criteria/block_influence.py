@@ -19,12 +19,7 @@ if TYPE_CHECKING:
 
 
 def block_influence(model: PreTrainedModel, layers: nn.ModuleList, batches: Iterable[Tensor]) -> Tensor:
-    """Measures every layer in one forward pass per batch.
-
-    Args:
-        model: a causal language model in `scoring_mode`.
-        layers: its decoder layers.
-        batches: token ids, each `(windows, length)`.
+    """Measures every decoder layer of a model in `scoring_mode`, in one pass per batch of ids `(windows, length)`.
 
     Returns:
         float64 tensor `(layers,)` on CPU: 0 for a layer that leaves the direction of the residual stream as it is.

@@ -118,10 +118,7 @@ class Criterion:
         return 1
 
     def absolute_each(self) -> bool:
-        """Whether elements have signs, and the absolute value is taken of the sum over one sample's, sample by sample.
-
-        Each emission is one sample's then; otherwise it is taken of the sum over all that is emitted.
-        """
+        """Whether the absolute value of signed elements is taken of each emission, one sample's sum, and not of all."""
         return self.signed and self.per_sample
 
 

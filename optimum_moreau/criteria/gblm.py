@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
 from ..config.settings import setting, settings
+from ..distributed import add_up
 from .criterion import Cost, OfGradients
 from .papers import GBLM_PAPER
 from .ria import norms
@@ -59,8 +60,7 @@ class GBLMGradient(OfGradients):
             gathered[name] = gathered[name].add_(part) if name in gathered else part
 
         sample_gradients(run, gather)
-        for total in gathered.values():
-            run.engine.sum_over_processes(total)
+        add_up(*gathered.values())
         return lambda name: gathered[name].sqrt() if self.squared else gathered[name]
 
 
@@ -87,7 +87,6 @@ class GBLM(GBLMGradient):
         """Emits |W|·(√A + α'·G)."""
         g_of = self._gathered(run)
         alpha = self.alpha * (_PUBLISHED_SAMPLES**0.5 if self.squared else _PUBLISHED_SAMPLES)
-
         run.by_inputs(("squares",), lambda name, w, x: w.abs() * (norms(x.squares) + alpha * g_of(name)))
 
 

@@ -26,7 +26,6 @@ from .scoring_run import Scoring
 
 SCALE, EVERY = 2.0, 10  # α/r as the paper's r 8, α 16; steps between two silencings
 
-
 # Which units still speak: of each block by its name, bool `(units,)`.
 Speaking = dict[str, Tensor]
 
@@ -86,14 +85,11 @@ def _adapters(run: Scoring) -> dict[str, _Adapter]:
     found = {}
     for name, parts in uses.items():
         module: Any = run.model.get_submodule(name.removesuffix(".weight"))
-        out, width = module.weight.shape
-        draw = generator(run.config.seed, name)
-        drawn = torch.rand(rank, width, generator=draw, dtype=torch.float32, device="cpu")
-        a = (drawn * 2 - 1) / math.sqrt(width)
-        device = device_of(module)
+        (out, width), device = module.weight.shape, device_of(module)
+        drawn = torch.rand(rank, width, generator=generator(run.config.seed, name), dtype=torch.float32, device="cpu")
+        a = ((drawn * 2 - 1) / math.sqrt(width)).to(device).requires_grad_()
+        b = torch.zeros(out, rank, dtype=torch.float32, device=device, requires_grad=True)
         own = [part for part in parts if part[0].kind != "hidden"] or parts
-        b = torch.zeros(out, rank, dtype=torch.float32, device=device)
-        a, b = (one.to(device).requires_grad_() for one in (a, b))
         found[name] = _Adapter(module, a, b, own, torch.zeros(out, width, dtype=torch.float32, device=device))
     return found
 
@@ -197,15 +193,12 @@ def _share(run: Scoring, kind: str) -> float:
     """p, of the heads or of the channels, from whatever target size is given."""
     c = run.config
     if c.unit_ratio is not None:
-        shares = c.unit_ratio if isinstance(c.unit_ratio, tuple) else (c.unit_ratio,) * len(c.targets)
-        return dict(zip(c.targets, shares, strict=True))[kind]
+        return c.unit_ratios[kind]
     total = sum(parameter.numel() for parameter in run.model.parameters())
-    removed: float
+    removed = (c.pruning_ratio or 0.0) * total
     if c.target_parameters is not None:
         removed = total - c.target_parameters
     elif c.target_bytes is not None:
         removed = total - c.target_bytes / run.model.dtype.itemsize
-    else:
-        removed = (c.pruning_ratio or 0.0) * total
     scope = sum(block.total * block.unit_parameters for block in run.blocks)
     return min(max(removed / scope, 0.0), 1.0)

@@ -20,7 +20,7 @@ relative ρ_W that of its own gradient.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -33,9 +33,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..config import MoreauPrunerConfig
+    from ..envelope.moreau import Threshold
     from .scoring_run import Scoring
-
-    Threshold = Callable[[Tensor], Tensor | float]
 
 
 @settings
@@ -77,10 +76,8 @@ class Moreau(OfGradients):
         relative = [name for name in ("relative_rho", "step_ratio") if getattr(self, name) is not None]
         absolute = [name for name in ("rho", "step_size", "eta") if getattr(self, name, None) is not None]
         if absolute and relative:
-            raise ConfigError(
-                f"{relative[0]}: is relative, and {absolute[0]} absolute; give relative_rho, step_ratio and"
-                " eta_quantile, or rho, step_size and eta"
-            )
+            give = "give relative_rho, step_ratio and eta_quantile, or rho, step_size and eta"
+            raise ConfigError(f"{relative[0]}: is relative, and {absolute[0]} absolute; {give}")
         if not self.released:
             return
         if relative:

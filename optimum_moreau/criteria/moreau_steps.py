@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor
 
 from ..envelope import LossGradient, MoreauRun, State, Tensors, shrink, smoothed_gradient
+from ..envelope.moreau import Threshold
 from ..files.temporary import temporary_folder
 from ..models.units import Block
 from .scoring_run import Part, Scoring
-
-Threshold = Callable[[Tensor], Tensor | float]
 
 
 def score(run: Scoring) -> None:
@@ -78,12 +77,11 @@ def _at(delta: State, name: str, run: Scoring) -> Tensor:
 def _shrink_units(delta: State, run: Scoring, threshold: Threshold) -> None:
     """Soft-thresholds whole units: the group is a unit's part of all the matrices it spans."""
     norms = {}  # ‖δ_S‖₂ per unit over all matrices it spans, float64 (units,) on CPU
+    layers: dict[int | None, list[Block]] = {}
     for block in run.blocks:
         cuts = block.weight_names().items()
         squares = [block.sum_per_unit(cut, _at(delta, name, run).float().square()).cpu() for cut, name in cuts]
         norms[block.where] = torch.stack(squares).sum(dim=0).sqrt()
-    layers: dict[int | None, list[Block]] = {}
-    for block in run.blocks:
         layers.setdefault(block.layer, []).append(block)
     for blocks in layers.values():
         alpha = threshold(torch.cat([norms[block.where] for block in blocks]))

@@ -6,18 +6,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 from tqdm import tqdm
+from transformers import PreTrainedModel
 
 from ..config import MoreauPrunerConfig
 from ..envelope import GradientEngine, Micro, MovedWeight, Noise, OnGradient
 from ..models.stream import Inputs, LayerStream
 from ..models.units import LAYERS, Block
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 # Takes the scores of one weight, float32 `(out, in)`; what comes for the same weight again is added.
 Emit = Callable[[str, Tensor], None]

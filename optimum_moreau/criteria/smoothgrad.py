@@ -34,16 +34,12 @@ class SmoothGrad(OfGradients):
         """Emits |∇f(w + z) ⊙ w| / passes of every pass, or |∇f_n(w + z) ⊙ w| / (passes · N), of every sample too."""
         from tqdm import tqdm
 
-        noise, weight = run.noise(), 1 / self.passes
+        noise = run.noise()
+        emit = lambda name, g, scale: run.emit_saliency(name, g, scale * (1 / self.passes))  # noqa: E731
         bar = tqdm(range(self.passes), desc="noisy passes", leave=False, disable=run.engine.hides_progress)
         for i in bar:
             for part in run.parts():
-                loss = run.gradient(
-                    part,
-                    lambda name, g, scale: run.emit_saliency(name, g, scale * weight),
-                    moved=_moved(noise, i),
-                    label=f"pass {i + 1}",
-                )
+                loss = run.gradient(part, emit, moved=_moved(noise, i), label=f"pass {i + 1}")
                 bar.set_postfix(loss=f"{loss:.4f}")
 
     @property

@@ -43,9 +43,7 @@ class SparseGPT(Criterion):
 
 
 def inverse_factor(inputs: Inputs, damping: float, where: str) -> tuple[Tensor, Tensor]:
-    """Returns U, float32 `(in, in)`, and which inputs never fire, bool `(in,)`.
-
-    An input that never fires has a row and column of zeros in H; it gets a one on the diagonal.
+    """Returns U, float32 `(in, in)`, and which inputs never fire, bool `(in,)`: they get a one on H's diagonal.
 
     Args:
         inputs: with `products`.

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ..config.settings import settings
+from ..distributed import add_up
 from .criterion import Cost, OfGradients
 from .papers import LLM_PRUNER
 
@@ -114,9 +115,7 @@ class TaylorMixed(OfGradients):
             h[name] = h[name].add_(squares) if name in h else squares
 
         sample_gradients(run, gather)
-        for name in run.names:
-            run.engine.sum_over_processes(g[name])
-            run.engine.sum_over_processes(h[name])
+        add_up(*(one[name] for name in run.names for one in (g, h)))
         run.by_weight(lambda name, w: (w * g.pop(name) - 0.5 * w.square() * h.pop(name)).abs_())
 
     def cost(self, config: MoreauPrunerConfig) -> Cost:

@@ -10,7 +10,7 @@ v* is found by gradient steps on δ = v − w, so that w itself is never overwri
 from .engine import FLOAT16_SCALE, GradientEngine, Micro, MovedWeight, OnGradient, next_token_loss, scoring_mode
 from .moreau import MoreauRun, proximal_step, shrink
 from .noise import Noise
-from .reference import LossGradient, Tensors, moreau_gradient, smoothed_gradient
+from .reference import LossGradient, Tensors, smoothed_gradient
 from .state import State
 
 __all__ = [
@@ -24,7 +24,6 @@ __all__ = [
     "OnGradient",
     "State",
     "Tensors",
-    "moreau_gradient",
     "next_token_loss",
     "proximal_step",
     "scoring_mode",

@@ -29,7 +29,7 @@ from ..errors import NonFiniteError, UnsupportedModelError
 from ..models.hooks import first_non_finite
 from ..models.placement import device_of, input_device
 from ..models.undisturbed import plain_outputs, undisturbed
-from .layers import MovedEmbedding, MovedLinear, Use, UsedWeight, reload_forward
+from .layers import Use, UsedWeight, reload_forward
 
 # ∇f in pieces: name, g of the weight's shape in any dtype, and the factor that makes it the gradient.
 OnGradient = Callable[[str, Tensor, float], None]
@@ -38,6 +38,7 @@ Into = Callable[[str, torch.dtype], "Sum | None"]
 # v for a weight: name, w, and a buffer to write it to.
 MovedWeight = Callable[[str, Tensor, Tensor], Tensor]
 FLOAT16_SCALE = 2.0**12
+NOT_FINITE = "is not finite; load the model in bfloat16 or float32"
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,9 @@ class GradientEngine:
                     raise UnsupportedModelError(f"{owner.name}: a {type(module).__name__} cannot be scored")
                 owner.modules.append(module)
         scored = {module for weight in self.weights.values() for module in weight.modules}
+        linear = [module for module in model.modules() if isinstance(module, nn.Linear) and module not in scored]
         # autograd would keep the loaded weights of these until the backward pass
-        self._reloaded = [
-            m for m in model.modules() if isinstance(m, nn.Linear) and m.weight.is_meta and m not in scored
-        ]
+        self._reloaded = [module for module in linear if module.weight.is_meta]
         self.processes = processes()
         self._loss_scale: float | None = None if model.dtype == torch.float16 else 1.0
         # so that outputs need gradients where inputs do not
@@ -184,21 +184,17 @@ class GradientEngine:
             loss = next_token_loss(self.model, ids, micro.label)
             scaled = loss * (self._loss_scale or 1.0)
         value = float(loss.detach())
-        if self._now is not None and (self._now.last or not math.isfinite(value)):
-            self._agree(math.isfinite(value), micro.label)  # once in each process, however many passes it makes
-        if not math.isfinite(value):
+        finite = math.isfinite(value)
+        if self._now is not None and self._now.shared and (self._now.last or not finite):
+            # once in each process, however many passes it makes: all stop if one will not sum its gradients
+            others = self._sum_of(float(not finite))
+            if finite and others:
+                raise NonFiniteError(f"{micro.label}: the loss of another process is not finite; see its message")
+        if not finite:
             forward = partial(self.model, input_ids=ids, labels=ids, use_cache=False)
             raise NonFiniteError(f"{micro.label}: the loss is {value}; {first_non_finite(self.model, forward)}")
         scaled.backward()
         return value
-
-    def _agree(self, finite: bool, label: str) -> None:
-        """Where processes sum their gradients: stops with those whose loss is not finite, which will not."""
-        if self._now is None or not self._now.shared:
-            return
-        others = self._sum_of(float(not finite))
-        if finite and others:
-            raise NonFiniteError(f"{label}: the loss of another process is not finite; see its message")
 
     def _check_gradients(self, label: str) -> None:
         devices: dict[torch.device, list[str]] = {}
@@ -208,19 +204,13 @@ class GradientEngine:
             finite = torch.isfinite(torch.stack([self._checks[name] for name in names]))
             if not finite.all():  # the one wait, per device, for all gradients of a run
                 name = names[int(finite.logical_not().nonzero()[0])]
-                raise NonFiniteError(
-                    f"{label}: the gradient of {name} is not finite; load the model in bfloat16 or float32"
-                )
-
-    def sum_over_processes(self, tensor: Tensor) -> Tensor:
-        """In place: adds up what every process has."""
-        add_up(tensor)
-        return tensor
+                raise NonFiniteError(f"{label}: the gradient of {name} {NOT_FINITE}")
 
     def _sum_of(self, number: float) -> float:
         """The sum of a number over all processes, in float32."""
         tensor = torch.tensor(number, dtype=torch.float32, device=input_device(self.model))
-        return float(self.sum_over_processes(tensor))
+        add_up(tensor)
+        return float(tensor)
 
     # what the patched layers call
 
@@ -261,7 +251,7 @@ class GradientEngine:
         if self._now.last and not weight.waiting:
             total = self._sums.pop(weight.name)
             if self._now.shared:
-                self.sum_over_processes(total)
+                add_up(total)
             self._checks[weight.name] = total.sum()
             self._now.on_gradient(weight.name, total, 1.0)
 
@@ -278,19 +268,17 @@ class GradientEngine:
         """In place, for a while: the modules in scope compute with moved weights."""
         forwards: dict[nn.Module, Any] = {linear: partial(reload_forward, linear) for linear in self._reloaded}
         for weight in self.weights.values():
-            for module in weight.modules:
-                function = MovedLinear if isinstance(module, nn.Linear) else MovedEmbedding
-                forwards[module] = Use(self, weight, module, function)
-        before = {module: module.__dict__.get("forward") for module in forwards}
+            forwards |= {module: Use(self, weight, module) for module in weight.modules}
+        before = {module: vars(module).get("forward") for module in forwards}
         try:
             for module, forward in forwards.items():
-                module.__dict__["forward"] = forward
+                vars(module)["forward"] = forward
             yield
         finally:
             for module, forward in before.items():
-                del module.__dict__["forward"]
+                del vars(module)["forward"]
                 if forward is not None:
-                    module.__dict__["forward"] = forward
+                    vars(module)["forward"] = forward
             self._now = None
             self._sums.clear()
 
@@ -318,12 +306,7 @@ def scoring_mode(model: nn.Module) -> Iterator[None]:
 
 
 def next_token_loss(model: PreTrainedModel, ids: Tensor, label: str) -> Tensor:
-    """The mean over windows and targets of −log p(x_{t+1} | x_≤t) (Eq. 1), with its graph.
-
-    Args:
-        model: a causal language model.
-        ids: token ids `(windows, length)`.
-        label: where the computation stands, for messages.
+    """The mean over windows and targets of −log p(x_{t+1} | x_≤t) (Eq. 1), with its graph, for ids `(windows, length)`.
 
     Raises:
         UnsupportedModelError: no gradient reaches what should have one.

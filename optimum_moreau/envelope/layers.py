@@ -35,32 +35,33 @@ class Use:
     engine: GradientEngine
     weight: UsedWeight
     module: Any
-    function: Any
 
     def __call__(self, x: Tensor) -> Tensor:
         """The module's output, computed with v."""
-        return self.function.apply(x.to(device_of(self.module)), self.engine.anchor, self)
+        function = _MovedLinear if isinstance(self.module, nn.Linear) else _MovedEmbedding
+        return function.apply(x.to(device_of(self.module)), self.engine.anchor, self)
 
 
-class MovedLinear(torch.autograd.Function):
-    """y = x·vᵀ + b."""
+class _MovedLinear(torch.autograd.Function):
+    """y = x·vᵀ + b; x is kept, and not v."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, anchor: Tensor, use: Use) -> Tensor:
-        """Keeps x, and not v."""
         ctx.use = use
         ctx.save_for_backward(x)
-        bias = None if use.module.bias is None else loaded(use.module, "bias")
-        return F.linear(x, use.engine.moved_weight(use.weight), bias)
+        return F.linear(x, use.engine.moved_weight(use.weight), _bias(use.module))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None]:
-        """∂x = ∂y·v; the engine gets g = ∂yᵀ·x."""
         (x,), use, dy = ctx.saved_tensors, ctx.use, gradients[0]
-        dx = dy @ use.engine.moved_weight(use.weight) if ctx.needs_input_grad[0] else None
+        dx = dy @ use.engine.moved_weight(use.weight) if ctx.needs_input_grad[0] else None  # ∂x = ∂y·v
         rows, columns = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
         use.engine.add(use.weight, rows, columns)  # g = ∂yᵀ·x  (out, in)
         return dx, None, None
+
+
+def _bias(module: Any) -> Tensor | None:
+    return None if module.bias is None else loaded(module, "bias")
 
 
 def reload_forward(module: nn.Linear, x: Tensor) -> Tensor:
@@ -74,27 +75,26 @@ class _Reloaded(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, module: nn.Linear) -> Tensor:
         ctx.module = module
-        return F.linear(x, loaded(module, "weight"), None if module.bias is None else loaded(module, "bias"))
+        return F.linear(x, loaded(module, "weight"), _bias(module))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         return gradients[0] @ loaded(ctx.module, "weight"), None
 
 
-class MovedEmbedding(torch.autograd.Function):
-    """y = v[ids]; the ids get no gradient."""
+class _MovedEmbedding(torch.autograd.Function):
+    """y = v[ids]; the ids are kept, and get no gradient."""
 
     @staticmethod
     def forward(ctx: Any, ids: Tensor, anchor: Tensor, use: Use) -> Tensor:
-        """Keeps the ids, and not v."""
         ctx.use = use
         ctx.save_for_backward(ids)
         return F.embedding(ids, use.engine.moved_weight(use.weight))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None]:
-        """The engine gets g, each row the sum of ∂y where its id stands."""
         (ids,), use, dy = ctx.saved_tensors, ctx.use, gradients[0]
+        # each row of g is the sum of ∂y where its id stands
         g = torch.zeros(use.module.weight.shape, dtype=torch.float32, device=dy.device)
         rows = dy.reshape(-1, dy.shape[-1]).float()
         if use.module.padding_idx is not None:  # as torch's embedding: the padding's row gets none

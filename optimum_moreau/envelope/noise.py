@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -30,29 +30,10 @@ class Noise:
     relative: bool = True
     seed: int = 0
 
-    def draw(self, weight: Tensor, name: str, step: int, draw: int) -> Tensor:
-        """Draws z in float32 for one weight; the seed is made of (seed, step, draw, name), so order does not matter.
-
-        Args:
-            weight: w, any shape.
-            name: the parameter's name.
-            step: t of Algorithm 1, from 0.
-            draw: i of Algorithm 1, from 0.
-        """
-        w = weight.detach().reshape(-1)
-        z = torch.zeros(w.shape, dtype=torch.float32, device=w.device)
-        seed = seed_of(self.seed, step, draw, name)
-
-        def draw_piece(index: int, piece: slice) -> None:
-            z[piece] = self._with_noise(z[piece], w[piece].float(), seed + index)
-
-        for_pieces(draw_piece, w)
-        return z.view(weight.shape)
-
     def moved(
         self, weight: Tensor, delta: Tensor | None, name: str, step: int, draw: int, *, out: Tensor | None = None
     ) -> Tensor:
-        """Returns w + δ + z in the weight's dtype.
+        """Returns w + δ + z in the weight's dtype; z's seed is of (seed, step, draw, name), so order does not matter.
 
         Args:
             weight: w, contiguous.
@@ -74,15 +55,6 @@ class Noise:
 
         for_pieces(move, w)
         return out
-
-    def added(
-        self, weights: Mapping[str, Tensor], delta: Mapping[str, Tensor] | None, step: int, draw: int
-    ) -> dict[str, Tensor]:
-        """Returns w + δ + z in the weights' dtype, for a whole dictionary."""
-        return {
-            name: self.moved(w.contiguous(), None if delta is None else delta[name], name, step, draw)
-            for name, w in weights.items()
-        }
 
     def _with_noise(self, start: Tensor, weight: Tensor, seed: int) -> Tensor:
         """Returns start + z. σ·|w|·N and σ·w·N are the same in law, and the latter is one product."""

@@ -94,9 +94,8 @@ class State:
         found = self.get(name, device)
         if found is not None:
             return found
-        if self.offload == "disk" or self._devices[name] != device:
-            return torch.zeros(self.shapes[name], dtype=self.dtype, device=device)
-        return self._view(name)
+        elsewhere = self.offload == "disk" or self._devices[name] != device
+        return torch.zeros(self.shapes[name], dtype=self.dtype, device=device) if elsewhere else self._view(name)
 
     def _view(self, name: str) -> Tensor:
         if not self._memory:
@@ -116,11 +115,10 @@ class State:
         file = self.folder / _FILES[self.step % 2]
         if self.offload != "disk":
             write_tensors(file, {name: self._view(name).cpu().contiguous() for name in self.shapes})
-        if not self.run:  # a folder that nobody goes on from
-            return
-        _flush(file)
-        write_json(self.folder / _STEP, {"step": self.step, "run": self.run, "scales": self.scales})
-        _flush(self.folder)
+        if self.run:  # otherwise a folder that nobody goes on from
+            _flush(file)
+            write_json(self.folder / _STEP, {"step": self.step, "run": self.run, "scales": self.scales})
+            _flush(self.folder)
 
     def reset(self) -> None:
         """Zero again, as before the first step, in the same place; for a run whose steps are not kept."""

@@ -19,16 +19,15 @@ Of N tokens in batches of t, hidden size d, s bytes per number, and a matrix of 
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from ..compensation.reach import reached
+from ..compensation.silence import reached
 from ..config import MoreauPrunerConfig
 from ..config.quantities import words_for_bytes
-from ..models.units import Block, ModelShape, decoder_layers
+from ..models.units import ModelShape, decoder_layers
 from ..planning import PruningPlan
 from .forwards import bytes_per_batch
 from .scoring import HEAP, duration, memory, product_rate
@@ -87,14 +86,9 @@ class CompensationEstimate:
 def estimate_compensation(
     skeleton: PreTrainedModel, shape: ModelShape, plan: PruningPlan, config: MoreauPrunerConfig, device: str
 ) -> CompensationEstimate | None:
-    """Estimates what a compensation takes; `None` where there is none.
+    """Estimates what a compensation takes; `None` where there is none. The arguments are those of `estimate_scoring`.
 
-    Args:
-        skeleton: the model on the meta device, in the dtype it would be loaded in.
-        shape: its shape.
-        plan: what stays, as far as it is known; of earlier rounds it is taken to be the same.
-        config: resolved.
-        device: type of the device that would compute, `cpu` or `cuda`.
+    The plan is what stays, as far as it is known; of earlier rounds it is taken to be the same.
     """
     if not config.compensation.fits:
         return None
@@ -107,11 +101,15 @@ def estimate_compensation(
     for index, adjusted in reached(shape, plan).items():
         layer: Any = layers[index]
         for block in (block for block in shape.blocks if block.layer == index):
-            runs = _runs(block, adjusted)
+            behind = len(adjusted) if block.kind == "attention" else min(len(adjusted), 1)  # matrices it runs up to
+            runs = 2 * behind + 2 if adjusted else 1
             passes[block.kind] += runs
-            operations += 2 * tokens * runs * _entries(block, layer)
+            entries = sum(layer.get_submodule(name).weight.numel() for name in {cut.module for cut in block.cuts})
+            operations += 2 * tokens * runs * entries
             if block in adjusted:
-                rows, width, kept = _matrix(block, layer, plan)
+                rows, width = layer.get_submodule(block.reader.module).weight.shape
+                rows = len(plan.hidden.kept) if plan.hidden is not None else rows
+                kept = width // block.total * len(plan.kept(block).kept)
                 operations += 2 * tokens * kept * (kept + rows)
                 fits += kept**3 / 3 + 6 * kept**2 * rows  # to solve, and two errors
                 at_once = windows * config.sequence_length
@@ -134,24 +132,6 @@ def estimate_compensation(
         peak_memory_bytes=shape.bytes + work + (streams if device == "cpu" else 0),
         seconds=None if rate is None else config.rounds * (operations + _DOUBLE * fits) / rate,
     )
-
-
-def _runs(block: Block, adjusted: Collection[Block]) -> int:
-    """How often a block of a layer runs, whose `adjusted` blocks are."""
-    behind = len(adjusted) if block.kind == "attention" else min(len(adjusted), 1)  # matrices it runs up to
-    return 2 * behind + 2 if adjusted else 1
-
-
-def _matrix(block: Block, layer: Any, plan: PruningPlan) -> tuple[int, int, int]:
-    """Rows and columns of the matrix that is adjusted, and how many of these stay."""
-    rows, width = layer.get_submodule(block.reader.module).weight.shape
-    rows = len(plan.hidden.kept) if plan.hidden is not None else rows
-    return rows, width, width // block.total * len(plan.kept(block).kept)
-
-
-def _entries(block: Block, layer: Any) -> int:
-    """Entries of the matrices of a block, a fused one counted once."""
-    return sum(layer.get_submodule(name).weight.numel() for name in {cut.module for cut in block.cuts})
 
 
 def _work(config: MoreauPrunerConfig, batch: int, tokens: int, rows: int, width: int, kept: int, itemsize: int) -> int:

@@ -46,8 +46,11 @@ def forward_passes(shape: ModelShape, config: MoreauPrunerConfig) -> int:
     what = _read(config)
     if not what:
         return dense
-    groups = max(len(own) for own in _groups(shape, config).values()) if "products" in what else 1
-    return dense + groups + int(groups > 1 or config.mask.feed_forward)
+    groups: dict[int | None, set[tuple[str, str]]] = {}  # what shares inputs in each layer: q, k, v; o; gate, up; down
+    for block in shape.scored(config):
+        groups.setdefault(block.layer, set()).update((block.kind, cut.side) for cut in block.cuts)
+    times = max(map(len, groups.values())) if "products" in what else 1
+    return dense + times + int(times > 1 or config.mask.feed_forward)
 
 
 def search_extent(shape: ModelShape, config: MoreauPrunerConfig) -> tuple[int, int]:
@@ -58,24 +61,17 @@ def search_extent(shape: ModelShape, config: MoreauPrunerConfig) -> tuple[int, i
     return passes, min(config.calibration_samples, search_windows(passes))
 
 
-def _search_operations(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig, layers: int) -> float:
-    """Of a search over its first windows; every probe ends in the head; `layers`: the weights of all together."""
-    head: Any = skeleton.lm_head
-    passes, windows = search_extent(shape, config)
-    through_head = 1 + sum(len(probes(block.total)) for block in shape.in_scope(config, "attention", "mlp"))
-    return 2.0 * (windows * config.sequence_length) * (passes * layers + through_head * head.weight.numel())
-
-
 def forward_operations(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig) -> float:
     """Floating-point operations of these passes, and of Hessians, their inverses and the update; not of the choice."""
     tokens = config.calibration_samples * config.sequence_length
     everywhere = sum(rows * columns for layer in _matrices(skeleton, shape.blocks).values() for rows, columns in layer)
-    passes = forward_passes(shape, config)
-    found = 0.0
-    if searched := search_extent(shape, config)[0]:
-        passes -= searched
-        found += _search_operations(skeleton, shape, config, everywhere)
-    found += 2.0 * passes * tokens * everywhere
+    searched, windows = search_extent(shape, config)
+    found = 2.0 * (forward_passes(shape, config) - searched) * tokens * everywhere
+    if searched:  # over its first windows; every probe ends in the head
+        head: Any = skeleton.lm_head
+        through_head = 1 + sum(len(probes(block.total)) for block in shape.in_scope(config, "attention", "mlp"))
+        search = searched * everywhere + through_head * head.weight.numel()
+        found += 2.0 * (windows * config.sequence_length) * search
     if "products" in _read(config):
         for layer in _matrices(skeleton, shape.scored(config)).values():
             widths = {columns: sum(r for r, c in layer if c == columns) for _, columns in layer}
@@ -128,7 +124,7 @@ def bytes_per_batch(skeleton: Any, modules: set[str], windows: int, length: int)
         skeleton: the model on the meta device.
         modules: whose inputs are squared, in float32.
         windows: of the batch.
-        length: tokens per window; fewer pass here.
+        length: tokens per window.
     """
     kinds = {tuple(p.shape for p in layer.parameters()): layer for layer in skeleton.model.layers}
     whole, skeleton.model.layers = skeleton.model.layers, nn.ModuleList(kinds.values())
@@ -182,17 +178,9 @@ def _read(config: MoreauPrunerConfig) -> set[str]:
     found = set(criterion.statistics)
     if config.masks:
         found |= {"squares", "sums"} if config.mask.refine else set()
-        found |= {"products"} if config.mask.update or config.criterion.name == "sparsegpt" else set()
+        found |= {"products"} if config.mask.update or criterion.name == "sparsegpt" else set()
     elif "activations" in criterion.needs:
-        found |= {"squares"} if not found else set()
-    return found
-
-
-def _groups(shape: ModelShape, config: MoreauPrunerConfig) -> dict[int | None, set[tuple[str, str]]]:
-    """What shares inputs in each layer: q, k, v; o; gate, up; down."""
-    found: dict[int | None, set[tuple[str, str]]] = {}
-    for block in shape.scored(config):
-        found.setdefault(block.layer, set()).update((block.kind, cut.side) for cut in block.cuts)
+        found = found or {"squares"}
     return found
 
 

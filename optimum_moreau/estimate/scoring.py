@@ -119,20 +119,11 @@ def estimate_scoring(
     cost, sizes = _cost_and_sizes(skeleton, shape, config)
     state, within_pass = _memory(skeleton, shape, config, device)
     seconds = _seconds(cost, skeleton, shape, sum(sizes), config, device)
-    return ScoringEstimate(
-        config.decided_by,
-        device,
-        cost.passes,
-        shape.bytes,
-        state,
-        within_pass,
-        shape.bytes + max(state + within_pass, text_bytes if device == "cpu" else 0),
-        None if seconds is None else config.rounds * seconds,
-        forward_passes(shape, config),
-        config.rounds,
-        search_extent(shape, config),
-        text_bytes,
-    )
+    peak = shape.bytes + max(state + within_pass, text_bytes if device == "cpu" else 0)
+    of_all = None if seconds is None else config.rounds * seconds
+    held = (shape.bytes, state, within_pass, peak)
+    besides = (forward_passes(shape, config), config.rounds, search_extent(shape, config), text_bytes)
+    return ScoringEstimate(config.decided_by, device, cost.passes, *held, of_all, *besides)
 
 
 def too_little_memory(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig, device: str) -> str:
@@ -192,13 +183,7 @@ def _windows_at_once(cost: Cost, config: MoreauPrunerConfig) -> int:
 def activation_bytes(skeleton: Any, blocks: tuple[Block, ...], windows: int, length: int) -> int:
     """Counts what autograd saves for the backward pass of one batch, and the logits' gradients that it starts with.
 
-    Layers that are alike save alike: one of each kind runs.
-
-    Args:
-        skeleton: the model on the meta device.
-        blocks: whose weights get gradients.
-        windows: of the batch.
-        length: tokens per window.
+    Layers that are alike save alike: one of each kind runs. The blocks are those whose weights get gradients.
     """
     names = {name for block in blocks for name in block.weight_names().values()}
     for name, parameter in skeleton.named_parameters():
@@ -276,8 +261,11 @@ def _seconds(
     rate = product_rate(min(batch * config.sequence_length, 1024), skeleton.dtype, device)
     if rate is None:
         return None
-    batches = math.ceil(config.calibration_samples / batch)
-    return operations / rate + (2 * cost.passes * batches * scope / _noise_rate(device) if cost.noisy else 0.0)
+    if not cost.noisy:
+        return operations / rate
+    numbers = torch.empty(2**20, dtype=torch.float32, device=device)
+    per_number = _time_of(lambda: standard_normal(numbers, 0), device) / 2**20
+    return operations / rate + 2 * cost.passes * math.ceil(config.calibration_samples / batch) * scope * per_number
 
 
 def product_rate(rows: int, dtype: torch.dtype, device: str) -> float | None:
@@ -288,11 +276,6 @@ def product_rate(rows: int, dtype: torch.dtype, device: str) -> float | None:
         return None
     a, b = (torch.ones(n, 1024, dtype=dtype, device=device) for n in (rows, 1024))
     return 2 * rows * 1024 * 1024 / _time_of(lambda: a @ b.T, device)
-
-
-def _noise_rate(device: str) -> float:
-    """Normal numbers per second here."""
-    return 2**20 / _time_of(lambda: standard_normal(torch.empty(2**20, dtype=torch.float32, device=device), 0), device)
 
 
 def _time_of(action: Any, device: str) -> float:

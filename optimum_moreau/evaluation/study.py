@@ -22,8 +22,8 @@ from ..config.settings import settings_of
 from ..data.sources import read_documents
 from ..data.windows import CalibrationText
 from ..errors import ConfigError, PlanError, UnsupportedModelError
+from ..models.hooks import silent
 from ..models.placement import is_offloaded
-from ..models.silence import silent
 from ..models.undisturbed import undisturbed
 from ..models.units import ModelShape, decoder_layers, model_shape
 from ..planning import PruningPlan, expected_plan, make_plan

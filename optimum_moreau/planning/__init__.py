@@ -1,16 +1,22 @@
 """Plans: what stays of a model (`pruning_plan`), how scores and targets decide it (`budget`), how two agree.
 
-`spread` says which share of each layer goes, `counts` makes whole units of it, `engines` knows which counts are legal
-and `derived` what an engine makes of them,
-`explain` says what came of that, `gains` counts it, and `least` knows what is too little.
+`counts` makes whole units of a share of each layer, `runtimes` knows which counts are legal and what an engine makes of
+them, `explain` says what came of that, and `least` knows what is too little.
 """
 
 from .budget import expected_plan, make_plan, whole_plan
-from .derived import check_derived
 from .difference import Overlap, plan_overlap
-from .gains import contributions, removed_parameters, removed_unit_share
 from .least import Least, least_size, removes_nothing
-from .pruning_plan import PLAN_NAME, Kept, PruningPlan, fingerprint
+from .pruning_plan import (
+    PLAN_NAME,
+    Kept,
+    PruningPlan,
+    contributions,
+    fingerprint,
+    removed_parameters,
+    removed_unit_share,
+)
+from .runtimes import check_derived
 
 __all__ = [
     "PLAN_NAME",

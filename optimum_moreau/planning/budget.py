@@ -8,26 +8,23 @@ units is applied to each target by itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from ..budgets import protects
-from ..budgets.uniform import Uniform
-from ..config import SIZES, MoreauPrunerConfig
+from ..budgets import Uniform, protects
+from ..config import SIZES, TARGETS, MoreauPrunerConfig
 from ..config.quantities import nearest_fewer
 from ..errors import PlanError
 from ..models.units import Block, ModelShape
 from ..scoring.scores import Ranking, UnitScores, check_covers, with_layer_sums
 from .counts import Counts, UnitCounts, cost_of, nearest_of, removal_order
-from .derived import check_derived, check_foreseen
 from .explain import NEAR, adjustments
-from .gains import contributions, remaining
-from .pruning_plan import Kept, PruningPlan
-from .runtimes import LegalCounts
+from .pruning_plan import Kept, PruningPlan, contributions, remaining
+from .runtimes import LegalCounts, check_derived, check_foreseen
 
 WAYS = ("layers", "hidden", "units")  # coarsest first
 
@@ -46,13 +43,13 @@ class Choice:
     hidden: int = 0
     units: Counts = field(default_factory=dict)
 
+    def and_then(self, found: Choice) -> Choice:
+        """What goes with what the later ways give."""
+        return Choice(self.layers or found.layers, self.hidden or found.hidden, found.units)
 
-@dataclass(frozen=True)
-class _Option:
-    """One thing a way can give: the parameters removed, and what goes."""
 
-    removed: int
-    choice: Choice
+# One thing a way can give: the parameters removed, and what goes.
+_Option = tuple[int, Choice]
 
 
 class _Unreachable(Exception):
@@ -89,11 +86,7 @@ def _planned(scores: UnitScores, shape: ModelShape, config: MoreauPrunerConfig) 
     budget = _Budget(shape, scores.values, config)
     choice = budget.by_unit_ratio() if config.unit_ratio is not None else budget.by_size()
     counts = {block.where: count for block, count in choice.units.items()}
-    layers: dict[int, dict[str, Kept]] = {}
-    for block in shape.blocks:
-        kept = _unprotected(block, scores.values, counts.get(block.where, 0), config)
-        assert block.layer is not None  # heads and channels lie in a layer
-        layers.setdefault(block.layer, {})[block.kind] = kept
+    layers = _by_layer(shape, lambda block: _unprotected(block, scores.values, counts.get(block.where, 0), config))
     plan = PruningPlan(
         shape.family.model_type,
         layers,
@@ -129,11 +122,15 @@ def expected_plan(shape: ModelShape, config: MoreauPrunerConfig) -> PruningPlan:
 
 def whole_plan(shape: ModelShape) -> PruningPlan:
     """The plan that keeps everything."""
+    return PruningPlan(shape.family.model_type, _by_layer(shape, lambda block: Kept.whole(block.total)))
+
+
+def _by_layer(shape: ModelShape, kept: Callable[[Block], Kept]) -> dict[int, dict[str, Kept]]:
     layers: dict[int, dict[str, Kept]] = {}
     for block in shape.blocks:
         assert block.layer is not None  # heads and channels lie in a layer
-        layers.setdefault(block.layer, {})[block.kind] = _whole(block)
-    return PruningPlan(shape.family.model_type, layers)
+        layers.setdefault(block.layer, {})[block.kind] = kept(block)
+    return layers
 
 
 def _kept(score: Tensor, removed: int) -> Kept:
@@ -141,14 +138,10 @@ def _kept(score: Tensor, removed: int) -> Kept:
     return Kept(tuple(sorted(order[removed:].tolist())), len(score))
 
 
-def _whole(block: Block) -> Kept:
-    return Kept(tuple(range(block.total)), block.total)
-
-
 def _unprotected(block: Block, ranking: Ranking, removed: int, config: MoreauPrunerConfig) -> Kept:
     """The same of heads or channels, of which some may be protected."""
     if not removed:
-        return _whole(block)
+        return Kept.whole(block.total)
     if not protects(config.budget):
         return _kept(ranking[block.where], removed)
     order, stay = removal_order(block, ranking, config)
@@ -178,15 +171,15 @@ class _Budget:
 
     def by_unit_ratio(self) -> Choice:
         """Each target gives its own share of its units."""
-        given = self.config.unit_ratio
-        ratios = given if isinstance(given, tuple) else (given,) * len(self.config.targets)
-        share = dict(zip(self.config.targets, ratios, strict=True))
-        gone = self.candidates[: nearest_fewer(len(self.candidates) * (share.get("layers") or 0))]
+        share = dict.fromkeys(TARGETS, 0.0) | self.config.unit_ratios
+        gone = self.candidates[: nearest_fewer(len(self.candidates) * share["layers"])]
         layers = tuple(sorted(block.layer for block in gone if block.layer is not None))
         rest = self.shape.without_layers(layers)
-        hidden = self._hidden_nearest(rest, rest.hidden.total * (share.get("hidden") or 0)) if rest.hidden else 0
+        hidden = 0
+        if rest.hidden and share["hidden"]:
+            hidden = nearest_of(self._legal(rest).removable(rest.hidden), rest.hidden.total * share["hidden"])
         counts = self._unit_counts(rest.narrowed(hidden))
-        return Choice(layers, hidden, counts.by_share(share.get("attention") or 0, share.get("mlp") or 0))
+        return Choice(layers, hidden, counts.by_share(share["attention"], share["mlp"]))
 
     def by_size(self) -> Choice:
         """All targets together give the parameters asked for; of a size to stay below, at least those.
@@ -206,14 +199,11 @@ class _Budget:
         c, parameters = self.config, self.shape.parameters
         if c.pruning_ratio is not None:
             return c.pruning_ratio * parameters, False
-        if c.target_parameters is not None:
-            left, size = float(c.target_parameters), f"{parameters:,} parameters"
-        else:
-            assert c.target_bytes is not None  # resolved
-            left, size = c.target_bytes * parameters / self.shape.bytes, f"{self.shape.bytes:,} bytes"
+        unit, whole = ("bytes", self.shape.bytes) if c.target_parameters is None else ("parameters", parameters)
+        asked = getattr(c, f"target_{unit}")
+        left = asked * parameters / whole
         if left >= parameters:
-            name = "target_parameters" if c.target_parameters is not None else "target_bytes"
-            raise PlanError(f"{name} {getattr(c, name):,} leaves nothing to prune: the model has {size}")
+            raise PlanError(f"target_{unit} {asked:,} leaves nothing to prune: the model has {whole:,} {unit}")
         return parameters - left, True
 
     def _reach(self, goal: float, *, at_least: bool) -> Choice:
@@ -244,18 +234,16 @@ class _Budget:
             for counts in self._unit_counts(shape).near(goal):
                 yield cost_of(counts), Choice(units=counts)
             return
-        options = self._options(shape, way)
-        for option in sorted(options, key=lambda option: (abs(option.removed - goal / len(ways)), option.removed)):
-            rest = self._after(shape, option.choice)
-            least, most = option.removed, option.removed + (self._most(rest, later) if later else 0)
-            if least - goal > within or goal - most > within:
+        for gone, choice in self._nearest_first(self._options(shape, way), goal / len(ways)):
+            rest = self._after(shape, choice)
+            most = gone + (self._most(rest, later) if later else 0)
+            if gone - goal > within or goal - most > within:
                 continue
             if not later:
-                yield option.removed, option.choice
+                yield gone, choice
                 continue
-            for removed, found in self._all(rest, goal - option.removed, later, within):
-                both = Choice(option.choice.layers or found.layers, option.choice.hidden or found.hidden, found.units)
-                yield option.removed + removed, both
+            for removed, found in self._all(rest, goal - gone, later, within):
+                yield gone + removed, choice.and_then(found)
 
     def _spread(self, shape: ModelShape, goal: float, ways: Sequence[str], *, at_least: bool, rounding: bool) -> Choice:
         """Gives the first way its equal part as nearly as the later ones can make up for, and the rest to those."""
@@ -267,28 +255,31 @@ class _Budget:
             return Choice(units=counts.by_parameters(goal))
         options = self._options(shape, way)
         if not later:
-            last_step = options[-1].removed - options[max(len(options) - 2, 0)].removed
-            if goal > options[-1].removed + (last_step / 2 if rounding else 0):
+            most, second = options[-1][0], options[max(len(options) - 2, 0)][0]
+            if goal > most + ((most - second) / 2 if rounding else 0):
                 raise _Unreachable
-            enough = [option for option in options if option.removed >= goal] if at_least else options
-            return min(enough, key=lambda option: (abs(option.removed - goal), option.removed)).choice
-        for option in sorted(options, key=lambda option: (abs(option.removed - goal / len(ways)), option.removed)):
-            rest = self._after(shape, option.choice)
-            if not rounding and goal - option.removed > self._most(rest, later):
+            enough = [option for option in options if option[0] >= goal] if at_least else options
+            return self._nearest_first(enough, goal)[0][1]
+        for gone, choice in self._nearest_first(options, goal / len(ways)):
+            rest = self._after(shape, choice)
+            if not rounding and goal - gone > self._most(rest, later):
                 continue
             try:
-                found = self._spread(rest, goal - option.removed, later, at_least=at_least, rounding=rounding)
+                return choice.and_then(self._spread(rest, goal - gone, later, at_least=at_least, rounding=rounding))
             except _Unreachable:
                 continue
-            return Choice(option.choice.layers or found.layers, option.choice.hidden or found.hidden, found.units)
         raise _Unreachable
+
+    @staticmethod
+    def _nearest_first(options: Sequence[_Option], goal: float) -> list[_Option]:
+        return sorted(options, key=lambda option: (abs(option[0] - goal), option[0]))
 
     def _most(self, shape: ModelShape, ways: Sequence[str]) -> int:
         """The most parameters that some ways can give together."""
         rest = shape
         for way in ways:
             if way != "units":
-                rest = self._after(rest, self._options(rest, way)[-1].choice)
+                rest = self._after(rest, self._options(rest, way)[-1][1])
         return shape.parameters - rest.parameters + self._unit_counts(rest).most
 
     def _options(self, shape: ModelShape, way: str) -> list[_Option]:
@@ -296,15 +287,10 @@ class _Budget:
         if way == "layers":
             sizes = list(accumulate((whole.unit_parameters for whole in self.candidates), initial=0))
             layers = [whole.layer for whole in self.candidates if whole.layer is not None]
-            return [_Option(size, Choice(layers=tuple(sorted(layers[:n])))) for n, size in enumerate(sizes)]
+            return [(size, Choice(layers=tuple(sorted(layers[:n])))) for n, size in enumerate(sizes)]
         assert shape.hidden is not None  # in scope
         counts = sorted({0, *self._legal(shape).removable(shape.hidden)})
-        return [_Option(n * shape.hidden.unit_parameters, Choice(hidden=n)) for n in counts]
-
-    def _hidden_nearest(self, shape: ModelShape, x: float) -> int:
-        if x <= 0 or shape.hidden is None:
-            return 0
-        return nearest_of(self._legal(shape).removable(shape.hidden), x)
+        return [(n * shape.hidden.unit_parameters, Choice(hidden=n)) for n in counts]
 
     def _legal(self, shape: ModelShape) -> LegalCounts:
         return LegalCounts.of(shape, self.config)
@@ -326,10 +312,8 @@ class _Budget:
         widen = "widen attention_layers, mlp_layers, whole_layers or targets"
         if name == "pruning_ratio":
             most = math.floor(1e4 * (1 - least / self.shape.parameters)) / 1e4
-            return (
-                f"{name} {self.config.pruning_ratio:g} cannot be reached in this scope, which reaches from 0 to"
-                f" {most:.4f}; {widen}"
-            )
+            reach = f"cannot be reached in this scope, which reaches from 0 to {most:.4f}"
+            return f"{name} {self.config.pruning_ratio:g} {reach}; {widen}"
         if name == "target_bytes":
             least = math.ceil(least * self.shape.bytes / self.shape.parameters)
         return f"{name} {getattr(self.config, name):,} cannot be reached in this scope, which leaves {least:,}; {widen}"

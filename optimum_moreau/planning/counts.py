@@ -1,8 +1,7 @@
 """How many heads and MLP channels each layer gives up, for a share of the units or for a number of parameters.
 
-Counting rules: a block of n units at unit ratio r gives the legal number nearest to n·r, fewer
-on a tie, never all. For a number of parameters, attention units are rounded first and MLP channels take up the
-difference.
+A block of n units at unit ratio r gives the legal number nearest to n·r, fewer on a tie, never all. For a number of
+parameters, attention units are rounded first and MLP channels take up the difference.
 """
 
 from __future__ import annotations
@@ -14,9 +13,8 @@ from dataclasses import replace
 
 import torch
 
-from ..budgets import protects
-from ..budgets.allocation import allocate, predicted_loss
-from ..budgets.uniform import Uniform
+from ..budgets import Uniform, protects
+from ..budgets.losses import allocate, predicted_loss
 from ..config import MoreauPrunerConfig
 from ..models.units import Block
 from ..scoring.profiles import is_outlier
@@ -50,12 +48,6 @@ def removal_order(block: Block, ranking: Ranking, config: MoreauPrunerConfig) ->
     return order[~stays[order]].tolist(), order[stays[order]].tolist()
 
 
-def _evenly(config: MoreauPrunerConfig) -> MoreauPrunerConfig:
-    """The same with a uniform budget, which protects the same units."""
-    budget = config.budget
-    return replace(config, budget=Uniform(protect=budget.protect, protect_outliers=budget.protect_outliers))
-
-
 class UnitCounts:
     """Chooses how many units of each block go.
 
@@ -69,9 +61,10 @@ class UnitCounts:
     def __init__(self, blocks: Sequence[Block], ranking: Ranking, config: MoreauPrunerConfig, legal: LegalCounts):
         self.attention = [block for block in blocks if block.kind == "attention"]
         self.mlp = [block for block in blocks if block.kind == "mlp"]
+        self.blocks = (*self.attention, *self.mlp)
         self.ranking, self.config, self.legal = ranking, config, legal
         # with uniform every layer is asked alike: too much is refused, not given by others
-        limited = (*self.attention, *self.mlp) if protects(config.budget) and config.budget.name != "uniform" else ()
+        limited = self.blocks if protects(config.budget) and config.budget.name != "uniform" else ()
         self.limits = {block: len(removal_order(block, ranking, config)[0]) for block in limited}
 
     def by_share(self, attention: float, mlp: float) -> Counts:
@@ -83,9 +76,8 @@ class UnitCounts:
         """Removes as nearly `goal` parameters as counts allow: attention at the common share, MLP the difference."""
         if goal <= 0:
             return self.by_share(0, 0)
-        whole = sum(block.total * block.unit_parameters for block in (*self.attention, *self.mlp))
         units = sum(block.total for block in self.attention)
-        common = self._attention_part(goal, goal / max(whole, 1))
+        common = self._attention_part(goal, goal / _size(self.blocks))
         best: Counts = {}
         missed = math.inf
         # The common share first; then one unit fewer, one more, … until the channels can take up the difference.
@@ -108,8 +100,7 @@ class UnitCounts:
 
         Where all blocks of a kind are alike and the budget is uniform, the nearest of all is among these.
         """
-        whole = sum(block.total * block.unit_parameters for block in (*self.attention, *self.mlp))
-        common = min(max(goal / max(whole, 1), 0.0), 1.0)
+        common = min(max(goal / _size(self.blocks), 0.0), 1.0)
         steps = {n / block.total for block in self.attention for n in range(block.total)} or {0.0}
         for share in sorted(steps, key=lambda step: (abs(step - common), step)):
             attention = self._share(self.attention, share)
@@ -122,7 +113,7 @@ class UnitCounts:
     @property
     def most(self) -> int:
         """The most parameters that the blocks can give."""
-        return sum(self._removable(block)[-1] * block.unit_parameters for block in (*self.attention, *self.mlp))
+        return sum(self._removable(block)[-1] * block.unit_parameters for block in self.blocks)
 
     @property
     def slack(self) -> float:
@@ -134,20 +125,20 @@ class UnitCounts:
         """Removes a share of the units: of each block as the budget says, or of all off the bottom of one ranking."""
         if self.config.budget.ranks:
             return self._ranked(blocks, share * sum(block.total for block in blocks), per_unit=True)
-        if self.config.uniform:
+        if self.config.uniform or not blocks:
             return self._one_shape(blocks, share)
-        most = [self._removable(block)[-1] / block.total for block in blocks]
-        parts = self.config.budget.shares(blocks, share, self.ranking, most)
+        parts = self.config.budget.shares(blocks, share, self.ranking, self._most_shares(blocks))
         return {block: self._nearest(block, block.total * part) for block, part in parts.items()}
+
+    def _most_shares(self, blocks: Sequence[Block]) -> list[float]:
+        return [self._removable(block)[-1] / block.total for block in blocks]
 
     def _attention_part(self, goal: float, share: float) -> float:
         """The share of the units that attention gives: the common one, or what a search leaves to it."""
         units = sum(block.total for block in self.attention)
         if not self._searches or not units:
             return share
-        blocks = (*self.attention, *self.mlp)
-        most = [self._removable(block)[-1] / block.total for block in blocks]
-        removed = allocate(blocks, goal, self.ranking, most)
+        removed = allocate(self.blocks, goal, self.ranking, self._most_shares(self.blocks))
         return sum(removed[block] for block in self.attention) / units
 
     @property
@@ -156,8 +147,10 @@ class UnitCounts:
 
     @property
     def _even(self) -> UnitCounts:
-        blocks, config = (*self.attention, *self.mlp), _evenly(self.config)
-        return UnitCounts(blocks, self.ranking, config, self.legal)
+        """The same with a uniform budget, which protects the same units."""
+        budget = self.config.budget
+        uniform = Uniform(protect=budget.protect, protect_outliers=budget.protect_outliers)
+        return UnitCounts(self.blocks, self.ranking, replace(self.config, budget=uniform), self.legal)
 
     def _no_worse(self, counts: Counts, even: Counts) -> Counts:
         """What was searched, unless rounding made it worse by its own measure than the same share of every layer."""
@@ -169,12 +162,12 @@ class UnitCounts:
         """Removes as many units as come nearest to `rest` parameters."""
         if self.config.budget.ranks:
             return self._ranked(blocks, rest, per_unit=False)
-        return self._share(blocks, rest / max(sum(block.total * block.unit_parameters for block in blocks), 1))
+        return self._share(blocks, rest / _size(blocks))
 
     def _unprotected(self, counts: Counts) -> bool:
-        if not protects(self.config.budget):
-            return True
-        return all(n <= len(removal_order(block, self.ranking, self.config)[0]) for block, n in counts.items())
+        return not protects(self.config.budget) or all(
+            n <= len(removal_order(block, self.ranking, self.config)[0]) for block, n in counts.items()
+        )
 
     def _removable(self, block: Block) -> Sequence[int]:
         """The numbers that may go: no fewer than in an earlier round; where layers differ, not what is protected."""
@@ -208,12 +201,8 @@ class UnitCounts:
     def _ranked(self, blocks: Sequence[Block], goal: float, *, per_unit: bool) -> Counts:
         """Takes units off the bottom of one ranking, until the goal is met most nearly.
 
-        Where only some numbers are legal, units go in chunks between them, ranked by their mean importance.
-
-        Args:
-            blocks: of one kind.
-            goal: units or parameters to remove.
-            per_unit: the goal counts units, not parameters.
+        Where only some numbers are legal, units go in chunks between them, ranked by their mean importance. The goal
+        counts units (`per_unit`) or parameters.
         """
         entries = sorted(
             ((mean, place, order), size, block)
@@ -242,6 +231,11 @@ class UnitCounts:
             if end > start:
                 yield end - start, float(values[start:end].mean())
                 start = end
+
+
+def _size(blocks: Sequence[Block]) -> int:
+    """Parameters of some blocks, or 1: what a share is of."""
+    return max(sum(block.total * block.unit_parameters for block in blocks), 1)
 
 
 def cost_of(counts: Counts) -> int:

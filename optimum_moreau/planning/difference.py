@@ -37,31 +37,26 @@ def plan_overlap(first: PruningPlan, second: PruningPlan) -> dict[str, Overlap]:
     pairs: dict[str, tuple[Kept, Kept]] = {}
     for index, blocks in first.layers.items():
         for kind, kept in blocks.items():
-            other = second.layers[index].get(kind)
-            if other is None or other.total != kept.total:
-                found = "nothing" if other is None else f"{other.total} units"
+            twin = second.layers[index].get(kind)
+            if twin is None or twin.total != kept.total:
+                found = f"{twin.total} units" if twin else "nothing"
                 raise PlanError(f"layers.{index}.{kind}: {kept.total} units in one plan, {found} in the other")
-            pairs[f"layers.{index}.{kind}"] = (kept, other)
-    if first.hidden is not None or second.hidden is not None:
-        pairs["hidden"] = _hidden_pair(first, second)
+            pairs[f"layers.{index}.{kind}"] = (kept, twin)
+    if hidden := first.hidden or second.hidden:
+        whole = Kept.whole(hidden.total)
+        pairs["hidden"] = one, other = first.hidden or whole, second.hidden or whole
+        if one.total != other.total:
+            raise PlanError(f"hidden: {one.total} channels in one plan, {other.total} in the other")
     if first.kept_layers is not None or second.kept_layers is not None:
-        depth = len(first.layers)
-        pairs["layers"] = tuple(Kept(plan.kept_layers or tuple(range(depth)), depth) for plan in (first, second))  # type: ignore[assignment]
+        every = tuple(first.layers)
+        one, other = (Kept(plan.kept_layers or every, len(every)) for plan in (first, second))
+        pairs["layers"] = one, other
     cut = {where: pair for where, pair in pairs.items() if any(kept.removed for kept in pair)}
     overlaps = {where: _overlap([pair]) for where, pair in cut.items()}
     for kind in ("attention", "mlp"):
         overlaps[kind] = _overlap(pair for where, pair in cut.items() if where.endswith(kind))
     overlaps["all"] = _overlap(cut.values())
     return overlaps
-
-
-def _hidden_pair(first: PruningPlan, second: PruningPlan) -> tuple[Kept, Kept]:
-    total = next(plan.hidden.total for plan in (first, second) if plan.hidden is not None)
-    whole = Kept(tuple(range(total)), total)
-    pair = (first.hidden or whole, second.hidden or whole)
-    if pair[0].total != pair[1].total:
-        raise PlanError(f"hidden: {pair[0].total} channels in one plan, {pair[1].total} in the other")
-    return pair
 
 
 def _overlap(pairs: Iterable[tuple[Kept, Kept]]) -> Overlap:
@@ -72,6 +67,5 @@ def _overlap(pairs: Iterable[tuple[Kept, Kept]]) -> Overlap:
         union_kept += len(a | b)
         shared_removed += first.total - len(a | b)
         union_removed += first.total - len(a & b)
-    return Overlap(
-        shared_kept / union_kept if union_kept else 1.0, shared_removed / union_removed if union_removed else 1.0
-    )
+    pairs_of_sums = (shared_kept, union_kept), (shared_removed, union_removed)
+    return Overlap(*(shared / union if union else 1.0 for shared, union in pairs_of_sums))

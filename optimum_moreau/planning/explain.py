@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from ..config import MoreauPrunerConfig
-from ..models.units import Block, ModelShape
-from .gains import contributions, remaining
-from .pruning_plan import PruningPlan
+from ..models.units import ModelShape
+from .pruning_plan import PruningPlan, contributions, remaining
 from .runtimes import LegalCounts
 
 NEAR = 0.01  # share of the parameters by which a request may be missed without a word
@@ -27,12 +26,14 @@ def _lines(plan: PruningPlan, shape: ModelShape, config: MoreauPrunerConfig) -> 
         reason = LegalCounts.of(shaped, config).reason(kind)
         blocks = [block for block in shape.in_scope(config, kind) if block.layer not in plan.removed_layers]
         if reason and any(plan.kept(block).removed for block in blocks):
-            yield f"{_counts(plan, blocks)} {_NOUNS[kind]} stay: {reason}"
+            counts = {len(plan.kept(block).kept) for block in blocks}, {block.total for block in blocks}
+            yield f"{' of '.join(map(_range, counts))} {_NOUNS[kind]} stay: {reason}"
     given = contributions(plan, shape)
-    coarse = [kind for kind in ("layers", "hidden") if kind in config.targets]
-    for kind in coarse:
-        if kind not in given and config.pruning_ratio != 0 and config.unit_ratio != 0:
-            more = _fewest(kind, shape.without_layers(plan.removed_layers), config) > _part(shape, config)
+    ways = {"units" if kind in ("attention", "mlp") else kind for kind in config.targets}
+    part = (config.pruning_ratio or 0.0) * shape.parameters / len(ways)  # that each way would give alike
+    for kind in ("layers", "hidden"):
+        if kind in config.targets and kind not in given and config.pruning_ratio != 0 and config.unit_ratio != 0:
+            more = _fewest(kind, shape.without_layers(plan.removed_layers), config) > part
             why = "the fewest that can are more than their part" if more else "the request is met more nearly without"
             yield f"no {_NOUNS[kind]} go: {why}"
     achieved = sum(given.values()) / shape.parameters
@@ -41,12 +42,6 @@ def _lines(plan: PruningPlan, shape: ModelShape, config: MoreauPrunerConfig) -> 
         yield f"{achieved:.1%} of the parameters go instead of {config.pruning_ratio:.1%}{nearest}"
     elif config.pruning_ratio and not given:
         yield f"nothing goes instead of {config.pruning_ratio:.2%} of the parameters; ask for more"
-
-
-def _part(shape: ModelShape, config: MoreauPrunerConfig) -> float:
-    """The parameters that each way of removing them would give alike; of other sizes than a ratio, 0."""
-    ways = {"units" if kind in ("attention", "mlp") else kind for kind in config.targets}
-    return (config.pruning_ratio or 0.0) * shape.parameters / len(ways)
 
 
 def _fewest(kind: str, shape: ModelShape, config: MoreauPrunerConfig) -> int:
@@ -65,9 +60,6 @@ def _is_nearest(shape: ModelShape, config: MoreauPrunerConfig) -> bool:
     return config.budget.name == "uniform" and config.rounds == 1 and alike
 
 
-def _counts(plan: PruningPlan, blocks: Sequence[Block]) -> str:
-    """`8 of 11`, or over layers of different shape `6-8 of 11`."""
-    kept = {len(plan.kept(block).kept) for block in blocks}
-    total = {block.total for block in blocks}
-    words = [f"{min(numbers)}-{max(numbers)}" if len(numbers) > 1 else f"{min(numbers)}" for numbers in (kept, total)]
-    return " of ".join(words)
+def _range(numbers: set[int]) -> str:
+    """`8`, or over layers of different shape `6-8`."""
+    return f"{min(numbers)}-{max(numbers)}" if len(numbers) > 1 else f"{min(numbers)}"

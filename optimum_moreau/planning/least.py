@@ -15,7 +15,7 @@ from ..config import MoreauPrunerConfig
 from ..errors import PlanError
 from ..models.units import ModelShape
 from .budget import expected_plan
-from .gains import removed_parameters
+from .pruning_plan import removed_parameters
 from .runtimes import LegalCounts
 
 _HALVINGS = 10  # of the interval in which the least size lies: to a thousandth of it
@@ -35,11 +35,7 @@ class Least:
 
 
 def removes_nothing(shape: ModelShape, config: MoreauPrunerConfig) -> bool:
-    """Whether a size will remove nothing whatever the scores; `False` too where these decide.
-
-    Args:
-        shape: that the size is counted on.
-        config: resolved, of units.
+    """Whether a size, counted on `shape`, will remove nothing whatever the scores; `False` too where these decide.
 
     Raises:
         PlanError: the size cannot be reached.
@@ -55,14 +51,9 @@ def removes_nothing(shape: ModelShape, config: MoreauPrunerConfig) -> bool:
 
 
 def least_size(shape: ModelShape, config: MoreauPrunerConfig) -> Least | None:
-    """The smallest size of which an even spread removes anything, where a smaller one was asked for.
+    """The smallest size, counted on `shape`, of which an even spread removes anything, where less was asked for.
 
-    Args:
-        shape: that sizes are counted on.
-        config: resolved, with a share of the parameters or of the units.
-
-    Returns:
-        `None` where none is in reach, or the size asked for is no smaller.
+    The config has a share of the parameters or of the units; `None` where none is in reach, or its own is no smaller.
     """
     name = "unit_ratio" if config.pruning_ratio is None else "pruning_ratio"
     given = getattr(config, name)
@@ -102,7 +93,5 @@ def _goals(shape: ModelShape, config: MoreauPrunerConfig) -> Iterator[tuple[floa
         if config.pruning_ratio is not None:
             yield config.pruning_ratio * shape.parameters, fewest * block.unit_parameters
         elif block.kind in ("attention", "mlp"):  # of the others the expected plan has as many as any
-            given = config.unit_ratio
-            ratios = given if isinstance(given, tuple) else (given or 0.0,) * len(config.targets)
-            share = dict(zip(config.targets, ratios, strict=True)).get(block.kind, 0.0)
-            yield share * sum(other.total for other in scope if other.kind == block.kind), fewest
+            total = sum(other.total for other in scope if other.kind == block.kind)
+            yield config.unit_ratios[block.kind] * total, fewest

@@ -1,19 +1,16 @@
-"""`PruningPlan`: which units of which layers stay, as a small JSON file; and the weights it was made for.
-
-A plan can be read, diffed, edited, and applied again to the same base model.
-"""
+"""`PruningPlan`: which units of which layers stay, as a small JSON file; the base it was made for; what it removes."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import MoreauError, PlanError
 from ..files import filled, read_json, write_text
@@ -39,6 +36,11 @@ class Kept:
 
     kept: tuple[int, ...]
     total: int
+
+    @classmethod
+    def whole(cls, total: int) -> Kept:
+        """All of so many."""
+        return cls(tuple(range(total)), total)
 
     @property
     def removed(self) -> int:
@@ -108,7 +110,7 @@ class PruningPlan:
     def kept(self, block: Block) -> Kept:
         """Returns which units of a block stay; of a whole layer, unit 0 or none."""
         if block.kind == "hidden":
-            return self.hidden or Kept(tuple(range(block.total)), block.total)
+            return self.hidden or Kept.whole(block.total)
         assert block.layer is not None  # every other kind lies in a layer
         if block.kind == "layers":
             return Kept(() if block.layer in self.removed_layers else (0,), 1)
@@ -163,16 +165,14 @@ class PruningPlan:
         layers = _layers(values["layers"])
         origin = {one.name: values[one.name] for one in fields(Origin) if values.get(one.name) is not None}
         filled(Origin, origin, "plan", "the record of a run", PlanError)
-        named = {
-            key: values[key] for key in ("model_type", "contributions", "adjustments") if values.get(key) is not None
-        }
+        named = {one.name: values[one.name] for one in fields(_Noted) if values.get(one.name) is not None}
         noted = filled(_Noted, named, "plan", "a pruning plan", PlanError)
-        rest: dict[str, Any] = {**origin, "contributions": noted.contributions, "adjustments": noted.adjustments}
+        rest: dict[str, Any] = {**origin, **vars(noted)}
         if values.get("hidden") is not None:
             rest["hidden"] = _kept("hidden", values["hidden"])
         if values.get("kept_layers") is not None:
             rest["kept_layers"] = _kept("kept_layers", {"kept": values["kept_layers"], "total": len(layers)}).kept
-        return cls(model_type=noted.model_type, layers=layers, **rest)
+        return cls(layers=layers, **rest)
 
     def save(self, path: str | Path) -> Path:
         """Writes the plan as JSON, one line per layer and kind; returns the file.
@@ -240,12 +240,10 @@ class PruningPlan:
         for block in shape.blocks:
             found = self.layers[block.layer].get(block.kind) if block.layer is not None else None
             if found is None or found.total != block.total:
-                have = "nothing" if found is None else f"{found.total} units"
+                have = f"{found.total} units" if found else "nothing"
                 raise PlanError(f"{block.where}: plan has {have}, this model has {block.total} units")
         stay = self.kept_layers
-        if stay is not None and (
-            not stay or sorted(set(stay)) != list(stay) or not 0 <= stay[0] <= stay[-1] < shape.depth
-        ):
+        if stay is not None and (not stay or sorted(set(stay)) != list(stay) or not {*stay} <= {*range(shape.depth)}):
             raise PlanError(f"kept_layers: must be sorted, distinct, not empty, and within 0..{shape.depth - 1}")
         if self.hidden is not None and shape.hidden is not None:
             if self.hidden.total != shape.hidden.total:
@@ -288,10 +286,35 @@ def fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(_sampled_signs(parameter_values(model, name)).numpy().tobytes())
+        flat = parameter_values(model, name).reshape(-1)
+        digest.update(torch.signbit(flat[:: max(1, flat.numel() // _SAMPLE)]).cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
-def _sampled_signs(weight: Tensor) -> Tensor:
-    flat = weight.reshape(-1)
-    return torch.signbit(flat[:: max(1, flat.numel() // _SAMPLE)]).cpu()
+def remaining(plan: PruningPlan, shape: ModelShape) -> ModelShape:
+    """The shape once the plan's layers and hidden channels are gone, its heads and MLP channels still whole."""
+    return shape.without_layers(plan.removed_layers).narrowed(plan.hidden.removed if plan.hidden else 0)
+
+
+def contributions(plan: PruningPlan, shape: ModelShape) -> dict[str, int]:
+    """Returns exactly how many parameters each kind of unit gives: layers first, then hidden channels, then units."""
+    rest, narrow = shape.without_layers(plan.removed_layers), remaining(plan, shape)
+    given = {"layers": shape.parameters - rest.parameters, "hidden": rest.parameters - narrow.parameters}
+    for kind in ("attention", "mlp"):
+        given[kind] = sum(plan.kept(block).removed * block.unit_parameters for block in narrow.of(kind))
+    return {kind: count for kind, count in given.items() if count}
+
+
+def removed_parameters(plan: PruningPlan, shape: ModelShape) -> int:
+    """Returns how many parameters a plan removes, exactly."""
+    return sum(contributions(plan, shape).values())
+
+
+def removed_unit_share(plan: PruningPlan, blocks: Sequence[Block]) -> dict[str, float]:
+    """Returns the share of the units in scope that go, by kind; heads and channels of the layers that stay."""
+    shares: dict[str, float] = {}
+    for kind in dict.fromkeys(block.kind for block in blocks):
+        gone = plan.removed_layers if kind in ("attention", "mlp") else ()
+        kepts = [plan.kept(block) for block in blocks if block.kind == kind and block.layer not in gone]
+        shares[kind] = sum(kept.removed for kept in kepts) / max(sum(kept.total for kept in kepts), 1)
+    return shares

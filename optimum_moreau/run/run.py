@@ -10,8 +10,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..compensation.biases import shape_to_count
-from ..compensation.compensate import check_compensation
+from ..compensation.biases import check_compensation, shape_to_count
 from ..config import MoreauPrunerConfig
 from ..data.sources import model_reference
 from ..data.windows import CalibrationSet, CalibrationText, check_positions

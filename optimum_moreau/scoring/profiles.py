@@ -51,7 +51,7 @@ def measures(config: MoreauPrunerConfig) -> bool:
 
 
 def measures_outliers(config: MoreauPrunerConfig) -> bool:
-    """Whether units are measured that hand on far more than the others of their block."""
+    """Whether it is measured what units hand on."""
     return config.budget.protect_outliers is not None
 
 
@@ -61,13 +61,7 @@ def profile_name(budget: str, block: Block | None = None) -> str:
 
 
 def profile_of(values: Mapping[str, Tensor], budget: str, block: Block | None = None, size: int = 0) -> list[float]:
-    """Reads what was measured.
-
-    Args:
-        values: of `UnitScores`.
-        budget: its name.
-        block: of `search`.
-        size: the least number of entries there must be.
+    """Reads what was measured, of `search` for a block; at least so many entries.
 
     Raises:
         PlanError: it was not measured with these scores, or of a model of fewer layers.
@@ -85,13 +79,9 @@ def profile_of(values: Mapping[str, Tensor], budget: str, block: Block | None = 
 def unit_flows(
     model: PreTrainedModel, blocks: Sequence[Block], batches: Sequence[Tensor], windows: int
 ) -> dict[str, Tensor]:
-    """Measures what every unit hands on, in one forward pass.
+    """Measures what every unit of heads and MLP channels hands on, in one forward pass of a model in `scoring_mode`.
 
-    Args:
-        model: a causal language model in `scoring_mode`.
-        blocks: of heads and MLP channels.
-        batches: token ids of this process, each `(windows, length)`.
-        windows: of all processes.
+    The batches are token ids of this process, `(windows, length)`; `windows` counts those of all processes.
 
     Returns:
         `protect.layers.3.mlp` → R, float64 tensor `(units,)` on CPU.

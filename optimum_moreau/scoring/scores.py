@@ -28,13 +28,8 @@ SCORES_NAME = "pruning/pruning_scores.safetensors"  # not at the top, where vLLM
 _OLD_SCORES_NAME = "pruning_scores.safetensors"  # where 0.1 wrote them at first
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
-# Eq. 5: how the coupled matrices of a unit combine; each takes `(matrices, units)`.
-AGGREGATIONS = {
-    "sum": lambda parts: parts.sum(dim=0),
-    "mean": lambda parts: parts.mean(dim=0),
-    "max": lambda parts: parts.amax(dim=0),
-    "prod": lambda parts: parts.prod(dim=0),
-}
+# Eq. 5: how the coupled matrices of a unit combine, over the first dimension of `(matrices, units)`.
+AGGREGATIONS: dict[str, Any] = {"sum": torch.sum, "mean": torch.mean, "max": torch.amax, "prod": torch.prod}
 
 
 def find_scores(folder: str | Path) -> Path | None:
@@ -103,15 +98,12 @@ class UnitScores:
         made = filled(Origin, origin, f"{path}: origin", "the record of a run", PlanError)
         in_rounds = made.config.get("rounds", 1) > 1  # −∞ are units that went in an earlier one
         for name, tensor in values.items():
+            damaged = f"{path}: cannot be read as {what}: {name}"
             if tensor.dim() != 1 or not len(tensor) or tensor.dtype not in _DTYPES:
                 kind = f"{tuple(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
-                raise PlanError(
-                    f"{path}: cannot be read as {what}: {name} is {kind}; needed are finite numbers, one for each unit"
-                )
+                raise PlanError(f"{damaged} is {kind}; needed are finite numbers, one for each unit")
             if not (torch.isfinite(tensor) | (tensor.isneginf() & in_rounds)).all():
-                raise PlanError(
-                    f"{path}: cannot be read as {what}: {name} holds NaN or an infinite score; score the model again"
-                )
+                raise PlanError(f"{damaged} holds NaN or an infinite score; score the model again")
         return cls({name: tensor.to(torch.float64) for name, tensor in values.items()}, origin)
 
 
@@ -136,9 +128,6 @@ def score_units(
 
     With several processes (torch.distributed), each scores its part of the windows, and all return the same scores.
 
-    Returns:
-        One score per unit of every block in scope.
-
     Raises:
         NonFiniteError: a loss, gradient or score is NaN or infinite.
         DataError: tokens are missing.
@@ -148,7 +137,7 @@ def score_units(
     values: dict[str, Tensor] = {}
     # a caller's inference mode would forbid the gradients; tokens made in it cannot be saved for the backward pass
     with torch.inference_mode(False), scoring_mode(model), torch.no_grad():
-        batches = [] if tokens is None else _own_batches(tokens.clone(), config.batch_size or len(tokens))
+        batches = [] if tokens is None else list(share(tokens.clone()).split(config.batch_size or len(tokens)))
         if tokens is not None and config.by_influence:
             influence = layer_influence(model, tokens, config)  # (layers,)
             values |= {whole.where: influence[i : i + 1] for i, whole in enumerate(shape.wholes)}
@@ -177,7 +166,9 @@ def _check_scorable(
             f"checkpoint_dir: {config.criterion.name} keeps no steps with these settings; leave it out, or take moreau"
             " or moreau-gs with reduction 'gradient' (--reduction gradient), without released and average_last"
         )
-    if is_distributed() and (checkpoint is not None or _released(config)):
+    if is_distributed() and tokens is not None and len(tokens) < processes():
+        raise DataError(f"{processes()} processes for fewer windows; raise calibration_samples")
+    if is_distributed() and (checkpoint is not None or getattr(config.criterion, "released", False)):
         raise ConfigError("checkpoint_dir and released work in one process only; leave them out under torchrun")
     check_gradients(model, config)
 
@@ -190,18 +181,14 @@ def score_channels(
     A channel is a row of a matrix whose rows belong to units, otherwise a column: of `q_proj` a row, of `down_proj` a
     column. The sum over a unit's channels is its part in the unit's score (paper, Eq. 4).
 
-    Args:
-        model: a causal language model.
-        blocks: heads and MLP channels.
-        tokens: calibration windows `(samples, length)`; may be `None` where `needs_text` says so.
-        config: a resolved config.
+    The arguments are as for `score_units`, the blocks of heads and MLP channels.
 
     Returns:
         `model.layers.3.mlp.up_proj.weight` → float64 tensor `(channels,)` on CPU.
     """
     dims = {name: cut.dim for block in blocks for cut, name in block.weight_names().items()}
     found: dict[str, Tensor] = {}
-    criterion = config.criterion
+    criterion, windows = config.criterion, 0 if tokens is None else len(tokens)
     absolute_each = criterion.absolute_each()
 
     def add(name: str, elements: Tensor) -> None:
@@ -212,15 +199,9 @@ def score_channels(
     check_gradients(model, config)
     with torch.inference_mode(False), scoring_mode(model), torch.no_grad():
         batches = [] if tokens is None else list(tokens.clone().split(config.batch_size or len(tokens)))
-        windows = 0 if tokens is None else len(tokens)
         criterion.score(Scoring(model, blocks, batches, windows, config, add, sides=criterion.sides))
     _check_finite(found, criterion.name)
     return {name: line.abs() for name, line in found.items()}  # signed criteria: the absolute value of the sum
-
-
-def _released(config: MoreauPrunerConfig) -> bool:
-    """Whether the criterion is the published code's."""
-    return bool(getattr(config.criterion, "released", False))
 
 
 def check_gradients(model: PreTrainedModel, config: MoreauPrunerConfig) -> None:
@@ -229,10 +210,9 @@ def check_gradients(model: PreTrainedModel, config: MoreauPrunerConfig) -> None:
     Raises:
         UnsupportedModelError: it was made under inference mode, or is offloaded.
     """
-    if _released(config) and is_offloaded(model):
+    if getattr(config.criterion, "released", False) and is_offloaded(model):
         raise UnsupportedModelError("released holds the whole model several times; load it without offload")
-    needs = config.criterion.needs
-    if "gradients" in needs and any(parameter.is_inference() for parameter in model.parameters()):
+    if "gradients" in config.criterion.needs and any(parameter.is_inference() for parameter in model.parameters()):
         raise UnsupportedModelError(
             f"{type(model).__name__}: was made under torch.inference_mode and can have no gradients; load it outside,"
             " or take a criterion without gradients (magnitude, random)"
@@ -245,22 +225,14 @@ def _check_finite(values: Mapping[str, Tensor], criterion: str) -> None:
             raise NonFiniteError(f"{where}: the scores of {criterion} are not finite; check its weights")
 
 
-def _own_batches(tokens: Tensor, batch_size: int) -> list[Tensor]:
-    """The batches of this process: every process takes every n-th window."""
-    own = share(tokens)
-    if is_distributed() and not len(own):
-        raise DataError(f"{processes()} processes for fewer windows; raise calibration_samples")
-    return list(own.split(batch_size))
-
-
 def with_layer_sums(scores: UnitScores, shape: ModelShape, config: MoreauPrunerConfig) -> UnitScores:
     """Adds the scores of whole layers in scope, where they are the sums of their units' scores and these are there."""
     if "layers" not in config.targets or config.criterion.layers != "sum":
         return scores
     values = dict(scores.values)
-    for whole in shape.in_scope(config):
-        parts = [values.get(f"{whole.where}.{kind}") for kind in ("attention", "mlp")]
-        if whole.kind == "layers" and whole.where not in values and parts[0] is not None and parts[1] is not None:
+    for whole in shape.in_scope(config, "layers"):
+        parts = [values[name] for kind in ("attention", "mlp") if (name := f"{whole.where}.{kind}") in values]
+        if whole.where not in values and len(parts) == 2:
             values[whole.where] = (parts[0].sum() + parts[1].sum()).reshape(1)
     return replace(scores, values=values)
 
@@ -315,7 +287,7 @@ class UnitSums:
         for block in self._blocks:
             scored = [cut for cut in block.cuts if (block.where, cut) in self._parts]  # not all, for some criteria
             parts = torch.stack([self._parts[block.where, cut].cpu() for cut in scored])  # (matrices, units)
-            found[block.where] = AGGREGATIONS[aggregation](parts.abs() if signed else parts)
+            found[block.where] = AGGREGATIONS[aggregation](parts.abs() if signed else parts, dim=0)
         return found
 
 

@@ -12,6 +12,7 @@ from optimum_moreau.envelope import Noise
 from optimum_moreau.models.units import model_shape
 from optimum_moreau.registry import CRITERIA
 from optimum_moreau.scoring.scores import score_units
+from tests.envelope.oracle import noise_of
 from tests.tiny import tiny_model
 
 ALL_LAYERS = {"attention_layers": (0, 3), "mlp_layers": (0, 3)}
@@ -116,7 +117,7 @@ def test_smoothgrad_averages_importances_over_noisy_passes(llama, tokens):
     w = {name: p.detach() for name, p in llama.named_parameters()}
     total = {name: torch.zeros_like(x) for name, x in w.items()}
     for i in range(2):
-        z = {name: Noise(0.05).draw(w[name], name, 0, i) for name in in_scope(llama)}
+        z = {name: noise_of(Noise(0.05), w[name], name, 0, i) for name in in_scope(llama)}
         g = gradients(llama, tokens, z)
         for name in z:
             total[name] += (g[name] * w[name]).abs() / 2
@@ -131,7 +132,7 @@ def algorithm_1(model, tokens, *, rho, gamma, sigma, steps, relative=True, m=1, 
     for t in range(steps):
         g = {name: torch.zeros_like(x) for name, x in w.items()}
         for i in range(m):
-            z = {n: Noise(sigma, relative).draw(w[n], n, t, i) for n in w}
+            z = {n: noise_of(Noise(sigma, relative), w[n], n, t, i) for n in w}
             drawn = gradients(model, tokens, {name: delta[name] + z[name] for name in w})
             g = {name: g[name] + drawn[name] / m for name in w}
         # w^(t+1) = (1 − γ/ρ) w^(t) − γ (g − w/ρ), written for the weights themselves
@@ -194,7 +195,7 @@ def test_released_is_the_published_update(llama, tokens, criterion, noise):
     delta = {name: torch.zeros_like(x) for name, x in w.items()}
     iterates = []
     for t in range(6):
-        z = {n: Noise(0.02, noise == "relative").draw(x, n, t, 0) for n, x in w.items()}
+        z = {n: noise_of(Noise(0.02, noise == "relative"), x, n, t, 0) for n, x in w.items()}
         g = gradients(llama, tokens, {name: delta[name] + z[name] for name in w})
         for name in w:
             d = delta[name] - gamma * g[name]

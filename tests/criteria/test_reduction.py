@@ -17,6 +17,7 @@ from optimum_moreau.models.units import model_shape
 from optimum_moreau.scoring.scores import UnitScores, score_channels, score_units
 from tests import score_process, warm
 from tests.criteria.test_criteria import algorithm_1, assert_same, by_hand, gradients, in_scope
+from tests.envelope.oracle import noise_of
 from tests.tiny import assert_same_state, snapshot, tiny_model
 
 SCOPE = {"attention_layers": (0, 3), "mlp_layers": (0, 3)}
@@ -59,7 +60,7 @@ def elements_of_a_sample(model, sample, criterion):
     if criterion == "moreau-gs":
         return algorithm_1(model, sample, rho=0.2, gamma=0.01, sigma=0.05, steps=3, prox=quantile_of_rows)
     if criterion == "smoothgrad":
-        drawn = [gradients(model, sample, {n: Noise(0.05).draw(w[n], n, 0, i) for n in w}) for i in range(2)]
+        drawn = [gradients(model, sample, {n: noise_of(Noise(0.05), w[n], n, 0, i) for n in w}) for i in range(2)]
         return mean_of([{name: (g[name] * w[name]).abs() for name in w} for g in drawn])
     g = gradients(model, sample)
     if criterion == "taylor-mixed":

@@ -19,7 +19,6 @@ from optimum_moreau.envelope import (
     Micro,
     Noise,
     State,
-    moreau_gradient,
     scoring_mode,
     smoothed_gradient,
 )
@@ -28,6 +27,7 @@ from optimum_moreau.models.units import model_shape
 from optimum_moreau.planning import make_plan
 from optimum_moreau.scoring.scores import UnitScores, UnitSums, score_units
 from tests import warm
+from tests.envelope.oracle import moreau_gradient, noise_of
 from tests.tiny import FAMILIES, assert_same_state, snapshot, tiny_model
 
 ALL = {"attention_layers": (0, 3), "mlp_layers": (0, 3)}
@@ -42,7 +42,7 @@ def config_for(model, criterion="moreau", **changes):
 
 
 def oracle(model, tokens, config):
-    """Unit scores of `moreau` by the plain statement of Algorithm 1 (envelope/reference.py)."""
+    """Unit scores of `moreau` by the plain statement of Algorithm 1 (oracle.py)."""
     blocks = model_shape(model).scored(config)
     names = dict.fromkeys(name for block in blocks for name in block.weight_names().values())
     own = config.criterion
@@ -264,7 +264,9 @@ def test_loss_scaling_saves_gradients_from_underflow():
 def test_noise_is_normal_and_independent_of_layer_and_step():
     w = torch.ones(700, 700)
     noise = Noise(1.0, relative=False, seed=5)
-    draws = [noise.draw(w, name, step, i) for name, step, i in (("a", 0, 0), ("b", 0, 0), ("a", 1, 0), ("a", 0, 1))]
+    draws = [
+        noise_of(noise, w, name, step, i) for name, step, i in (("a", 0, 0), ("b", 0, 0), ("a", 1, 0), ("a", 0, 1))
+    ]
     n = w.numel()
     for z in draws:
         z = z.double()
@@ -284,7 +286,7 @@ def test_moved_weights_are_weight_plus_delta_plus_noise():
     w = torch.randn(300, 500, generator=torch.Generator().manual_seed(0))
     delta = torch.randn(300, 500, generator=torch.Generator().manual_seed(1))
     noise = Noise(0.1, seed=2)
-    z = noise.draw(w, "x", 1, 0)
+    z = noise_of(noise, w, "x", 1, 0)
     torch.testing.assert_close(noise.moved(w, delta, "x", 1, 0), w + delta + z)
     torch.testing.assert_close(noise.moved(w, None, "x", 1, 0, out=torch.empty_like(w)), w + z)
     assert torch.equal(Noise(0.0).moved(w, None, "x", 1, 0), w)

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from optimum_moreau.envelope import LossGradient, Noise, moreau_gradient, scoring_mode, shrink, smoothed_gradient
+from optimum_moreau.envelope import LossGradient, Noise, scoring_mode, shrink, smoothed_gradient
 from optimum_moreau.errors import NonFiniteError
+from tests.envelope.oracle import moreau_gradient, noise_of
 from tests.tiny import tiny_model
 
 NONE = Noise(0.0)
@@ -164,18 +165,18 @@ def test_group_soft_threshold_is_its_definition(alpha):
 def test_noise_depends_on_seed_step_draw_and_name_only():
     w = torch.randn(8, 8, generator=torch.Generator().manual_seed(2))
     noise = Noise(0.1, seed=1)
-    first = noise.draw(w, "x", 2, 3)
-    noise.draw(w, "y", 2, 3)  # another draw in between changes nothing
-    assert torch.equal(first, noise.draw(w, "x", 2, 3))
-    others = [Noise(0.1, seed=2).draw(w, "x", 2, 3), noise.draw(w, "x", 3, 3), noise.draw(w, "x", 2, 0)]
-    assert not any(torch.equal(first, other) for other in [*others, noise.draw(w, "y", 2, 3)])
+    first = noise_of(noise, w, "x", 2, 3)
+    noise_of(noise, w, "y", 2, 3)  # another draw in between changes nothing
+    assert torch.equal(first, noise_of(noise, w, "x", 2, 3))
+    others = [noise_of(Noise(0.1, seed=2), w, "x", 2, 3), noise_of(noise, w, "x", 3, 3), noise_of(noise, w, "x", 2, 0)]
+    assert not any(torch.equal(first, other) for other in [*others, noise_of(noise, w, "y", 2, 3)])
 
 
 def test_relative_noise_scales_with_the_weight_and_absolute_noise_does_not():
     w = torch.full((400, 400), 3.0)
     w[:, 0] = 0
-    relative = Noise(0.1, relative=True).draw(w, "x", 0, 0)
-    absolute = Noise(0.1, relative=False).draw(w, "x", 0, 0)
+    relative = noise_of(Noise(0.1, relative=True), w, "x", 0, 0)
+    absolute = noise_of(Noise(0.1, relative=False), w, "x", 0, 0)
     assert not relative[:, 0].any()
     assert relative[:, 1:].std() == pytest.approx(0.3, rel=0.02)
     assert absolute.std() == pytest.approx(0.1, rel=0.02)
