@@ -82,7 +82,7 @@ def show(result: dict[str, Any]) -> str:
     measured = any(one.perplexity for one in record.agreements)
     head = ["criterion", "ratio", "compared", "pairs", "kept alike", "removed alike", "rank"]
     head += ["perplexity of the two", "Diff"] if measured else []
-    rows = [head, ["---", *["---:"] * (len(head) - 1)]]
+    rows = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
     for one in record.agreements:
         row = [one.criterion, f"{one.ratio:g}", one.words, str(one.pairs), *one.cells]
         if measured:
