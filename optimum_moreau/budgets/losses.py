@@ -21,12 +21,12 @@ from itertools import pairwise
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from ..distributed import add_up, is_distributed
 from ..errors import NonFiniteError
 from ..models.hooks import silent
+from ..models.progress import progress
 from ..models.stream import LayerStream, StreamedLayer
 from ..models.units import Block, decoder_layers
 from ..scoring.profiles import probes, profile_name, profile_of
@@ -78,7 +78,7 @@ def search(
     logger.info("budget 'search': %d forward passes over %d windows", passes, windows)
     stream = LayerStream(model, batches, windows)
     dense, found = None, {}
-    for streamed in tqdm(stream, "search", depth, leave=False, disable=None):
+    for streamed in progress(stream, "search, layers", depth):
         if dense is None:
             dense = _loss(stream, streamed, batches, "the model as it is")
         for block in (block for block in blocks if block.layer == streamed.index):

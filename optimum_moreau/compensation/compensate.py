@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from ..config import MoreauPrunerConfig
@@ -28,6 +27,7 @@ from ..distributed import is_distributed, processes, share
 from ..envelope import scoring_mode
 from ..errors import DataError, NonFiniteError
 from ..models.placement import Keep, loaded, parameter_names, put, restored
+from ..models.progress import progress
 from ..models.stream import LayerStream, StreamedLayer
 from ..models.units import Block, ModelShape, decoder_layers
 from ..planning import PruningPlan
@@ -177,7 +177,7 @@ class _Compensator:
         layers = decoder_layers(self.model)
         dense, pruned = (LayerStream(self.model, batches, len(tokens), on_cpu=True) for _ in range(2))
         pairs = zip(self._not_narrow(dense), pruned, strict=True)
-        for whole, cut in tqdm(pairs, "layers", len(layers), leave=False, disable=None):
+        for whole, cut in progress(pairs, f"{self.compensation.name}, layers", len(layers)):
             blocks = self.reached[whole.index]
             if not blocks:
                 with self.narrow.off():

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..config import MoreauPrunerConfig
 from ..config.quantities import nearest_fewer
@@ -21,6 +20,7 @@ from ..envelope import FLOAT16_SCALE, next_token_loss
 from ..errors import ConfigError, NonFiniteError, UnsupportedModelError
 from ..models.families import Cut
 from ..models.placement import device_of, input_device, is_offloaded
+from ..models.progress import progress
 from ..models.units import LAYERS, Block
 from .scoring_run import Scoring
 
@@ -60,7 +60,7 @@ def score(run: Scoring) -> None:
     trained = [tensor for one in adapters.values() for tensor in (one.a, one.b)]
     optimizer = torch.optim.AdamW(trained, lr=c.learning_rate, weight_decay=0.0)
     scale = FLOAT16_SCALE if run.model.dtype == torch.float16 else 1.0
-    batches = tqdm(islice(cycle(run.batches), c.steps), "steps", c.steps, leave=False, disable=None)
+    batches = progress(islice(cycle(run.batches), c.steps), "LoRA steps", c.steps)
     with _attached(run, adapters, speaking):
         for step, batch in enumerate(batches, start=1):
             scale = _gradients(run, batch, trained, scale, f"lora, step {step}")

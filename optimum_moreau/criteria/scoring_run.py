@@ -8,11 +8,11 @@ from functools import cached_property
 from pathlib import Path
 
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from ..config import MoreauPrunerConfig
 from ..envelope import GradientEngine, Micro, MovedWeight, Noise, OnGradient
+from ..models.progress import progress
 from ..models.stream import Inputs, LayerStream
 from ..models.units import LAYERS, Block
 
@@ -89,7 +89,7 @@ class Scoring:
     def samples(self) -> Iterator[Tensor]:
         """This process's windows one by one, `(1, length)`, whatever the batch size, with a progress bar."""
         windows = [one for batch in self.batches for one in batch.split(1)]
-        yield from tqdm(windows, "windows", leave=False, disable=self.engine.hides_progress)
+        yield from progress(windows, "scoring, windows")
 
     def gradient(
         self, part: Part, on_gradient: OnGradient, *, moved: MovedWeight | None = None, label: str = ""

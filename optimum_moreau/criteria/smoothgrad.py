@@ -32,15 +32,14 @@ class SmoothGrad(OfGradients):
 
     def score(self, run: Scoring) -> None:
         """Emits |∇f(w + z) ⊙ w| / passes of every pass, or |∇f_n(w + z) ⊙ w| / (passes · N), of every sample too."""
-        from tqdm import tqdm
+        from ..models.progress import progress
 
         noise = run.noise()
         emit = lambda name, g, scale: run.emit_saliency(name, g, scale * (1 / self.passes))  # noqa: E731
-        bar = tqdm(range(self.passes), desc="noisy passes", leave=False, disable=run.engine.hides_progress)
-        for i in bar:
+        loss = [0.0]
+        for i in progress(range(self.passes), "noisy passes", note=lambda: f"loss {loss[0]:.4f}"):
             for part in run.parts():
-                loss = run.gradient(part, emit, moved=_moved(noise, i), label=f"pass {i + 1}")
-                bar.set_postfix(loss=f"{loss:.4f}")
+                loss[0] = run.gradient(part, emit, moved=_moved(noise, i), label=f"pass {i + 1}")
 
     @property
     def passes_each(self) -> int:

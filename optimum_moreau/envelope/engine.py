@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..distributed import add_up, processes, rank
+from ..distributed import add_up, processes
 from ..errors import NonFiniteError, UnsupportedModelError
 from ..models.hooks import first_non_finite
 from ..models.placement import device_of, input_device
@@ -117,11 +117,6 @@ class GradientEngine:
         self._sums: dict[str, Tensor] = {}
         self._checks: dict[str, Tensor] = {}
         self._now: _Running | None = None
-
-    @property
-    def hides_progress(self) -> bool | None:
-        """For tqdm's `disable`: one process of several shows a bar, and none does where there is no terminal."""
-        return True if self.processes > 1 and rank() else None
 
     def device(self, name: str) -> torch.device:
         """Where a weight computes."""

@@ -10,13 +10,14 @@ The first step makes δ ← −g, whose norm gives s_W, and then δ ← γ_W·δ
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from ..models.progress import progress
 from .engine import GradientEngine, Micro, Sum
 from .noise import Noise, for_pieces
 from .state import State
@@ -66,19 +67,17 @@ class MoreauRun:
         """
         if delta.step:
             logger.warning("going on after step %d of %d, from %s", delta.step, self.steps, delta.folder)
-        left = range(delta.step, self.steps)
-        with tqdm(left, "Moreau steps", leave=False, disable=self.engine.hides_progress) as bar:
-            for t in bar:
-                loss = self.engine.run(
-                    self._micros(t, delta),
-                    lambda name, g, scale: self._update(delta, name, g, scale),
-                    into=lambda name, dtype: self._sum(delta, name, dtype),
-                    everywhere=self.everywhere,
-                )
-                bar.set_postfix(loss=f"{loss:.4f}")
-                delta.scales = {name: float(scale) for name, scale in delta.scales.items()}
-                yield t + 1
-                delta.commit()
+        loss = [math.nan]
+        for t in progress(range(delta.step, self.steps), "Moreau steps", note=lambda: f"loss {loss[0]:.4f}"):
+            loss[0] = self.engine.run(
+                self._micros(t, delta),
+                lambda name, g, scale: self._update(delta, name, g, scale),
+                into=lambda name, dtype: self._sum(delta, name, dtype),
+                everywhere=self.everywhere,
+            )
+            delta.scales = {name: float(scale) for name, scale in delta.scales.items()}
+            yield t + 1
+            delta.commit()
 
     def _micros(self, t: int, delta: State) -> list[Micro]:
         return [

@@ -15,7 +15,7 @@ from ..models.undisturbed import plain_outputs, undisturbed
 
 
 @undisturbed()
-@torch.inference_mode()
+@torch.no_grad()
 def generations(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, new_tokens: int = 64
 ) -> list[str]:

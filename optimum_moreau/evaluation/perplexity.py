@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.sources import read_documents
@@ -21,6 +20,7 @@ from ..data.tokens import token_pieces
 from ..data.windows import check_positions, check_vocabulary
 from ..errors import ConfigError, DataError, NonFiniteError
 from ..models.placement import input_device
+from ..models.progress import progress
 from ..models.undisturbed import plain_outputs, undisturbed
 
 SEGMENT = 128  # tokens, of the papers' tables
@@ -103,7 +103,7 @@ def measure_segments(model: PreTrainedModel, segments: Tensor, batch_size: int =
     training = model.training
     model.eval()
     try:
-        with torch.inference_mode(), plain_outputs(model):
+        with torch.no_grad(), plain_outputs(model):  # inference mode would leave an offloaded model unfit for gradients
             total = _loss(model, segments, batch_size)
     finally:
         model.train(training)
@@ -114,7 +114,7 @@ def measure_segments(model: PreTrainedModel, segments: Tensor, batch_size: int =
 def _loss(model: PreTrainedModel, segments: Tensor, batch_size: int) -> float:
     """The negative log-likelihood of all targets together."""
     total = 0.0
-    for batch in tqdm(segments.split(batch_size), desc="perplexity", leave=False, disable=None):
+    for batch in progress(segments.split(batch_size), "perplexity, batches"):
         ids = batch.to(input_device(model))
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()  # (segments, n − 1, vocabulary)
         losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")

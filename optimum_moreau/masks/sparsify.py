@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from ..config import MoreauPrunerConfig
@@ -28,6 +27,7 @@ from ..distributed import is_distributed
 from ..envelope import scoring_mode
 from ..errors import ConfigError, DataError, NonFiniteError, PlanError
 from ..models.placement import Keep, loaded, parameter_names, parameter_values, put, restored
+from ..models.progress import progress
 from ..models.stream import Inputs, LayerStream, StreamedLayer
 from ..models.units import LAYERS, Block, ModelShape, decoder_layers
 from ..scoring.scores import check_gradients
@@ -134,7 +134,7 @@ class _Masker:
                 yield self._write(index, [self._cut(index, module, _EMPTY, scores) for module in modules])
             return
         stream = LayerStream(self.model, self.batches, self.windows)
-        for streamed in tqdm(stream, "layers", len(self.layers), leave=False, disable=None):
+        for streamed in progress(stream, "masking, layers", len(self.layers)):
             if streamed.index in self.owners:
                 keep(streamed.index, list(self.owners[streamed.index]))
                 yield self._layer(streamed, scores)

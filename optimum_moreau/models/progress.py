@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -16,7 +16,9 @@ EVERY = 60.0  # seconds between two lines
 T = TypeVar("T")
 
 
-def progress(steps: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
+def progress(
+    steps: Iterable[T], what: str, total: int | None = None, note: Callable[[], str] | None = None
+) -> Iterator[T]:
     """Yields what `steps` yields, and shows how far it is; of several processes only the first does.
 
     On a terminal that is a bar; elsewhere a line of the log (at INFO) once a minute, so that a step that is done sooner
@@ -26,6 +28,7 @@ def progress(steps: Iterable[T], what: str, total: int | None = None) -> Iterato
         steps: what is gone through.
         what: the step's name: "refit", "perplexity".
         total: how many there are, where `steps` has no length.
+        note: what is to be said beside it, after the first step: a loss.
     """
     if rank():
         yield from steps
@@ -34,7 +37,9 @@ def progress(steps: Iterable[T], what: str, total: int | None = None) -> Iterato
     said = time.monotonic()
     with tqdm(steps, what, total, leave=False, disable=None) as bar:
         for done, step in enumerate(bar):
+            beside = note() if note and done else ""
+            bar.set_postfix_str(beside, refresh=False)
             if bar.disable and time.monotonic() - said > EVERY:
                 said = time.monotonic()
-                logger.info("%s: %d of %s done", what, done, total if total is not None else "?")
+                logger.info("%s: %d of %s done%s", what, done, total or "?", f", {beside}" if beside else "")
             yield step
