@@ -19,7 +19,6 @@ from .loading import load_config, load_model, load_tokenizer
 from .models.undisturbed import undisturbed
 from .planning import PruningPlan
 from .recovery import MoreauRecovery, RecoveryConfig, RecoverySummary
-from .run.configs import config_to_apply
 from .run.cutting import PruningResult, applied, pruned
 from .run.made import ElementScores
 from .run.measuring import EvaluationText, measured_perplexity
@@ -32,7 +31,6 @@ from .saving.hub import Published, push_folder
 from .saving.records import Records
 from .saving.verification import Verification, verify
 from .scoring.scores import UnitScores
-from .surgery.apply import check_prunable
 
 
 class MoreauPruner:
@@ -182,11 +180,8 @@ class MoreauPruner:
             PlanError, ExportError: the plan is for another model; no stock class holds the shapes.
             DataError: the plan is to be compensated for, and no text is given.
         """
-        check_prunable(model)
-        config = config_to_apply(plan, lambda: self._of_bare_plans.resolve(model.config), export)
-        self._tokens = None
-        text = CalibrationText.of(calibration, self.tokenizer, calibration_column)
-        run = Run.to_apply(model, plan, config, text)
+        self._tokens, text = None, CalibrationText.of(calibration, self.tokenizer, calibration_column)
+        run = Run.to_apply(model, plan, text, otherwise=self._of_bare_plans, export=export)
         warn_of_earlier(run, self._result if self._model is model else None)
         if run.fitted is not None:
             warn_of_other_text(text, plan)
@@ -278,7 +273,6 @@ class MoreauPruner:
         *,
         overwrite: bool = False,
         card_template: str | Path | None = None,
-        save_dtype: str | None = None,
         inputs: str = "",
     ) -> Verification:
         """Writes the pruned model, tokenizer, plan, scores, config, summary and card; verified by a reload.
@@ -289,25 +283,30 @@ class MoreauPruner:
             save_directory: folder to write.
             overwrite: replace a folder that holds a model and nothing else.
             card_template: of the card, instead of the one that ships (jinja2).
-            save_dtype: `float32`, `bfloat16` or `float16`, which the model has from then on; default: its own.
             inputs: hash of what the model was made from, by which a chain recognises its work; for the summary.
 
         Raises:
             CheckpointError: the folder may not or cannot be written, or does not load back as it was.
             MoreauError: nothing was pruned yet; or the folder is, holds or lies in that of the base, or the template's.
         """
-        if self._model is None or self._result is None:
-            raise MoreauError("save_pretrained: nothing was pruned yet; call prune or apply first")
-        check_apart([save_directory], [self._model.config.name_or_path, card_template])
-        self._result = cast(self._result, self._model, save_dtype)
+        model, made = self._pruned("save_pretrained")
+        check_apart([save_directory], [model.config.name_or_path, card_template])
         save = {"trust_remote_code": self.trust_remote_code}
         with save_folder(save_directory, overwrite=overwrite) as folder:
-            words = write_model(self._model, self.tokenizer, folder, self.revision, **save)
-            tokens = tokens_to_verify(self._model) if self._tokens is None else self._tokens
-            verification = verify(self._model, folder, tokens, **save)
-            result = checked(self._result, words, verification, inputs)
+            words = write_model(model, self.tokenizer, folder, self.revision, **save)
+            tokens = tokens_to_verify(model) if self._tokens is None else self._tokens
+            verification = verify(model, folder, tokens, **save)
+            result = checked(made, words, verification, inputs)
             record(result, self._recovery, self.measurements).save(folder, card_template)
         return verification
+
+    def cast(self, dtype: str | None) -> None:
+        """In place: the pruned model in `float32`, `bfloat16` or `float16`, to be measured and saved so.
+
+        Raises:
+            MoreauError: nothing was pruned yet; it is another dtype; or the model is offloaded.
+        """
+        self._result = cast(*self._pruned("cast"), dtype)
 
     def push_to_hub(self, repo_id: str, *, save_directory: str | Path | None = None, **options: Any) -> Published:
         """Publishes the pruned model: saves it, verified, and pushes the folder in one commit.
@@ -328,10 +327,14 @@ class MoreauPruner:
 
     def _recovering(self, what: str, config: RecoveryConfig | None = None) -> tuple[PreTrainedModel, MoreauRecovery]:
         """The pruned model, and what tunes it: zeros of a mask stay zero."""
+        model, result = self._pruned(what)
+        masked = result.sparsity is not None
+        return model, MoreauRecovery(config or RecoveryConfig(), self.tokenizer, keep_zeros=masked)
+
+    def _pruned(self, what: str) -> tuple[PreTrainedModel, PruningResult]:
         if self._model is None or self._result is None:
             raise MoreauError(f"{what}: nothing was pruned yet; call prune, apply or from_pretrained first")
-        masked = self._result.sparsity is not None
-        return self._model, MoreauRecovery(config or RecoveryConfig(), self.tokenizer, keep_zeros=masked)
+        return self._model, self._result
 
     def _recovered(self, recovery: MoreauRecovery) -> RecoverySummary:
         """Keeps a recovery that went well; the one before it, if any, stays on record."""

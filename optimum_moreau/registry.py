@@ -92,11 +92,11 @@ _BUDGETS = "optimum_moreau.budgets"
 BUDGETS = Registry(
     "budget",
     {
-        "uniform": f"{_BUDGETS}.budget:Uniform",
-        "global": f"{_BUDGETS}.ranking:Global",
+        "uniform": f"{_BUDGETS}.uniform:Uniform",
+        "global": f"{_BUDGETS}.overall:Global",
         "cosine": f"{_BUDGETS}.cosine:Cosine",
         "owl": f"{_BUDGETS}.owl:OWL",
-        "zscore": f"{_BUDGETS}.ranking:ZScore",
+        "zscore": f"{_BUDGETS}.zscore:ZScore",
         "search": f"{_BUDGETS}.search:Search",
     },
 )
@@ -105,7 +105,7 @@ _COMPENSATIONS = "optimum_moreau.compensation"
 COMPENSATIONS = Registry(
     "compensation",
     {
-        "none": f"{_COMPENSATIONS}.step:NoCompensation",
+        "none": f"{_COMPENSATIONS}.none:NoCompensation",
         "refit": f"{_COMPENSATIONS}.refit:Refit",
         "scale": f"{_COMPENSATIONS}.scale:Scale",
         "bias": f"{_COMPENSATIONS}.bias:Bias",

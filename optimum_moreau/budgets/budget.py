@@ -86,16 +86,6 @@ class Budget:
         return score / unit_parameters
 
 
-@settings
-class Uniform(Budget):
-    """Each layer gives the same share: p_l = p."""
-
-    name = "uniform"
-    summary = "each layer gives the same share"
-    of_masks = True
-    of_rounds = True
-
-
 def level(
     blocks: Sequence[Block], share: float, most: Sequence[float], parts: Callable[[float], list[float]]
 ) -> Shares:

@@ -28,6 +28,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..planning import PruningPlan
     from ..pruner import MoreauPruner
     from ..run.measuring import EvaluationText
+    from ..run.saving import check_castable
     from ..saving import check_target
     from ..saving.card import check_template
 
@@ -37,6 +38,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         check_template(args.card_template)
         plan = PruningPlan.load(args.plan)
         model, tokenizer = options.load(args)
+        check_castable(model, args.save_dtype)
         pruner = MoreauPruner(tokenizer=tokenizer, trust_remote_code=args.trust_remote_code)
         if args.evaluate:
             text = EvaluationText(args.evaluate, tokenizer)
@@ -45,6 +47,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         result = pruner.apply(model, plan, args.calibration, calibration_column=column, export=args.export)
         if not processes.is_first():
             return {}
+        pruner.cast(args.save_dtype)
         if args.evaluate:
             pruner.evaluate(text)
         verification = pruner.save_pretrained(args.output, overwrite=args.overwrite, card_template=args.card_template)

@@ -102,7 +102,9 @@ def add_output_arguments(parser: argparse.ArgumentParser, *, required: bool = Tr
     parser.add_argument("-o", "--output", required=required, metavar="FOLDER", help="folder to write")
     add(parser, "--overwrite", "replace a folder that holds a model and nothing else")
     add(parser, "--evaluate TEXT", "measure the perplexity on a text, for the card")
-    add(parser, "--card-template FILE", "of the model card (jinja2)")
+    add(parser, "--card-template FILE", rarely("of the model card (jinja2)"))
+    text, kinds = "to save the result in: fp32 | bf16 | fp16 (default: as loaded)", ("float32", "bfloat16", "float16")
+    parser.add_argument("--save-dtype", metavar="DTYPE", type=_dtype, choices=kinds, help=text)
 
 
 def names(text: str) -> list[str]:

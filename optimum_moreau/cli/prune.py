@@ -1,7 +1,6 @@
 """Score a model's units on a text, cut the least important, save and verify the smaller model."""
 
 import argparse
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,8 +55,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..evaluation.records import perplexities
     from ..pipeline import chain
 
-    if processes.is_first():
-        logging.getLogger("optimum_moreau.run.scoring").setLevel(logging.INFO)  # it says what scoring will take
+    processes.announce("run.scoring")  # it says what scoring will take
     means = chain.Means(args.device, args.trust_remote_code, args.overwrite, args.checkpoint_dir, args.config)
     done = chain.run(recipe, means)
     if not processes.is_first():

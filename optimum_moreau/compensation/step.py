@@ -63,12 +63,3 @@ class Compensation:
     def fit(self, w: Tensor, moments: Moments) -> Fitted:
         """Adjusts a matrix, W `(out, kept)` in float64."""
         return w, None
-
-
-@settings
-class NoCompensation(Compensation):
-    """What stays is left as it is."""
-
-    name = "none"
-    summary = "what stays is left as it is"
-    fits = False

@@ -24,6 +24,7 @@ from ..evaluation.records import EVALUATION_NAME, Measurement, load_measurements
 from ..loading import base_revision, load_config, load_model
 from ..pruner import MoreauPruner
 from ..run.measuring import EvaluationText
+from ..run.saving import check_castable
 from ..saving import check_apart, check_folder, check_target, work_folder
 from ..saving.card import check_template
 from ..saving.records import Records
@@ -158,12 +159,14 @@ class _Chain:
             trust_remote_code=self.means.trust_remote_code,
         )
         model = self.base()
+        check_castable(model, recipe.save_dtype)
         run = pruner.prepare(model, self.calibration, checkpoint_dir=self.means.checkpoint_dir)
         self.calibration.forget()
         sizes.check_shape(run.counted, run.config)
         if self.evaluation:
             pruner.evaluate(model, self.evaluation)
         summary = pruner.prune_prepared(run).summary
+        pruner.cast(recipe.save_dtype)
         if not run.config.masks:
             sizes.check_removed(summary.parameters_before - summary.parameters_after, run.shape, run.config)
         if not processes.is_first():
@@ -220,6 +223,7 @@ def tune(
     saving: Mapping[str, Any],
     evaluate: str | EvaluationText | None = None,
     work: Path | None = None,
+    save_dtype: str | None = None,
 ) -> dict[str, Any]:
     """Tunes the model of a folder, or merges an adapter into it, and saves it to another; returns what was done.
 
@@ -231,13 +235,13 @@ def tune(
         saving: keyword arguments of `save_pretrained`.
         evaluate: text to measure the perplexity on.
         work: folder of the training's states; removed when the model is saved. Default: beside the output.
+        save_dtype: of the result; default: as it was loaded.
     """
     check_target(output, overwrite=saving["overwrite"])
     if not isinstance(step, str):
         work = work or work_folder(output)
         check_folder(work)
-    if processes.is_first():
-        logging.getLogger("optimum_moreau.recovery.training").setLevel(logging.INFO)  # it says that it begins
+    processes.announce("recovery.training")  # it says that it begins
     check_template(saving["card_template"])
     pruner = MoreauPruner.from_pretrained(folder, **loading)
     if isinstance(step, str):
@@ -247,11 +251,11 @@ def tune(
         summary = pruner.recover(step.data, step.config, teacher=teacher, work_dir=work)
     if not processes.is_first():
         return {}
+    pruner.cast(save_dtype)
     if evaluate:
         pruner.evaluate(evaluate)
     verification = pruner.save_pretrained(output, **saving)
-    if work is not None:
-        shutil.rmtree(work, ignore_errors=True)
+    shutil.rmtree(work or "", ignore_errors=True)
     return {
         **summary.training,
         "trainable_parameters": summary.trainable_parameters,

@@ -34,6 +34,7 @@ def keys_of(recipe: Recipe) -> dict[str, str]:
             calibration=_identity(recipe.calibration),
             column=recipe.calibration_column,
             config=recipe.prune.to_dict(),
+            **({"save_dtype": recipe.save_dtype} if recipe.save_dtype else {}),
         )
     }
     if recipe.recover:

@@ -15,6 +15,12 @@ from pathlib import Path
 from ..errors import ConfigError
 
 
+def announce(room: str) -> None:
+    """Lets the first process say what a room of this package tells at INFO."""
+    if is_first():
+        logging.getLogger(f"optimum_moreau.{room}").setLevel(logging.INFO)
+
+
 def join(device: str | None) -> str | None:
     """Joins the processes that were launched together; returns this one's device: alone, that which is asked for."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:

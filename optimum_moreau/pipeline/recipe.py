@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import Field
@@ -109,6 +109,9 @@ class Recipe:
     output: str = setting("folder of the pruned model", default=...)
     revision: str | None = setting("of the base model on the Hub", default=None)
     dtype: str = setting("to load it in; `auto` is as saved", default="auto")
+    save_dtype: Literal["float32", "bfloat16", "float16"] | None = setting(
+        "to save the results in; default: as it was loaded", default=None
+    )
     calibration: str | None = setting("text to score on, as for `load_calibration`", default=None)
     calibration_column: str | None = setting("its text column", default=None)
     evaluate: str | None = setting(

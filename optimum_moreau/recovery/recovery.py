@@ -162,8 +162,10 @@ class MoreauRecovery:
         """
         if self.tokenizer is None:
             raise MoreauError("a tokenizer is needed: MoreauRecovery(config, tokenizer=tokenizer)")
-        names = ("sequence_length", "loss_on", "packing", "validation", "seed")
-        return load_examples(data, self.tokenizer, **{name: getattr(self.config, name) for name in names})
+        c = self.config
+        drawn: Any = {"validation": c.validation, "seed": c.seed}
+        how: Any = {"sequence_length": c.sequence_length, "loss_on": c.loss_on, "packing": c.packing}
+        return load_examples(data, self.tokenizer, **how, **drawn)
 
     @undisturbed()
     def merge(self, model: PreTrainedModel, folder: str | Path) -> RecoverySummary:

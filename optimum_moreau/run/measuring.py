@@ -31,9 +31,7 @@ class EvaluationText:
         self.name = source_name(source)
         self.sha256 = content_hash(source) if isinstance(source, (str, Path)) else ""
         self._tokenizer = tokenizer
-        self._documents = read_documents(
-            source, column=column, seed=None, tokenizer=tokenizer, option="column (evaluate --text-column)"
-        )
+        self._documents = read_documents(source, column=column, seed=None, tokenizer=tokenizer)
         self._segments: dict[tuple[int, int | None], Tensor] = {}
 
     @classmethod

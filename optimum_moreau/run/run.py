@@ -14,7 +14,7 @@ from ..compensation.biases import check_compensation, shape_to_count
 from ..config import MoreauPrunerConfig
 from ..data.sources import model_reference
 from ..data.windows import CalibrationSet, CalibrationText, check_positions
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, PlanError
 from ..models.placement import prepare_offloaded
 from ..models.units import ModelShape, model_shape
 from ..planning import PruningPlan, check_derived, fingerprint
@@ -96,20 +96,34 @@ class Run:
 
     @classmethod
     def to_apply(
-        cls, model: PreTrainedModel, plan: PruningPlan, config: MoreauPrunerConfig, text: CalibrationText
+        cls,
+        model: PreTrainedModel,
+        plan: PruningPlan,
+        text: CalibrationText,
+        *,
+        otherwise: MoreauPrunerConfig,
+        export: str | None = None,
     ) -> Run:
         """The run of a plan that was made before.
 
         Args:
             model: the base model.
             plan: what stays of it.
-            config: that it is applied with, resolved.
             text: for its compensation, if it has one.
+            otherwise: the config, where the plan carries none (written by hand).
+            export: `auto`, `stock` or `custom`, instead of the config's.
 
         Raises:
-            PlanError: the plan is for another model.
+            PlanError: the plan is for another model, or of a mask.
             DataError: it is to be compensated for, and no text is given, or the model has too few positions.
         """
+        check_prunable(model)
+        config = MoreauPrunerConfig.from_dict(plan.config) if plan.config else otherwise.resolve(model.config)
+        if config.masks:
+            mask = config.mask.pattern
+            raise PlanError(f"the plan is of a mask ({mask}), which it does not hold; prune the base again")
+        if export is not None:
+            config = MoreauPrunerConfig.from_dict({**config.to_dict(), "export": export})
         step = config.compensation
         if step.fits and text.source is None:
             source = plan.calibration.get("source", "no text on record")
@@ -117,7 +131,6 @@ class Run:
                 f"the plan is to be compensated for ('{step.name}'), which reads text: give the calibration"
                 f" (--calibration; that of the scores was {source})"
             )
-        check_prunable(model)
         run = cls.begin(model, config, revision=plan.revision)
         plan.check_matches(model, run.shape)
         check_derived(run.shape, plan, config)

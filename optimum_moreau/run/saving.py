@@ -55,24 +55,30 @@ def write_model(
     return words
 
 
-def cast(result: PruningResult, model: PreTrainedModel, dtype: str | None) -> PruningResult:
+def check_castable(model: PreTrainedModel, dtype: str | None) -> None:
+    """Refuses a dtype that a model cannot be saved in.
+
+    Raises:
+        ConfigError: it is none of `DTYPES`.
+        UnsupportedModelError: the model is offloaded.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f"save_dtype: '{dtype}' is none of {', '.join(DTYPES)}")
+    if dtype is not None and is_offloaded(model):
+        raise UnsupportedModelError("save_dtype: an offloaded model cannot be cast; load it in that dtype (--dtype)")
+
+
+def cast(model: PreTrainedModel, result: PruningResult, dtype: str | None) -> PruningResult:
     """In place: the parameters in the dtype that they are saved in; the result, with what its summary says of it.
 
     Args:
-        result: of the run.
         model: the pruned model; buffers that no checkpoint holds stay as they are.
-        dtype: `float32`, `bfloat16` or `float16`; `None`: as it is.
-
-    Raises:
-        ConfigError: another dtype is asked for.
-        UnsupportedModelError: the model is offloaded.
+        result: its result.
+        dtype: one of `DTYPES`; `None`: as it is. Errors are those of `check_castable`.
     """
+    check_castable(model, dtype)
     if dtype is None:
         return result
-    if dtype not in DTYPES:
-        raise ConfigError(f"save_dtype: '{dtype}' is none of {', '.join(DTYPES)}")
-    if is_offloaded(model):
-        raise UnsupportedModelError("save_dtype: an offloaded model cannot be cast; load it in that dtype (--dtype)")
     for parameter in model.parameters():
         parameter.data = parameter.data.to(getattr(torch, dtype))
     model.config.dtype = getattr(torch, dtype)

@@ -70,8 +70,8 @@ class Export:
         if not (self.own and self.problem and self.asked == "auto"):
             return ""
         return (
-            f"{self.problem}, so the model is of type {self.model_type}: it loads in transformers with `import"
-            f" optimum_moreau` or trust_remote_code=True, not in vLLM or llama.cpp{self._for_stock}"
+            f"{self.problem}, so the model is of type {self.model_type}: load it with `import optimum_moreau` or"
+            f" trust_remote_code=True{self._for_stock}"
         )
 
 
@@ -98,6 +98,7 @@ def decide_export(
     shapes = _stock_problem(_hidden_size(model_config, plan), dims, family)
     biases = f"{family.base_type} has no bias in {', '.join(added)}" if added else ""
     problem = "; ".join(filter(None, (biases, shapes)))
+    brief = "; ".join(filter(None, (biases, shapes if _alike(dims) else "layers differ in shape")))
     if export != "custom" and not problem:
         return Export(family.base_type, asked=export)
     alternative = None if coming else family.stock_alternative  # it has no biases
@@ -111,7 +112,7 @@ def decide_export(
     advice = "" if added and len(changes) < 1 + bool(shapes) else ", ".join(changes)  # the biases are the base's own
     if export == "stock":
         raise ExportError(f"export='stock': {problem}" + (f"; {advice}" if advice else ""))
-    return Export(family.custom_type, problem, advice, own=True, asked=export)
+    return Export(family.custom_type, brief, advice, own=True, asked=export)
 
 
 def _has_intercept(plan: PruningPlan) -> bool:
@@ -254,7 +255,11 @@ def _stock_problem(hidden_size: int, dims: list[dict[str, int]], family: Family)
 
 
 def _fits_alternative(model_config: Any, dims: list[dict[str, int]], alternative: str | None) -> bool:
-    return alternative is not None and not has_biases(model_config) and all(layer == dims[0] for layer in dims)
+    return alternative is not None and not has_biases(model_config) and _alike(dims)
+
+
+def _alike(dims: list[dict[str, int]]) -> bool:
+    return all(layer == dims[0] for layer in dims)
 
 
 def _shape_words(layer: Mapping[str, int]) -> str:

@@ -684,7 +684,7 @@ def test_a_plan_on_a_full_disk_is_refused(refused, tiny_folder):
 
 
 def test_saving_before_pruning_is_refused(tmp_path):
-    with refusal(MoreauError, r"nothing was pruned yet; call prune or apply first"):
+    with refusal(MoreauError, r"nothing was pruned yet; call prune, apply or from_pretrained first"):
         MoreauPruner().save_pretrained(tmp_path / "out")
     assert contents(tmp_path) == {}
 

@@ -413,6 +413,7 @@ CALLS |= {
 METHODS = {"read_text", "read_bytes"}
 # Of what is read elsewhere, why it may be.
 ELSEWHERE = {
+    ("criteria/papers.py", "read_text"): "a file of this package",
     ("saving/outputs.py", "read_text"): "the kernel's list of mounts",
     ("saving/reload_process.py", "json.load"): "a child that does not know this package reads its parent's request",
     ("saving/reload_process.py", "load_file"): "the same, the tokens",

@@ -1,4 +1,4 @@
-"""One ranking over all layers: of scores per parameter, or of z = (s − mean_b)/std_b, each block b its own (FLAP)."""
+"""One ranking over all layers of z = (s − mean_b)/std_b, each block b its own (FLAP)."""
 
 from __future__ import annotations
 
@@ -11,17 +11,6 @@ from .budget import Budget
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-@settings
-class Global(Budget):
-    """One ranking of all units, or of all weights of a mask, by their score per parameter."""
-
-    name = "global"
-    summary = "one ranking of all units by their score per parameter"
-    ranks = True
-    of_masks = True
-    of_rounds = True
 
 
 @settings
