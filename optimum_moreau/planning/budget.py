@@ -24,7 +24,7 @@ from ..scoring.scores import Ranking, UnitScores, check_covers, with_layer_sums
 from .counts import Counts, UnitCounts, cost_of, nearest_of, removal_order
 from .explain import NEAR, adjustments
 from .pruning_plan import Kept, PruningPlan, contributions, remaining
-from .runtimes import LegalCounts, check_derived, check_foreseen
+from .runtimes import LegalCounts, check_before_scoring, check_derived
 
 WAYS = ("layers", "hidden", "units")  # coarsest first
 
@@ -115,7 +115,7 @@ def expected_plan(shape: ModelShape, config: MoreauPrunerConfig) -> PruningPlan:
         {block.where: torch.zeros(block.total, dtype=torch.float32, device="cpu") for block in shape.in_scope(config)}
     )
     plan = _planned(blank, shape, config)
-    check_foreseen(shape, plan, config)
+    check_before_scoring(shape, plan, config)
     check_derived(shape, plan, config)
     return plan
 

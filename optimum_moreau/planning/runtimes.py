@@ -189,7 +189,7 @@ def check_derived(shape: ModelShape, plan: PruningPlan, config: MoreauPrunerConf
     _check_scale(shape, plan, family, len(stay))
 
 
-def check_foreseen(shape: ModelShape, plan: PruningPlan, config: MoreauPrunerConfig) -> None:
+def check_before_scoring(shape: ModelShape, plan: PruningPlan, config: MoreauPrunerConfig) -> None:
     """Refuses, before scoring, what only some scores would make a network that the engine reads.
 
     The plan is the expected one, of so many layers as will go, but perhaps of others.

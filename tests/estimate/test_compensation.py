@@ -22,7 +22,7 @@ from tests.tiny import tiny_model
 ALL = {"attention_layers": (0, 3), "mlp_layers": (0, 3)}
 
 
-def foreseen(model, **settings):
+def estimated(model, **settings):
     values = {"criterion": "magnitude", "compensation": "refit", "compensation_samples": 12, "sequence_length": 16}
     config = MoreauPrunerConfig(**{**values, "unit_ratio": 0.5, **ALL, **settings}).resolve(model.config)
     shape = model_shape(model)
@@ -54,7 +54,7 @@ def windows_through(model, name):
 )
 def test_passes_are_counted_as_they_run(settings, passes):
     model = tiny_model("llama")
-    shape, plan, config, estimate = foreseen(model, **settings)
+    shape, plan, config, estimate = estimated(model, **settings)
     assert (estimate.attention_passes, estimate.mlp_passes) == passes
     counted = {name: windows_through(model, name) for name in ("self_attn.o_proj", "mlp.down_proj")}
     with compensated(model, shape, plan, torch.randint(64, (12, 16)), config):
@@ -67,7 +67,7 @@ def test_passes_are_counted_as_they_run(settings, passes):
 def test_operations_are_those_counted(compensation):
     """Of matrix products; beside them the errors, in float64, and one window of each stream for layers' arguments."""
     model = tiny_model("llama")
-    shape, plan, config, estimate = foreseen(model, compensation=compensation)
+    shape, plan, config, estimate = estimated(model, compensation=compensation)
     with FlopCounterMode(display=False) as counter, compensated(model, shape, plan, torch.ones(12, 16).long(), config):
         pass
     products = sum(n for op, n in counter.get_flop_counts()["Global"].items() if str(op) in ("aten.mm", "aten.addmm"))
@@ -85,17 +85,17 @@ def test_a_search_takes_the_operations_of_the_windows_that_it_reads(monkeypatch)
     model, found = tiny_model("llama"), {}
     for samples in (1, 3, 4, 12):
         settings = {"budget": "search", "calibration_samples": samples}
-        shape, _, config, _ = foreseen(model, **settings)
+        shape, _, config, _ = estimated(model, **settings)
         found[samples] = forward_operations(skeleton_of(model), shape, config)
     assert found[3] == pytest.approx(3 * found[1]) and found[12] == found[4] == pytest.approx(4 * found[1])
     lines = estimate_scoring(skeleton_of(model), shape, config, "cpu").lines
     assert "10 forward passes, 10 of them over 4 windows" in lines[0]
 
 
-def test_rounds_score_and_compensate_as_often_as_foreseen(monkeypatch):
+def test_rounds_score_and_compensate_as_often_as_estimated(monkeypatch):
     model = tiny_model("llama")
     settings = {"rounds": 3, "criterion": "wanda", "calibration_samples": 4}
-    shape, _, config, estimate = foreseen(model, **settings)
+    shape, _, config, estimate = estimated(model, **settings)
     scoring = estimate_scoring(skeleton_of(model), shape, config, "cpu")
     assert (scoring.times, estimate.times, scoring.forwards) == (3, 3, 1)
     assert "in each of 3 rounds" in scoring.lines[0] and "in each of 3 rounds" in estimate.lines[0]
@@ -104,20 +104,20 @@ def test_rounds_score_and_compensate_as_often_as_foreseen(monkeypatch):
     MoreauPruner(config).prune(model, text)
     whole = 3 * (12 * estimate.mlp_passes + 2 * shape.depth) + 3 * (4 * scoring.forwards + 1) * shape.depth
     assert sum(counted) == whole
-    once = estimate_scoring(skeleton_of(tiny_model()), shape, foreseen(tiny_model(), criterion="wanda")[2], "cpu")
+    once = estimate_scoring(skeleton_of(tiny_model()), shape, estimated(tiny_model(), criterion="wanda")[2], "cpu")
     assert once.times == 1 and "rounds" not in once.lines[0]
 
 
 def test_streams_are_the_hidden_states_of_all_windows_twice(monkeypatch):
     monkeypatch.setattr("optimum_moreau.estimate.compensation.product_rate", lambda *_: 1e9)
     model = tiny_model("llama", dtype=torch.bfloat16)
-    *_, estimate = foreseen(model)
+    *_, estimate = estimated(model)
     assert estimate.stream_bytes == 2 * 12 * 16 * 32 * 2
-    shape, plan, config, _ = foreseen(model, intercept=True)
+    shape, plan, config, _ = estimated(model, intercept=True)
     on_gpu = estimate_compensation(skeleton_of(model), shape, plan, config, "cuda")
     assert on_gpu.peak_memory_bytes == on_gpu.model_bytes + on_gpu.work_bytes
     assert "; on the CPU hidden states 24.0 KiB" in on_gpu.lines[1]
-    assert foreseen(model, compensation="none")[3] is None
+    assert estimated(model, compensation="none")[3] is None
 
 
 MEASURE = """
@@ -184,7 +184,7 @@ def test_a_dry_run_says_it(verb, command, tmp_path):
 
 def test_the_log_says_it_before_scoring(caplog):
     model = tiny_model("llama")
-    *_, config, _ = foreseen(model)
+    *_, config, _ = estimated(model)
     with caplog.at_level(logging.INFO, "optimum_moreau.run.scoring"):
         MoreauPruner(config).prune(model, torch.randint(64, (40, 16)))
     words = caplog.text

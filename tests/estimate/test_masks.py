@@ -33,7 +33,7 @@ MASKS = {
 }
 
 
-def foreseen(model, **settings):
+def estimated(model, **settings):
     shape = model_shape(model)
     config = MoreauPrunerConfig(**{"criterion": "wanda", **settings}).resolve(model.config)
     return shape, config, estimate_zeros(skeleton_of(model), shape, config)
@@ -42,7 +42,7 @@ def foreseen(model, **settings):
 @pytest.mark.parametrize("settings", MASKS.values(), ids=MASKS)
 def test_the_zeros_are_those_that_there_will_be(settings, tokens):
     model = tiny_model("llama", intermediate_size=152)  # more than one block of the surgeon's columns
-    shape, config, expected = foreseen(model, **settings)
+    shape, config, expected = estimated(model, **settings)
     found = sparsify(model, shape, tokens, config)
     assert expected.zeros == sum(one.zeros for one in found.matrices)
     assert (expected.matrices, expected.weights) == (len(found.matrices), sum(one.total for one in found.matrices))
@@ -52,13 +52,13 @@ def test_the_zeros_are_those_that_there_will_be(settings, tokens):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_of_every_family(family):
     model = tiny_model(family)
-    shape, config, expected = foreseen(model, criterion="magnitude", pattern="unstructured", sparsity=0.3)
+    shape, config, expected = estimated(model, criterion="magnitude", pattern="unstructured", sparsity=0.3)
     assert expected.zeros == sum(one.zeros for one in sparsify(model, shape, None, config).matrices)
 
 
 def test_owl_gives_about_as_many(tokens):
     model = tiny_model("llama")
-    shape, config, expected = foreseen(model, pattern="unstructured", budget="owl")
+    shape, config, expected = estimated(model, pattern="unstructured", budget="owl")
     found = sparsify(model, shape, tokens, config)
     assert expected.by_scores
     assert expected.zeros == pytest.approx(sum(one.zeros for one in found.matrices), rel=0.05)
