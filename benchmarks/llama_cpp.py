@@ -2,7 +2,7 @@
 
     python benchmarks/llama_cpp.py --source llama.cpp --binaries llama.cpp/build/bin [--shared ../shared]
 
-Each model is pruned with `--engine llama.cpp`, converted by llama.cpp's own converter, and read by its
+Each model is pruned with `--runtime llama.cpp`, converted by llama.cpp's own converter, and read by its
 `llama-perplexity` (chunks of n tokens, BOS in place of each one's first, counted from its middle on). The tokens are
 those of `llama-tokenize`, since a tokenizer without a sentencepiece file is converted only approximately.
 """
@@ -25,7 +25,7 @@ from optimum_moreau.data.sources import read_documents
 LENGTH = 128  # tokens per chunk
 CUTS = {
     "dense": None,
-    "20 % of heads and channels": {"pruning_ratio": 0.2, "engine": "llama.cpp"},
+    "20 % of heads and channels": {"pruning_ratio": 0.2, "runtime": "llama.cpp"},
     "20 % of hidden channels": {"pruning_ratio": 0.2, "targets": ("hidden",)},
     "20 % of layers": {"pruning_ratio": 0.2, "targets": ("layers",)},
 }

@@ -257,11 +257,12 @@ class MoreauPruner:
         Raises:
             MoreauError: neither a model nor a pruned one; no tokenizer; or of the text (errors.py).
         """
-        given, text = (model, text) if isinstance(model, PreTrainedModel) else (None, text if model is None else model)
-        measured = given or self._model
-        if measured is None or self.tokenizer is None or text is None:
-            raise MoreauError("evaluate: needs a model (or prune one first), a text and a tokenizer")
-        stage = "before" if measured is given else "pruned" if self._recovery is None else "recovered"
+        if text is None:
+            model, text = None, model
+        measured = self._model if model is None else model
+        if not isinstance(measured, PreTrainedModel) or self.tokenizer is None or text is None:
+            raise MoreauError("evaluate: needs a transformers model (or prune one first), a text and a tokenizer")
+        stage = "before" if measured is model else "pruned" if self._recovery is None else "recovered"
         text = EvaluationText.of(text, self.tokenizer, column)
         self.measurements.append(measured_perplexity(measured, text, stage, **settings))
         return self.measurements[-1].value

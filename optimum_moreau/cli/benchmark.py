@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> str:
-    """The same for a reader, as a table."""
+    """The table that `benchmark` prints."""
     from ..evaluation.speed import Speed
 
     speed = Speed.from_dict({one.name: result[one.name] for one in fields(Speed)})

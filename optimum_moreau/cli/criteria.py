@@ -92,7 +92,7 @@ def _row(criterion: Any) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> str:
-    """The same for a reader, as a markdown table of criteria and patterns."""
+    """The markdown tables that `criteria` prints."""
     if "settings" in result:
         return _show(result)
     rows = [["criterion", "score", "needs", "`units`", "`unstructured`, `n:m`", "settings", "source"], ["---"] * 7]

@@ -132,7 +132,7 @@ def _texts(found: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
 
 
 def show(result: dict[str, Any]) -> str:
-    """The same for a reader."""
+    """The lines that `evaluate` prints."""
     lines = _lines(result)
     if "baseline" in result:
         lines = [*lines, "", f"base: {result['baseline']['model']}", *_lines(result["baseline"]), "", "above the base"]

@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> str:
-    """The same for a reader, and for docs/families.md: a markdown table of the stock types, then what is refused."""
+    """What `families` prints, and docs/families.md shows: a markdown table of the stock types, then what is refused."""
     from ..models.families import FAMILIES, REFUSED
 
     columns = ("model type", "stock export", "own type", "GQA", "biases", "norms", "hidden channels", "notes")

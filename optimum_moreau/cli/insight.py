@@ -107,7 +107,7 @@ def _look(args: argparse.Namespace, config: MoreauPrunerConfig) -> Any:
 
 
 def show(result: dict[str, Any]) -> str:
-    """The same for a reader."""
+    """The lines that `insight` prints."""
 
     def points(curve: dict[str, Any]) -> str:
         return ", ".join(f"{x:g}: {y:.2f}" for x, y in zip(curve["x"], curve["mean"], strict=True))

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Scores, or reads scores, and writes the plan; returns its counts."""
     given = settings.config_from(args)
     if given.masks:
-        raise ConfigError(f"--pattern {given.mask.pattern}: a mask has no plan of units; use prune")
+        raise ConfigError(f"--mask {given.mask.pattern}: a mask has no plan of units; use prune")
     if not args.from_scores:
         sizes.check_removes(given)
     if args.dry_run:
@@ -109,7 +109,7 @@ def _plan(args: argparse.Namespace, given: MoreauPrunerConfig) -> dict[str, Any]
 
 
 def show(result: dict[str, Any]) -> str:
-    """The same for a reader."""
+    """The lines that `plan` prints."""
     if "scoring" in result:
         from ..estimate.pruning import shown
 

@@ -22,6 +22,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> str:
-    """The same for a reader."""
+    """The lines that `plan-diff` prints."""
     rows = [f"{where:24} {row['kept']:8.3f} {row['removed']:8.3f}" for where, row in result.items()]
     return "\n".join([f"{'overlap (Jaccard)':24} {'kept':>8} {'removed':>8}", *rows])

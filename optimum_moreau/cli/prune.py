@@ -42,7 +42,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Prunes and saves, and goes on to recovery and publishing where they are asked for; returns what was done."""
     if args.dry_run and args.print_config:
         raise ConfigError("--dry-run and --print-config: give one of them")
-    values = overridden(read_recipe(args.config) if args.config else {}, _recipe_from(args))
+    read = read_recipe(args.config) if args.config else {}
+    values = overridden(read, _recipe_from(args, section(read, "prune")))
     if args.preset is not None:
         values["prune"] = MoreauPrunerConfig.preset(args.preset, **section(values, "prune")).to_dict()
     recipe = Recipe.from_dict(({"output": ""} if args.dry_run else {}) | values)
@@ -65,12 +66,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return counts | perplexities(done["measurements"]) | later
 
 
-def _recipe_from(args: argparse.Namespace) -> dict[str, Any]:
-    """What the flags say of a recipe."""
+def _recipe_from(args: argparse.Namespace, prune: Mapping[str, Any]) -> dict[str, Any]:
+    """What the flags say of a recipe, whose file says `prune` of the config."""
     names = [one.name for one in settings_of(Recipe)]
     found = {name: value for name in names if (value := getattr(args, name, None)) is not None}
     sections = {
-        "prune": settings.settings_from(args),
+        "prune": settings.settings_from(args, prune),
         "recover": settings.step_from(args, RecoverStep, RecoveryConfig, prefix="recover_"),
         "push": settings.step_from(args, PushStep, prefix="push_"),
     }
@@ -107,7 +108,7 @@ def _zeros(folder: str) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> str:
-    """The same for a reader; of --print-config, the recipe's file."""
+    """The lines that `prune` and `apply` print; of --print-config, the recipe's file."""
     if "scoring" in result:
         return plan.show(result)
     if "model" in result:

@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> str:
-    """The same for a reader."""
+    """The lines that `push` prints."""
     if result["sent"]:
         return options.lines(*rows(result))
     head = f"would send to {result['repo']}, as '{result['commit_message']}':"

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> str:
-    """The same for a reader."""
+    """The lines that `recover` prints."""
     saved = ("saved", f"{result['output']}, the adapter in {result['output']}/adapter")
     return options.lines(*rows(result), *options.quality_rows(result), saved)
 

@@ -111,7 +111,7 @@ def _generations(args: argparse.Namespace, names: list[str], plans: list[Any]) -
 
 
 def show(result: dict[str, Any]) -> str:
-    """The same for a reader."""
+    """The lines that `report` prints."""
     wrote = f"{result['output']} ({result['bytes'] / 2**10:,.0f} KiB): {', '.join(result['models'])}"
     following = [("next", f"quality was not measured: {one}") for one in result["unmeasured"]]
     return options.lines(("wrote", wrote), *following)

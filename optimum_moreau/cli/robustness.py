@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> str:
-    """The same for a reader, as a markdown table."""
+    """The markdown table that `robustness` prints."""
     from ..evaluation.findings import Robustness
 
     record = Robustness.from_dict({name: one for name, one in result.items() if name != "files"})

@@ -5,11 +5,11 @@ sigma=0.2,steps=5`; each has a flag of its own too, which only `--help-all` list
 """
 
 import argparse
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from ..config import BEST, PRESETS, Mask, MoreauPrunerConfig
-from ..config.flat import known_names
+from ..config.flat import known_names, name_of
 from ..config.methods import groups
 from ..config.settings import Setting, parsed, settings_of
 from ..errors import ConfigError
@@ -39,13 +39,16 @@ def add_compared_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(HELP_ALL, action="help", help="list every flag, those of methods' settings too")
 
 
-def settings_from(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings that were given, flat, as `MoreauPrunerConfig.from_dict` takes them; or a ConfigError."""
+def settings_from(args: argparse.Namespace, recipe: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The settings that were given, flat, as `MoreauPrunerConfig.from_dict` takes them; or a ConfigError.
+
+    A recipe's settings say whose `--criterion-args` are where no flag does.
+    """
     known = {one.name for one in settings_of(MoreauPrunerConfig)} | {f"of_{name}" for name in known_names()}
     found = {name.removeprefix("of_"): value for name, value in _given(args).items() if name in known}
     for field in _TOGETHER:
         if text := getattr(args, f"{field}_args", None):
-            found |= _together(field, found.get(field), text, args)
+            found |= _together(field, found.get(field) or name_of((recipe or {}).get(field)), text, args)
     return found
 
 
@@ -77,7 +80,7 @@ def step_from(args: argparse.Namespace, *kinds: type, prefix: str = "") -> dict[
     own = {name: given[f"{prefix}{name}"] for name in fields if f"{prefix}{name}" in given}
     short, flag = {one.flag: name for name, one in fields.items()}, f"--{prefix}args".replace("_", "-")
     found = {}
-    for name, _, value in _pairs(given.get(f"{prefix}args", "")):
+    for name, _, value in _pairs(given.get(f"{prefix}args", ""), {*fields, *filter(None, short)}):
         field = short.get(name, name.replace("-", "_"))
         if field not in fields:
             hint = suggestion(field, fields)
@@ -98,9 +101,15 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in vars(args).items() if value is not None}
 
 
-def _pairs(text: str) -> Iterator[list[str]]:
-    """`name`, `=` and `value` of each part of `name=value,name=value`."""
-    return ([one.strip() for one in part.partition("=")] for part in text.split(",") if text)
+def _pairs(text: str, switches: Collection[str] | None = None) -> Iterator[list[str]]:
+    """`name`, `=` and `value` of each part of `name=value,…`; where switches are known, values may hold commas."""
+    parts: list[str] = []
+    for part in text.split(",") if text else ():
+        if parts and switches is not None and "=" not in part and part.strip().replace("-", "_") not in switches:
+            parts[-1] += f",{part}"
+        else:
+            parts.append(part)
+    return ([one.strip() for one in part.partition("=")] for part in parts)
 
 
 def _add_fields(group: Any, fields: Iterable[Setting], skip: Iterable[str] = ()) -> None:

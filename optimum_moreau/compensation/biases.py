@@ -92,7 +92,7 @@ def _settings(shape: ModelShape) -> dict[str, Any]:
 
 
 def _twin(model: PreTrainedModel, settings: dict[str, Any]) -> PreTrainedModel:
-    """The same model with biases, on the meta device."""
+    """The model with biases, on the meta device."""
     twin = skeleton_of(model, **settings)
     for name in settings.get(ADDED_BIASES, ()):
         for layer in decoder_layers(twin):

@@ -80,7 +80,7 @@ class Moments:
         return cls(where, int(sums.pop()), *sums)
 
     def centred(self) -> Moments:
-        """The same of x − x̄ and y − ȳ."""
+        """The moments of x − x̄ and y − ȳ."""
         n, x, y = max(self.tokens, 1), self.x, self.y
         xx, yx = self.xx - torch.outer(x, x) / n, self.yx - torch.outer(y, x) / n
         return Moments(self.where, self.tokens, xx, yx, 0 * x, 0 * y, self.yy - y.square() / n)

@@ -26,7 +26,7 @@ def rounds(config: MoreauPrunerConfig, shape: ModelShape) -> list[MoreauPrunerCo
 
 
 def _scaled(config: MoreauPrunerConfig, part: float, shape: ModelShape) -> MoreauPrunerConfig:
-    """The same, of which a part goes."""
+    """The config by which a part of the size goes."""
     if config.pruning_ratio is not None:
         return replace(config, pruning_ratio=part * config.pruning_ratio)
     if isinstance(config.unit_ratio, tuple):
@@ -41,7 +41,7 @@ def _scaled(config: MoreauPrunerConfig, part: float, shape: ModelShape) -> Morea
 
 
 def without_removed(scores: UnitScores, plan: PruningPlan, shape: ModelShape) -> UnitScores:
-    """The same scores, those of units that have gone below all others; a plan of such scores keeps none of them."""
+    """The scores, those of units that have gone below all others; a plan of such scores keeps none of them."""
     values = dict(scores.values)
     for block in shape.blocks:
         if block.where in values and plan.kept(block).removed:

@@ -45,7 +45,7 @@ def columns(block: Block, plan: PruningPlan, w: Tensor) -> Tensor:
 
 
 def stays(block: Block, plan: PruningPlan, w: Tensor) -> tuple[Tensor, ...]:
-    """The same as an index into that weight, or into its bias."""
+    """What stays, as an index into that weight, or into its bias."""
     kept = rows(plan, w)
     return (kept[:, None], columns(block, plan, w)) if w.dim() == 2 else (kept,)
 

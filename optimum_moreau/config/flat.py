@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def unflattened(values: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The same settings, each where it belongs; what is where it belongs stays as it is.
+    """Puts each setting where it belongs; what is where it belongs stays as it is.
 
     The values are of the config's fields, of its methods' settings, or both; `defaults` are the methods that are meant
     where none is given, otherwise those of the fields.
@@ -40,7 +40,7 @@ def unflattened(values: Mapping[str, Any], defaults: Mapping[str, Any] | None = 
         _to_mask(found, rest, (defaults or {}).get("criterion", "moreau-gs"))
         for field in METHODS:
             _to_method(found, rest, field, (defaults or {}).get(field, own[field].default))
-    criterion = _name_of(found.get("criterion", (defaults or {}).get("criterion", own["criterion"].default)))
+    criterion = name_of(found.get("criterion", (defaults or {}).get("criterion", own["criterion"].default)))
     for name, value in rest.items():
         if value is True:
             raise ConfigError(f"{name}: is a setting of {', '.join(owners(name))}; take one of these, or leave it out")
@@ -66,7 +66,7 @@ def _check_known(rest: Mapping[str, Any], own: Mapping[str, Any]) -> None:
 def _to_mask(found: dict[str, Any], rest: dict[str, Any], criterion: Any) -> None:
     pattern = rest.pop("pattern", None)
     pattern = None if pattern == "units" else pattern
-    name = _name_of(found.get("criterion", criterion))
+    name = name_of(found.get("criterion", criterion))
     of_criterion = {one.was for one in settings_of(CRITERIA.get(name))} if name in CRITERIA else set()
     given = _taken(rest, Mask, of_criterion)
     if pattern is None and found.get("mask") is None:
@@ -82,7 +82,7 @@ def _to_mask(found: dict[str, Any], rest: dict[str, Any], criterion: Any) -> Non
 
 def _to_method(found: dict[str, Any], rest: dict[str, Any], field: str, default: str) -> None:
     value = found.get(field, default)
-    name = _name_of(value)
+    name = name_of(value)
     if name not in METHODS[field]:
         return  # said where the config is made
     if given := _taken(rest, METHODS[field].get(name)):
@@ -95,7 +95,8 @@ def _taken(rest: dict[str, Any], kind: Any, without: Collection[str] = ()) -> di
     return {name: value for name, value in taken.items() if value is not None}
 
 
-def _name_of(value: Any) -> Any:
+def name_of(value: Any) -> Any:
+    """The name of a method that is given in some form: a name, an object, a dictionary; `None` stays."""
     return value.get("name") if isinstance(value, Mapping) else getattr(value, "name", value)
 
 

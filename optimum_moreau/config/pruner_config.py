@@ -17,7 +17,7 @@ from .flat import unflattened
 from .methods import described, made, mask_of
 from .presets import PRESETS, best_settings, paper_settings
 from .quantities import parse_bytes, parse_parameters
-from .settings import Share, setting, settings, settings_of
+from .settings import Share, decided_otherwise, setting, settings, settings_of
 from .validation import RUNTIMES_OF_UNIFORM_LAYERS, SIZES, UNITS, resolved_layers, validate
 
 logger = logging.getLogger(__name__)
@@ -268,7 +268,10 @@ class MoreauPrunerConfig(ConfigFile):
             values |= {"attention_layers": None, "mlp_layers": None, "uniform": False, "export": "auto"}
         one_shape = changes.get("uniform") or changes.get("runtime", "transformers") != "transformers"
         values |= {"budget": "uniform"} if one_shape else {}  # nobody asked for the scores' budget
-        return type(self).from_dict({**values, **changes})
+        made = type(self).from_dict({**values, **changes})
+        for name in decided_otherwise(self, made, "elements", "scores"):
+            raise ConfigError(f"{name} decided the scores; leave it out, or score again without --from-scores")
+        return made
 
 
 @settings

@@ -187,16 +187,29 @@ def settings_of(cls: Any) -> Iterator[Setting]:
 
 
 def deciding(value: Any, *kinds: Affects) -> dict[str, Any]:
-    """The settings of a value, and of the methods in it, that affect one of some things first; nested as they are."""
+    """The settings of a value, and of the methods in it, that affect one of some things first; nested as they are.
+
+    Where not the choice of a method but one of its settings affects them, as of the budget `owl`, that stands under the
+    names of both.
+    """
     found: dict[str, Any] = {}
     for one in settings_of(value):
         own = getattr(value, one.name)
         if hasattr(type(own), "__pydantic_fields__"):
-            inner = deciding(own, *kinds)
-            found |= {one.name: {"name": getattr(own, "name", ""), **inner}} if one.affects in kinds else {}
+            inner, name = deciding(own, *kinds), getattr(own, "name", "")
+            if one.affects in kinds:
+                found[one.name] = {"name": name, **inner}
+            elif inner:
+                found[f"{one.name} {name}".rstrip()] = inner
         elif one.affects in kinds:
             found[one.name] = own
     return found
+
+
+def decided_otherwise(then: Any, now: Any, *kinds: Affects) -> list[str]:
+    """The names of what affects some things in two configs, and differs; methods that only one has do not count."""
+    before, after = deciding(then, *kinds), deciding(now, *kinds)
+    return [name for name in after if name in before and after[name] != before[name]]
 
 
 def parsed(cls: Any, name: str, text: str) -> Any:

@@ -240,7 +240,7 @@ def _spans(index: int, text: str, length: int) -> list[_Span]:
 
 
 def shuffled(documents: list[Any], generator: torch.Generator) -> list[Any]:
-    """The same in another order, drawn alike on every machine."""
+    """The documents in another order, drawn alike on every machine."""
     order = torch.randperm(len(documents), generator=generator, dtype=torch.int64, device="cpu")
     return [documents[i] for i in order.tolist()]
 

@@ -42,7 +42,7 @@ def partial_folder(place: Path, name: str) -> AbstractContextManager[Path]:
 
 
 def partial_file(place: Path, name: str) -> AbstractContextManager[Path]:
-    """The same for an empty file."""
+    """Yields an empty file `.NAME.partial-…`, in which a result is made; what is left of it goes with the block."""
     return _made(place, f".{name}.partial-", lambda path: path.touch(exist_ok=False))
 
 
@@ -128,7 +128,7 @@ def exchange(one: Path, two: Path) -> None:
 
 
 def swap(made: Path, target: Path) -> None:
-    """The same in two steps; a kill in between leaves `.NAME.replaced-…`, which the next run puts back."""
+    """Replaces a folder in two steps; a kill in between leaves `.NAME.replaced-…`, which the next run puts back."""
     replaced = target.with_name(f".{target.name}.replaced-{uuid.uuid4().hex[:8]}")
     target.rename(replaced)
     try:

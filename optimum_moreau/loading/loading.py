@@ -94,6 +94,7 @@ def load_model(
         ConfigError: unknown dtype or device.
         UnsupportedModelError: of another family.
     """
+    revision = pinned(name, revision)
     config = _supported_config(name, dtype, revision=revision, trust_remote_code=trust_remote_code)
     _refuse_others(name, revision)
     target = None if device == "auto" else check_device(device)

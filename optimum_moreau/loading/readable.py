@@ -78,7 +78,7 @@ def other_kind(path: Path) -> str:
 
 
 def kind_on_hub(name: str, revision: str | None) -> str:
-    """The same of a repository of the Hub without a config.json; empty where the Hub does not know it."""
+    """What a repository of the Hub without a config.json is; empty where the Hub does not know it."""
     if getattr(revision, "resolved", None) is None:
         return ""
     try:
@@ -107,7 +107,7 @@ def check_model_files(folder: Path | None) -> None:
 
 
 def check_tokenizer_files(folder: Path | None, *, whole: bool = False) -> None:
-    """The same of a tokenizer's files; tokenizer.json is read in `whole` only, which takes half as long as its load."""
+    """Refuses damaged files of a tokenizer; tokenizer.json only if `whole`: that takes half as long as its load."""
     if folder is None:
         return
     _check_dictionaries(folder, OF_TOKENIZER)

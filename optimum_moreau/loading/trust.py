@@ -104,7 +104,7 @@ def drop_foreign_code(folder: Path, *, trust_remote_code: bool) -> None:
 
 
 def _without(values: Any, trusted: Path | None, dropped: list[str]) -> Any:
-    """The same without any `auto_map`; where the folder is trusted, those entries stay whose file lies there."""
+    """A config without any `auto_map`; where the folder is trusted, those entries stay whose file lies there."""
     if isinstance(values, list):
         return [_without(value, trusted, dropped) for value in values]
     if not isinstance(values, dict):

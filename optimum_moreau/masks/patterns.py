@@ -95,7 +95,7 @@ def _small(lines: Tensor, drop: int) -> Tensor:
 
 
 def _large(lines: Tensor, drop: int) -> Tensor:
-    """The same for long lines, by the highest value that goes; sorted only where several entries have that value."""
+    """The mask of long lines, by the highest value that goes; sorted only where several entries have that value."""
     if not drop:
         return torch.ones_like(lines, dtype=torch.bool)
     mask = lines > lines.kthvalue(drop, dim=1, keepdim=True).values

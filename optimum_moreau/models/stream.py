@@ -55,7 +55,7 @@ class Inputs:
         return (self.squares * share - (self.sums * share).square()).clamp_(min=0)
 
     def reordered(self, columns: Tensor) -> Inputs:
-        """The same of the layer whose inputs are in another order: where each comes from, int64 `(in,)`."""
+        """The statistics of a layer whose inputs are in another order: where each comes from, int64 `(in,)`."""
         squares, sums = (None if one is None else one[columns] for one in (self.squares, self.sums))
         products = None if self.products is None else self.products[columns][:, columns]
         return replace(self, squares=squares, sums=sums, products=products)

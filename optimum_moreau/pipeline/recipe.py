@@ -14,11 +14,12 @@ import yaml
 from pydantic import Field
 
 from ..config import SIZES, MoreauPrunerConfig
+from ..config.flat import name_of
 from ..config.recovery import RecoveryConfig
 from ..config.settings import setting, settings, settings_of
 from ..errors import CheckpointError, ConfigError
 from ..files import read_yaml
-from ..registry import suggestion
+from ..registry import METHODS, suggestion
 
 T = TypeVar("T")
 
@@ -139,7 +140,7 @@ class Recipe:
         return [self.model, self.calibration, self.evaluate, self.card_template, *tuning]
 
     def with_full_paths(self) -> Recipe:
-        """The same with `~` as the user's folder, which a shell does not see to within a file."""
+        """The recipe with `~` as the user's folder, which a shell does not see to within a file."""
         values = {key: _expanded(value) for key, value in self.to_dict().items()}
         if self.recover is not None:
             values["recover"] = {key: _expanded(value) for key, value in values["recover"].items()}
@@ -206,10 +207,17 @@ def overridden(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str,
     for name in ("prune", "recover", "push"):
         if name in recipe and name in given:
             old = dict(section(recipe, name))
+            given = {**given, name: _without_chosen(given[name], old) if name == "prune" else given[name]}
             if name == "prune" and any(size in given[name] for size in SIZES):
                 old = {key: value for key, value in old.items() if key not in SIZES}
             found[name] = {**old, **given[name]}
     return found
+
+
+def _without_chosen(given: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+    """What was given, without methods that the file has chosen already: it may have settings of them."""
+    chosen = {field for field in METHODS if field in old and given.get(field) == name_of(old[field])}
+    return {name: value for name, value in given.items() if name not in chosen}
 
 
 def _made(kind: type[T], values: Mapping[str, Any], where: str) -> T:

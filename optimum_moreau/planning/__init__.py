@@ -1,7 +1,7 @@
 """Plans: what stays of a model (`pruning_plan`), how scores and targets decide it (`budget`), how two agree.
 
-`counts` makes whole units of a share of each layer, `runtimes` knows which counts are legal and what an engine makes of
-them, `explain` says what came of that, and `least` knows what is too little.
+`counts` makes whole units of a share of each layer, `runtimes` knows which counts are legal and what a runtime makes
+of them, `explain` says what came of that, and `least` knows what is too little.
 """
 
 from .budget import expected_plan, make_plan, whole_plan

@@ -72,7 +72,7 @@ def make_plan(
 
     Raises:
         PlanError: the requested size cannot be reached, with the reachable range; scores, or what the budget measures,
-            are missing; what is protected must go; or the engine would read what stays otherwise.
+            are missing; what is protected must go; or the runtime would read what stays otherwise.
         UnsupportedModelError: the family's hidden channels cannot be cut.
     """
     plan = _planned(scores, counted or shape, config)
@@ -106,7 +106,7 @@ def expected_plan(shape: ModelShape, config: MoreauPrunerConfig) -> PruningPlan:
     Which units are outliers is not known either.
 
     Raises:
-        PlanError: the requested size cannot be reached, or an engine might read otherwise what stays in the end.
+        PlanError: the requested size cannot be reached, or a runtime might read otherwise what stays in the end.
         UnsupportedModelError: the family's hidden channels cannot be cut.
     """
     protect = config.budget.protect if config.budget.name == "uniform" else 0.0
@@ -139,7 +139,7 @@ def _kept(score: Tensor, removed: int) -> Kept:
 
 
 def _unprotected(block: Block, ranking: Ranking, removed: int, config: MoreauPrunerConfig) -> Kept:
-    """The same of heads or channels, of which some may be protected."""
+    """What stays of heads or channels, of which some may be protected."""
     if not removed:
         return Kept.whole(block.total)
     if not protects(config.budget):

@@ -147,7 +147,7 @@ class UnitCounts:
 
     @property
     def _even(self) -> UnitCounts:
-        """The same with a uniform budget, which protects the same units."""
+        """Counts by a uniform budget, which protects the same units."""
         budget = self.config.budget
         uniform = Uniform(protect=budget.protect, protect_outliers=budget.protect_outliers)
         return UnitCounts(self.blocks, self.ranking, replace(self.config, budget=uniform), self.legal)
@@ -182,7 +182,7 @@ class UnitCounts:
         return int(self.ranking[block.where].isneginf().sum()) if block.where in self.ranking else 0
 
     def _nearest(self, block: Block, x: float) -> int:
-        # nothing to remove: the model's own number will do, unless the engine could not split it
+        # nothing to remove: the model's own number will do, unless the runtime could not split it
         return self._fewest(block) if x <= 0 else nearest_of(self._removable(block), x)
 
     def _fewest(self, block: Block) -> int:
@@ -190,7 +190,7 @@ class UnitCounts:
         return 0 if whole else self._removable(block)[0]
 
     def _one_shape(self, blocks: Sequence[Block], share: float) -> Counts:
-        """The same number stays in every block: the legal one nearest to the mean, more on a tie."""
+        """One number stays in every block: the legal one nearest to the mean, more on a tie."""
         if len({block.total for block in blocks}) <= 1:
             return {block: self._nearest(block, block.total * share) for block in blocks}
         common = set.intersection(*({block.total - n for n in self.legal.removable(block)} for block in blocks))

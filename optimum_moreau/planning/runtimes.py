@@ -1,4 +1,4 @@
-"""What the engines that load a pruned model want of its shapes, from their documentation; loading there was not run.
+"""What the runtimes that load a pruned model want of its shapes, from their documentation; loading there was not run.
 
 vLLM splits every layer over `tensor_parallel` devices: the heads and the MLP's channels must divide evenly, and the KV
 heads must divide evenly or be fewer, so that each is copied evenly (vLLM, QKVParallelLinear). transformers' own tensor
@@ -6,7 +6,7 @@ parallelism splits the KV heads without copies. llama.cpp quantises rows of 32 o
 be a multiple of 32 for any quantised type, of 256 for the K-quants (`multiple_of=256`).
 
 Both derive some things from a layer's index, or from counts, where transformers reads the config; a plan that such an
-engine would read as another network is refused.
+runtime would read as another network is refused.
 
 llama.cpp, `kinds_by_index`: its converter hands on neither the config's list of sliding layers nor that of layers
 without RoPE, or its loader takes no list of them. It lets every n-th layer of a family be the other one; EXAONE 4
@@ -53,14 +53,14 @@ class LegalCounts:
 
     Attributes:
         multiple_of: the MLP's channels that stay are a multiple of this, and the hidden ones.
-        engine: that must load the result.
-        devices: over which the engine splits every layer.
+        runtime: that must load the result.
+        devices: over which the runtime splits every layer.
         hidden: the hidden size that the number of heads must divide; `None`: any number will do.
         heads: the number that must divide the hidden size; 1: any size will do.
     """
 
     multiple_of: int = 1
-    engine: str = "transformers"
+    runtime: str = "transformers"
     devices: int = 1
     hidden: int | None = None
     heads: int = 1
@@ -79,7 +79,7 @@ class LegalCounts:
 
     def step(self, kind: str) -> int:
         """What stays, of channels, is a multiple of this."""
-        row = QUANTISED_ROW if self.engine == "llama.cpp" else 1
+        row = QUANTISED_ROW if self.runtime == "llama.cpp" else 1
         own = {"hidden": self.heads, "mlp": self.devices}
         return math.lcm(self.multiple_of, row, own[kind]) if kind in own else 1
 
@@ -102,7 +102,7 @@ class LegalCounts:
     def reason(self, kind: str) -> str:
         """The rule in force for a kind, in words; empty if any number will do."""
         if kind == "attention":
-            split = f"{self.engine} splits heads over tensor_parallel={self.devices}" if self.devices > 1 else ""
+            split = f"{self.runtime} splits heads over tensor_parallel={self.devices}" if self.devices > 1 else ""
             divide = f"the heads must divide the hidden size {self.hidden}" if self.hidden else ""
             return "; ".join(filter(None, (split, divide)))
         if self.step(kind) == 1:
@@ -111,21 +111,21 @@ class LegalCounts:
             f"multiple_of {self.multiple_of}": self.multiple_of > 1,
             f"the config wants a multiple of its {self.heads} heads": kind == "hidden" and self.heads > 1,
             f"tensor_parallel {self.devices}": kind == "mlp" and self.devices > 1,
-            f"llama.cpp quantises rows of {QUANTISED_ROW}": self.engine == "llama.cpp",
+            f"llama.cpp quantises rows of {QUANTISED_ROW}": self.runtime == "llama.cpp",
         }
         return ", ".join(words for words, applies in parts.items() if applies)
 
     def splits(self, block: Block, kept: int) -> bool:
-        """Whether the engine can split what stays of a block over its devices."""
+        """Whether the runtime can split what stays of a block over its devices."""
         if block.kind == "attention":
-            return _split(kept, block.n_rep, self.devices, self.engine)
+            return _split(kept, block.n_rep, self.devices, self.runtime)
         return kept % self.devices == 0
 
     def check(self, kept: Mapping[Block, int]) -> None:
-        """Refuses what stays of a model where the engine could not split it, cut or not.
+        """Refuses what stays of a model where the runtime could not split it, cut or not.
 
         Raises:
-            PlanError: names the first block that the engine could not split.
+            PlanError: names the first block that the runtime could not split.
         """
         for block, count in kept.items():
             if not self.splits(block, count):
@@ -141,7 +141,7 @@ class LegalCounts:
         legal = [n for n in divides if self.splits(block, block.total - n)]
         if not legal:
             kept = range(1, block.total + 1)
-            feasible = [n for n in range(1, 65) if any(_split(k, block.n_rep, n, self.engine) for k in kept)]
+            feasible = [n for n in range(1, 65) if any(_split(k, block.n_rep, n, self.runtime) for k in kept)]
             raise PlanError(
                 f"{block.where}: no number of its {block.total} KV groups of {block.n_rep} heads can be taken:"
                 f" {self.reason('attention')}; tensor_parallel may be {', '.join(map(str, feasible))}"
@@ -149,8 +149,8 @@ class LegalCounts:
         return legal
 
 
-def _split(groups: int, n_rep: int, devices: int, engine: str) -> bool:
-    copied = engine == "vllm" and devices % groups == 0
+def _split(groups: int, n_rep: int, devices: int, runtime: str) -> bool:
+    copied = runtime == "vllm" and devices % groups == 0
     return groups * n_rep % devices == 0 and (groups % devices == 0 or copied)
 
 
@@ -165,10 +165,10 @@ def kinds_by_index(family: str, depth: int) -> tuple[str, ...] | None:
 
 
 def check_derived(shape: ModelShape, plan: PruningPlan, config: MoreauPrunerConfig) -> None:
-    """Refuses a plan of a base model's shape whose result the engine would read as another network.
+    """Refuses a plan of a base model's shape whose result the runtime would read as another network.
 
     Raises:
-        PlanError: says what the engine derives, and what to leave out.
+        PlanError: says what the runtime derives, and what to leave out.
     """
     _check_width(shape, plan, config.runtime)
     stay = plan.kept_layers or tuple(sorted(plan.layers))
@@ -190,7 +190,7 @@ def check_derived(shape: ModelShape, plan: PruningPlan, config: MoreauPrunerConf
 
 
 def check_before_scoring(shape: ModelShape, plan: PruningPlan, config: MoreauPrunerConfig) -> None:
-    """Refuses, before scoring, what only some scores would make a network that the engine reads.
+    """Refuses, before scoring, what only some scores would make a network that the runtime reads.
 
     The plan is the expected one, of so many layers as will go, but perhaps of others.
 
@@ -207,11 +207,11 @@ def check_before_scoring(shape: ModelShape, plan: PruningPlan, config: MoreauPru
         raise PlanError(f"layers: {_pattern(family)}, so they cannot go by their scores; {_feasible(shape, plan)}")
 
 
-def _check_width(shape: ModelShape, plan: PruningPlan, engine: str) -> None:
+def _check_width(shape: ModelShape, plan: PruningPlan, runtime: str) -> None:
     family, rest = shape.family.base_type, remaining(plan, shape)
-    if family not in _SQUARE.get(engine, ()):
+    if family not in _SQUARE.get(runtime, ()):
         return
-    derived = f"{engine} takes the head width of '{family}' to be the hidden size over its number of heads"
+    derived = f"{runtime} takes the head width of '{family}' to be the hidden size over its number of heads"
     if plan.hidden is not None and plan.hidden.removed:
         raise PlanError(f"hidden: {derived}, so hidden channels cannot go; leave 'hidden' out of the targets")
     for block in rest.of("attention"):

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..config import MoreauPrunerConfig
-from ..config.settings import deciding
+from ..config.settings import decided_otherwise
 from ..errors import ConfigError
 from ..scoring.scores import UnitScores
 
@@ -47,8 +47,7 @@ def check_serves(scores: UnitScores | ElementScores, config: MoreauPrunerConfig)
             " serve again; leave scores out"
         )
     kinds = ("elements",) if config.masks else ("elements", "scores")
-    then, now = (deciding(one, *kinds) for one in (made, config))
-    other = [name for name in now if now[name] != then.get(name) and name != "mask"]
+    other = [name for name in decided_otherwise(made, config, *kinds) if name != "mask"]
     if other or (max(made.rounds, config.rounds) > 1 and made != config):
         raise ConfigError(f"scores: {', '.join(other) or 'rounds'} decided them; score again (leave scores out)")
 

@@ -118,12 +118,12 @@ class Run:
             DataError: it is to be compensated for, and no text is given, or the model has too few positions.
         """
         check_prunable(model)
-        config = MoreauPrunerConfig.from_dict(plan.config) if plan.config else otherwise.resolve(model.config)
+        config = (MoreauPrunerConfig.from_dict(plan.config) if plan.config else otherwise).resolve(model.config)
         if config.masks:
             mask = config.mask.pattern
             raise PlanError(f"the plan is of a mask ({mask}), which it does not hold; prune the base again")
         if export is not None:
-            config = MoreauPrunerConfig.from_dict({**config.to_dict(), "export": export})
+            config = MoreauPrunerConfig.from_dict({**config.to_dict(), "export": export}).resolve(model.config)
         step = config.compensation
         if step.fits and text.source is None:
             source = plan.calibration.get("source", "no text on record")

@@ -85,9 +85,9 @@ def legal(kept, *, groups=8, n_rep=4, **rules):
 
 def test_vllm_splits_query_heads_and_splits_or_copies_kv_heads():
     """32 heads in 8 KV groups over 4 devices: 16 heads in 4 groups, or 8 in 2 (copied), but not 24 in 6."""
-    assert [kept for kept in range(1, 9) if legal(kept, engine="vllm", devices=4)] == [1, 2, 4, 8]
-    assert [kept for kept in range(1, 9) if legal(kept, engine="transformers", devices=4)] == [4, 8]
-    assert [kept for kept in range(1, 9) if legal(kept, engine="vllm", devices=3)] == [3, 6]
+    assert [kept for kept in range(1, 9) if legal(kept, runtime="vllm", devices=4)] == [1, 2, 4, 8]
+    assert [kept for kept in range(1, 9) if legal(kept, runtime="transformers", devices=4)] == [4, 8]
+    assert [kept for kept in range(1, 9) if legal(kept, runtime="vllm", devices=3)] == [3, 6]
 
 
 def test_no_legal_number_of_heads_is_refused_with_the_device_counts_that_would_do():
@@ -95,7 +95,7 @@ def test_no_legal_number_of_heads_is_refused_with_the_device_counts_that_would_d
     with pytest.raises(
         PlanError, match=r"layers\.5\.attention: .* tensor_parallel=5; tensor_parallel may be 1, 2, 3, 4$"
     ):
-        LegalCounts(engine="vllm", devices=5).removable(block)
+        LegalCounts(runtime="vllm", devices=5).removable(block)
 
 
 @pytest.mark.parametrize("devices", [1, 2, 4])

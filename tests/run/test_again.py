@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from optimum_moreau import MoreauPruner, MoreauPrunerConfig
+from optimum_moreau import MoreauPruner, MoreauPrunerConfig, plan_again
+from optimum_moreau.budgets.owl import OWL
 from optimum_moreau.errors import ConfigError, PlanError
 from tests.tiny import assert_same_state, snapshot, tiny_model
 
@@ -84,3 +85,16 @@ def test_scores_that_would_have_been_made_otherwise_are_refused(windows):
     with pytest.raises(ConfigError, match="no mask"):
         pruner(unit_ratio=0.5).element_scores(model, windows)
     assert_same_state(model, before)
+
+
+def test_a_budgets_setting_that_decided_what_was_measured_is_checked_and_another_is_not(windows):
+    model = tiny_model("llama")
+    settings = {"unit_ratio": 0.5, **EVERYWHERE}
+    scores = pruner(budget=OWL(outlier=5.0), **settings).plan(model, windows)[1]
+    with pytest.raises(ConfigError, match="budget owl decided"):
+        pruner(budget=OWL(outlier=3.0), **settings).plan(model, scores=scores)
+    with pytest.raises(ConfigError, match="budget owl decided"):
+        plan_again(model, scores, budget=OWL(outlier=3.0))
+    for other in (OWL(outlier=5.0, strength=0.01), "uniform"):
+        assert pruner(budget=other, **settings).plan(model, scores=scores)[0].layers
+        assert plan_again(model, scores, budget=other).layers
