@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .modeling import register_when_transformers_is_imported
+from .registry import METHODS
 
 if TYPE_CHECKING:
     from .config import Mask, MoreauPrunerConfig
@@ -47,6 +48,8 @@ _PUBLIC = {
     "Perplexity": ".evaluation.metric",
     "perplexity": ".evaluation",
     "MoreauError": ".errors",
+    # the classes of all criteria, budgets and compensations
+    **{name: module for registry in METHODS.values() for name, module in registry.modules.items()},
 }
 __all__ = [*_PUBLIC]
 

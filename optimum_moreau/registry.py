@@ -26,11 +26,16 @@ class Registry:
     Args:
         kind: what the objects are, for messages ("criterion").
         entries: name → `module:attribute`, or the object itself.
+
+    Attributes:
+        modules: the attribute of each object that was named so → its module.
     """
 
     def __init__(self, kind: str, entries: dict[str, Any]):
         self.kind = kind
         self._entries = dict(entries)
+        places = (entry.split(":") for entry in entries.values() if isinstance(entry, str))
+        self.modules = {attribute: module for module, attribute in places}
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries

@@ -65,6 +65,8 @@ def execute(verb: str, args: argparse.Namespace) -> int:
     module, program = _module(verb), f"optimum-moreau {verb}"
     level = logging.WARNING if processes.is_first() else logging.ERROR  # what all processes say is said once
     logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr, force=True)
+    processes.announce("models.progress")  # a line a minute, where there is no terminal
+    logging.getLogger("optimum_moreau.surgery.apply").setLevel(logging.ERROR)  # a note of what is printed says it
     with contextlib.suppress(ValueError):  # outside the main thread
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop cleans up as Ctrl-C does
     try:
@@ -110,7 +112,7 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--version", action="version", version=f"optimum-moreau {__version__}")
     subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb, summary in VERBS.items():
-        prepare(verb, subparsers.add_parser(verb, help=summary))
+        prepare(verb, subparsers.add_parser(verb, help=summary, allow_abbrev=False))
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         chosen = subparsers.choices[args.verb]

@@ -50,6 +50,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.print_config:
         return recipe.to_dict()
     sizes.check_removes(recipe.prune)
+    if args.dry_run and recipe.save_dtype:
+        raise ConfigError("--save-dtype: leave it out of a dry run, which tells sizes in the dtype of --dtype")
     if args.dry_run:
         loading = {name: getattr(recipe, name) for name in ("model", "revision", "dtype")}
         return plan.dry_run(argparse.Namespace(**{**vars(args), **loading}), recipe.prune)

@@ -91,6 +91,14 @@ class PruningPlan:
     contributions: Mapping[str, int] = field(default_factory=dict)
     adjustments: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        """What stays, in one line."""
+        kept = {kind: [layer[kind] for layer in self.layers.values() if kind in layer] for kind in ("attention", "mlp")}
+        units = (f"{sum(len(k.kept) for k in ks)} of {sum(k.total for k in ks)} {kind}" for kind, ks in kept.items())
+        return (
+            f"PruningPlan({self.model_type}, {len(self.layers) - len(self.removed_layers)} layers: {', '.join(units)})"
+        )
+
     @property
     def removed_layers(self) -> tuple[int, ...]:
         """The layers that go."""

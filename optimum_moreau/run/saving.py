@@ -82,7 +82,9 @@ def cast(model: PreTrainedModel, result: PruningResult, dtype: str | None) -> Pr
     for parameter in model.parameters():
         parameter.data = parameter.data.to(getattr(torch, dtype))
     model.config.dtype = getattr(torch, dtype)
-    return replace(result, summary=replace(result.summary, dtype=dtype, bytes_after=size_of(model)[1]))
+    size, summary = size_of(model), result.summary
+    before = round(summary.bytes_before * size[1] / summary.bytes_after)  # the base, if it were saved so
+    return replace(result, summary=replace(summary, dtype=dtype, bytes_before=before, bytes_after=size[1]))
 
 
 def tokens_to_verify(model: PreTrainedModel) -> Tensor:

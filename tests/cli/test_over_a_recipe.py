@@ -8,7 +8,7 @@ GS, OWL = {"name": "moreau-gs", "sigma": 0.3}, {"name": "owl", "strength": 0.2}
 
 @pytest.fixture
 def printed(tmp_path, command):
-    """Runs `prune --config … --print-config` with flags over a recipe; returns its `prune` section and standard error."""
+    """Runs `prune --config … --print-config` with flags over a recipe → its `prune` section, and standard error."""
 
     def run(prune, *flags):
         file = tmp_path / "recipe.yaml"
