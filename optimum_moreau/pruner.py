@@ -124,17 +124,18 @@ class MoreauPruner:
         scores: UnitScores | ElementScores | None = None,
         checkpoint_dir: str | Path | None = None,
         cut: bool = True,
+        check: Any = None,
     ) -> Run:
         """Checks, and reads the text, before anything takes long; arguments and errors as for `prune`.
 
-        What it returns is what `prune_prepared` takes. With `cut=False` the model is only to be planned for.
+        It returns what `prune_prepared` takes. With `cut=False` the model is only to be planned for. `check` may refuse
+        more, of the shape that sizes are counted on and the resolved config, before the text is read.
         """
         if self.config.masks and not cut:
             raise ConfigError(f"pattern '{self.config.mask.pattern}': a mask has no plan of units; use prune")
         text = CalibrationText.of(calibration, self.tokenizer, calibration_column)
-        run = Run.prepare(
-            model, self.config, text, cut=cut, made=scores, checkpoint=checkpoint_dir, revision=self.revision
-        )
+        known: Any = {"made": scores, "checkpoint": checkpoint_dir, "revision": self.revision}
+        run = Run.prepare(model, self.config, text, cut=cut, check=check, **known)
         self._tokens = run.tokens
         if cut:
             warn_of_earlier(run, self._result if self._model is model else None)
@@ -292,11 +293,11 @@ class MoreauPruner:
         """
         model, made = self._pruned("save_pretrained")
         check_apart([save_directory], [model.config.name_or_path, card_template])
-        save = {"trust_remote_code": self.trust_remote_code}
         with save_folder(save_directory, overwrite=overwrite) as folder:
-            words = write_model(model, self.tokenizer, folder, self.revision, **save)
+            trust = self.trust_remote_code
+            words = write_model(model, self.tokenizer, folder, self.revision, trust_remote_code=trust)
             tokens = tokens_to_verify(model) if self._tokens is None else self._tokens
-            verification = verify(model, folder, tokens, **save)
+            verification = verify(model, folder, tokens, trust_remote_code=trust)
             result = checked(made, words, verification, inputs)
             record(result, self._recovery, self.measurements).save(folder, card_template)
         return verification
@@ -320,11 +321,10 @@ class MoreauPruner:
         Raises:
             MoreauError: nothing was pruned yet; of the save; or a HubError, which says what the Hub refused.
         """
-        if save_directory is not None:
-            return push_folder(save_directory, repo_id, **options)
         with temporary_folder("push") as work:
-            self.save_pretrained(work / "model")
-            return push_folder(work / "model", repo_id, **options)
+            if save_directory is None:
+                self.save_pretrained(save_directory := work / "model")
+            return push_folder(save_directory, repo_id, **options)
 
     def _recovering(self, what: str, config: RecoveryConfig | None = None) -> tuple[PreTrainedModel, MoreauRecovery]:
         """The pruned model, and what tunes it: zeros of a mask stay zero."""

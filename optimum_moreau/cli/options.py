@@ -134,11 +134,12 @@ def where(args: argparse.Namespace) -> dict[str, Any]:
 
 def load(args: argparse.Namespace, other: str | None = None) -> tuple[Any, Any]:
     """Loads the model that the flags name, or another, and its tokenizer; of several processes each has its device."""
-    from ..loading import load_model, load_tokenizer
+    from ..loading import load_config, load_model, load_tokenizer
 
     source = where(args) if other is None else {"trust_remote_code": args.trust_remote_code}
     device, name = processes.join(args.device), other or args.model
-    tokenizer = load_tokenizer(name, **source)  # first: what has none is refused before its weights are read
+    load_config(name, **source)  # whether there is a model at all
+    tokenizer = load_tokenizer(name, **source)  # a model without one is refused before its weights are read
     return load_model(name, dtype=args.dtype, device=device, **source), tokenizer
 
 

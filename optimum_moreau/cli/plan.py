@@ -86,8 +86,7 @@ def _plan(args: argparse.Namespace, given: MoreauPrunerConfig) -> dict[str, Any]
         model, tokenizer = options.load(args)
         pruner = MoreauPruner(given, tokenizer=tokenizer, revision=base_revision(args.model, args.revision))
         steps = {"calibration_column": args.calibration_column, "checkpoint_dir": args.checkpoint_dir}
-        run = pruner.prepare(model, args.calibration, **steps, cut=False)
-        sizes.check_shape(run.counted, run.config)
+        run = pruner.prepare(model, args.calibration, **steps, cut=False, check=sizes.check_shape)
         made = planned(run)
     if not processes.is_first():
         return {}

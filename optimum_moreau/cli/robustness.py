@@ -28,10 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Compares; returns every agreement."""
-    from .. import files, loading, report, saving
+    from .. import loading, report, saving
     from ..data.sources import model_reference
     from ..evaluation.findings import ROBUSTNESS_NAME, Robustness, verdicts
     from ..evaluation.robustness import robustness
+    from ..files import write_text
     from ..planning import fingerprint
 
     with processes.reserved([args.output], (args.model, args.calibration, args.evaluate)):
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             return record.to_dict()
         with saving.add_files(args.output, ROBUSTNESS_NAME, overwrite=args.overwrite) as folder:
             record.save(folder / ROBUSTNESS_NAME)
-            files.write_text(folder / "robustness.md", show(record.to_dict()) + "\n")
+            write_text(folder / "robustness.md", show(record.to_dict()) + "\n")
             report.save_figure(report.draw_agreements(record.agreements, record.model), folder, "robustness")
     written = [str(args.output / f"robustness.{kind}") for kind in ("json", "md", "png", "svg")]
     return record.to_dict() | {"files": written}

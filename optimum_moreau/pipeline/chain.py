@@ -160,9 +160,8 @@ class _Chain:
         )
         model = self.base()
         check_castable(model, recipe.save_dtype)
-        run = pruner.prepare(model, self.calibration, checkpoint_dir=self.means.checkpoint_dir)
+        run = pruner.prepare(model, self.calibration, checkpoint_dir=self.means.checkpoint_dir, check=sizes.check_shape)
         self.calibration.forget()
-        sizes.check_shape(run.counted, run.config)
         if self.evaluation:
             pruner.evaluate(model, self.evaluation)
         summary = pruner.prune_prepared(run).summary

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ class Run:
         made: UnitScores | ElementScores | None = None,
         checkpoint: str | Path | None = None,
         revision: str | None = None,
+        check: Callable[[ModelShape, MoreauPrunerConfig], None] | None = None,
     ) -> Run:
         """Checks that a model can be pruned or masked as a config says, and reads the text; before all that takes long.
 
@@ -74,6 +76,7 @@ class Run:
             made: scores that were made before, if they were.
             checkpoint: folder that keeps every step of scoring.
             revision: of the base model, for the record.
+            check: refuses more, of the shape that sizes are counted on and the config, before the text is read.
 
         Raises:
             MoreauError: of the kind that names the mistake (errors.py).
@@ -90,6 +93,8 @@ class Run:
         if not run.config.masks:
             check_compensation(model, run.shape, run.config)
             check_reachable(model.config, run.shape, run.counted, run.config)
+        if check is not None:
+            check(run.counted, run.config)
         return run._with_text(
             text, scores=needs_text(run.config) and not isinstance(made, UnitScores), fits=cut or run.config.rounds > 1
         )
@@ -118,12 +123,14 @@ class Run:
             DataError: it is to be compensated for, and no text is given, or the model has too few positions.
         """
         check_prunable(model)
-        config = (MoreauPrunerConfig.from_dict(plan.config) if plan.config else otherwise).resolve(model.config)
+        config = MoreauPrunerConfig.from_dict(plan.config) if plan.config else otherwise
         if config.masks:
             mask = config.mask.pattern
             raise PlanError(f"the plan is of a mask ({mask}), which it does not hold; prune the base again")
         if export is not None:
-            config = MoreauPrunerConfig.from_dict({**config.to_dict(), "export": export}).resolve(model.config)
+            config = MoreauPrunerConfig.from_dict({**config.to_dict(), "export": export})
+        if config.batch_size is None:  # the plan was written by hand
+            config = config.resolve(model.config)
         step = config.compensation
         if step.fits and text.source is None:
             source = plan.calibration.get("source", "no text on record")

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from accelerate import cpu_offload
-from optimum_moreau.budgets.ranking import ZScore
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig
 from optimum_moreau.budgets.cosine import Cosine
 from optimum_moreau.budgets.losses import allocate, predicted_loss, search_passes, search_windows, unit_losses
 from optimum_moreau.budgets.owl import OWL
+from optimum_moreau.budgets.zscore import ZScore
 from optimum_moreau.criteria.block_influence import block_influence
 from optimum_moreau.envelope import scoring_mode
 from optimum_moreau.errors import ConfigError, DataError, PlanError

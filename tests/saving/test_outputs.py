@@ -584,7 +584,7 @@ import json, subprocess, sys
 from pathlib import Path
 import optimum_moreau.pruner
 from optimum_moreau.cli import main
-from optimum_moreau.saving import Verification
+from optimum_moreau.saving.verification import Verification
 optimum_moreau.pruner.verify = lambda *_, **__: Verification(0.0, 1)
 volume, model, *sizes = sys.argv[1:]
 for size in sizes:
