@@ -60,8 +60,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     found = {name: _row(CRITERIA.get(name)) for name in CRITERIA}
     found["block-influence"] = _companion("--criterion-args layers=", SUMMARY, PAPER, units="layers")
-    for name, (summary, paper) in REFINEMENTS.items():
-        found[name] = _companion("--mask-args refine=", summary, paper, masks="layer by layer")
+    for name, how in REFINEMENTS.items():
+        found[name] = _companion("--mask-args refine=", how.summary, how.paper, masks="layer by layer")
     for name, budget in ((name, BUDGETS.get(name)) for name in BUDGETS):
         if budget.paper or budget.measured:
             masks = "unstructured, of the dense model" if budget.of_masks else ""

@@ -23,9 +23,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..criteria.ria import relative_to
 from ..models.stream import Inputs
 from .patterns import Pattern
+from .refinements import DSnoT
 
 THRESHOLD, CYCLES = 0.1, 50  # as published
 STATISTICS = ("squares", "sums")
@@ -48,7 +48,7 @@ class Refined:
     swaps: int
 
 
-def refine(w: Tensor, mask: Tensor, inputs: Inputs, pattern: Pattern, how: str) -> Refined:
+def refine(w: Tensor, mask: Tensor, inputs: Inputs, pattern: Pattern, how: DSnoT) -> Refined:
     """Improves a mask; no row's |ε| rises, and every row, and every m inputs of n:m, keeps as many weights.
 
     Args:
@@ -56,17 +56,13 @@ def refine(w: Tensor, mask: Tensor, inputs: Inputs, pattern: Pattern, how: str) 
         mask: which stay, bool `(out, in)`.
         inputs: with squares and sums.
         pattern: that the mask follows.
-        how: `dsnot` or `r2-dsnot`.
+        how: the refinement.
     """
     assert inputs.squares is not None and inputs.sums is not None  # asked for
     tiny = torch.finfo(w.dtype).tiny
     effect = w * inputs.sums  # (out, in), W·S
     growth = effect / inputs.variance.clamp(min=tiny)
-    cost = w.abs() * inputs.squares.sqrt()
-    if how == "r2-dsnot":
-        relative = relative_to(w, w.abs().sum(dim=0, keepdim=True), w.abs().sum(dim=1, keepdim=True))
-        cost = relative * inputs.squares.sqrt().sqrt()
-    mask = mask.clone()
+    cost, mask = how.cost(w, inputs), mask.clone()
     error = torch.where(mask, 0, effect).sum(dim=1)  # (out,), ε
     before, swaps = float(error.abs().sum()), 0
     active = error.abs() > THRESHOLD

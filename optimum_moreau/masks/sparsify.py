@@ -35,6 +35,7 @@ from .obs import surgeon
 from .patterns import Pattern, global_masks, keep_mask, zeros_first
 from .permute import Order, order_channels
 from .refine import STATISTICS, Refined, refine
+from .refinements import REFINEMENTS
 from .scope import masked_blocks, modules_of
 from .summary import MatrixSparsity, SparsitySummary
 
@@ -188,7 +189,7 @@ class _Masker:
         if score is not None and not on_the_way:
             mask = keep_mask(zeros_first(score, w), self.pattern, sparsity, self.mask.group or "row")
         if mask is not None and self.mask.refine:
-            refined = refine(w, mask, inputs, self.pattern, self.mask.refine)
+            refined = refine(w, mask, inputs, self.pattern, REFINEMENTS[self.mask.refine])
             mask = refined.mask
         if self.updates:
             upper, _ = inverse_factor(inputs, getattr(self.criterion, "damping", self.mask.damping), where)

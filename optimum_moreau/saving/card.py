@@ -290,7 +290,8 @@ def _criteria(config: MoreauPrunerConfig) -> list[tuple[str, str, str]]:
     if config.criterion.layers == "block-influence":
         found.append(("block influence, of whole layers", block_influence.SUMMARY, block_influence.PAPER))
     if config.mask is not None and (refine := config.mask.refine):
-        found.append((f"{refine}, a refinement of the mask", *REFINEMENTS[refine]))
+        how = REFINEMENTS[refine]
+        found.append((f"{refine}, a refinement of the mask", how.summary, how.paper))
     return found
 
 

@@ -123,13 +123,20 @@ def errors(mask):
     return [abs(sum(float(W[r, j] * INPUTS.sums[j]) for j in range(16) if not mask[r, j])) for r in range(6)]
 
 
+def test_the_config_knows_every_refinement():
+    for how in REFINEMENTS:
+        assert MoreauPrunerConfig(criterion="wanda", pattern="2:4", refine=how).mask.refine == how
+    with pytest.raises(ConfigError, match="refine"):
+        MoreauPrunerConfig(criterion="wanda", pattern="2:4", refine="none-such")
+
+
 @pytest.mark.parametrize("how", REFINEMENTS)
 @pytest.mark.parametrize("pattern", [FREE, TWO_FOUR, Pattern(4, 8)])
 @pytest.mark.parametrize("start", ["wanda", "random"])
 def test_no_rows_error_rises_and_the_pattern_holds(start, pattern, how):
     scores = W.abs() * INPUTS.squares.sqrt() if start == "wanda" else torch.rand(W.shape, generator=GENERATOR)
     mask = keep_mask(scores, pattern, 0.5)
-    found = refine(W, mask, INPUTS, pattern, how)
+    found = refine(W, mask, INPUTS, pattern, REFINEMENTS[how])
     before, after = errors(mask), errors(found.mask)
     assert all(b <= a + 1e-4 for a, b in zip(before, after, strict=True))
     assert found.before == pytest.approx(sum(before), rel=1e-4) and found.after == pytest.approx(sum(after), rel=1e-3)
@@ -168,11 +175,11 @@ def by_hand(mask, how, pattern):
 @pytest.mark.parametrize("pattern", [FREE, TWO_FOUR])
 def test_refinement_follows_the_published_rules(pattern, how):
     mask = keep_mask(W.abs(), pattern, 0.5)
-    found = refine(W, mask, INPUTS, pattern, how).mask
+    found = refine(W, mask, INPUTS, pattern, REFINEMENTS[how]).mask
     np.testing.assert_array_equal(found, by_hand(mask, how, pattern))
     assert not torch.equal(found, mask)
 
 
 def test_a_full_mask_stays():
-    found = refine(W, torch.ones_like(W, dtype=torch.bool), INPUTS, FREE, "dsnot")
+    found = refine(W, torch.ones_like(W, dtype=torch.bool), INPUTS, FREE, REFINEMENTS["dsnot"])
     assert found.mask.all() and (found.before, found.after, found.swaps) == (0, 0, 0)
