@@ -7,7 +7,6 @@ its card.
 
 import argparse
 import logging
-import os
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -55,7 +54,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     folder, records = Path(args.model).expanduser(), None
     saves = args.baseline is not None and not args.no_save and (folder / PLAN_NAME).is_file()
     with processes.reserved([folder] if saves else [], []):
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if processes.launched() > 1:
             raise ConfigError(
                 "benchmark: measures in processes of its own; run it once, without torchrun or accelerate"
             )

@@ -7,7 +7,6 @@ stopped.
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -69,7 +68,7 @@ def run(recipe: Recipe, means: Means) -> dict[str, Any]:
         MoreauError: of the kind that names the mistake (errors.py).
     """
     recipe = recipe.with_full_paths()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and (recipe.recover or recipe.push):
+    if processes.launched() > 1 and (recipe.recover or recipe.push):
         raise ConfigError("recover and push: run them as verbs of their own; several processes share one step only")
     trust: dict[str, Any] = {"trust_remote_code": means.trust_remote_code}
     loading = {"device": processes.join(means.device), **trust}

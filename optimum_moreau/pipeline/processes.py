@@ -15,6 +15,11 @@ from pathlib import Path
 from ..errors import ConfigError
 
 
+def launched() -> int:
+    """How many processes were launched together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def announce(room: str) -> None:
     """Lets the first process say what a room of this package tells at INFO."""
     if is_first():
@@ -23,7 +28,7 @@ def announce(room: str) -> None:
 
 def join(device: str | None) -> str | None:
     """Joins the processes that were launched together; returns this one's device: alone, that which is asked for."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if launched() == 1:
         return device
     if device not in (None, "cpu", "cuda"):
         raise ConfigError(f"device: '{device}' would be shared by all processes; leave it out, each takes its own")
