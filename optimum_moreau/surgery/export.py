@@ -58,7 +58,8 @@ class Export:
         if not self.problem:
             return ()
         same = "" if self.advice else ", the same network"
-        return (f"exported as {self.model_type}{same}: {self.problem}{self._for_stock}",)
+        loads = "; load it with `import optimum_moreau` or trust_remote_code=True" if self.own else ""
+        return (f"exported as {self.model_type}{same}: {self.problem}{loads}{self._for_stock}",)
 
     @property
     def _for_stock(self) -> str:
