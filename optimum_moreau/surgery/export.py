@@ -58,7 +58,7 @@ class Export:
         if not self.problem:
             return ()
         same = "" if self.advice else ", the same network"
-        loads = "; load it with `import optimum_moreau` or trust_remote_code=True" if self.own else ""
+        loads = "; it loads once optimum_moreau is imported, or with trust_remote_code=True" if self.own else ""
         return (f"exported as {self.model_type}{same}: {self.problem}{loads}{self._for_stock}",)
 
     @property

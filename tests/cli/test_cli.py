@@ -332,7 +332,7 @@ def test_optimum_cli_prunes_to_an_own_type_which_evaluate_loads(command, tiny_fo
     words = ("moreau", "prune", tiny_folder, "-o", tmp_path / "own", *scope)
     process = warm.run([sys.executable, BIN / "optimum-cli", *words])
     (notice,) = [line for line in process.stdout.splitlines() if line.startswith("note ")]
-    assert "exported as moreau_llama: layers differ in shape; load it with `import optimum_moreau`" in notice
+    assert "exported as moreau_llama: layers differ in shape; it loads once optimum_moreau is imported" in notice
     assert "--attention-layers 0:3" in notice and "moreau_llama" not in process.stderr  # said once
     code, out, err = command("evaluate", tmp_path / "own", "--text", text_file, "--json")
     assert (code, err) == (0, "") and json.loads(out)["perplexity"] > 1
