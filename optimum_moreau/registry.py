@@ -79,6 +79,7 @@ CRITERIA = Registry(
         "lora": f"{_CRITERIA}.lora:LoRA",
         "magnitude": f"{_CRITERIA}.magnitude:Magnitude",
         "magnitude-l2": f"{_CRITERIA}.magnitude:MagnitudeL2",
+        "surgeon": f"{_CRITERIA}.surgeon:Surgeon",
         "wanda": f"{_CRITERIA}.wanda:Wanda",
         "symwanda": f"{_CRITERIA}.wanda:SymWanda",
         "symwanda-relative": f"{_CRITERIA}.wanda:SymWandaRelative",

@@ -17,7 +17,7 @@ ROOMS = [
     ["models"],
     ["modeling", "data"],
     ["loading"],
-    ["envelope"],
+    ["envelope", "least_squares"],
     ["criteria"],
     ["scoring"],
     ["budgets"],

@@ -1,64 +1,68 @@
-"""Compensates for a cut that is to be made, layer by layer, in the model that is whole as yet.
+"""Compensates for a cut that is to be made, in the model that is whole as yet, and takes back what does not pay.
 
-Two streams of hidden states go through the layers, that of the dense model and that of the pruned one. Of each layer,
-o_proj is adjusted before down_proj, whose inputs it changes, and both before the pruned stream passes on; so errors of
-earlier layers are in X, and made up for as far as they can be. A unit that goes speaks through its columns of o_proj or
-down_proj alone: with these at zero the layer computes what it will when it is cut. So the dense weights are there while
-they are needed, and there is never a second model. Where hidden channels go, the pruned stream is zero in them: its
-start and its norms by hooks (narrow.py), o_proj and down_proj by rows of zeros, and the other rows are fitted.
+What stays is fitted to text (fitting.py), and text that was held out decides: where the loss on it is higher than that
+of the same cut without compensation, what was fitted is taken back.
 """
 
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..config import MoreauPrunerConfig
+from ..data.parts import Parts
 from ..data.windows import CalibrationRecord, CalibrationSet
-from ..distributed import is_distributed, processes, share
 from ..envelope import scoring_mode
-from ..errors import DataError, NonFiniteError
-from ..models.placement import Keep, loaded, parameter_names, put, restored
-from ..models.progress import progress
-from ..models.stream import LayerStream, StreamedLayer
-from ..models.units import Block, ModelShape, decoder_layers
+from ..errors import DataError
+from ..models.hooks import skipped
+from ..models.loss import mean_loss
+from ..models.placement import restored
+from ..models.units import ModelShape, decoder_layers
 from ..planning import PruningPlan
 from .biases import with_biases
-from .moments import Moments
-from .narrow import Narrow, narrowed
-from .silence import columns, only, reached, rows, silence, stays
+from .fitting import Adjusted, Fitter
+from .narrow import narrowed
+from .silence import silence
 
 logger = logging.getLogger(__name__)
 
-# Module → name → the dense weight and bias.
-Dense = dict[Any, dict[str, Tensor]]
-# Inputs and outputs of a matrix, batch by batch.
-_Flows = Iterator[tuple[Tensor, Tensor]]
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The mean next-token loss, in nats, on windows that nothing was fitted on.
+
+    Attributes:
+        windows: their number.
+        dense: of the base model.
+        cut: of the cut without compensation.
+        compensated: with it.
+        taken_back: it was no better, so that the model is cut without.
+    """
+
+    windows: int = 0
+    dense: float = 0.0
+    cut: float = 0.0
+    compensated: float = 0.0
+    taken_back: bool = False
 
 
 @dataclass(frozen=True)
-class Adjusted:
-    """One matrix that was adjusted.
+class Compensated:
+    """What a compensation did.
 
     Attributes:
-        name: e.g. `layers.3.mlp.down_proj`.
-        tokens: that it was fitted on.
-        error_before: ‖X·Wᵀ − Y‖²/‖Y‖² of the kept columns as they were, on these tokens.
-        error_after: as they are now.
+        matrices: those that were adjusted, in order.
+        held_out: what it is worth; `None`: there was nothing to fit.
     """
 
-    name: str
-    tokens: int
-    error_before: float
-    error_after: float
+    matrices: tuple[Adjusted, ...] = ()
+    held_out: HeldOut | None = None
 
 
 @dataclass(frozen=True)
@@ -67,12 +71,13 @@ class CompensationRecord:
 
     Attributes:
         step: its name.
-        ridge: λ, where it has one.
+        ridge: λ, where one is given.
         intercept: whether biases were fitted.
         summary: what it does.
         paper: its source.
-        calibration: of its windows.
+        calibration: of its windows, those that were held out included.
         matrices: those that were adjusted.
+        held_out: what it is worth.
     """
 
     step: str
@@ -82,9 +87,10 @@ class CompensationRecord:
     paper: str
     calibration: CalibrationRecord
     matrices: tuple[Adjusted, ...]
+    held_out: HeldOut = field(default_factory=HeldOut)
 
 
-def described(config: MoreauPrunerConfig, text: CalibrationSet, adjusted: tuple[Adjusted, ...]) -> dict[str, Any]:
+def described(config: MoreauPrunerConfig, text: CalibrationSet, done: Compensated) -> dict[str, Any]:
     """What was done, for the summary."""
     compensation = config.compensation
     return {
@@ -94,7 +100,8 @@ def described(config: MoreauPrunerConfig, text: CalibrationSet, adjusted: tuple[
         "summary": compensation.summary,
         "paper": compensation.paper,
         "calibration": text.to_dict(),
-        "matrices": [asdict(one) for one in adjusted],
+        "matrices": [asdict(one) for one in done.matrices],
+        "held_out": asdict(done.held_out or HeldOut()),
     }
 
 
@@ -103,12 +110,12 @@ def compensated(
     model: PreTrainedModel,
     shape: ModelShape,
     plan: PruningPlan,
-    tokens: Tensor | None,
+    parts: Parts | None,
     config: MoreauPrunerConfig,
     *,
     undone: bool = False,
     distinct: int | None = None,
-) -> Iterator[tuple[Adjusted, ...]]:
+) -> Iterator[Compensated]:
     """In place: silences what goes, and adjusts what stays; if the block ends in an error, all of that is undone.
 
     Within the block the model computes what it will once the plan is applied; layers that go whole still compute.
@@ -117,7 +124,7 @@ def compensated(
         model: the base model.
         shape: its shape.
         plan: what stays.
-        tokens: calibration windows `(samples, length)`; may be `None` for `compensation="none"`.
+        parts: calibration windows; may be `None` for `compensation="none"`.
         config: resolved.
         undone: it is undone in any case.
         distinct: tokens of the text that the windows cover, where they overlap; for a warning.
@@ -127,128 +134,74 @@ def compensated(
         NonFiniteError: what flows through a matrix is not finite, or the adjusted weights overflow its dtype.
     """
     with ExitStack() as stack:
-        if config.compensation.fits_biases and plan.removes:
-            stack.enter_context(with_biases(model, shape, undone=undone))
-        keep = stack.enter_context(restored(decoder_layers(model), always=undone))
-        narrow = stack.enter_context(narrowed(model, shape, plan))
-        adjusted: tuple[Adjusted, ...] = ()
+        done = Compensated()
         with torch.inference_mode(False), scoring_mode(model), torch.no_grad():
             if not config.compensation.fits:
-                silence(model, shape, plan, keep)
-            elif tokens is None:
+                _silenced(stack, model, shape, plan, undone=undone)
+            elif parts is None:
                 raise DataError(f"compensation: '{config.compensation.name}' reads calibration text; give some")
-            else:
-                compensator = _Compensator(model, shape, plan, config, narrow)
-                compensator.warn_of_few(tokens, distinct)
-                adjusted = tuple(compensator.run(tokens.clone(), keep))
-        yield adjusted
+            elif plan.removes:
+                try:
+                    done = _Guarded(model, shape, plan, config, parts).fitted(stack, distinct, undone=undone)
+                except _NoGain as none:
+                    done = none.done
+                    _silenced(stack, model, shape, plan, undone=undone)
+        yield done
 
 
-class _Compensator:
+def _silenced(
+    stack: ExitStack, model: PreTrainedModel, shape: ModelShape, plan: PruningPlan, *, undone: bool
+) -> None:
+    """In place: the cut without compensation, until the stack is left."""
+    keep = stack.enter_context(restored(decoder_layers(model), always=undone))
+    stack.enter_context(narrowed(model, shape, plan))
+    silence(model, shape, plan, keep)
+
+
+class _NoGain(Exception):
+    """What was fitted raised the loss on the windows that were held out."""
+
+    def __init__(self, done: Compensated):
+        self.done = done
+
+
+class _Guarded:
     def __init__(
-        self, model: PreTrainedModel, shape: ModelShape, plan: PruningPlan, config: MoreauPrunerConfig, narrow: Narrow
+        self, model: PreTrainedModel, shape: ModelShape, plan: PruningPlan, config: MoreauPrunerConfig, parts: Parts
     ):
-        self.model, self.plan, self.config, self.narrow = model, plan, config, narrow
-        self.compensation = config.compensation
-        self.reached = reached(shape, plan)
+        self.model, self.shape, self.plan, self.config, self.parts = model, shape, plan, config, parts
+        self.gone = [decoder_layers(model)[index] for index in plan.removed_layers]
 
-    def warn_of_few(self, tokens: Tensor, distinct: int | None) -> None:
-        """Where there are fewer tokens than columns to solve for."""
-        if not self.compensation.ridged:
-            return
-        layers, given, widest = decoder_layers(self.model), tokens.numel(), 0
-        for index, blocks in self.reached.items():
-            for block in blocks:
-                module: Any = layers[index].get_submodule(block.reader.module)
-                widest = max(widest, len(columns(block, self.plan, module.weight)))
-        if given < widest:
-            ridge, least = (self.compensation.damping or 0.0) * widest / given, math.ceil(widest / tokens.shape[1])
-            text = "compensation: %d tokens for %d columns; λ is raised to %.3g. Give compensation_samples ≥ %d"
-            logger.warning(text, given, widest, ridge, least)
-        elif distinct is not None and distinct < widest:
-            text = "compensation: the windows overlap: %d tokens, but %d distinct ones for %d columns; give longer text"
-            logger.warning(text, given, distinct, widest)
+    def fitted(self, stack: ExitStack, distinct: int | None, *, undone: bool) -> Compensated:
+        """In place, until the stack is left: fits.
 
-    def run(self, tokens: Tensor, keep: Keep) -> Iterator[Adjusted]:
-        if is_distributed() and len(tokens) < processes():
-            raise DataError(f"{processes()} processes for fewer windows; raise compensation_samples")
-        own = share(tokens)
-        batches = list(own.split(self.config.batch_size or len(own)))
-        layers = decoder_layers(self.model)
-        dense, pruned = (LayerStream(self.model, batches, len(tokens), on_cpu=True) for _ in range(2))
-        pairs = zip(self._not_narrow(dense), pruned, strict=True)
-        for whole, cut in progress(pairs, f"{self.compensation.name}, layers", len(layers)):
-            blocks = self.reached[whole.index]
-            if not blocks:
-                with self.narrow.off():
-                    whole.pass_on()
-                cut.skip() if whole.index in self.plan.removed_layers else cut.take(whole)
-                continue
-            keep(whole.index, [block.reader.module for block in blocks])
-            yield from self._layer(whole, cut, blocks)
+        Raises:
+            _NoGain: it does not pay; the model is as it was.
+        """
+        model, shape, plan, config = self.model, self.shape, self.plan, self.config
+        dense = self._loss("the model")
+        with ExitStack() as attempt:
+            _silenced(attempt, model, shape, plan, undone=True)
+            cut = self._loss("the cut model")
+        with ExitStack() as attempt:
+            if config.compensation.fits_biases:
+                attempt.enter_context(with_biases(model, shape, undone=undone))
+            keep = attempt.enter_context(restored(decoder_layers(model), always=undone))
+            narrow = attempt.enter_context(narrowed(model, shape, plan))
+            fitter = Fitter(model, shape, plan, config, narrow)
+            fitter.warn_of_few(self.parts.fitted * self.parts.held_out.shape[1], distinct)
+            matrices = tuple(fitter.run(self.parts, keep))
+            after = self._loss("the compensated model")
+            name, windows = config.compensation.name, len(self.parts.held_out)
+            words = f"{after:.4f} with '{name}', {cut:.4f} without, {dense:.4f} before the cut"
+            logger.info("loss on %d windows held out: %s", windows, words)
+            found = Compensated(matrices, HeldOut(windows, dense, cut, after, after > cut))
+            if after > cut:
+                logger.warning("compensation: taken back, since it raised the loss on text that was held out: %s", words)
+                raise _NoGain(found)
+            stack.push(attempt.pop_all())
+        return found
 
-    def _not_narrow(self, stream: LayerStream) -> Iterator[StreamedLayer]:
-        """The dense stream, which starts in all channels."""
-        layers = iter(stream)
-        while True:
-            with self.narrow.off():
-                layer = next(layers, None)
-            if layer is None:
-                return
-            yield layer
-
-    def _layer(self, dense: StreamedLayer, pruned: StreamedLayer, blocks: Sequence[Block]) -> Iterator[Adjusted]:
-        whole: Dense = {}  # of what is adjusted already
-        for block in blocks:
-            name = block.reader.module
-            module: Any = dense.layer.get_submodule(name)
-            w = loaded(module, "weight")
-            kept = stays(block, self.plan, w)
-            where = f"layers.{dense.index}.{name}"
-            pairs = self._pairs(dense.flows(name), pruned.flows(name), module, whole)
-            dtype = torch.float64 if self.compensation.fits_biases else torch.float32
-            moments = Moments.gather(pairs, columns(block, self.plan, w), rows(self.plan, w), where, dtype=dtype)
-            before = w[kept].double()
-            after, intercept = self.compensation.fit(before, moments)
-            whole[module] = {one: loaded(module, one).clone() for one in parameter_names(module)}
-            new = {"weight": only(w, kept, after)}
-            if (bias := whole[module].get("bias")) is not None:
-                entries = stays(block, self.plan, bias)
-                new["bias"] = only(bias, entries, bias[entries] + (0 if intercept is None else intercept))
-            if not all(torch.isfinite(value).all() for value in new.values()):
-                raise NonFiniteError(f"{where}: the adjusted weights overflow {w.dtype}; give a larger ridge")
-            for one, value in new.items():
-                put(module, value, one)
-            errors = moments.error(before), moments.error(new["weight"][kept], intercept)
-            done = Adjusted(where, moments.tokens, *errors)
-            del moments, before, after, new, value  # not beside the batches to come
-            yield done
-        with self._as_before(whole):
-            dense.pass_on()
-        pruned.pass_on()
-
-    def _pairs(self, dense: _Flows, pruned: _Flows, module: Any, whole: Dense) -> _Flows:
-        """X of the pruned stream and Y of the dense one, without the bias, batch by batch."""
-        bias = None if module.bias is None else loaded(module, "bias")
-        for x, _ in pruned:
-            with self._as_before(whole):
-                y = next(dense)[1]
-            yield x, y if bias is None else y - bias
-            del x, y  # not beside the next batch's
-
-    @contextmanager
-    def _as_before(self, whole: Dense) -> Iterator[None]:
-        """The layer computes with its dense weights and all channels, for a while."""
-        now = {module: {name: loaded(module, name).clone() for name in values} for module, values in whole.items()}
-        _put_all(whole)
-        try:
-            with self.narrow.off():
-                yield
-        finally:
-            _put_all(now)
-
-
-def _put_all(parameters: Dense) -> None:
-    for module, values in parameters.items():
-        for name, value in values.items():
-            put(module, value, name)
+    def _loss(self, what: str) -> float:
+        with skipped(self.gone if what != "the model" else ()):
+            return mean_loss(self.model, self.parts.held_out, self.config.batch_size or 1, what)

@@ -1,36 +1,50 @@
-"""Refit: min_V ‖X·Vᵀ − Y‖² + λ‖V − W‖²,  V = (YᵀX + λW)(XᵀX + λI)⁻¹,  λ = ridge · mean(diag XᵀX).
+"""Refit: min_V ‖X·Vᵀ − T‖² + λ‖V − W‖²,  V = (TᵀX + λW)(XᵀX + λI)⁻¹,  λ = ridge · mean(diag XᵀX).
 
-With fewer tokens than columns XᵀX is singular, and λ grows by columns/tokens.
+T brings the residual stream of the dense model back (aims.py), so that what earlier layers have lost is made up for as
+well. λ is chosen for each matrix on text that was not fitted (chosen.py). A kin of it is GRAIL (arXiv 2602.23795).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..config.settings import setting, settings
-from ..errors import NonFiniteError
 from .step import Compensation
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .moments import Moments
+    from ..least_squares.moments import Moments
     from .step import Fitted
+
+RIDGES = (1e-2, 1e-1, 1.0, 10.0)
 
 
 @settings
 class Refit(Compensation):
-    """Ridge least squares towards the whole matrix's output."""
+    """Ridge least squares towards the dense model's residual stream."""
 
     name = "refit"
-    summary = "ridge least squares of what stays, towards the whole matrix's output"
+    summary = "ridge least squares of what stays, towards the dense model's residual stream"
     ridged = True
     keeps_zeros = False
 
-    ridge: float = setting("λ, as a share of the mean of diag XᵀX", default=1e-2, affects="apply", gt=0)
+    ridge: float | None = setting(
+        f"λ, as a share of the mean of diag XᵀX (of {', '.join(f'{one:g}' for one in RIDGES)}, what is best for each"
+        " matrix on text that was not fitted)",
+        default=None,
+        affects="apply",
+        gt=0,
+    )
     intercept: bool = setting(
         "fit a bias too; an own type holds it where the model's class cannot", default=False, affects="apply"
     )
+
+    def candidates(self) -> Sequence[Refit]:
+        """One for each λ, where none is given."""
+        return (self,) if self.ridge is not None else tuple(replace(self, ridge=one) for one in RIDGES)
 
     def fit(self, w: Tensor, moments: Moments) -> Fitted:
         """Solves for V.
@@ -38,20 +52,8 @@ class Refit(Compensation):
         Raises:
             NonFiniteError: λ is too small for a Cholesky factor.
         """
-        import torch
+        from ..least_squares.ridge import ridge_fit
 
-        used = moments.centred() if self.intercept else moments
-        diagonal = used.xx.diagonal()
-        width = len(diagonal)
-        strength = self.ridge * max(1.0, width / max(used.tokens, 1)) * float(diagonal.mean())
-        if not strength:  # nothing flows in
-            return w, moments.intercept(w) if self.intercept else None
-        right = torch.add(used.yx, w, alpha=strength).T  # (kept, out)
-        diagonal = diagonal.clone()
-        used.xx.diagonal().add_(strength)  # in place: of a wide MLP it is large
-        factor, failed = torch.linalg.cholesky_ex(used.xx)
-        used.xx.diagonal().copy_(diagonal)
-        if failed:
-            raise NonFiniteError(f"{moments.where}: XᵀX + λI is not positive definite; give a larger ridge")
-        v = torch.cholesky_solve(right, factor).T
+        assert self.ridge is not None  # a candidate has one
+        v = ridge_fit(w, moments.centred() if self.intercept else moments, self.ridge)
         return v, moments.intercept(v) if self.intercept else None

@@ -1,24 +1,30 @@
-"""What a compensation is: how what stays of a matrix is adjusted, so that it gives what the whole matrix gave.
+"""What a compensation is: how what stays of a matrix is adjusted, so that what it should give comes out.
 
-Of a matrix, W are the kept columns, X what flows into them in the pruned model, Y what the whole matrix gives in the
-dense one, n tokens of each; x̄, ȳ their means. With an intercept X and Y are centred, and b = ȳ − W·x̄.
+Of a matrix, W are the kept columns, X what flows into them in the pruned model, T what should come out (aims.py), n
+tokens of each; x̄, t̄ their means. With an intercept X and T are centred, and b = t̄ − W·x̄.
 
 Nothing here, and nothing that a compensation's file imports at its top, needs torch.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..config.settings import setting, settings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .moments import Moments
+    from ..least_squares.moments import Moments
 
     # V `(out, kept)`, and b where there is one
     Fitted = tuple[Tensor, Tensor | None]
+
+PER_COLUMN = 16  # tokens for every column that is solved for
+FEWEST = 1 << 14  # tokens of any fit
 
 
 @settings
@@ -41,13 +47,26 @@ class Compensation:
     ridged: ClassVar[bool] = False
     keeps_zeros: ClassVar[bool] = True
 
-    windows: int = setting(
-        "windows of calibration text that this reads",
-        default=128,
+    windows: int | None = setting(
+        f"windows of calibration text that are fitted on ({PER_COLUMN} tokens for each column of the widest matrix, and"
+        f" {FEWEST:,} at least)",
+        default=None,
         affects="apply",
         was="compensation_samples",
-        ge=1,
+        ge=2,
         le=10**8,
+    )
+    held_out: int = setting(
+        "further windows, which nothing is fitted on: a compensation that raises their loss is taken back",
+        default=16,
+        affects="apply",
+        ge=1,
+        le=10**6,
+    )
+    target: Literal["stream", "matrix"] = setting(
+        "what should come out: what brings the dense model's residual stream back, or the dense matrix's own output",
+        default="stream",
+        affects="apply",
     )
 
     @property
@@ -59,6 +78,21 @@ class Compensation:
     def damping(self) -> float | None:
         """λ, as a share of the mean of diag XᵀX, where columns are solved for: the setting `ridge`."""
         return getattr(self, "ridge", None)
+
+    def resolved(self, widest: int, sequence_length: int) -> Any:
+        """Says how many windows are fitted on.
+
+        Args:
+            widest: columns of the model's widest o_proj or down_proj.
+            sequence_length: tokens per window.
+        """
+        if self.windows is not None or not self.fits:
+            return self
+        return replace(self, windows=math.ceil(max(PER_COLUMN * widest, FEWEST) / sequence_length))
+
+    def candidates(self) -> Sequence[Compensation]:
+        """Among which text that was not fitted decides; this one alone, where nothing is open."""
+        return (self,)
 
     def fit(self, w: Tensor, moments: Moments) -> Fitted:
         """Adjusts a matrix, W `(out, kept)` in float64."""

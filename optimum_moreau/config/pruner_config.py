@@ -152,7 +152,7 @@ class MoreauPrunerConfig(ConfigFile):
         """Fills in what depends on the criterion and on the model.
 
         Args:
-            model_config: the model's `PretrainedConfig`; only its number of layers is read.
+            model_config: the model's `PretrainedConfig`; its number of layers and its widths are read.
 
         Returns:
             The config that says exactly what runs.
@@ -177,6 +177,7 @@ class MoreauPrunerConfig(ConfigFile):
             values["mask"] = dataclasses.replace(self.mask, group=group, sparsity=share)
         elif all(values[name] is None for name in SIZES):
             values["pruning_ratio"] = 0.2
+        values["compensation"] = self.compensation.resolved(_widest(model_config), self.sequence_length)
         values["batch_size"] = self.batch_size or min(self.calibration_samples, 10)
         return ResolvedConfig(**{**values, **resolved_layers(self, depth)})
 
@@ -282,6 +283,13 @@ class ResolvedConfig(MoreauPrunerConfig):
     attention_layers: Layers = setting("layers whose attention is in scope", default=(0, 1), affects="scope")
     mlp_layers: Layers = setting("layers whose MLP is in scope", default=(0, 1), affects="scope")
     whole_layers: Layers = setting("layers that may go whole", default=(0, 1), affects="scope")
+
+
+def _widest(model_config: Any) -> int:
+    """Columns of the widest o_proj or down_proj that a model's config tells of."""
+    heads, hidden = model_config.num_attention_heads, model_config.hidden_size
+    width = getattr(model_config, "head_dim", None) or hidden // max(heads, 1)
+    return int(max(heads * width, model_config.intermediate_size))
 
 
 def config_meant(config: Any, settings: Mapping[str, Any]) -> MoreauPrunerConfig:

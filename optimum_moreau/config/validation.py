@@ -36,7 +36,8 @@ def validate(config: MoreauPrunerConfig) -> None:
     _validate_masks(config)
     _validate_budget(config)
     _validate_compensation(config)
-    read = {"calibration_samples": config.calibration_samples, "compensation_samples": config.compensation.windows}
+    fitted = (config.compensation.windows or 0) + config.compensation.held_out
+    read = {"calibration_samples": config.calibration_samples, "compensation_samples": fitted}
     for name, windows in read.items():
         if (tokens := windows * config.sequence_length) > MOST_TOKENS:
             asked = f"{windows:,} windows of {config.sequence_length:,} are {tokens:,} tokens"
@@ -78,6 +79,8 @@ def _validate_masks(config: MoreauPrunerConfig) -> None:
         return
     if given := [name for name in SIZES if getattr(config, name) is not None]:
         raise ConfigError(f"{given[0]}: concerns units; a mask of pattern '{mask.pattern}' takes sparsity instead")
+    if not config.criterion.masks:
+        raise ConfigError(f"criterion: '{config.criterion.name}' scores units, no single weights; a mask takes sparsegpt")
     if mask.group is not None and budget.name == "global":
         raise ConfigError(f"mask_group: budget 'global' compares all; leave '{mask.group}' out")
     if config.multiple_of != 1:

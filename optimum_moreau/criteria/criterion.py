@@ -57,6 +57,7 @@ class Criterion:
         statistics: what `elements` reads of a layer's inputs (models/stream.py).
         by_layer: `elements` scores a weight from its layer's inputs alone, so that a mask can be made layer by layer.
         mask_group: weights that a mask compares by default: each output `row`, or the whole matrix (`layer`).
+        masks: it scores single weights, too, so that a mask can be made of it.
         sides: the matrices that count for a unit: those it owns rows of (`out`), columns of (`in`), or both.
     """
 
@@ -68,6 +69,7 @@ class Criterion:
     statistics: ClassVar[tuple[str, ...]] = ()
     by_layer: ClassVar[bool] = False
     mask_group: ClassVar[str] = "row"
+    masks: ClassVar[bool] = True
     sides: ClassVar[tuple[str, ...]] = ("out", "in")
 
     aggregation: Literal["sum", "mean", "max", "prod"] = setting(

@@ -14,6 +14,7 @@ SYMMETRIC = "https://arxiv.org/abs/2501.18980"
 DSNOT_PAPER = "https://arxiv.org/abs/2310.08915"
 OWL_PAPER = "https://arxiv.org/abs/2310.05175"
 SLIM_LLM = "https://arxiv.org/abs/2505.22689"
+ZIP_LM = "https://arxiv.org/abs/2302.04089"
 FLAP_PAPER = "https://arxiv.org/abs/2312.11983"
 RIA_PAPER = "https://iclr.cc/virtual/2024/poster/18549"
 

@@ -58,6 +58,7 @@ class CalibrationSet:
         seed: the windows were drawn with.
         sha256: of the token ids, little-endian int64.
         distinct: tokens of the text that the windows cover; in a short text they overlap, and these are fewer.
+        places: of each window, its document, in the order that they were drawn in, and where in it the window starts.
     """
 
     tokens: Tensor
@@ -65,6 +66,7 @@ class CalibrationSet:
     seed: int
     sha256: str
     distinct: int
+    places: tuple[tuple[int, int], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """What plan, summary and card record; not the tokens."""
@@ -137,10 +139,10 @@ class CalibrationText:
             spans = [span for i, text in enumerate(self._texts[read]) for span in _spans(i, text, sequence_length)]
             documents = (self._tokenized(read, span) for span in shuffled(spans, generator))
             prefix, name = self._prefix, source_name(self._text)
-        tokens, distinct = _windows(documents, prefix, name, samples, sequence_length, generator)
+        tokens, distinct, places = _windows(documents, prefix, name, samples, sequence_length, generator)
         check_vocabulary(tokens, vocab_size, name)
         digest = hashlib.sha256(tokens.numpy().astype("<i8").tobytes()).hexdigest()
-        return CalibrationSet(tokens, name, seed, digest, distinct)
+        return CalibrationSet(tokens, name, seed, digest, distinct, places)
 
     def forget(self) -> None:
         """Lets go of what was read: the windows are drawn."""
@@ -247,26 +249,28 @@ def shuffled(documents: list[Any], generator: torch.Generator) -> list[Any]:
 
 def _windows(
     documents: Iterable[Tensor], prefix: list[int], name: str, samples: int, length: int, generator: torch.Generator
-) -> tuple[Tensor, int]:
+) -> tuple[Tensor, int, tuple[tuple[int, int], ...]]:
     """Takes one window at a random place of each document in turn, and goes round again while more are needed.
 
-    Returned with them is how many tokens they cover, each place of a document counted once, and the prefix once.
+    Returned with them is how many tokens they cover, each place of a document counted once, and the prefix once; and
+    of each window its document, by its turn, and its start.
     """
     need, first = length - len(prefix), torch.tensor(prefix, dtype=torch.int64, device="cpu")
     windows: list[Tensor] = []
     usable: list[tuple[Tensor, list[int]]] = []  # documents, and where their windows start
-    longest = 0
+    longest, places = 0, []
 
-    def take(document: Tensor, starts: list[int]) -> None:
+    def take(turn: int, document: Tensor, starts: list[int]) -> None:
         start = int(torch.randint(len(document) - need + 1, (1,), generator=generator, dtype=torch.int64, device="cpu"))
         starts.append(start)
+        places.append((turn, start))
         windows.append(torch.cat([first, document[start : start + need]]))
 
     for document in documents:
         longest = max(longest, len(document))
         if len(document) >= need and len(windows) < samples:
             usable.append((document, []))
-            take(*usable[-1])
+            take(len(usable) - 1, *usable[-1])
         if len(windows) == samples:
             break
     if not usable:
@@ -274,8 +278,8 @@ def _windows(
             f"{name}: the longest document has {longest} tokens, a window needs {need}; give longer text or a smaller"
             " sequence_length"
         )
-    for document, starts in islice(cycle(usable), samples - len(windows)):
-        take(document, starts)
+    for turn, (document, starts) in islice(cycle(enumerate(usable)), samples - len(windows)):
+        take(turn, document, starts)
     ends = (span for _, starts in usable for span in pairwise([*sorted(starts), math.inf]))
     covered = sum(int(min(after - start, need)) for start, after in ends)
-    return torch.stack(windows), covered + len(prefix)
+    return torch.stack(windows), covered + len(prefix), tuple(places)

@@ -54,6 +54,8 @@ class Family:
         stock_alternative: the model type that holds the same network where the stock config refuses (no biases).
         norms: kind of the norms on the residual stream.
         qk_norms: the queries and keys have norms of head width, which share the config's ε.
+        adds: what o_proj and down_proj give is added to the residual stream, times the config's `residual_multiplier`
+            where it has one; `False`: a norm is between.
         hidden_refusal: why hidden channels cannot be cut; empty where they can.
         notes: what is special, for `optimum-moreau families`.
     """
@@ -67,6 +69,7 @@ class Family:
     stock_alternative: str | None = None
     norms: str = "RMS"
     qk_norms: bool = False
+    adds: bool = True
     hidden_refusal: str = ""
     notes: str = ""
 
@@ -110,8 +113,8 @@ _STOCK = (
     Family("qwen2", _ATTENTION, _MLP, "q, k, v"),
     Family("qwen3", _ATTENTION, _MLP, "optional", qk_norms=True),
     Family("gemma", _ATTENTION, _MLP, **_GEMMA),
-    Family("gemma2", _ATTENTION, _MLP, heads_divide_hidden=True, notes=f"{_DIVIDES}; {_SLIDES}", **_GEMMA),
-    Family("gemma3_text", _ATTENTION, _MLP, heads_divide_hidden=True, qk_norms=True, notes=_DIVIDES, **_GEMMA),
+    Family("gemma2", _ATTENTION, _MLP, heads_divide_hidden=True, adds=False, notes=f"{_DIVIDES}; {_SLIDES}", **_GEMMA),
+    Family("gemma3_text", _ATTENTION, _MLP, heads_divide_hidden=True, qk_norms=True, adds=False, notes=_DIVIDES, **_GEMMA),
     Family("granite", _ATTENTION, _MLP, "optional", _BIAS_FLAGS),
     Family("smollm3", _ATTENTION, _MLP, "optional", _BIAS_FLAGS, notes="layers with and without RoPE"),
     Family("olmo", _ATTENTION, _MLP, "optional", notes="norms without weights", **_MEAN),
@@ -119,12 +122,12 @@ _STOCK = (
     Family("cohere", _ATTENTION, _MLP, "optional", notes=_PARALLEL, **_MEAN),
     Family("cohere2", _ATTENTION, _MLP, "optional", notes=f"{_PARALLEL}; sliding layers", **_MEAN),
     Family("glm", _ATTENTION, _FUSED_MLP, "q, k, v", notes=_FUSED),
-    Family("glm4", _ATTENTION, _FUSED_MLP, "q, k, v", notes=_FUSED),
+    Family("glm4", _ATTENTION, _FUSED_MLP, "q, k, v", adds=False, notes=_FUSED),
     Family("starcoder2", _ATTENTION, _NAMED_MLP, "all", _USE_BIAS, notes=_TWO, **_MEAN),
     Family("nemotron", _ATTENTION, _PLAIN_MLP, "optional", _BIAS_FLAGS, notes=_TWO, **_MEAN),
     Family("seed_oss", _ATTENTION, _MLP, "q, k, v", ("attention_out_bias", "mlp_bias")),
     Family("ernie4_5", _ATTENTION, _MLP, "optional", _USE_BIAS),
-    Family("exaone4", _ATTENTION, _MLP, qk_norms=True, notes="norms behind attention and MLP"),
+    Family("exaone4", _ATTENTION, _MLP, qk_norms=True, adds=False, notes="norms behind attention and MLP"),
     Family("hunyuan_v1_dense", _ATTENTION, _MLP, "optional", qk_norms=True),
     Family("apertus", _ATTENTION, _PLAIN_MLP, "optional", qk_norms=True, notes=_TWO),
     Family("arcee", _ATTENTION, _PLAIN_MLP, "optional", _BIAS_FLAGS, True, notes=f"{_TWO}; {_DIVIDES}"),

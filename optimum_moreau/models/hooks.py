@@ -32,6 +32,20 @@ def silent(units: Iterable[tuple[nn.Module, Block, Sequence[int] | Tensor]]) -> 
         yield
 
 
+@contextmanager
+def skipped(layers: Iterable[nn.Module]) -> Iterator[None]:
+    """Within the block some decoder layers hand on what reaches them, as if they were not there."""
+
+    def hand_on(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        states = args[0] if args else kwargs["hidden_states"]
+        return (states, *output[1:]) if isinstance(output, tuple) else states
+
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.callback(layer.register_forward_hook(hand_on, with_kwargs=True).remove)
+        yield
+
+
 def first_non_finite(model: nn.Module, forward: Callable[[], object]) -> str:
     """Says in which module a NaN or infinity appears first, by one more forward pass of the model."""
     found: list[str] = []

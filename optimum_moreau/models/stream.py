@@ -230,15 +230,41 @@ class StreamedLayer:
                     raise NonFiniteError(f"layers.{self.index}.{name}: its inputs are not finite; {self._blame()}")
         return found
 
-    def flows(self, module: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields, batch by batch, what flows into one linear layer and what comes out; the rest is not computed."""
+    def outputs(self, modules: Sequence[str]) -> dict[str, list[Tensor]]:
+        """Passes on, and returns what came out of some linear layers, batch by batch, where the hidden states are."""
+        found: dict[str, list[Tensor]] = {name: [] for name in modules}
+
+        def keep(kept: list[Tensor], module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            kept.append(output.cpu() if self._hidden.on_cpu else output)
+
+        with ExitStack() as stack:
+            for name, kept in found.items():
+                stack.callback(self.layer.get_submodule(name).register_forward_hook(partial(keep, kept)).remove)
+            self.pass_on()
+        return found
+
+    def flows(self, module: str, beside: str | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """Yields, batch by batch, what reaches the layer and what flows into one linear layer; the rest is not computed.
+
+        The third is what came out of another one `beside` it, on the way.
+        """
         args, kwargs = self._arguments
-        watch = self.layer.get_submodule(module).register_forward_hook
+        watch = self.layer.get_submodule(module).register_forward_pre_hook
+        passed: list[Tensor] = []
         for hidden in self._hidden:
-            with torch.no_grad():  # as a decorator it would keep what was yielded last beside the next
-                given, output = _caught(watch, partial(self.layer, hidden, *args, **kwargs))
-            yield given[0], output
-            del given, output  # not beside the next batch's
+            with ExitStack() as stack, torch.no_grad():  # as a decorator it would keep what was yielded last
+                if beside is not None:
+                    other = self.layer.get_submodule(beside)
+                    stack.callback(other.register_forward_hook(lambda _, given, output: passed.append(output)).remove)
+                (given,) = _caught(watch, partial(self.layer, hidden, *args, **kwargs))
+            yield hidden, given[0], passed.pop() if passed else None
+            del hidden, given  # not beside the next batch's
+
+    def hand_on(self, states: Iterable[Tensor]) -> None:
+        """What reaches the next layer is this, batch by batch, computed by the caller."""
+        for i, one in enumerate(states):
+            self._hidden.put(i, one)
+        self._passed = True
 
     def take(self, other: StreamedLayer) -> None:
         """What reaches the next layer is what reaches it in the other stream."""

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from ..compensation.biases import check_compensation, shape_to_count
 from ..config import MoreauPrunerConfig
+from ..data.parts import Parts, parted
 from ..data.sources import model_reference
 from ..data.windows import CalibrationSet, CalibrationText, check_positions
 from ..errors import ConfigError, DataError, PlanError
@@ -36,6 +37,7 @@ class Run:
         config: resolved.
         scored: windows that scoring, or masking, reads; `None` where it reads none.
         fitted: windows that the compensation reads; `None` where it reads none, or nothing is cut.
+        parts: of these, what is fitted on and what is held out.
         made: scores that were made before, if they were.
         checkpoint: folder that keeps every step of scoring; a run that was killed goes on from it.
         revision: of the base model, for the record.
@@ -48,6 +50,7 @@ class Run:
     config: MoreauPrunerConfig
     scored: CalibrationSet | None = None
     fitted: CalibrationSet | None = None
+    parts: Parts | None = None
     made: UnitScores | ElementScores | None = None
     checkpoint: Path | None = None
     revision: str | None = None
@@ -159,7 +162,9 @@ class Run:
         draw = lambda samples: text.windows(samples, c.sequence_length, c.seed, vocab_size=vocabulary)  # noqa: E731
         scored = draw(c.calibration_samples) if scores else None
         fits = fits and c.compensation.fits and not c.masks
-        return replace(self, scored=scored, fitted=draw(c.compensation.windows) if fits else None)
+        fitted = draw(c.compensation.windows + c.compensation.held_out) if fits else None
+        parts = parted(fitted.tokens, c.compensation.held_out, fitted.places, fitted.source) if fitted else None
+        return replace(self, scored=scored, fitted=fitted, parts=parts)
 
     @property
     def tokens(self) -> Tensor | None:

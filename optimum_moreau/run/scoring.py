@@ -93,10 +93,10 @@ def score_in_rounds(run: Run, identity: str = "") -> UnitScores:
     """
     model, shape, config = run.model, run.shape, run.config
     scores = score_units(model, shape, run.tokens, config, checkpoint=run.checkpoint, run=identity)
-    tokens, known = (run.fitted.tokens, run.fitted.distinct) if run.fitted else (None, None)
+    known = run.fitted.distinct if run.fitted else None
     for earlier in rounds(config, shape)[:-1]:
         plan = make_plan(scores, shape, earlier)
-        with compensated(model, shape, plan, tokens, earlier, undone=True, distinct=known):
+        with compensated(model, shape, plan, run.parts, earlier, undone=True, distinct=known):
             scores = without_removed(score_units(model, shape, run.tokens, config), plan, shape)
     return scores
 

@@ -1,0 +1,69 @@
+"""Calibration windows in parts that share no text: two folds to fit on, and what is held out, to measure on.
+
+Windows lie in order of their documents, and within one in order of their places. The last are held out; the others are
+halved. Where one of the first half overlaps with the second, or one of these with what is held out, it is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+
+Place = tuple[int, int]  # of a window: its document, and where in it the window starts
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Token ids `(windows, length)`.
+
+    Attributes:
+        folds: two halves to fit on; what is fitted on one is measured on the other.
+        held_out: neither is fitted on.
+    """
+
+    folds: tuple[Tensor, Tensor]
+    held_out: Tensor
+
+    @property
+    def fitted(self) -> int:
+        """Windows of both folds."""
+        return sum(map(len, self.folds))
+
+
+def parted(tokens: Tensor, held_out: int, places: Sequence[Place] = (), name: str = "calibration text") -> Parts:
+    """Parts windows.
+
+    Args:
+        tokens: `(windows, length)`.
+        held_out: windows that are kept out, but no more than a third of all.
+        places: where each window lies; default: in a document of its own.
+        name: of the text, for messages.
+
+    Raises:
+        DataError: the text is too short for three parts.
+    """
+    where, length = list(places) or [(i, 0) for i in range(len(tokens))], tokens.shape[1]
+    order = sorted(range(len(tokens)), key=where.__getitem__)
+    out = order[len(order) - min(held_out, len(order) // 3) :]
+    rest = _apart(order[: len(order) - len(out)], out, where, length)
+    second = rest[len(rest) // 2 :]
+    first = _apart(rest[: len(rest) // 2], second, where, length)
+    if not (first and second and out):
+        raise DataError(
+            f"{name}: {len(tokens)} windows of {length} tokens leave none to hold out, and what is fitted to a text"
+            " says nothing on that text; give longer text, more windows, or compensation 'none'"
+        )
+    return Parts((tokens[first], tokens[second]), tokens[out])
+
+
+def _apart(windows: list[int], later: list[int], where: Sequence[Place], length: int) -> list[int]:
+    """Those that end before the first of some later ones begins."""
+    if not later:
+        return windows
+    document, start = where[later[0]]
+    return [i for i in windows if where[i][0] != document or where[i][1] + length <= start]
