@@ -6,6 +6,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from optimum_moreau import PruningPlan
+from optimum_moreau.data.parts import parted
 from optimum_moreau.models.units import model_shape
 from optimum_moreau.planning import Kept
 
@@ -53,6 +54,11 @@ def own_windows(model, count, length, *, seed=1):
         odds = model(input_ids=ids, use_cache=False).logits[:, -1].float().softmax(-1)
         ids = torch.cat([ids, torch.multinomial(odds, 1, generator=generator)], dim=1)
     return ids
+
+
+def in_parts(windows):
+    """Two folds to fit on, and a sixth that is held out."""
+    return parted(windows, max(len(windows) // 6, 1))
 
 
 def tiny_tokenizer(begins=()):

@@ -1,4 +1,4 @@
-"""Bias: V = W,  b = ȳ − W·x̄: FLAP's, and what earlier layers changed."""
+"""Bias: V = W,  b = t̄ − W·x̄: FLAP's, and what earlier layers changed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .step import Compensation
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .moments import Moments
+    from ..least_squares.moments import Moments
     from .step import Fitted
 
 

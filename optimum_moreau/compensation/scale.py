@@ -1,4 +1,4 @@
-"""Scale: a_k = Σ y_k·(X·w_k) / Σ (X·w_k)²,  V_k = a_k·W_k, and with an intercept a shift b_k."""
+"""Scale: a_k = Σ t_k·(X·w_k) / Σ (X·w_k)²,  V_k = a_k·W_k, and with an intercept a shift b_k."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .step import Compensation
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .moments import Moments
+    from ..least_squares.moments import Moments
     from .step import Fitted
 
 
@@ -31,6 +31,6 @@ class Scale(Compensation):
 
         used = moments.centred() if self.intercept else moments
         power = (w @ used.xx * w).sum(1)
-        factor = torch.where(power > 0, (w * used.yx).sum(1) / power.clamp(min=torch.finfo(w.dtype).tiny), 1.0)
+        factor = torch.where(power > 0, (w * used.tx).sum(1) / power.clamp(min=torch.finfo(w.dtype).tiny), 1.0)
         v = factor[:, None] * w
         return v, moments.intercept(v) if self.intercept else None

@@ -57,7 +57,8 @@ class Compensation:
         le=10**8,
     )
     held_out: int = setting(
-        "further windows, which nothing is fitted on: a compensation that raises their loss is taken back",
+        "further windows (half as many as are fitted on, at most), which nothing is fitted on: a compensation that raises"
+        " their loss is taken back",
         default=16,
         affects="apply",
         ge=1,
@@ -78,6 +79,11 @@ class Compensation:
     def damping(self) -> float | None:
         """λ, as a share of the mean of diag XᵀX, where columns are solved for: the setting `ridge`."""
         return getattr(self, "ridge", None)
+
+    @property
+    def apart(self) -> int:
+        """Windows that are held out, of one whose windows are resolved."""
+        return min(self.held_out, max((self.windows or 0) // 2, 1))
 
     def resolved(self, widest: int, sequence_length: int) -> Any:
         """Says how many windows are fitted on.

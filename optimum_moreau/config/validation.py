@@ -37,7 +37,7 @@ def validate(config: MoreauPrunerConfig) -> None:
     _validate_budget(config)
     _validate_compensation(config)
     fitted = (config.compensation.windows or 0) + config.compensation.held_out
-    read = {"calibration_samples": config.calibration_samples, "compensation_samples": fitted}
+    read = {"calibration_samples": config.calibration_samples, "windows": fitted}
     for name, windows in read.items():
         if (tokens := windows * config.sequence_length) > MOST_TOKENS:
             asked = f"{windows:,} windows of {config.sequence_length:,} are {tokens:,} tokens"

@@ -51,14 +51,24 @@ def parted(tokens: Tensor, held_out: int, places: Sequence[Place] = (), name: st
     order = sorted(range(len(tokens)), key=where.__getitem__)
     out = order[len(order) - min(held_out, len(order) // 3) :]
     rest = _apart(order[: len(order) - len(out)], out, where, length)
-    second = rest[len(rest) // 2 :]
-    first = _apart(rest[: len(rest) // 2], second, where, length)
+    first, second = _halves(rest, where, length)
     if not (first and second and out):
         raise DataError(
             f"{name}: {len(tokens)} windows of {length} tokens leave none to hold out, and what is fitted to a text"
             " says nothing on that text; give longer text, more windows, or compensation 'none'"
         )
     return Parts((tokens[first], tokens[second]), tokens[out])
+
+
+def _halves(windows: list[int], where: Sequence[Place], length: int) -> tuple[list[int], list[int]]:
+    """At the middle; where that leaves none in the first half, between the two documents that are nearest to it."""
+    middle = len(windows) // 2
+    borders = [i for i in range(1, len(windows)) if where[windows[i]][0] != where[windows[i - 1]][0]]
+    found = _apart(windows[:middle], windows[middle:], where, length), windows[middle:]
+    if found[0] or not borders:
+        return found
+    border = min(borders, key=lambda i: abs(i - middle))
+    return windows[:border], windows[border:]
 
 
 def _apart(windows: list[int], later: list[int], where: Sequence[Place], length: int) -> list[int]:

@@ -30,7 +30,8 @@ def mean_loss(model: Any, tokens: Tensor, batch_size: int, what: str = "the mode
     device = input_device(model)
     total = torch.zeros(2, dtype=torch.float64, device="cpu")  # loss, targets
     with plain_outputs(model):
-        for batch in share(tokens).split(batch_size):
+        own = share(tokens)
+        for batch in own.split(batch_size) if len(own) else ():  # of many processes some may have none
             logits = model(input_ids=batch.to(device), use_cache=False).logits
             for ids, scores in zip(batch, logits, strict=True):  # one window in float32 at a time
                 loss = nn.functional.cross_entropy(scores[:-1].float(), ids[1:].to(scores.device), reduction="sum")

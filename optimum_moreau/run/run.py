@@ -162,8 +162,9 @@ class Run:
         draw = lambda samples: text.windows(samples, c.sequence_length, c.seed, vocab_size=vocabulary)  # noqa: E731
         scored = draw(c.calibration_samples) if scores else None
         fits = fits and c.compensation.fits and not c.masks
-        fitted = draw(c.compensation.windows + c.compensation.held_out) if fits else None
-        parts = parted(fitted.tokens, c.compensation.held_out, fitted.places, fitted.source) if fitted else None
+        apart = c.compensation.apart
+        fitted = draw(c.compensation.windows + apart) if fits else None
+        parts = parted(fitted.tokens, apart, fitted.places, fitted.source) if fitted else None
         return replace(self, scored=scored, fitted=fitted, parts=parts)
 
     @property

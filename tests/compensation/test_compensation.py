@@ -10,10 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig
 from optimum_moreau.compensation.compensate import compensated
-from optimum_moreau.compensation.moments import Moments
-from optimum_moreau.compensation.refit import Refit
 from optimum_moreau.compensation.rounds import rounds, without_removed
-from optimum_moreau.compensation.scale import Scale
 from optimum_moreau.data.windows import CalibrationSet, load_calibration
 from optimum_moreau.errors import ConfigError, DataError, ExportError, NonFiniteError, PlanError
 from optimum_moreau.models.units import decoder_layers, model_shape
@@ -24,10 +21,11 @@ from optimum_moreau.scoring.scores import score_units
 from optimum_moreau.surgery.apply import apply_plan
 from optimum_moreau.surgery.export import decide_export
 from tests.models.test_stream import inputs_of
-from tests.tiny import FAMILIES, tiny_model
+from tests.tiny import FAMILIES, in_parts, own_windows, tiny_model
 
 EVERYWHERE = {"attention_layers": (0, 3), "mlp_layers": (0, 3)}
 OUT, DOWN = "self_attn.o_proj", "mlp.down_proj"
+pytestmark = pytest.mark.usefixtures("unguarded")  # what guards has tests of its own: test_guard.py
 
 
 @pytest.fixture
@@ -46,127 +44,20 @@ def planned(model, **changes):
 def adjusted(model, windows, **changes):
     """In place: compensates and cuts; returns what was done and the plan."""
     plan, config = planned(model, **changes)
-    with compensated(model, model_shape(model), plan, windows, config) as found:
+    with compensated(model, model_shape(model), plan, in_parts(windows), config) as found:
         apply_plan(model, replace(plan, fingerprint=None))
     return found, plan
-
-
-def numbers(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def moments_of(x, y, parts=3):
-    pairs = list(zip(x.float().chunk(parts), y.float().chunk(parts), strict=True))
-    return Moments.gather(pairs, torch.arange(x.shape[1]), torch.arange(y.shape[1]), "here")
-
-
-@pytest.mark.parametrize("intercept", [False, True])
-def test_refit_is_the_least_squares_of_the_stacked_problem(intercept):
-    """min ‖X·Vᵀ − Y‖² + λ‖V − W‖² is plain least squares with √λ·I under X and √λ·Wᵀ under Y."""
-    x, y, w = numbers(50, 6) + 1, numbers(50, 4, seed=1) - 2, numbers(4, 6, seed=2)
-    v, b = Refit(ridge=0.3, intercept=intercept).fit(w, moments_of(x, y))
-    a, c = x.numpy(), y.numpy()
-    centred = (a - a.mean(0), c - c.mean(0)) if intercept else (a, c)
-    strength = 0.3 * (centred[0] ** 2).sum(0).mean()
-    rows = np.vstack([centred[0], np.sqrt(strength) * np.eye(6)])
-    values = np.vstack([centred[1], np.sqrt(strength) * w.numpy().T])
-    expected = np.linalg.lstsq(rows, values, rcond=None)[0].T
-    np.testing.assert_allclose(v, expected, rtol=1e-4, atol=1e-5)
-    if intercept:
-        np.testing.assert_allclose(b, c.mean(0) - expected @ a.mean(0), rtol=1e-4, atol=1e-4)
-    else:
-        assert b is None
-
-
-def test_with_fewer_tokens_than_columns_the_ridge_grows_in_proportion():
-    x, y, w = numbers(4, 12), numbers(4, 3, seed=1), numbers(3, 12, seed=2)
-    v, _ = Refit(ridge=0.1).fit(w, moments_of(x, y, 1))
-    strength = 0.1 * 12 / 4 * (x**2).sum(0).mean()
-    expected = (y.T @ x + strength * w) @ torch.linalg.inv(x.T @ x + strength * torch.eye(12, dtype=x.dtype))
-    torch.testing.assert_close(v, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_a_ridge_too_small_for_a_singular_gram_matrix_is_refused_by_name():
-    x = torch.ones(8, 6, dtype=torch.float64)
-    with pytest.raises(NonFiniteError, match=r"here: XᵀX \+ λI is not positive definite; give a larger ridge"):
-        Refit(ridge=1e-18).fit(numbers(3, 6), moments_of(x, numbers(8, 3)))
-
-
-def test_nothing_flows_in_nothing_changes():
-    w = numbers(3, 5)
-    v, _ = Refit(ridge=0.1).fit(w, moments_of(torch.zeros(7, 5), numbers(7, 3)))
-    assert torch.equal(v, w)
-    v, _ = Scale().fit(w, moments_of(torch.zeros(7, 5), numbers(7, 3)))
-    assert torch.equal(v, w)
-
-
-def test_scale_is_each_outputs_regression_on_what_is_left():
-    x, y, w = numbers(40, 5), numbers(40, 3, seed=1), numbers(3, 5, seed=2)
-    v, _ = Scale().fit(w, moments_of(x, y))
-    left = (x @ w.T).numpy()
-    for k in range(3):
-        (factor,) = np.linalg.lstsq(left[:, k : k + 1], y.numpy()[:, k], rcond=None)[0]
-        np.testing.assert_allclose(v[k], factor * w[k], rtol=1e-4)
-
-
-def test_the_error_is_that_of_the_residual():
-    x, y, w, b = numbers(40, 5), numbers(40, 3, seed=1), numbers(3, 5, seed=2), numbers(3, seed=3)
-    moments = moments_of(x, y)
-    assert moments.error(w) == pytest.approx(float((x @ w.T - y).square().sum() / y.square().sum()), rel=1e-4)
-    assert moments.error(w, b) == pytest.approx(float((x @ w.T + b - y).square().sum() / y.square().sum()), rel=1e-4)
-
-
-def by_hand(model, plan, windows, ridge):
-    """The refit of every layer, from whole forward passes of two models, in numpy: (layer, module) → weight."""
-    dense, pruned = tiny_model("llama"), tiny_model("llama")
-    found = {}
-    for layer in range(3):
-        for kind, module, width in (("attention", OUT, 16), ("mlp", DOWN, 1)):
-            kept = plan.layers[layer][kind].kept
-            columns = np.concatenate([np.arange(width * u, width * (u + 1)) for u in kept])
-            name = f"model.layers.{layer}.{module}"
-            _, y = inputs_of(dense, windows, name)
-            weight = pruned.get_parameter(f"{name}.weight")
-            x = inputs_of(pruned, windows, name)[0][:, columns]
-            w = weight.detach().double().numpy()[:, columns]
-            gram = x.T @ x
-            strength = ridge * np.mean(np.diag(gram))
-            v = (y.T @ x + strength * w) @ np.linalg.inv(gram + strength * np.eye(len(gram)))
-            with torch.no_grad():
-                weight.zero_()
-                weight[:, columns] = torch.from_numpy(v).float()
-            found[layer, module] = v
-    return found
-
-
-def test_every_layer_is_refitted_on_what_the_ones_before_it_leave(windows):
-    """Heads of a KV group, then channels; X from the pruned stream, Y from the dense one."""
-    model = tiny_model("llama")
-    found, plan = adjusted(model, windows, ridge=0.05, batch_size=7)
-    for (layer, module), expected in by_hand(model, plan, windows, 0.05).items():
-        weight = model.get_parameter(f"model.layers.{layer}.{module}.weight").detach().double().numpy()
-        np.testing.assert_allclose(weight, expected, rtol=2e-3, atol=1e-4, err_msg=f"{layer} {module}")
-    assert [one.name for one in found] == [f"layers.{i}.{m}" for i in range(3) for m in (OUT, DOWN)]
-    assert all(one.error_after <= one.error_before for one in found)
-    assert {one.tokens for one in found} == {24 * 16}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_within_the_block_the_whole_model_computes_what_the_cut_one_will(family, windows):
     model = tiny_model(family)
     plan, config = planned(model)
-    with torch.no_grad(), compensated(model, model_shape(model), plan, windows, config):
+    with torch.no_grad(), compensated(model, model_shape(model), plan, in_parts(windows), config):
         expected = model(windows[:2]).logits
         apply_plan(model, replace(plan, fingerprint=None))
     with torch.no_grad():
         torch.testing.assert_close(model(windows[:2]).logits, expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("step", [Refit(), Scale()])
-def test_a_matrix_that_gives_what_it_gave_is_not_changed(step):
-    x, w = numbers(90, 8), numbers(5, 8, seed=1)
-    found, _ = step.fit(w, moments_of(x, x @ w.T))
-    torch.testing.assert_close(found, w, rtol=0, atol=1e-5)
 
 
 def test_what_comes_before_the_first_cut_is_not_adjusted(windows):
@@ -182,7 +73,7 @@ def test_a_plan_that_removes_nothing_changes_nothing(compensation, windows):
     model = tiny_model("llama")
     before = {name: w.clone() for name, w in model.named_parameters()}
     _, config = planned(model, compensation=compensation)
-    with compensated(model, model_shape(model), whole_plan(model_shape(model)), windows, config):
+    with compensated(model, model_shape(model), whole_plan(model_shape(model)), in_parts(windows), config):
         pass
     for name, w in model.named_parameters():
         torch.testing.assert_close(w, before[name], rtol=0, atol=1e-5)
@@ -222,7 +113,7 @@ def test_an_error_leaves_the_model_as_it_was(windows):
     model = tiny_model("llama")
     before = {name: w.clone() for name, w in model.named_parameters()}
     plan, config = planned(model)
-    with pytest.raises(KeyboardInterrupt), compensated(model, model_shape(model), plan, windows, config):
+    with pytest.raises(KeyboardInterrupt), compensated(model, model_shape(model), plan, in_parts(windows), config):
         raise KeyboardInterrupt
     assert all(torch.equal(w, before[name]) for name, w in model.named_parameters())
 
@@ -235,7 +126,7 @@ def test_what_is_not_finite_names_the_layer_and_leaves_the_model_as_it_was(windo
     plan, config = planned(tiny_model("llama"))
     with (
         pytest.raises(NonFiniteError, match=r"layers\.1\.mlp\.down_proj: what flows through it is not finite"),
-        compensated(model, model_shape(model), plan, windows, config),
+        compensated(model, model_shape(model), plan, in_parts(windows), config),
     ):
         pass
     assert all(torch.equal(w, before[name]) for name, w in model.named_parameters())
@@ -244,7 +135,7 @@ def test_what_is_not_finite_names_the_layer_and_leaves_the_model_as_it_was(windo
 def test_too_few_tokens_warn_with_the_number_that_would_do(windows, caplog):
     model = tiny_model("llama")
     plan, config = planned(model, unit_ratio=0.05)
-    with compensated(model, model_shape(model), plan, windows[:1], config):
+    with compensated(model, model_shape(model), plan, in_parts(windows[:3]), config):
         pass
     assert "16 tokens for 32 columns; λ is raised to 0.02. Give compensation_samples ≥ 2" in caplog.text
 
@@ -253,7 +144,7 @@ def test_too_few_tokens_warn_with_the_number_that_would_do(windows, caplog):
 def test_they_do_not_warn_where_nothing_so_wide_is_solved_for(settings, windows, caplog):
     model = tiny_model("llama")
     plan, config = planned(model, **{"mlp_layers": (2, 3), "attention_layers": (2, 3), **settings})
-    with compensated(model, model_shape(model), plan, windows[:1], config):
+    with compensated(model, model_shape(model), plan, in_parts(windows[:3]), config):
         pass
     assert not caplog.text
 
@@ -354,7 +245,7 @@ def test_a_round_scores_what_the_last_one_left_and_what_went_stays_gone(windows)
     scored, fitted = (CalibrationSet(tokens, "windows", 0, "", tokens.numel()) for tokens in (windows[:4], windows))
     found = score_in_rounds(Run(model, shape, shape, config, scored, fitted))
     first = make_plan(score_units(model, shape, windows[:4], config), shape, rounds(config, shape)[0])
-    with compensated(model, shape, first, windows, config, undone=True):
+    with compensated(model, shape, first, in_parts(windows), config, undone=True):
         expected = without_removed(score_units(model, shape, windows[:4], config), first, shape)
     for where, values in expected.values.items():
         assert torch.equal(found.values[where], values)
@@ -400,7 +291,7 @@ FLAGGED = ("llama", "granite", "smollm3", "nemotron", "arcee", "starcoder2", "se
 def test_with_an_intercept_the_mean_of_every_output_is_the_dense_models(settings, windows):
     model, dense = tiny_model("llama"), tiny_model("llama")
     plan, config = planned(model, **settings)
-    with compensated(model, model_shape(model), plan, windows, config) as found:
+    with compensated(model, model_shape(model), plan, in_parts(windows), config) as found:
         for layer in range(3):
             for module in (OUT, DOWN):
                 name = f"model.layers.{layer}.{module}"
@@ -419,13 +310,13 @@ def test_biases_are_held_by_the_stock_class_where_it_can_and_else_by_the_own_typ
     model = tiny_model(family)
     config = model.config.to_dict()
     plan, settings = planned(model, compensation="bias")
-    with compensated(model, model_shape(model), plan, windows, settings, undone=True):
+    with compensated(model, model_shape(model), plan, in_parts(windows), settings, undone=True):
         assert all(module.bias is not None for module in readers(model))
     assert model.config.to_dict() == config
     assert decide_export(model.config, model_shape(model), plan, "auto").model_type == (
         family if family in FLAGGED else f"moreau_{family}"
     )
-    with compensated(model, model_shape(model), plan, windows, settings):
+    with compensated(model, model_shape(model), plan, in_parts(windows), settings):
         apply_plan(model, replace(plan, fingerprint=None))
     assert model.config.model_type == (family if family in FLAGGED else f"moreau_{family}")
     model.save_pretrained(tmp_path)
@@ -463,7 +354,7 @@ def test_an_intercept_rules_out_the_class_without_biases_beforehand(windows):
     plan, config = planned(model, compensation="bias", unit_ratio=(0.375, 0.0))
     found = decide_export(model.config, model_shape(model), plan, "auto")
     assert found.model_type == "moreau_llama" and "4 heads, 4 KV heads" in found.advice
-    with compensated(model, model_shape(model), plan, windows, config, undone=True):
+    with compensated(model, model_shape(model), plan, in_parts(windows), config, undone=True):
         assert decide_export(model.config, model_shape(model), plan, "auto") == found
     plan, _ = planned(model, unit_ratio=(0.375, 0.0))
     assert decide_export(model.config, model_shape(model), plan, "auto").model_type == "mistral"
@@ -473,7 +364,7 @@ def test_biases_go_again_after_an_error(windows):
     model = tiny_model("llama")
     names = [name for name, _ in model.named_parameters()]
     plan, config = planned(model, compensation="bias")
-    with pytest.raises(KeyboardInterrupt), compensated(model, model_shape(model), plan, windows, config):
+    with pytest.raises(KeyboardInterrupt), compensated(model, model_shape(model), plan, in_parts(windows), config):
         raise KeyboardInterrupt
     assert [name for name, _ in model.named_parameters()] == names
     assert not model.config.attention_bias and not model.config.mlp_bias
@@ -491,7 +382,7 @@ def test_biases_go_again_where_not_all_could_be_given(windows, monkeypatch):
     plan, config = planned(model, compensation="bias")
     with pytest.raises(MemoryError), monkeypatch.context() as patch:
         patch.setattr("optimum_moreau.compensation.biases.torch.zeros", zeros)
-        with compensated(model, model_shape(model), plan, windows, config):
+        with compensated(model, model_shape(model), plan, in_parts(windows), config):
             pass
     assert len(given) == 3 and not any("bias" in name for name, _ in model.named_parameters())
 
@@ -514,15 +405,6 @@ def test_whatever_the_budget_no_unit_comes_back_in_a_later_round(budget, criteri
             gone[block.where] = now
         with compensated(model, shape, plan, None, one, undone=True):
             scores = without_removed(score_units(model, shape, windows[:4], config), plan, shape)
-
-
-def test_an_intercept_of_inputs_far_from_zero_is_exact():
-    x, y, w = numbers(400, 6) + 1000, numbers(400, 4, seed=1) - 500, numbers(4, 6, seed=2)
-    moments = Moments.gather([(x, y)], torch.arange(6), torch.arange(4), "here", dtype=torch.float64)
-    v, b = Refit(ridge=1e-9, intercept=True).fit(w, moments)
-    design = np.hstack([x.numpy(), np.ones((400, 1))])
-    expected = np.linalg.lstsq(design, y.numpy(), rcond=None)[0].T
-    np.testing.assert_allclose(np.hstack([v, b[:, None]]), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_an_intercept_is_counted_and_said(windows):
@@ -610,7 +492,7 @@ def test_a_cut_that_fails_late_is_undone_as_far_as_it_was_adjusted(windows):
     model = tiny_model("llama")
     plan, config = planned(model)
     before = {name: w.clone() for name, w in model.named_parameters() if "o_proj" in name or "down_proj" in name}
-    with pytest.raises(MemoryError, match="late"), compensated(model, model_shape(model), plan, windows, config):
+    with pytest.raises(MemoryError, match="late"), compensated(model, model_shape(model), plan, in_parts(windows), config):
         apply_plan(model, replace(plan, fingerprint=None))
         raise MemoryError("late")
     assert all(torch.equal(model.get_parameter(name), w) for name, w in before.items())

@@ -17,7 +17,7 @@ from optimum_moreau.planning import Kept, make_plan, whole_plan
 from optimum_moreau.scoring.scores import score_units
 from optimum_moreau.surgery.apply import apply_plan
 from tests.models.test_stream import inputs_of
-from tests.tiny import FAMILIES, assert_same_state, snapshot, tiny_model
+from tests.tiny import FAMILIES, assert_same_state, in_parts, snapshot, tiny_model
 
 CUTTABLE = [family for family in FAMILIES if not TABLE[family].hidden_refusal]
 FOLDED = [
@@ -28,6 +28,7 @@ ALL = {"targets": ("attention", "mlp", "hidden"), "unit_ratio": (0.5, 0.5, 0.25)
 LAYERS = {"targets": ("mlp", "hidden", "layers"), "unit_ratio": (0.5, 0.25, 0.4), "whole_layers": (0, 3), **EVERYWHERE}
 SCOPES = {"hidden": {}, "all": ALL, "layers": LAYERS}
 OUT, DOWN = "self_attn.o_proj", "mlp.down_proj"
+pytestmark = pytest.mark.usefixtures("unguarded")  # what guards has tests of its own: test_guard.py
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def planned(model, **changes):
 def adjusted(model, windows, **changes):
     """In place: compensates and cuts; returns what was done, the plan, and the logits of two windows before the cut."""
     plan, config = planned(model, **changes)
-    with torch.no_grad(), compensated(model, model_shape(model), plan, windows, config) as found:
+    with torch.no_grad(), compensated(model, model_shape(model), plan, in_parts(windows), config) as found:
         for index in plan.removed_layers:  # the block's promise leaves them out
             decoder_layers(model)[index].forward = lambda hidden_states, *args, **kwargs: hidden_states
         logits = model(windows[:2]).logits
@@ -150,7 +151,7 @@ def test_a_plan_that_removes_nothing_changes_nothing(compensation, windows):
     before = {name: w.clone() for name, w in model.named_parameters()}
     _, config = planned(model, compensation=compensation)
     plan = replace(whole_plan(model_shape(model)), hidden=Kept(tuple(range(32)), 32))
-    with compensated(model, model_shape(model), plan, windows, config):
+    with compensated(model, model_shape(model), plan, in_parts(windows), config):
         pass
     for name, w in model.named_parameters():
         assert torch.equal(w, before[name])
@@ -163,7 +164,7 @@ def test_an_error_or_the_wish_leaves_the_model_as_it_was(ending, settings, windo
     before, expected = snapshot(model), model(windows[:2]).logits
     plan, config = planned(model, **settings)
     try:
-        with compensated(model, model_shape(model), plan, windows, config, undone=ending is None):
+        with compensated(model, model_shape(model), plan, in_parts(windows), config, undone=ending is None):
             assert not torch.equal(model(windows[:2]).logits, expected)
             if ending:
                 raise ending
@@ -182,7 +183,7 @@ def test_what_is_not_finite_names_the_layer_and_leaves_the_model_as_it_was(windo
     plan, config = planned(tiny())
     with (
         pytest.raises(NonFiniteError, match=r"layers\.1\.mlp\.down_proj: what flows through it is not finite"),
-        compensated(model, model_shape(model), plan, windows, config),
+        compensated(model, model_shape(model), plan, in_parts(windows), config),
     ):
         pass
     assert_same_state(model, before)
