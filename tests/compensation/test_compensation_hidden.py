@@ -60,7 +60,7 @@ def adjusted(model, windows, **changes):
             decoder_layers(model)[index].forward = lambda hidden_states, *args, **kwargs: hidden_states
         logits = model(windows[:2]).logits
         apply_plan(model, replace(plan, fingerprint=None))
-    return found, plan, logits
+    return found.matrices, plan, logits
 
 
 def matrices(model):
