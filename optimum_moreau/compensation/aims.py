@@ -5,6 +5,9 @@ it m times (`residual_multiplier`; 1). So that h comes back behind the matrix:
 
     h + m·Y = h̃ + m·(X̃·Vᵀ + b)         T = X̃·Vᵀ = (h + m·Y − h̃)/m − b
 
+A token weighs s = 1/‖h + m·Y‖², so that what is fitted is the error of each token's stream as a share of it: the first
+tokens of a text may be a thousand times as large as others, and would own the fit.
+
 With `target="matrix"`, or where a norm lies between (families.py: `adds`), T = Y − b, and what earlier layers have lost
 stays lost.
 """
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -33,6 +37,12 @@ class Aims:
     def behind(self, stream: Tensor, output: Tensor) -> Tensor:
         """The stream behind a matrix, as the model adds it, in its dtype."""
         return stream + output * self.times if self.times != 1.0 else stream + output
+
+    @staticmethod
+    def weight(aim: Tensor) -> Tensor:
+        """s of each token, of what should be there, `(…, out)`."""
+        squares = aim.float().square().sum(-1)
+        return 1 / squares.clamp(min=torch.finfo(squares.dtype).tiny ** 0.5)
 
     def should_give(self, aim: Tensor, stream: Tensor, bias: Tensor | None) -> Tensor:
         """T, in float32 or more.

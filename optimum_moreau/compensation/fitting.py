@@ -176,8 +176,9 @@ class Fitter:
                 stream = self.aims.behind(stream, given)
             if before is not None and self.aims.adds:
                 before.append((stream.cpu(), x.cpu()))
-            yield fold, x, self.aims.should_give(wanted.pop().to(x.device), stream, bias)
-            del stream, x, given  # not beside the next batch's
+            aim = wanted.pop().to(x.device)
+            yield fold, x, self.aims.should_give(aim, stream, bias), self.aims.weight(aim)
+            del stream, x, given, aim  # not beside the next batch's
 
     def _fit(self, block: Block, module: Any, flows: Iterator[Flow], where: str) -> Adjusted:
         """Adjusts one matrix."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..least_squares.moments import Moments
     from .step import Fitted
 
-RIDGES = (1e-2, 1e-1, 1.0, 10.0)
+RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 
 
 @settings

@@ -1,4 +1,7 @@
-"""What a least-squares fit of a matrix needs to know of X and T, gathered batch by batch."""
+"""What a least-squares fit of a matrix needs to know of X and T, gathered batch by batch.
+
+Tokens may weigh s each: then every sum below is of s·x·xᵀ, s·t·xᵀ, s·x, …, and n is Σ s.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,8 @@ from torch import Tensor
 from ..distributed import add_up
 from ..errors import NonFiniteError
 
-# Which fold a batch is of, X `(…, in)` of all columns, T `(…, out)` of all rows: of the same tokens.
-Flow = tuple[int, Tensor, Tensor]
+# Which fold a batch is of, X `(…, in)` of all columns, T `(…, out)` of all rows, and s `(…)`: of the same tokens.
+Flow = tuple[int, Tensor, Tensor, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -23,21 +26,25 @@ class Moments:
 
     Attributes:
         where: name of the matrix, for messages.
-        tokens: their number, n.
+        tokens: their number.
+        weight: n, what they weigh together.
         xx: XᵀX, `(kept, kept)`, float64.
         tx: TᵀX, `(out, kept)`.
         x: Σ x, `(kept,)`.
         t: Σ t, `(out,)`.
         tt: Σ t², `(out,)`.
+        part: which share of all that is to be fitted is here: less than one in a fold.
     """
 
     where: str
     tokens: int
+    weight: float
     xx: Tensor
     tx: Tensor
     x: Tensor
     t: Tensor
     tt: Tensor
+    part: float = 1.0
 
     @classmethod
     def gather(
@@ -64,31 +71,42 @@ class Moments:
             NonFiniteError: an input or what should come out is NaN or infinite.
         """
         width, out, device = len(kept), len(rows), kept.device
-        shapes = ((width, width), (out, width), (width,), (out,), (out,), (1,))
+        shapes = ((width, width), (out, width), (width,), (out,), (out,), (1,), (1,))
         made = [[torch.zeros(s, dtype=torch.float64, device=device) for s in shapes] for _ in range(folds)]
-        for fold, whole_x, whole_t in flows:
+        for fold, whole_x, whole_t, s in flows:
             x = whole_x.reshape(-1, whole_x.shape[-1]).to(device).index_select(1, kept).to(dtype)
             t = whole_t.reshape(-1, whole_t.shape[-1]).to(device).index_select(1, rows).to(dtype)
-            xx, tx, *lines, tokens = made[fold]
+            xx, tx, *lines, weight, tokens = made[fold]
+            tokens += len(x)
+            root: Tensor | float = 1.0
+            if s is not None:
+                root = s.reshape(-1, 1).to(device).to(dtype).sqrt()
+                x, t = x * root, t * root
             xx += x.T @ x  # one product at a time: of a wide MLP they are large
             tx += t.T @ x
-            for total, part in zip(lines, (x.sum(0), t.sum(0), t.square().sum(0)), strict=True):
+            for total, part in zip(lines, ((root * x).sum(0), (root * t).sum(0), t.square().sum(0)), strict=True):
                 total += part
-            tokens += len(x)
-            del whole_x, whole_t, x, t  # not beside the next batch's
+            weight += len(x) if s is None else s.sum()
+            del whole_x, whole_t, x, t, s  # not beside the next batch's
         add_up(*(total for sums in made for total in sums))
         if not all(torch.isfinite(total).all() for sums in made for total in sums):
             raise NonFiniteError(
                 f"{where}: what flows through it is not finite, so it cannot be refitted; check the model's"
                 " weights, or load it in bfloat16 or float32"
             )
-        return tuple(cls(where, int(sums.pop()), *sums) for sums in made)
+        total = sum(float(sums[-2]) for sums in made) or 1.0
+        parts = [float(sums[-2]) / total or 1.0 for sums in made]
+        return tuple(
+            cls(where, int(sums.pop()), float(sums.pop()), *sums, part=part)
+            for sums, part in zip(made, parts, strict=True)
+        )
 
     def absorb(self, other: Moments) -> Moments:
         """In place: the sums over the tokens of both; those of the other are left as they are."""
         for mine, its in zip(self._sums, other._sums, strict=True):
             mine += its
-        return Moments(self.where, self.tokens + other.tokens, *self._sums)
+        both = (self.tokens + other.tokens, self.weight + other.weight)
+        return Moments(self.where, *both, *self._sums, part=self.part + other.part)
 
     @property
     def _sums(self) -> tuple[Tensor, ...]:
@@ -96,13 +114,13 @@ class Moments:
 
     def centred(self) -> Moments:
         """The moments of x − x̄ and t − t̄."""
-        n, x, t = max(self.tokens, 1), self.x, self.t
+        n, x, t = self.weight or 1.0, self.x, self.t
         xx, tx = self.xx - torch.outer(x, x) / n, self.tx - torch.outer(t, x) / n
-        return Moments(self.where, self.tokens, xx, tx, 0 * x, 0 * t, self.tt - t.square() / n)
+        return Moments(self.where, self.tokens, self.weight, xx, tx, 0 * x, 0 * t, self.tt - t.square() / n, self.part)
 
     def intercept(self, w: Tensor) -> Tensor:
         """b = t̄ − W·x̄."""
-        return (self.t - w @ self.x) / max(self.tokens, 1)
+        return (self.t - w @ self.x) / (self.weight or 1.0)
 
     def squares(self, w: Tensor, b: Tensor | None = None) -> float:
         """‖X·Wᵀ + b − T‖²."""
@@ -110,7 +128,7 @@ class Moments:
         found = self.tt - 2 * (w * self.tx).sum(1) + (w @ self.xx * w).sum(1)
         if b is not None:
             b = b.double()
-            found = found + self.tokens * b.square() + 2 * b * (w @ self.x - self.t)
+            found = found + self.weight * b.square() + 2 * b * (w @ self.x - self.t)
         return float(found.clamp(min=0).sum())
 
     @property

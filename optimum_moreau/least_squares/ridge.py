@@ -1,4 +1,7 @@
-"""Ridge least squares: min_V ‖X·Vᵀ − T‖² + λ‖V − W‖²,  V = (TᵀX + λW)(XᵀX + λI)⁻¹,  λ = ridge · mean(diag XᵀX)."""
+"""Ridge least squares: min_V ‖X·Vᵀ − T‖² + λ‖V − W‖²,  V = (TᵀX + λW)(XᵀX + λI)⁻¹,  λ = ridge · mean(diag XᵀX).
+
+λ is of all text that is to be fitted, also where X is of a part of it: so it is as strong there as it will be.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ def ridge_fit(w: Tensor, moments: Moments, ridge: float) -> Tensor:
         NonFiniteError: λ is too small for a Cholesky factor.
     """
     diagonal = moments.xx.diagonal().clone()
-    strength = ridge * float(diagonal.mean())
+    strength = ridge * float(diagonal.mean()) / moments.part
     if not strength:
         return w
     right = torch.add(moments.tx, w, alpha=strength).T  # (kept, out)

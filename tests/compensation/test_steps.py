@@ -18,7 +18,7 @@ def numbers(*shape, seed=0):
 
 def in_folds(x, t, folds):
     """The moments of consecutive parts of the tokens."""
-    flows = zip(range(folds), x.chunk(folds), t.chunk(folds), strict=True)
+    flows = zip(range(folds), x.chunk(folds), t.chunk(folds), [None] * folds, strict=True)
     every = torch.arange(x.shape[1]), torch.arange(t.shape[1])
     return Moments.gather(flows, *every, "here", folds=folds, dtype=torch.float64)
 

@@ -24,9 +24,10 @@ def t():
     return numbers(2, 10, 4, seed=1) - 2
 
 
-def gathered(x, t, folds=(0, 1), dtype=torch.float64):
+def gathered(x, t, folds=(0, 1), dtype=torch.float64, weights=None):
     """Each window is a batch, of its fold."""
-    flows = zip(folds, x.split(1), t.split(1), strict=True)
+    s = [None] * len(x) if weights is None else weights.split(1)
+    flows = zip(folds, x.split(1), t.split(1), s, strict=True)
     return Moments.gather(flows, KEPT, ROWS, "here", folds=max(folds) + 1, dtype=dtype)
 
 
@@ -86,3 +87,31 @@ def test_what_is_not_finite_is_named(which, value, x, t):
 def test_a_column_that_goes_may_hold_anything(x, t):
     x[0, 0, 1] = torch.nan
     assert_are(gathered(x, t)[0], *seen(x[0], t[0]))
+
+
+def test_a_token_that_weighs_twice_counts_as_two(x, t):
+    s = torch.ones(2, 10, dtype=torch.float64)
+    s[0, 3] = 2.0
+    (weighed,) = gathered(x, t, folds=(0, 0), weights=s)
+    again = [torch.cat([one[0], one[0][3:4], one[1]])[None] for one in (x, t)]
+    (twice,) = gathered(*again, folds=(0,))
+    w, b = numbers(len(ROWS), len(KEPT), seed=5), numbers(len(ROWS), seed=6)
+    assert weighed.squares(w, b) == pytest.approx(twice.squares(w, b))
+    torch.testing.assert_close(weighed.intercept(w), twice.intercept(w))
+    torch.testing.assert_close(weighed.centred().xx, twice.centred().xx)
+    assert (weighed.tokens, weighed.weight) == (20, 21.0)
+
+
+def test_the_parts_of_folds_add_up_and_so_do_their_ridges(x, t):
+    from optimum_moreau.least_squares.ridge import ridge_fit
+
+    a, b = gathered(x, t)
+    (whole,) = gathered(x, t, folds=(0, 0))
+    assert (a.part, b.part) == (0.5, 0.5) and a.absorb(b).part == 1.0
+    w = numbers(len(ROWS), len(KEPT), seed=5)
+    fold = gathered(torch.cat([x[:1]] * 2), torch.cat([t[:1]] * 2))[0]  # half of a text of two windows alike
+    both = gathered(torch.cat([x[:1]] * 2), torch.cat([t[:1]] * 2), folds=(0, 0))[0]
+    strength = 0.3 * both.xx.diagonal().mean()
+    expected = (fold.tx + strength * w) @ torch.linalg.inv(fold.xx + strength * torch.eye(len(KEPT)).double())
+    torch.testing.assert_close(ridge_fit(w, fold, 0.3), expected)
+    torch.testing.assert_close(whole.part, 1.0)
