@@ -101,11 +101,11 @@ def test_an_intercept_of_inputs_far_from_zero_is_exact():
 
 
 def crossed(w, x, t, ridge, intercept):
-    """e: what each half's fit leaves of the other, summed."""
+    """e: what each half's fit leaves of the other, summed; λ is that of both, whose diagonal is about twice as large."""
     (xa, xb), (ta, tb) = x.numpy().reshape(2, -1, x.shape[1]), t.numpy().reshape(2, -1, t.shape[1])
     error = 0.0
     for own, other in (((xa, ta), (xb, tb)), ((xb, tb), (xa, ta))):
-        v, b = refitted(w.numpy(), *own, ridge, intercept=intercept)
+        v, b = refitted(w.numpy(), *own, 2 * ridge, intercept=intercept)
         error += ((other[0] @ v.T + b - other[1]) ** 2).sum()
     return error
 
