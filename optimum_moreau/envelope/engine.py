@@ -33,6 +33,8 @@ from .layers import Use, UsedWeight, reload_forward
 
 # ∇f in pieces: name, g of the weight's shape in any dtype, and the factor that makes it the gradient.
 OnGradient = Callable[[str, Tensor, float], None]
+# A weight's name, ∂y `(tokens, out)` and x `(tokens, in)` of a pass, and the factor that makes ∂y that of a summed loss.
+OnFlow = Callable[[str, Tensor, Tensor, float], None]
 # Where the gradient of a weight, of that dtype, may be added as it is made; `None`: it is to be given to `OnGradient`.
 Into = Callable[[str, torch.dtype], "Sum | None"]
 # v for a weight: name, w, and a buffer to write it to.
@@ -85,6 +87,7 @@ class _Running:
     shared: bool
     on_gradient: OnGradient
     into: Into | None
+    on_flow: OnFlow | None
 
 
 class GradientEngine:
@@ -127,7 +130,13 @@ class GradientEngine:
         return self.weights[name].now()
 
     def run(
-        self, micros: Sequence[Micro], on_gradient: OnGradient, *, into: Into | None = None, everywhere: bool = True
+        self,
+        micros: Sequence[Micro],
+        on_gradient: OnGradient,
+        *,
+        into: Into | None = None,
+        everywhere: bool = True,
+        on_flow: OnFlow | None = None,
     ) -> float:
         """One gradient from some passes: `on_gradient` gets each weight's, in the order of the backward pass.
 
@@ -136,6 +145,7 @@ class GradientEngine:
             on_gradient: is given g and a factor, once for each weight; it may not keep g.
             into: where a weight's gradient is added instead, if one pass and one use of the weight make it.
             everywhere: the passes of all processes make one gradient; otherwise each makes its own.
+            on_flow: is given what makes the gradient, pass by pass and use by use; it may not keep it.
 
         Returns:
             The loss: the sum of all passes' losses by their shares.
@@ -151,7 +161,8 @@ class GradientEngine:
         with self._moved_forward():
             for i, micro in enumerate(micros):
                 last = i == len(micros) - 1
-                self._now = _Running(micro, last, len(micros) == 1 and not shared, shared, on_gradient, into)
+                alone = len(micros) == 1 and not shared
+                self._now = _Running(micro, last, alone, shared, on_gradient, into, on_flow)
                 for weight in self.weights.values():
                     weight.waiting = len(weight.modules)
                 total += micro.share * self._pass(micro)
@@ -219,6 +230,9 @@ class GradientEngine:
     def add(self, weight: UsedWeight, rows: Tensor, columns: Tensor) -> None:
         """Makes g = rowsᵀ·columns, one use's part of a weight's gradient, and takes it."""
         assert self._now is not None  # within `run`
+        if self._now.on_flow is not None:
+            targets = self._now.micro.batch.numel() - len(self._now.micro.batch)
+            self._now.on_flow(weight.name, rows, columns, targets / (self._loss_scale or 1.0))
         if self._now.into is not None and self._now.alone and len(weight.modules) == 1:
             found = self._now.into(weight.name, rows.dtype)
             if found is not None:

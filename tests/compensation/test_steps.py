@@ -101,7 +101,7 @@ def test_an_intercept_of_inputs_far_from_zero_is_exact():
 
 
 def crossed(w, x, t, ridge, intercept):
-    """e: what each half's fit leaves of the other, summed; λ is that of both, whose diagonal is about twice as large."""
+    """e: what each half's fit leaves of the other, summed; λ is of both, twice as large."""
     (xa, xb), (ta, tb) = x.numpy().reshape(2, -1, x.shape[1]), t.numpy().reshape(2, -1, t.shape[1])
     error = 0.0
     for own, other in (((xa, ta), (xb, tb)), ((xb, tb), (xa, ta))):
