@@ -33,7 +33,7 @@ from .layers import Use, UsedWeight, reload_forward
 
 # ∇f in pieces: name, g of the weight's shape in any dtype, and the factor that makes it the gradient.
 OnGradient = Callable[[str, Tensor, float], None]
-# A weight's name, ∂y `(tokens, out)` and x `(tokens, in)` of a pass, and the factor that makes ∂y that of a summed loss.
+# A weight's name, ∂y `(tokens, out)` and x `(tokens, in)` of a pass, and what makes ∂y that of a summed loss.
 OnFlow = Callable[[str, Tensor, Tensor, float], None]
 # Where the gradient of a weight, of that dtype, may be added as it is made; `None`: it is to be given to `OnGradient`.
 Into = Callable[[str, torch.dtype], "Sum | None"]

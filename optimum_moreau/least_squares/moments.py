@@ -6,7 +6,7 @@ Tokens may weigh s each: then every sum below is of s·x·xᵀ, s·t·xᵀ, s·x
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -94,19 +94,19 @@ class Moments:
                 f"{where}: what flows through it is not finite, so it cannot be refitted; check the model's"
                 " weights, or load it in bfloat16 or float32"
             )
-        total = sum(float(sums[-2]) for sums in made) or 1.0
-        parts = [float(sums[-2]) / total or 1.0 for sums in made]
+        weights = [float(sums[-2]) for sums in made]
+        parts = [weight / (sum(weights) or 1.0) for weight in weights]
         return tuple(
-            cls(where, int(sums.pop()), float(sums.pop()), *sums, part=part)
-            for sums, part in zip(made, parts, strict=True)
+            cls(where, int(tokens), weight, xx, tx, x, t, tt, part or 1.0)
+            for (xx, tx, x, t, tt, _, tokens), weight, part in zip(made, weights, parts, strict=True)
         )
 
     def absorb(self, other: Moments) -> Moments:
         """In place: the sums over the tokens of both; those of the other are left as they are."""
         for mine, its in zip(self._sums, other._sums, strict=True):
             mine += its
-        both = (self.tokens + other.tokens, self.weight + other.weight)
-        return Moments(self.where, *both, *self._sums, part=self.part + other.part)
+        tokens, weight, part = self.tokens + other.tokens, self.weight + other.weight, self.part + other.part
+        return replace(self, tokens=tokens, weight=weight, part=part)
 
     @property
     def _sums(self) -> tuple[Tensor, ...]:
