@@ -14,6 +14,7 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(FOLDER))
 
 import study as studies  # noqa: E402
+import texts  # noqa: E402
 
 # by its file: the runner of the paper's tables has the same name
 _SPEC = importlib.util.spec_from_file_location("run_of_studies", FOLDER / "run.py")
@@ -34,11 +35,11 @@ STUDY = {
 @pytest.fixture
 def run(tmp_path, tiny_folder, text, monkeypatch, capsys):
     """Runs a study on a tiny model: arguments → (exit code, runs of the output, lines of standard error)."""
-    texts = [tmp_path / name for name in ("calibration.txt", "evaluation.txt")]
-    for file in texts:
+    files = [tmp_path / name for name in ("calibration.txt", "evaluation.txt")]
+    for file in files:
         file.write_text(text, encoding="utf-8")
     known = {
-        name: studies.Subject(name, folder, *texts, "text")
+        name: texts.Subject(name, folder, *files, "text", {"other": [files[0], files[1]]})
         for name, folder in (("tiny", tiny_folder), ("gone", tmp_path / "gone"))
     }
     for module in (studies, runner):
@@ -49,7 +50,8 @@ def run(tmp_path, tiny_folder, text, monkeypatch, capsys):
         (tmp_path / "study.yaml").write_text(yaml.safe_dump({**STUDY, **changes}, sort_keys=False), encoding="utf-8")
         code = 0
         try:
-            runner.main([str(tmp_path / "study.yaml"), "--output", str(output), *map(str, arguments)])
+            words = ["--output", output, "--work", tmp_path / "work", *arguments]
+            runner.main([str(tmp_path / "study.yaml"), *map(str, words)])
         except SystemExit as stop:
             code = stop.code
         runs = [json.loads(line) for line in output.read_text().splitlines()] if output.is_file() and not code else []
