@@ -18,15 +18,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
 
-from bench import Bench, Run
+from bench import Bench
 from peers import PEERS
 from study import (
     DENSE,
+    MEASURED,
     Parser,
     Study,
     check_names,
@@ -43,19 +43,6 @@ from work import STUDIES, WorkFolder
 from optimum_moreau.errors import MoreauError
 
 KEY = itemgetter("model", "protocol", "row", "seed")
-MEASURED = "measured"  # the measures that a run has; a line of an older study does not say, and has all
-
-
-def missing(study: Study, name: str, asked: argparse.Namespace, known: Mapping[tuple, Run]) -> Iterator[tuple]:
-    """What a model's runs are without: protocol, row and seed of each, and the measures."""
-    rows = [row for row in asked.rows or [DENSE, *study.rows] if row != DENSE]
-    todo = [("", DENSE, 0)] if study.wanted(DENSE, asked.measures) else []
-    for key in [*todo, *study.runs(name, rows, asked.protocols or list(study.protocols), study.seeds)]:
-        found, wanted = known.get((name, *key)), study.wanted(key[1], asked.measures)
-        if found is None:
-            yield key, wanted
-        elif MEASURED in found and (left := [one for one in wanted if one not in found[MEASURED]]):
-            yield key, left
 
 
 def run_study(study: Study, asked: argparse.Namespace) -> None:
@@ -69,8 +56,9 @@ def run_study(study: Study, asked: argparse.Namespace) -> None:
     check_names(asked.rows or (), [DENSE, *study.rows], "row")
     check_names(asked.measures or (), study.measures, "measure")
     stamp, found, failed = commit(), subjects(asked.shared), None
+    chosen = asked.rows, asked.protocols, asked.measures
     for name in asked.models or study.models:
-        todo = list(missing(study, name, asked, read_runs(asked.output, KEY)))
+        todo = list(study.missing(name, read_runs(asked.output, KEY), *chosen))
         if asked.missing:
             for (protocol, row, seed), wanted in todo:
                 print(f"{name} | {protocol} | {row} | seed {seed} | {', '.join(wanted)}")
@@ -81,7 +69,7 @@ def run_study(study: Study, asked: argparse.Namespace) -> None:
         bench = Bench(study, found[name], asked.shared, asked.device, WorkFolder(asked.work))
         for key, _ in tqdm(_possible(study, todo), desc=name):
             known = read_runs(asked.output, KEY)  # another process may have made it
-            wanted = next((wanted for one, wanted in missing(study, name, asked, known) if one == key), None)
+            wanted = next((wanted for one, wanted in study.missing(name, known, *chosen) if one == key), None)
             if wanted is None:
                 continue
             try:

@@ -44,6 +44,7 @@ from optimum_moreau.registry import suggestion
 
 DENSE = "dense"  # the row of the model that is not pruned
 KEYS = ("protocol", "row", "seed")  # of a run of a model
+MEASURED = "measured"  # of a run, the measures that it has; a line of an older study does not say, and has all
 # what a protocol or a row says beside the config: which runs there are, and what the runner does before and after
 OWN = ("models", "protocols", "seeds", "measures", "calibration", "recovery", "peer")
 
@@ -93,7 +94,34 @@ class Study:
             rows = self.rows.values() if row == DENSE else [self.rows[row]]
             named = {name for fields in rows for name in fields.get("measures", ())}
             asked = [name for name in self.measures if name not in self.apart or name in named]
-        return [name for name in self.measures if name in asked and (row != DENSE or name in OF_MODEL)]
+        no_plan = row == DENSE or "peer" in self.rows[row]
+        return [name for name in self.measures if name in asked and (name in OF_MODEL or not no_plan)]
+
+    def missing(
+        self,
+        model: str,
+        known: Mapping[tuple, Mapping[str, Any]],
+        rows: Iterable[str] | None = None,
+        protocols: Iterable[str] | None = None,
+        measures: Iterable[str] | None = None,
+    ) -> Iterator[tuple[tuple, list[str]]]:
+        """Of a model's runs that have not all: protocol, row and seed, and the measures that are missing.
+
+        Args:
+            model: its name.
+            known: model, protocol, row and seed → the run.
+            rows: those asked for; all.
+            protocols: those asked for; all.
+            measures: those asked for, instead of those that each row is to have.
+        """
+        named = [row for row in rows or self.rows if row != DENSE]
+        dense = [("", DENSE, 0)] if self.wanted(DENSE, measures) else []
+        for key in [*dense, *self.runs(model, named, protocols or self.protocols, self.seeds)]:
+            found, wanted = known.get((model, *key)), self.wanted(key[1], measures)
+            if found is None:
+                yield key, wanted
+            elif MEASURED in found and (left := [one for one in wanted if one not in found[MEASURED]]):
+                yield key, left
 
     def config(self, protocol: str, row: str, seed: int | None, depth: int) -> MoreauPrunerConfig:
         """How a run of a model of so many layers is pruned.
