@@ -10,7 +10,8 @@ import argparse
 import json
 from pathlib import Path
 
-from study import SHARED, quiet, subjects
+from study import quiet
+from texts import SHARED, subjects
 
 from optimum_moreau.evaluation.findings import Insight
 from optimum_moreau.evaluation.study import Study

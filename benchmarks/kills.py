@@ -26,7 +26,8 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from study import SHARED, commit
+from study import commit
+from texts import SHARED
 
 from optimum_moreau.cli import main as command
 from optimum_moreau.loading import load_model

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from texts import Subject
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -19,6 +20,7 @@ from optimum_moreau import MoreauPruner, PruningPlan, RecoveryConfig, apply_plan
 from optimum_moreau import perplexity as perplexity_of
 from optimum_moreau.config.settings import deciding
 from optimum_moreau.evaluation.robustness import robustness as agreements
+from optimum_moreau.evaluation.zero_shot import zero_shot
 from optimum_moreau.files import read_tensors
 from optimum_moreau.loading import load_model
 from optimum_moreau.models.units import model_shape
@@ -28,15 +30,26 @@ from optimum_moreau.scoring.profiles import is_outlier
 
 
 @dataclass
-class Pruned:
-    """A model that was pruned, and what it was pruned with."""
+class Measured:
+    """A model, and what it is measured on."""
 
-    folder: Path  # of the dense model
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    calibration: list[str]  # documents that it was scored on
+    subject: Subject
     evaluation: list[str]  # documents to measure on
     segments: int  # of these, at most
+    shared: Path  # folder of models and texts
+
+    def perplexity(self, model: PreTrainedModel) -> float:
+        """On the study's text and segments."""
+        return round(perplexity_of(model, self.tokenizer, self.evaluation, max_segments=self.segments).perplexity, 4)
+
+
+@dataclass
+class Pruned(Measured):
+    """A model that was pruned, and what it was pruned with."""
+
+    calibration: list[str]  # documents that it was scored on
     pruner: MoreauPruner
     result: PruningResult
     protocol: str
@@ -45,11 +58,7 @@ class Pruned:
 
     def dense(self) -> PreTrainedModel:
         """The model before, anew."""
-        return load_model(str(self.folder), device="cpu")
-
-    def perplexity(self, model: PreTrainedModel) -> float:
-        """On the study's text and segments."""
-        return round(perplexity_of(model, self.tokenizer, self.evaluation, max_segments=self.segments).perplexity, 4)
+        return load_model(str(self.subject.folder), device=str(self.model.device))
 
     def plan_of(self, kept: Any) -> PruningPlan:
         """The plan of an earlier draw."""
@@ -65,7 +74,8 @@ def prune(pruner: MoreauPruner, model: PreTrainedModel, text: Any, made: dict) -
         if config.masks:
             del decides["mask"]
         else:
-            decides["budget"] = [config.budget.name if config.budget.measured else "", config.budget.protect_outliers]
+            measured = config.budget.measured and [config.budget.name, decides.get("budget")]
+            decides["budget"] = [measured or None, config.budget.protect_outliers]
         key = json.dumps(decides, default=str)
         if key not in made:
             if config.masks:
@@ -77,9 +87,39 @@ def prune(pruner: MoreauPruner, model: PreTrainedModel, text: Any, made: dict) -
     return pruner.prune(model, text, scores=scores), before + time.perf_counter() - start
 
 
-def perplexity(run: Pruned) -> dict[str, Any]:
-    """Of the pruned model."""
-    return {"perplexity": run.perplexity(run.model)}
+def recover(pruner: MoreauPruner, text: Any, seed: int | None, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """In place: tunes the model that was pruned; the seconds of training."""
+    tuning = RecoveryConfig(seed=seed or 0, **{"save_steps": settings["max_steps"], **settings})
+    return {"recovery_seconds": round(pruner.recover(text, tuning).training["seconds"], 2)}
+
+
+def _on(run: Measured, name: str, documents: list[str], **settings: Any) -> dict[str, Any]:
+    """Perplexity under a name, and the loss that it is of, in nats a token, under another."""
+    found = perplexity_of(run.model, run.tokenizer, documents, **settings).perplexity
+    loss = "loss" if name == "perplexity" else f"{name}_loss"
+    return {name: round(found, 4), loss: round(math.log(found), 6)}
+
+
+def perplexity(run: Measured) -> dict[str, Any]:
+    """Of the model, on the study's text and segments."""
+    return _on(run, "perplexity", run.evaluation, max_segments=run.segments)
+
+
+def held_out(run: Measured, text: str, segments: int) -> dict[str, Any]:
+    """On another text of the model's, by its name, in segments of 128 tokens, at most so many."""
+    return _on(run, text, run.subject.named(text), max_segments=segments)
+
+
+def long(run: Measured, length: int, segments: int) -> dict[str, Any]:
+    """On the study's text in segments of so many tokens, the first so many."""
+    return _on(run, "long", run.evaluation, sequence_length=length, max_segments=segments, batch_size=1)
+
+
+def tasks(run: Measured, limit: int, folder: str, names: list[str]) -> dict[str, Any]:
+    """Mean accuracy, in percent, on tasks of a folder, on the first so many questions of each; and task by task."""
+    found = zero_shot(run.model, run.tokenizer, names, task_path=run.shared / folder, limit=limit)
+    each = {one.task: [round(100 * one.value, 2), round(100 * one.stderr, 2), one.samples] for one in found.tasks}
+    return {"tasks": round(100 * found.average, 2), "tasks_stderr": round(100 * found.stderr, 2), "by_task": each}
 
 
 def zeros(run: Pruned) -> dict[str, Any]:
@@ -162,9 +202,8 @@ def bias(run: Pruned) -> dict[str, Any]:
 
 def recovery(run: Pruned, **settings: Any) -> dict[str, Any]:
     """In place: tunes the model on the text it was scored on; its perplexity then, and the seconds of training."""
-    tuning = RecoveryConfig(seed=run.seed, save_steps=settings["max_steps"], **settings)
-    training = run.pruner.recover(run.calibration, tuning).training
-    return {"recovered": run.perplexity(run.model), "recovery_seconds": round(training["seconds"], 2)}
+    found = recover(run.pruner, run.calibration, run.seed, settings)
+    return {"recovered": run.perplexity(run.model), **found}
 
 
 def robustness(run: Pruned, draws: int) -> dict[str, Any]:
@@ -183,5 +222,9 @@ def robustness(run: Pruned, draws: int) -> dict[str, Any]:
 
 MEASURES: Mapping[str, Callable[..., dict[str, Any]]] = {
     one.__name__: one
-    for one in (perplexity, zeros, spread, kept, overlap, exchange, outliers, moved, bias, recovery, robustness)
-}
+    for one in (
+        perplexity, held_out, long, tasks, zeros, spread, kept, overlap, exchange, outliers, moved, bias, recovery,
+        robustness,
+    )
+}  # fmt: skip
+OF_MODEL = ("perplexity", "held_out", "long", "tasks")  # measures that the dense model, and a peer's, have too

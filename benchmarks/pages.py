@@ -13,14 +13,15 @@ further measures, and the `commit` that made or recorded it. Where no draw was k
     names: the labels wanted, in this order, instead of all, as they come
     across: key that tells columns apart (protocol)
     columns: values of that key; or {of: value, show: measure, as: title, digits: 2}, without `of` of any value, and
-        with `range: true` from the least to the most
+        with `range: true` from the least to the most; of `closed`, `by: loss` says what it is the share of (perplexity)
     beside: measures that follow each column that is a mere value
     base: the row from which `closed` counts the gap to the dense model (taylor)
     dense: true gives the dense model a line
     best: false leaves the best perplexity of each column as it is, not bold
+    has: a measure; runs without it do not count
 
 What stands from the comment to `<!-- end -->` is made, the rest of a page written by hand. `<!-- stamp -->` names the
-data of a page, and their commits.
+data of a page, and their commits; `<!-- missing: NAME -->` lists what a study has not measured yet.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "results" / "data"
-MARK = re.compile(r"(<!-- (table|stamp)(?::\s(.*?))?\s-->\n).*?(<!-- end -->)", re.S)
+MARK = re.compile(r"(<!-- (table|stamp|missing)(?::\s(.*?))?\s-->\n).*?(<!-- end -->)", re.S)
 DENSE = "dense"
 Run = dict[str, Any]
 
@@ -93,23 +94,27 @@ class Table:
             runs = [run for run in runs if run["row"] != DENSE]
         return [run for run in runs if run.get("seed") is not None] or runs
 
-    def mean(self, where: dict[str, Any]) -> float | None:
-        """The mean perplexity of a cell."""
-        runs = self.found(where, "perplexity")
-        return statistics.mean(run["perplexity"] for run in runs) if runs else None
+    def mean(self, where: dict[str, Any], measure: str = "perplexity") -> float | None:
+        """The mean of a cell."""
+        runs = self.found(where, measure)
+        return statistics.mean(run[measure] for run in runs) if runs else None
 
-    def closed(self, where: dict[str, Any]) -> str:
-        """(base − row) / (base − dense), of mean perplexities."""
-        value, base, dense = (self.mean(where | of) for of in ({}, {"row": self.asked["base"]}, {"row": DENSE}))
+    def closed(self, where: dict[str, Any], by: str | None) -> str:
+        """(base − row) / (base − dense), of mean perplexities; of another measure also ± its deviation over draws."""
+        measure, rows = by or "perplexity", ({}, {"row": self.asked["base"]}, {"row": DENSE})
+        value, base, dense = (self.mean(where | of, measure) for of in rows)
         if value is None or base is None or dense is None or base == dense:
             return ""
-        return f"{100 * (base - value) / (base - dense):.0f} %"
+        draws = [run[measure] for run in self.found(where, measure)] if by else []
+        spread = 100 * statistics.stdev(draws) / abs(base - dense) if len(draws) > 1 else None
+        share = f"{100 * (base - value) / (base - dense):.0f}"
+        return f"{share} %" if spread is None else f"{share} ± {spread:.0f} %"
 
     def cell(self, where: dict[str, Any], column: dict[str, Any]) -> str:
         """Mean ± deviation over the draws; the median of seconds; a word or a whole number as it is."""
         measure = column["show"]
         if measure == "closed":
-            return self.closed(where)
+            return self.closed(where, column.get("by"))
         runs = self.found(where, measure)
         values = [value for run in runs for value in listed(run[measure])]
         if not values or isinstance(values[0], str):
@@ -150,10 +155,11 @@ class Table:
 def tables(asked: dict[str, Any]) -> str:
     """The table that a page asks for, or one for each value of the key that splits it."""
     runs = chosen([run for name in listed(asked["data"]) for run in read(name)], asked.get("where", {}))
+    runs = [run for run in runs if "has" not in asked or run.get(asked["has"]) is not None]
     if "split" not in asked:
         return Table(runs, asked).markdown()
     found = []
-    for value in dict.fromkeys(run[asked["split"]] for run in runs):
+    for value in dict.fromkeys(run[asked["split"]] for run in runs if run["row"] != DENSE):
         part = chosen(runs, {asked["split"]: value})
         dense = Table(part, asked).mean({"row": DENSE})
         found.append(Table(part, asked, value if dense is None else f"{value}, dense {dense:.2f}").markdown())
@@ -165,16 +171,41 @@ def stamp(page: str) -> str:
     asked = [yaml.safe_load(found[3])["data"] for found in MARK.finditer(page) if found[2] == "table"]
     parts = []
     for name in dict.fromkeys(name for data in asked for name in listed(data)):
-        commits = dict.fromkeys(run["commit"] for run in read(name) if "commit" in run)
+        commits = dict.fromkeys(one for run in read(name) if "commit" in run for one in run["commit"].split(", "))
         parts.append(f"[{name}](data/{name}.jsonl)" + (f" ({', '.join(commits)})" if commits else ""))
     return f"Tables made by `python benchmarks/pages.py`; data, and the commits it was recorded in: {'; '.join(parts)}."
+
+
+def missing(name: str) -> str:
+    """Which runs of a study are not there, by protocol and draw, and which are without some of their measures."""
+    from study import read_study  # torch is needed here alone
+
+    study, data = read_study(ROOT / "benchmarks" / "studies" / f"{name}.yaml"), DATA / f"{name}.jsonl"
+    known = {(r["model"], r["protocol"], r["row"], r["seed"]): r for r in (read(name) if data.is_file() else ())}
+    lines = []
+    for model in study.models:
+        every: dict[tuple, set[str]] = {}
+        for protocol, row, seed in study.runs(model, study.rows, study.protocols, study.seeds):
+            every.setdefault((protocol, seed), set()).add(row)
+        left: dict[tuple, dict[str, str]] = {}
+        for (protocol, row, seed), measures in study.missing(model, known):
+            some = f" ({', '.join(measures)})" if (model, protocol, row, seed) in known else ""
+            left.setdefault((protocol, seed), {})[row] = f"{row}{some}"
+        places = ["", *study.protocols]
+        for key, rows in sorted(left.items(), key=lambda one: (places.index(one[0][0]), one[0][1] or 0)):
+            whole = rows.keys() == every.get(key) and not any((model, key[0], row, key[1]) in known for row in rows)
+            lines.append(f"| {key[0] or DENSE} | {key[1]} | {'all' if whole else '; '.join(rows.values())} |")
+    if not lines:
+        return "Nothing is missing."
+    return "\n".join(["| protocol | draw | rows that are not measured yet |", "|---|---:|---|", *lines])
 
 
 def made(page: str) -> str:
     """The page, with each table and stamp made anew."""
 
     def part(found: re.Match[str]) -> str:
-        body = tables(yaml.safe_load(found[3])) if found[2] == "table" else stamp(page)
+        kind, asked = found[2], yaml.safe_load(found[3] or "")
+        body = tables(asked) if kind == "table" else missing(asked) if kind == "missing" else stamp(page)
         return f"{found[1]}\n{body}\n\n{found[4]}"
 
     return MARK.sub(part, page)

@@ -187,6 +187,33 @@ def test_a_cell_is_of_its_draws_alone_and_else_of_the_mean_that_was_kept(pages, 
     assert table.splitlines()[2:] == ["| a | 9.00 ± 1.00 |", "| b | 11.00 ± 1.41 |"]
 
 
+def test_a_gap_is_closed_in_loss_with_the_deviation_of_its_draws_and_what_is_missing_is_listed(
+    pages, monkeypatch, tmp_path
+):
+    one = {"model": "a", "protocol": "20 %", "seed": 0, "measured": ["perplexity"]}
+    losses = {"dense": [2.0], "taylor": [4.0], "better": [2.5, 3.5]}
+    runs = [
+        one | {"row": row, "seed": seed, "loss": loss, "protocol": "" if row == "dense" else "20 %"}
+        for row, draws in losses.items()
+        for seed, loss in enumerate(draws)
+    ]
+    (tmp_path / "some.jsonl").write_text("\n".join(json.dumps(run) for run in runs))
+    monkeypatch.setattr(pages, "DATA", tmp_path)
+    column = {"show": "closed", "by": "loss", "as": "closed"}
+    table = pages.tables({"data": "some", "split": "protocol", "dense": True, "columns": [column]})
+    assert table.splitlines()[2:] == ["| dense | 100 % |", "| taylor | 0 % |", "| better | 50 ± 35 % |"]
+
+    study = importlib.import_module("study")
+    fields = {"criterion": "taylor"}
+    asked = study.Study(
+        "", ["a"], 2, 1, {"20 %": {}, "30 %": {}}, {"taylor": fields, "better": fields}, {"perplexity": None}
+    )
+    monkeypatch.setattr(study, "read_study", lambda file: asked)
+    assert pages.missing("some").splitlines()[2:] == [
+        "| 20 % | 1 | taylor |", "| 30 % | 0 | all |", "| 30 % | 1 | all |"
+    ]  # fmt: skip
+
+
 def test_one_page_of_results_has_todays_defaults():
     assert len(RESULTS["README.md"].splitlines()) <= 80
     for name in RESULTS:

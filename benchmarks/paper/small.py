@@ -20,6 +20,7 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the libraries that read it
 
 import run
+from texts import SHARED
 
 SCORED = "--calibration {work}/stories-calibration.jsonl"
 STORIES = f"{SCORED} --text stories={{work}}/stories-evaluation.jsonl"
@@ -73,7 +74,7 @@ def collected(output: Path) -> Iterator[run.Run]:
 def main() -> None:
     """Runs the jobs, one after the other."""
     parser = argparse.ArgumentParser(description="Every recipe on the shared small models.")
-    parser.add_argument("--shared", type=Path, default=run.SHARED)
+    parser.add_argument("--shared", type=Path, default=SHARED)
     parser.add_argument("--output", type=Path, default=Path("paper-results"))
     parser.add_argument("--jobs", nargs="*", type=int, default=range(len(JOBS)), help="numbers, from 0; default: all")
     parser.add_argument("--json", type=Path, metavar="FILE", help="takes every run of the output folder, one a line")
