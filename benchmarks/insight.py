@@ -10,6 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
+from measures import BOS
 from study import SHARED, quiet, subjects
 
 from optimum_moreau.evaluation.findings import Insight
@@ -32,7 +33,7 @@ def main():
     quiet()
     subject = subjects(args.shared)[args.model]
     model, tokenizer = load_model(str(subject.folder), device="cpu"), load_tokenizer(str(subject.folder))
-    study = Study(model, tokenizer, *subject.documents(), seeds=args.seeds, max_segments=200)
+    study = Study(model, tokenizer, *subject.documents(), seeds=args.seeds, max_segments=200, bos=BOS)
     found = Insight(
         subject.name,
         fingerprint(model),

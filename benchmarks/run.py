@@ -19,7 +19,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from measures import MEASURES, Pruned, prune
+from measures import BOS, MEASURES, Pruned, prune
 from study import (
     DENSE,
     SHARED,
@@ -52,7 +52,7 @@ def measure(study: Study, subject: Subject, todo: list[tuple], known: Mapping[tu
         model = load_model(str(subject.folder), device="cpu")
         run: Run = {"model": subject.name, "protocol": protocol, "row": row, "seed": seed}
         if row == DENSE:
-            value = perplexity(model, tokenizer, evaluation, max_segments=study.segments).perplexity
+            value = perplexity(model, tokenizer, evaluation, max_segments=study.segments, bos=BOS).perplexity
             yield {**run, "perplexity": round(value, 4), "seconds": 0.0, "removed": 0.0}
             continue
         pruner = MoreauPruner(study.config(protocol, row, seed, model.config.num_hidden_layers), tokenizer=tokenizer)

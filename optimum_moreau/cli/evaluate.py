@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     names = ("--seq-len", "--sequence-length")
     group.add_argument(*names, dest="sequence_length", type=int, default=128, metavar="N", help=_LENGTH)
     options.add(group, "--max-segments N", "only the first N segments")
+    options.add_bos_argument(group)
     group = parser.add_argument_group("zero-shot tasks, through lm-eval (pip install 'optimum-moreau[eval]')")
     options.add(group, "--tasks NAMES", "e.g. boolq,piqa,hellaswag; all: the seven of the papers")
     options.add(group, "--task-path FOLDER", "of task files (NAME.yaml, NAME.jsonl)", type=Path)
@@ -97,14 +98,12 @@ def _measure(args: argparse.Namespace, stage: str, other: str | None = None, pla
     model, tokenizer = options.load(args, other)
     if plan is not None:
         plan.check_base(fingerprint(model), other or args.model)
-    how = {name: getattr(args, name) for name in ("sequence_length", "batch_size", "max_segments")}
-    first = f", the first {args.max_segments}" if args.max_segments else ""
-    protocol = f"{args.sequence_length}-token segments{first}"
+    how = {name: getattr(args, name) for name in ("sequence_length", "batch_size", "max_segments", "bos")}
     texts, measured = [], []
     for text in args.text or []:
         name, result = source_name(text), perplexity(model, tokenizer, text, column=args.text_column, **how)
-        texts.append({"text": name, "protocol": protocol, **vars(result)})
-        measured.append(Measurement(stage, name, "perplexity", protocol, result.perplexity, content_hash(text)))
+        texts.append({"text": name, **vars(result)})
+        measured.append(Measurement(stage, name, "perplexity", result.protocol, result.perplexity, content_hash(text)))
     found: dict[str, Any] = (texts[0] if texts else {}) | ({"texts": texts} if len(texts) > 1 else {})
     if args.tasks:
         from ..evaluation.zero_shot import zero_shot

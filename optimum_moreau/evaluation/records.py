@@ -22,7 +22,7 @@ class Measurement:
         stage: `before` pruning, `pruned`, or `recovered`.
         dataset: name of the file or dataset, without folders.
         metric: its name, e.g. `perplexity`.
-        protocol: how it was measured, e.g. `128-token segments`.
+        protocol: how it was measured, e.g. `128-token segments after <s>`.
         value: the figure.
         sha256: of the file or dataset name that was measured on; empty where it was neither.
         stderr: its standard error, where the metric has one.
@@ -85,5 +85,6 @@ def load_measurements(path: str | Path) -> list[Measurement]:
 
 
 def perplexities(measurements: Sequence[Measurement]) -> dict[str, Any]:
-    """The perplexity of each stage, if any was measured."""
-    return {"perplexity": {one.stage: one.value for one in measurements}} if measurements else {}
+    """The perplexity of each stage, if any was measured, and the protocol."""
+    found = {one.stage: one.value for one in measurements}
+    return {"perplexity": found, "protocol": measurements[-1].protocol} if measurements else {}

@@ -16,7 +16,6 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..data.sources import content_hash
 from ..data.windows import CalibrationText
 from ..errors import CheckpointError, ConfigError
 from ..evaluation.records import EVALUATION_NAME, Measurement, load_measurements, perplexities
@@ -204,12 +203,12 @@ class _Chain:
         return {"overwrite": self.means.overwrite, "card_template": template, "inputs": self.keys[step]}
 
     def measurements(self, folder: str) -> list[Measurement]:
-        """What was measured on the recipe's text, of the model in a folder."""
+        """What was measured on the recipe's text, by its protocol, of the model in a folder."""
         file = Path(folder) / EVALUATION_NAME
-        if self.recipe.evaluate is None or not file.is_file():
+        if self.evaluation is None or not file.is_file():
             return []
-        key = content_hash(self.recipe.evaluate)
-        return [one for one in load_measurements(file) if one.sha256 == key]
+        key = self.evaluation.sha256, self.evaluation.segments().protocol
+        return [one for one in load_measurements(file) if (one.sha256, one.protocol) == key]
 
 
 def tune(
@@ -220,6 +219,7 @@ def tune(
     loading: Mapping[str, Any],
     saving: Mapping[str, Any],
     evaluate: str | EvaluationText | None = None,
+    bos: str | None = None,
     work: Path | None = None,
     save_dtype: str | None = None,
 ) -> dict[str, Any]:
@@ -232,6 +232,7 @@ def tune(
         loading: keyword arguments of `load_model`.
         saving: keyword arguments of `save_pretrained`.
         evaluate: text to measure the perplexity on.
+        bos: how a segment of it begins, as for `perplexity`; default: as the text says.
         work: folder of the training's states; removed when the model is saved. Default: beside the output.
         save_dtype: of the result; default: as it was loaded.
     """
@@ -251,7 +252,7 @@ def tune(
         return {}
     pruner.cast(save_dtype)
     if evaluate:
-        pruner.evaluate(evaluate)
+        pruner.evaluate(evaluate, bos=bos)
     verification = pruner.save_pretrained(output, **saving)
     shutil.rmtree(work or "", ignore_errors=True)
     return {

@@ -360,7 +360,7 @@ def test_evaluate_saves_both_models_figures_and_writes_the_card_anew(with_base, 
     assert found["baseline"]["model"] == tiny_folder.name
     assert found["differences"][0]["value"] == pytest.approx(pruned - base)
     measured = load_measurements(folder / "evaluation.json")
-    protocol = "32-token segments, the first 2"
+    protocol = "32-token segments, no BOS, the first 2"
     assert [(one.stage, one.protocol, one.value) for one in measured] == [
         ("before", protocol, base),
         ("pruned", protocol, pruned),
@@ -410,7 +410,7 @@ def test_evaluate_measures_what_the_library_measures(command, tiny_folder, text_
     assert (code, err) == (0, "")
     result = json.loads(out)
     found = vars(perplexity(model, tokenizer, text_file, sequence_length=32))
-    assert result == {"text": "text.txt", "protocol": "32-token segments", **found}
+    assert result == {"text": "text.txt", **found} and result["protocol"] == "32-token segments, no BOS"
     assert result.keys() == {"text", "protocol", "perplexity", "tokens", "segments"} and math.isfinite(
         result["perplexity"]
     )
