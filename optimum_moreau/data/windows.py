@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import ConfigError, DataError
 from ..models.undisturbed import undisturbed
-from .sources import DEFAULT_TEXT, is_of_hub, path_of, read_documents, source_name
+from .sources import DEFAULT_TEXT, content_hash, is_of_hub, path_of, read_documents, source_name
 from .tokens import PIECE, token_documents, tokenize
 
 logger = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ class CalibrationRecord:
     sequence_length: int = 0
     tokens: int = 0
     sha256: str = ""
+    text_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class CalibrationSet:
         seed: the windows were drawn with.
         sha256: of the token ids, little-endian int64.
         distinct: tokens of the text that the windows cover; in a short text they overlap, and these are fewer.
+        text_sha256: of the file or dataset name that they were drawn from; empty where it was neither.
     """
 
     tokens: Tensor
@@ -65,11 +67,13 @@ class CalibrationSet:
     seed: int
     sha256: str
     distinct: int
+    text_sha256: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """What plan, summary and card record; not the tokens."""
         samples, length = self.tokens.shape
-        return asdict(CalibrationRecord(self.source, self.seed, samples, length, samples * length, self.sha256))
+        hashes = self.sha256, self.text_sha256
+        return asdict(CalibrationRecord(self.source, self.seed, samples, length, samples * length, *hashes))
 
 
 @undisturbed()
@@ -140,7 +144,7 @@ class CalibrationText:
         tokens, distinct = _windows(documents, prefix, name, samples, sequence_length, generator)
         check_vocabulary(tokens, vocab_size, name)
         digest = hashlib.sha256(tokens.numpy().astype("<i8").tobytes()).hexdigest()
-        return CalibrationSet(tokens, name, seed, digest, distinct)
+        return CalibrationSet(tokens, name, seed, digest, distinct, self._text_sha256)
 
     def forget(self) -> None:
         """Lets go of what was read: the windows are drawn."""
@@ -150,6 +154,10 @@ class CalibrationText:
     @cached_property
     def _tokens(self) -> list[Tensor] | None:
         return token_documents(self.source)
+
+    @cached_property
+    def _text_sha256(self) -> str:
+        return content_hash(self._text) if isinstance(self._text, (str, Path)) else ""
 
     @cached_property
     def _prefix(self) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,11 @@ from ..files import filled, read_json, write_json
 
 EVALUATION_NAME = "evaluation.json"
 STAGES = ("before", "pruned", "recovered")
+CALIBRATED, OTHER = "calibration text", "other text"
+CALIBRATED_ALONE = (
+    "measured on the calibration text alone: a figure on what was fitted to says little of other texts; measure one"
+    " unlike it as well, e.g. hub:Salesforce/wikitext:wikitext-2-raw-v1:test"
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,19 @@ class Measurement:
     def what(self) -> tuple[str, str, str]:
         """What is measured, whatever the stage."""
         return self.dataset, self.metric, self.protocol
+
+    def likeness(self, calibration: Mapping[str, Any]) -> str:
+        """Whether a perplexity is of the text that was calibrated on, as a plan records that; empty if unknown."""
+        drawn = calibration.get("text_sha256")  # `None`: an older record, which has the name alone; empty: no file
+        if self.metric != "perplexity" or not self.sha256 or not calibration or drawn == "":
+            return ""
+        same = self.dataset == calibration.get("source") if drawn is None else self.sha256 == drawn
+        return CALIBRATED if same else OTHER
+
+
+def is_of_calibration_alone(measurements: Sequence[Measurement], calibration: Mapping[str, Any]) -> bool:
+    """Whether perplexities were measured on the calibration text, and on no other."""
+    return {one.likeness(calibration) for one in measurements if one.metric == "perplexity"} == {CALIBRATED}
 
 
 def by_stage(measurements: Sequence[Measurement]) -> dict[tuple[str, str, str], dict[str, Measurement]]:

@@ -192,10 +192,7 @@ def robustness(
     configs = [(config or MoreauPrunerConfig()).changed(criterion=criterion) for criterion in criteria]
     model = load()
     check_prunable(model)
-    own = next((name for name, dtype in DTYPES.items() if dtype == model.dtype), _BASE)
-    changes = [Perturbation(own, "base"), *(change for change in changes if change.name != own)]
-    if len(changes) == 1 and seeds == 1:
-        raise ConfigError(f"perturbations: nothing to compare, the model is in {own} already; give others, or seeds:2")
+    changes = _with_base(changes, seeds, model)
     runs = _Runs(CalibrationText(calibration, tokenizer), model_shape(model), ratios)
     for change in changes:
         model = change.change(model if change.kind == "base" else load())
@@ -204,9 +201,17 @@ def robustness(
         del model
     for change in changes if evaluate is not None else ():
         runs.measure(change, load, tokenizer, evaluate, max_segments=max_segments, bos=bos)
-    comparisons = list(_comparisons(changes, seeds))
-    asked = product(criteria, ratios, comparisons)
+    asked = product(criteria, ratios, list(_comparisons(changes, seeds)))
     return [_agreement(runs, criterion, ratio, *compared) for criterion, ratio, compared in asked]
+
+
+def _with_base(changes: Sequence[Perturbation], seeds: int, model: PreTrainedModel) -> list[Perturbation]:
+    """The model as it is loaded, first, and the changes of it; raises ConfigError where nothing is to compare."""
+    own = next((name for name, dtype in DTYPES.items() if dtype == model.dtype), _BASE)
+    found = [Perturbation(own, "base"), *(change for change in changes if change.name != own)]
+    if len(found) == 1 and seeds == 1:
+        raise ConfigError(f"perturbations: nothing to compare, the model is in {own} already; give others, or seeds:2")
+    return found
 
 
 def _comparisons(

@@ -21,6 +21,7 @@ from ..errors import CheckpointError, ConfigError
 from ..evaluation.records import EVALUATION_NAME, Measurement, load_measurements, perplexities
 from ..loading import base_revision, load_config, load_model
 from ..pruner import MoreauPruner
+from ..recovery import RecoverySummary
 from ..run.measuring import EvaluationText
 from ..run.saving import check_castable
 from ..saving import check_apart, check_folder, check_target, work_folder
@@ -243,11 +244,7 @@ def tune(
     processes.announce("recovery.training")  # it says that it begins
     check_template(saving["card_template"])
     pruner = MoreauPruner.from_pretrained(folder, **loading)
-    if isinstance(step, str):
-        summary = pruner.merge_adapter(step)
-    else:
-        teacher = None if step.teacher is None else load_model(step.teacher, **loading)
-        summary = pruner.recover(step.data, step.config, teacher=teacher, work_dir=work)
+    summary = pruner.merge_adapter(step) if isinstance(step, str) else _learn(pruner, step, work, loading)
     if not processes.is_first():
         return {}
     pruner.cast(save_dtype)
@@ -263,3 +260,9 @@ def tune(
         "verified_max_abs_difference": verification.max_abs_difference,
         "output": output,
     }
+
+
+def _learn(pruner: MoreauPruner, step: RecoverStep, work: Path | None, loading: Mapping[str, Any]) -> RecoverySummary:
+    """In place: tunes the pruned model as a step says."""
+    teacher = None if step.teacher is None else load_model(step.teacher, **loading)
+    return pruner.recover(step.data, step.config, teacher=teacher, work_dir=work)
