@@ -10,6 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
+from measures import BOS
 from study import quiet
 from texts import SHARED, subjects
 
@@ -33,7 +34,7 @@ def main():
     quiet()
     subject = subjects(args.shared)[args.model]
     model, tokenizer = load_model(str(subject.folder), device="cpu"), load_tokenizer(str(subject.folder))
-    study = Study(model, tokenizer, *subject.documents(), seeds=args.seeds, max_segments=200)
+    study = Study(model, tokenizer, *subject.documents(), seeds=args.seeds, max_segments=200, bos=BOS)
     found = Insight(
         subject.name,
         fingerprint(model),

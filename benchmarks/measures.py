@@ -28,6 +28,8 @@ from optimum_moreau.planning import plan_overlap
 from optimum_moreau.run.cutting import PruningResult
 from optimum_moreau.scoring.profiles import is_outlier
 
+BOS = "paper"  # as all that is kept in results/data was measured
+
 
 @dataclass
 class Measured:
@@ -42,7 +44,8 @@ class Measured:
 
     def perplexity(self, model: PreTrainedModel) -> float:
         """On the study's text and segments."""
-        return round(perplexity_of(model, self.tokenizer, self.evaluation, max_segments=self.segments).perplexity, 4)
+        how: Any = {"max_segments": self.segments, "bos": BOS}
+        return round(perplexity_of(model, self.tokenizer, self.evaluation, **how).perplexity, 4)
 
 
 @dataclass
@@ -95,7 +98,7 @@ def recover(pruner: MoreauPruner, text: Any, seed: int | None, settings: Mapping
 
 def _on(run: Measured, name: str, documents: list[str], **settings: Any) -> dict[str, Any]:
     """Perplexity under a name, and the loss that it is of, in nats a token, under another."""
-    found = perplexity_of(run.model, run.tokenizer, documents, **settings).perplexity
+    found = perplexity_of(run.model, run.tokenizer, documents, bos=BOS, **settings).perplexity
     loss = "loss" if name == "perplexity" else f"{name}_loss"
     return {name: round(found, 4), loss: round(math.log(found), 6)}
 
@@ -209,7 +212,7 @@ def recovery(run: Pruned, **settings: Any) -> dict[str, Any]:
 def robustness(run: Pruned, draws: int) -> dict[str, Any]:
     """How much plans agree: of two dtypes over so many draws, where the protocol names them; else of these draws."""
     config, dtypes = run.pruner.config, run.protocol.split(" – ") if " – " in run.protocol else []
-    text = {"evaluate": run.evaluation, "max_segments": run.segments} if dtypes else {}
+    text = {"evaluate": run.evaluation, "max_segments": run.segments, "bos": BOS} if dtypes else {}
     asked = {"criteria": [config.criterion.name], "ratios": [config.pruning_ratio], "config": config, **text}
     changes = ",".join([*dtypes, f"seeds:{draws}"])
     found = agreements(run.dense, run.tokenizer, run.calibration, perturbations=changes, **asked)

@@ -78,8 +78,9 @@ def run(arguments: argparse.Namespace) -> None:
     """Trains if needed, prunes in each way, prints the table, saves and reloads the best way's model."""
     name, calibration, heldout, prompt = prepare(arguments)
     tokenizer = load_tokenizer(name)
-    before = perplexity(load_model(name), tokenizer, heldout, max_segments=SEGMENTS).perplexity
-    print(f"\n{name}, {RATIO:.0%} of the parameters removed\n")
+    dense = perplexity(load_model(name), tokenizer, heldout, max_segments=SEGMENTS)
+    before = dense.perplexity
+    print(f"\n{name}, {RATIO:.0%} of the parameters removed; perplexity over {dense.protocol}\n")
     print(f"{'':12} {'parameters':>28} {'removed':>8} {'perplexity':>18} {'seconds':>8}")
     for way, config in WAYS.items():
         model = load_model(name)

@@ -253,7 +253,7 @@ class MoreauPruner:
             model: before `prune`, the model to be pruned; without one, `evaluate(text)`, the pruned one is measured.
             text: a file, `hub:` name, strings or a dataset.
             column: text column of records.
-            **settings: `sequence_length`, `batch_size` and `max_segments` of `perplexity`.
+            **settings: `sequence_length`, `batch_size`, `max_segments` and `bos` of `perplexity`.
 
         Raises:
             MoreauError: neither a model nor a pruned one; no tokenizer; or of the text (errors.py).

@@ -165,7 +165,7 @@ class Bench:
         """Perplexities, and accuracies in percent."""
         asked, found = self.asked, {}
         for name, text in self.texts.items():
-            value = perplexity(model, self.tokenizer, text, max_segments=asked.max_segments).perplexity
+            value = perplexity(model, self.tokenizer, text, max_segments=asked.max_segments, bos="paper").perplexity
             found[self.keys[name]] = round(value, 4)
         if not self.tasks:
             return found

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         check_castable(model, args.save_dtype)
         pruner = MoreauPruner(tokenizer=tokenizer, trust_remote_code=args.trust_remote_code)
         if args.evaluate:
-            text = EvaluationText(args.evaluate, tokenizer)
+            text = EvaluationText(args.evaluate, tokenizer, bos=args.bos or "auto")
             pruner.evaluate(model, text)
         column = args.calibration_column
         result = pruner.apply(model, plan, args.calibration, calibration_column=column, export=args.export)

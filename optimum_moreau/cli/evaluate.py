@@ -1,7 +1,9 @@
 """Measure a model: perplexity on texts, over non-overlapping segments, and zero-shot accuracy on tasks."""
 
 import argparse
+import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from ..errors import CheckpointError, ConfigError
 from ..pipeline import processes
 from . import options
 
+logger = logging.getLogger(__name__)
 EXAMPLE = "pruned --text wikitext2.test.txt --seq-len 128 --tasks boolq,piqa --limit 200"
 _TEXT = "text file, records (.jsonl …), or hub:id[:config[:split[:column]]]; may be given several times"
 _LENGTH = "tokens per segment: 128 (default) in MoreauPruner's tables, 2048 in those of masks"
@@ -28,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     names = ("--seq-len", "--sequence-length")
     group.add_argument(*names, dest="sequence_length", type=int, default=128, metavar="N", help=_LENGTH)
     options.add(group, "--max-segments N", "only the first N segments")
+    options.add_bos_argument(group)
     group = parser.add_argument_group("zero-shot tasks, through lm-eval (pip install 'optimum-moreau[eval]')")
     options.add(group, "--tasks NAMES", "e.g. boolq,piqa,hellaswag; all: the seven of the papers")
     options.add(group, "--task-path FOLDER", "of task files (NAME.yaml, NAME.jsonl)", type=Path)
@@ -45,7 +49,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
     from ..data.sources import model_reference
-    from ..evaluation.records import with_new
+    from ..evaluation.records import CALIBRATED_ALONE, is_of_calibration_alone, with_new
     from ..evaluation.zero_shot import find_tasks
     from ..loading import check_same_tokenizer
     from ..planning import PLAN_NAME
@@ -69,9 +73,12 @@ def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
         check_same_tokenizer(args.model, args.baseline, **options.where(args))
     if args.tasks:  # what is unknown is refused before anything is measured
         find_tasks(_task_names(args), args.task_path, trust_remote_code=args.trust_remote_code)
-    found, measured = _measure(args, "recovered" if records and records.recovery else "pruned")
+    drawn = _fitted_to(folder)
+    found, measured = _measure(args, "recovered" if records and records.recovery else "pruned", drawn)
+    if is_of_calibration_alone(measured, drawn):
+        logger.warning("%s", CALIBRATED_ALONE)
     if args.baseline:
-        base, before = _measure(args, "before", args.baseline, None if records is None else records.plan)
+        base, before = _measure(args, "before", drawn, args.baseline, None if records is None else records.plan)
         found["baseline"] = {"model": model_reference(args.baseline), **base}
         found["differences"] = [
             {"dataset": one.dataset, "metric": one.metric, "protocol": one.protocol, "value": one.value - two.value}
@@ -84,10 +91,21 @@ def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
     return {**found, "saved": args.model} if args.save else found
 
 
-def _measure(args: argparse.Namespace, stage: str, other: str | None = None, plan: Any = None) -> tuple[Any, list[Any]]:
+def _fitted_to(folder: Path) -> Mapping[str, Any]:
+    """What the pruned model in a folder was calibrated on; empty where no summary says that."""
+    from ..saving.summary import SUMMARY_NAME, PruningSummary
+
+    with suppress(CheckpointError):
+        return PruningSummary.load(folder / SUMMARY_NAME).fitted_to
+    return {}
+
+
+def _measure(
+    args: argparse.Namespace, stage: str, drawn: Mapping[str, Any], other: str | None = None, plan: Any = None
+) -> tuple[Any, list[Any]]:
     """Everything that was asked for, of one model, which is freed afterwards; with a plan, it must be its base.
 
-    Returns it as it is printed, and for the record.
+    Returns it as it is printed, and for the record; a text is named by whether it is the one that was `drawn` from.
     """
     from ..data.sources import content_hash, source_name
     from ..evaluation import perplexity
@@ -97,14 +115,14 @@ def _measure(args: argparse.Namespace, stage: str, other: str | None = None, pla
     model, tokenizer = options.load(args, other)
     if plan is not None:
         plan.check_base(fingerprint(model), other or args.model)
-    how = {name: getattr(args, name) for name in ("sequence_length", "batch_size", "max_segments")}
-    first = f", the first {args.max_segments}" if args.max_segments else ""
-    protocol = f"{args.sequence_length}-token segments{first}"
+    how = {name: getattr(args, name) for name in ("sequence_length", "batch_size", "max_segments", "bos")}
     texts, measured = [], []
     for text in args.text or []:
         name, result = source_name(text), perplexity(model, tokenizer, text, column=args.text_column, **how)
-        texts.append({"text": name, "protocol": protocol, **vars(result)})
-        measured.append(Measurement(stage, name, "perplexity", protocol, result.perplexity, content_hash(text)))
+        value = result.perplexity
+        measured.append(Measurement(stage, name, "perplexity", result.protocol, value, content_hash(text)))
+        kind = measured[-1].likeness(drawn)
+        texts.append({"text": name, **({"kind": kind} if kind else {}), **vars(result)})
     found: dict[str, Any] = (texts[0] if texts else {}) | ({"texts": texts} if len(texts) > 1 else {})
     if args.tasks:
         from ..evaluation.zero_shot import zero_shot
@@ -149,7 +167,8 @@ def _lines(result: Mapping[str, Any]) -> list[str]:
     lines = []
     for one in _texts(result):
         size = f"{one['tokens']:,} tokens in {one['segments']:,} segments"
-        lines.append(f"perplexity  {one['perplexity']:.4f}  ({one['text']}, {one['protocol']}: {size})")
+        text = ", ".join(one[key] for key in ("text", "kind", "protocol") if key in one)
+        lines.append(f"perplexity  {one['perplexity']:.4f}  ({text}: {size})")
     rows = [(one["task"], one["metric"], one, f"{one['samples']:,} questions") for one in result.get("tasks", [])]
     if "average" in result:
         whole = {"value": result["average"], "stderr": result["average_stderr"]}

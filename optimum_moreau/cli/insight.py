@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add(parser, "--seeds N", "calibration draws to average (default 1)", default=1)
     options.add(parser, "--evaluate TEXT", "text to measure the perplexity on")
     options.add(parser, "--max-segments N", "only the first N segments of that text")
+    options.add_bos_argument(parser)
     options.add(parser, "--overwrite", "replace an earlier result in that folder")
     settings.add_compared_arguments(parser)
 
@@ -90,8 +91,8 @@ def _look(args: argparse.Namespace, config: MoreauPrunerConfig) -> Any:
     from ..planning import fingerprint
 
     model, tokenizer = options.load(args)
-    counts = {"seeds": args.seeds, "max_segments": args.max_segments}
-    study = Study(model, tokenizer, args.calibration, args.evaluate, config=config, **counts)
+    how = {"seeds": args.seeds, "max_segments": args.max_segments, "bos": args.bos}
+    study = Study(model, tokenizer, args.calibration, args.evaluate, config=config, **how)
     figures, criteria = args.figures, args.criteria
     at_one_ratio = [args.ratio] if {"map", "sensitivity"} & set(figures) else []
     study.check([*at_one_ratio, *(args.ratios or ())], args.layers or ())
@@ -125,4 +126,6 @@ def show(result: dict[str, Any]) -> str:
         (curve,) = panel["curves"]
         alike = "; the choice of units does not depend on it here" if len(set(curve["mean"])) == 1 else ""
         rows.append(("sensitivity", f"perplexity over {panel['title']}: {points(curve)}{alike}"))
+    if result["protocol"]:
+        rows.append(("measured", f"perplexity of {result['text']}, {result['protocol']}"))
     return options.lines(*rows, *(("wrote", path) for path in result["files"]))

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..config.quantities import words_for_parts
+from ..config.validation import BOS
 from ..errors import ConfigError
 from ..pipeline import processes
 
@@ -102,9 +103,16 @@ def add_output_arguments(parser: argparse.ArgumentParser, *, required: bool = Tr
     parser.add_argument("-o", "--output", required=required, metavar="FOLDER", help="folder to write")
     add(parser, "--overwrite", "replace a folder that holds a model and nothing else")
     add(parser, "--evaluate TEXT", "measure the perplexity on a text, for the card")
+    add_bos_argument(parser, default=None, rare=True)
     add(parser, "--card-template FILE", rarely("of the model card (jinja2)"))
     text, kinds = "to save the result in: fp32 | bf16 | fp16 (default: as loaded)", ("float32", "bfloat16", "float16")
     parser.add_argument("--save-dtype", metavar="DTYPE", type=_dtype, choices=kinds, help=text)
+
+
+def add_bos_argument(group: Any, *, default: str | None = "auto", rare: bool = False) -> None:
+    """Adds how a segment of a text that is measured begins."""
+    text = "a segment begins as the tokenizer begins a text (auto, default), or without BOS (paper)"
+    group.add_argument("--bos", choices=BOS, default=default, metavar="HOW", help=rarely(text) if rare else text)
 
 
 def names(text: str) -> list[str]:
@@ -161,8 +169,8 @@ def parameter_row(result: Mapping[str, Any], more: str = "") -> tuple[str, str]:
 
 
 def quality_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The perplexity of each stage, if it was measured; how the folder differs from the model in memory."""
+    """The perplexity of each stage and its protocol, if it was measured; how the folder differs from what was saved."""
     stages = ", ".join(f"{stage} {value:.4f}" for stage, value in result.get("perplexity", {}).items())
     difference = f"logits differ by {result['verified_max_abs_difference']:g}"
     verified = ("verified", f"by a reload in a fresh process; {difference}")
-    return [("perplexity", stages), verified] if stages else [verified]
+    return [("perplexity", f"{stages}  ({result['protocol']})"), verified] if stages else [verified]

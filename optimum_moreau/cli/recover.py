@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         loading = {"dtype": args.dtype, "device": processes.join(args.device)}
         loading["trust_remote_code"] = args.trust_remote_code
         saving = {"overwrite": args.overwrite, "card_template": args.card_template}
-        how = {"evaluate": args.evaluate, "work": args.work_dir, "save_dtype": args.save_dtype}
+        how = {"evaluate": args.evaluate, "bos": args.bos, "work": args.work_dir, "save_dtype": args.save_dtype}
         return tune(args.model, step, output, **how, loading=loading, saving=saving)
 
 

@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add(parser, "--ratio SHARES", "of the parameters removed, e.g. 0.1,0.2", default="0.2")
     options.add(parser, "--evaluate TEXT", "measure the perplexity of every pruned model on a text")
     options.add(parser, "--max-segments N", "only the first N segments of that text")
+    options.add_bos_argument(parser)
     options.add(parser, "-o --output FOLDER", "for robustness.json, .md, .png and .svg", type=Path)
     options.add(parser, "--overwrite", "replace an earlier result in that folder")
     settings.add_compared_arguments(parser)
@@ -63,6 +64,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             config=MoreauPrunerConfig.from_dict(settings.settings_from(args)),
             evaluate=args.evaluate,
             max_segments=args.max_segments,
+            bos=args.bos,
         )
         record = Robustness(str(model_reference(args.model)), prints[0], tuple(found), tuple(verdicts(found)))
         if not args.output:
@@ -91,6 +93,7 @@ def show(result: dict[str, Any]) -> str:
             row += [f"{one.difference:.2f}" if one.difference is not None else ""]
         rows.append(row)
     legend = "Alike: overlap (Jaccard; 1: the same units), ± deviation over the pairs; rank: correlation of the scores."
-    legend += " Diff: of the two perplexities." if measured else ""
+    protocols = dict.fromkeys(f" ({one.protocol})" for one in record.agreements if one.protocol)
+    legend += f" Diff: of the two perplexities{''.join(protocols)}." if measured else ""
     written = [f"wrote {path}" for path in result.get("files", [])]
     return "\n".join([options.table(rows), "", legend, *result["verdicts"], *written])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ..errors import ConfigError
 from ..registry import suggestion
@@ -22,6 +22,8 @@ SIZES = {
 }
 RUNTIMES_OF_UNIFORM_LAYERS = ("vllm", "llama.cpp")
 MOST_TOKENS = 2**28  # of calibration windows: 2 GiB of ids
+Bos = Literal["auto", "paper"]  # a segment that is measured begins as the tokenizer begins a text, or without BOS
+BOS: tuple[Bos, ...] = get_args(Bos)
 
 
 def validate(config: MoreauPrunerConfig) -> None:
@@ -42,6 +44,12 @@ def validate(config: MoreauPrunerConfig) -> None:
         if (tokens := windows * config.sequence_length) > MOST_TOKENS:
             asked = f"{windows:,} windows of {config.sequence_length:,} are {tokens:,} tokens"
             raise ConfigError(f"{name}: {asked}; {MOST_TOKENS:,} at most")
+
+
+def check_bos(bos: str) -> None:
+    """Raises ConfigError for what is no word of how a segment begins."""
+    if bos not in BOS:
+        raise ConfigError(f"bos: unknown '{bos}'.{suggestion(bos, BOS)} Known: {', '.join(BOS)}")
 
 
 def _validate_layers_and_targets(config: MoreauPrunerConfig) -> None:

@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import ConfigError, DataError
 from ..models.undisturbed import undisturbed
-from .sources import DEFAULT_TEXT, is_of_hub, path_of, read_documents, source_name
+from .sources import DEFAULT_TEXT, content_hash, is_of_hub, path_of, read_documents, source_name
 from .tokens import PIECE, token_documents, tokenize
 
 logger = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ class CalibrationRecord:
     sequence_length: int = 0
     tokens: int = 0
     sha256: str = ""
+    text_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class CalibrationSet:
         sha256: of the token ids, little-endian int64.
         distinct: tokens of the text that the windows cover; in a short text they overlap, and these are fewer.
         places: of each window, its document, in the order that they were drawn in, and where in it the window starts.
+        text_sha256: of the file or dataset name that they were drawn from; empty where it was neither.
     """
 
     tokens: Tensor
@@ -67,11 +69,13 @@ class CalibrationSet:
     sha256: str
     distinct: int
     places: tuple[tuple[int, int], ...] = ()
+    text_sha256: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """What plan, summary and card record; not the tokens."""
         samples, length = self.tokens.shape
-        return asdict(CalibrationRecord(self.source, self.seed, samples, length, samples * length, self.sha256))
+        hashes = self.sha256, self.text_sha256
+        return asdict(CalibrationRecord(self.source, self.seed, samples, length, samples * length, *hashes))
 
 
 @undisturbed()
@@ -142,7 +146,7 @@ class CalibrationText:
         tokens, distinct, places = _windows(documents, prefix, name, samples, sequence_length, generator)
         check_vocabulary(tokens, vocab_size, name)
         digest = hashlib.sha256(tokens.numpy().astype("<i8").tobytes()).hexdigest()
-        return CalibrationSet(tokens, name, seed, digest, distinct, places)
+        return CalibrationSet(tokens, name, seed, digest, distinct, places, self._text_sha256)
 
     def forget(self) -> None:
         """Lets go of what was read: the windows are drawn."""
@@ -152,6 +156,10 @@ class CalibrationText:
     @cached_property
     def _tokens(self) -> list[Tensor] | None:
         return token_documents(self.source)
+
+    @cached_property
+    def _text_sha256(self) -> str:
+        return content_hash(self._text) if isinstance(self._text, (str, Path)) else ""
 
     @cached_property
     def _prefix(self) -> list[int]:

@@ -46,6 +46,7 @@ class Agreement:
         layers: block → `kept`, `removed`, `rank`.
         perplexity: of each of the two, a mean over seeds; empty if no text was given.
         difference: Diff of the paper's tables: the absolute difference of those.
+        protocol: how they were measured.
     """
 
     criterion: str
@@ -61,6 +62,7 @@ class Agreement:
     layers: Mapping[str, Mapping[str, float]]
     perplexity: tuple[float, float] | None = None
     difference: float | None = None
+    protocol: str = ""
 
     @property
     def is_draw(self) -> bool:

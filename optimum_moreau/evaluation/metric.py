@@ -20,8 +20,9 @@ except ImportError as error:
 class Perplexity(evaluate.Metric):
     """`evaluate` metric: `Perplexity().compute(predictions=texts, model=model, tokenizer=tokenizer)`.
 
-    Returns a dictionary with `perplexity`, `tokens` and `segments`. Instead of `predictions`, `text` takes a path, a
-    `hub:` name or a dataset. `sequence_length` (128) and `batch_size` (8) are keyword arguments of `compute`.
+    Returns a dictionary with `perplexity`, `tokens`, `segments` and `protocol`. Instead of `predictions`, `text` takes
+    a path, a `hub:` name or a dataset. `sequence_length` (128), `batch_size` (8), `max_segments` and `bos` ("auto" or
+    "paper") are keyword arguments of `compute`.
     """
 
     def _info(self) -> evaluate.MetricInfo:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,11 @@ from ..files import filled, read_json, write_json
 
 EVALUATION_NAME = "evaluation.json"
 STAGES = ("before", "pruned", "recovered")
+CALIBRATED, OTHER = "calibration text", "other text"
+CALIBRATED_ALONE = (
+    "measured on the calibration text alone: a figure on what was fitted to says little of other texts; measure one"
+    " unlike it as well, e.g. hub:Salesforce/wikitext:wikitext-2-raw-v1:test"
+)
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,7 @@ class Measurement:
         stage: `before` pruning, `pruned`, or `recovered`.
         dataset: name of the file or dataset, without folders.
         metric: its name, e.g. `perplexity`.
-        protocol: how it was measured, e.g. `128-token segments`.
+        protocol: how it was measured, e.g. `128-token segments after <s>`.
         value: the figure.
         sha256: of the file or dataset name that was measured on; empty where it was neither.
         stderr: its standard error, where the metric has one.
@@ -47,6 +52,19 @@ class Measurement:
     def what(self) -> tuple[str, str, str]:
         """What is measured, whatever the stage."""
         return self.dataset, self.metric, self.protocol
+
+    def likeness(self, calibration: Mapping[str, Any]) -> str:
+        """Whether a perplexity is of the text that was calibrated on, as a plan records that; empty if unknown."""
+        drawn = calibration.get("text_sha256")  # `None`: an older record, which has the name alone; empty: no file
+        if self.metric != "perplexity" or not self.sha256 or not calibration or drawn == "":
+            return ""
+        same = self.dataset == calibration.get("source") if drawn is None else self.sha256 == drawn
+        return CALIBRATED if same else OTHER
+
+
+def is_of_calibration_alone(measurements: Sequence[Measurement], calibration: Mapping[str, Any]) -> bool:
+    """Whether perplexities were measured on the calibration text, and on no other."""
+    return {one.likeness(calibration) for one in measurements if one.metric == "perplexity"} == {CALIBRATED}
 
 
 def by_stage(measurements: Sequence[Measurement]) -> dict[tuple[str, str, str], dict[str, Measurement]]:
@@ -85,5 +103,6 @@ def load_measurements(path: str | Path) -> list[Measurement]:
 
 
 def perplexities(measurements: Sequence[Measurement]) -> dict[str, Any]:
-    """The perplexity of each stage, if any was measured."""
-    return {"perplexity": {one.stage: one.value for one in measurements}} if measurements else {}
+    """The perplexity of each stage, if any was measured, and the protocol."""
+    found = {one.stage: one.value for one in measurements}
+    return {"perplexity": found, "protocol": measurements[-1].protocol} if measurements else {}

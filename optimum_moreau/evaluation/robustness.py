@@ -17,6 +17,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config import MoreauPrunerConfig
+from ..config.validation import check_bos
 from ..data.windows import CalibrationText
 from ..errors import ConfigError
 from ..models.buffers import reset_buffers
@@ -120,6 +121,7 @@ class _Runs:
     scores: dict[tuple[str, str, int], UnitScores] = field(default_factory=dict)
     plans: dict[tuple[str, str, int, float], PruningPlan] = field(default_factory=dict)
     perplexity: dict[tuple[str, str, int, float], float] = field(default_factory=dict)
+    protocol: str = ""  # of those
 
     @undisturbed()
     def score(self, model: PreTrainedModel, config: MoreauPrunerConfig, change: Perturbation, seeds: int) -> None:
@@ -140,14 +142,15 @@ class _Runs:
                 self.plans[*key, ratio] = make_plan(self.scores[key], self.shape, sized)
 
     def measure(
-        self, change: Perturbation, load: Callable[[], Any], tokenizer: Any, text: Any, most: int | None
+        self, change: Perturbation, load: Callable[[], Any], tokenizer: Any, text: Any, **settings: Any
     ) -> None:
         """Measures the perplexity of a changed model, pruned by each of its plans; one is in memory at a time."""
         for key, plan in self.plans.items():
             if key[1] == change.name:
                 pruned = change.change(load())
                 apply_plan(pruned, plan)
-                self.perplexity[key] = perplexity(pruned, tokenizer, text, max_segments=most).perplexity
+                found = perplexity(pruned, tokenizer, text, **settings)
+                self.perplexity[key], self.protocol = found.perplexity, found.protocol
                 del pruned
 
 
@@ -162,6 +165,7 @@ def robustness(
     config: MoreauPrunerConfig | None = None,
     evaluate: Any = None,
     max_segments: int | None = None,
+    bos: str = "auto",
 ) -> list[Agreement]:
     """Compares the plans that criteria make of a model under perturbations.
 
@@ -175,6 +179,7 @@ def robustness(
         config: of everything else.
         evaluate: text to measure the perplexity of every pruned model on; takes a surgery and an evaluation each.
         max_segments: of that text.
+        bos: how a segment of it begins, as for `perplexity`.
 
     Returns:
         One agreement for each criterion, ratio and comparison.
@@ -182,14 +187,12 @@ def robustness(
     Raises:
         MoreauError: of the kind that names the mistake (errors.py).
     """
+    check_bos(bos)
     changes, seeds = parse_perturbations(perturbations)
     configs = [(config or MoreauPrunerConfig()).changed(criterion=criterion) for criterion in criteria]
     model = load()
     check_prunable(model)
-    own = next((name for name, dtype in DTYPES.items() if dtype == model.dtype), _BASE)
-    changes = [Perturbation(own, "base"), *(change for change in changes if change.name != own)]
-    if len(changes) == 1 and seeds == 1:
-        raise ConfigError(f"perturbations: nothing to compare, the model is in {own} already; give others, or seeds:2")
+    changes = _with_base(changes, seeds, model)
     runs = _Runs(CalibrationText(calibration, tokenizer), model_shape(model), ratios)
     for change in changes:
         model = change.change(model if change.kind == "base" else load())
@@ -197,10 +200,18 @@ def robustness(
             runs.score(model, one, change, seeds)
         del model
     for change in changes if evaluate is not None else ():
-        runs.measure(change, load, tokenizer, evaluate, max_segments)
-    comparisons = list(_comparisons(changes, seeds))
-    asked = product(criteria, ratios, comparisons)
+        runs.measure(change, load, tokenizer, evaluate, max_segments=max_segments, bos=bos)
+    asked = product(criteria, ratios, list(_comparisons(changes, seeds)))
     return [_agreement(runs, criterion, ratio, *compared) for criterion, ratio, compared in asked]
+
+
+def _with_base(changes: Sequence[Perturbation], seeds: int, model: PreTrainedModel) -> list[Perturbation]:
+    """The model as it is loaded, first, and the changes of it; raises ConfigError where nothing is to compare."""
+    own = next((name for name, dtype in DTYPES.items() if dtype == model.dtype), _BASE)
+    found = [Perturbation(own, "base"), *(change for change in changes if change.name != own)]
+    if len(found) == 1 and seeds == 1:
+        raise ConfigError(f"perturbations: nothing to compare, the model is in {own} already; give others, or seeds:2")
+    return found
 
 
 def _comparisons(
@@ -240,7 +251,8 @@ def _agreement(
     alike = (mean(kept), deviation(kept), mean(removed), deviation(removed))
     rank = mean(sum(rank[block] * units[block] for block in rank) / sum(units.values()) for rank in ranks)
     difference = None if measured is None else abs(measured[0] - measured[1])
-    return Agreement(criterion, ratio, between, of, *alike, rank, len(pairs), layers, measured, difference)
+    protocol = "" if measured is None else runs.protocol
+    return Agreement(criterion, ratio, between, of, *alike, rank, len(pairs), layers, measured, difference, protocol)
 
 
 def _ranks(first: UnitScores, second: UnitScores) -> dict[str, float]:

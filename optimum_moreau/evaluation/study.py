@@ -31,7 +31,7 @@ from ..registry import CRITERIA
 from ..scoring.scores import UnitScores, needs_text, score_channels, score_units
 from ..surgery.apply import check_prunable
 from .findings import ChannelRanks, Curve, Panel, deviation, rank_correlation
-from .perplexity import SEGMENT, measure_segments, segment
+from .perplexity import SEGMENT, Segments, measure_segments, segment
 
 logger = logging.getLogger(__name__)
 _bar = partial(tqdm, leave=False, disable=None)
@@ -69,6 +69,7 @@ class Study:
         config: what is common to all that is tried; sizes and criterion are given to each call.
         seeds: calibration draws that every point is a mean over.
         max_segments: of the text.
+        bos: how a segment of it begins, as for `perplexity`.
 
     Raises:
         MoreauError: of the kind that names the mistake (errors.py).
@@ -84,6 +85,7 @@ class Study:
         config: MoreauPrunerConfig | None = None,
         seeds: int = 1,
         max_segments: int | None = None,
+        bos: str = "auto",
     ) -> None:
         check_prunable(model)
         if is_offloaded(model):
@@ -93,11 +95,9 @@ class Study:
         if not set(self.config.targets) <= {"attention", "mlp"}:
             raise ConfigError("targets: insight looks into heads and MLP channels; leave hidden and layers out")
         self.shape = model_shape(model)
-        first = f", the first {max_segments}" if max_segments else ""
-        self.protocol = f"{SEGMENT}-token segments{first}"
-        self.segments = None
+        self.segments: Segments | None = None
         if evaluate is not None:
-            self.segments = segment(read_documents(evaluate, seed=None), tokenizer, SEGMENT, max_segments)
+            self.segments = segment(read_documents(evaluate, seed=None), tokenizer, SEGMENT, max_segments, bos=bos)
 
     def check(self, ratios: Iterable[float] = (), layers: Iterable[int] = ()) -> None:
         """Refuses, before anything is scored, what the scope or the model cannot give.
@@ -199,6 +199,11 @@ class Study:
         """The plan of a criterion, with the first seed."""
         scores, config = self._scores(criterion, 0)
         return make_plan(scores, self.shape, config.changed(pruning_ratio=ratio))
+
+    @property
+    def protocol(self) -> str:
+        """How the perplexity is measured, in words; empty without a text."""
+        return "" if self.segments is None else self.segments.protocol
 
     @cached_property
     def dense(self) -> float:

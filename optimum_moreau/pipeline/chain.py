@@ -16,12 +16,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..data.sources import content_hash
 from ..data.windows import CalibrationText
 from ..errors import CheckpointError, ConfigError
 from ..evaluation.records import EVALUATION_NAME, Measurement, load_measurements, perplexities
 from ..loading import base_revision, load_config, load_model
 from ..pruner import MoreauPruner
+from ..recovery import RecoverySummary
 from ..run.measuring import EvaluationText
 from ..run.saving import check_castable
 from ..saving import check_apart, check_folder, check_target, work_folder
@@ -204,12 +204,12 @@ class _Chain:
         return {"overwrite": self.means.overwrite, "card_template": template, "inputs": self.keys[step]}
 
     def measurements(self, folder: str) -> list[Measurement]:
-        """What was measured on the recipe's text, of the model in a folder."""
+        """What was measured on the recipe's text, by its protocol, of the model in a folder."""
         file = Path(folder) / EVALUATION_NAME
-        if self.recipe.evaluate is None or not file.is_file():
+        if self.evaluation is None or not file.is_file():
             return []
-        key = content_hash(self.recipe.evaluate)
-        return [one for one in load_measurements(file) if one.sha256 == key]
+        key = self.evaluation.sha256, self.evaluation.segments().protocol
+        return [one for one in load_measurements(file) if (one.sha256, one.protocol) == key]
 
 
 def tune(
@@ -220,6 +220,7 @@ def tune(
     loading: Mapping[str, Any],
     saving: Mapping[str, Any],
     evaluate: str | EvaluationText | None = None,
+    bos: str | None = None,
     work: Path | None = None,
     save_dtype: str | None = None,
 ) -> dict[str, Any]:
@@ -232,6 +233,7 @@ def tune(
         loading: keyword arguments of `load_model`.
         saving: keyword arguments of `save_pretrained`.
         evaluate: text to measure the perplexity on.
+        bos: how a segment of it begins, as for `perplexity`; default: as the text says.
         work: folder of the training's states; removed when the model is saved. Default: beside the output.
         save_dtype: of the result; default: as it was loaded.
     """
@@ -242,16 +244,12 @@ def tune(
     processes.announce("recovery.training")  # it says that it begins
     check_template(saving["card_template"])
     pruner = MoreauPruner.from_pretrained(folder, **loading)
-    if isinstance(step, str):
-        summary = pruner.merge_adapter(step)
-    else:
-        teacher = None if step.teacher is None else load_model(step.teacher, **loading)
-        summary = pruner.recover(step.data, step.config, teacher=teacher, work_dir=work)
+    summary = pruner.merge_adapter(step) if isinstance(step, str) else _learn(pruner, step, work, loading)
     if not processes.is_first():
         return {}
     pruner.cast(save_dtype)
     if evaluate:
-        pruner.evaluate(evaluate)
+        pruner.evaluate(evaluate, bos=bos)
     verification = pruner.save_pretrained(output, **saving)
     shutil.rmtree(work or "", ignore_errors=True)
     return {
@@ -262,3 +260,9 @@ def tune(
         "verified_max_abs_difference": verification.max_abs_difference,
         "output": output,
     }
+
+
+def _learn(pruner: MoreauPruner, step: RecoverStep, work: Path | None, loading: Mapping[str, Any]) -> RecoverySummary:
+    """In place: tunes the pruned model as a step says."""
+    teacher = None if step.teacher is None else load_model(step.teacher, **loading)
+    return pruner.recover(step.data, step.config, teacher=teacher, work_dir=work)

@@ -87,7 +87,7 @@ def read_inputs(
     """Reads what the steps need, each text once, and refuses what a later one would stumble over, before any is run."""
     check_template(recipe.card_template)
     tokenizer = load_tokenizer(recipe.model, revision=recipe.revision, trust_remote_code=trust_remote_code)
-    evaluation = EvaluationText(recipe.evaluate, tokenizer) if recipe.evaluate else None
+    evaluation = EvaluationText(recipe.evaluate, tokenizer, bos=recipe.bos) if recipe.evaluate else None
     if evaluation:
         evaluation.segments()
     if recipe.push:

@@ -17,6 +17,7 @@ from ..config import SIZES, MoreauPrunerConfig
 from ..config.flat import name_of
 from ..config.recovery import RecoveryConfig
 from ..config.settings import setting, settings, settings_of
+from ..config.validation import Bos
 from ..errors import CheckpointError, ConfigError
 from ..files import read_yaml
 from ..registry import METHODS, suggestion
@@ -117,6 +118,9 @@ class Recipe:
     calibration_column: str | None = setting("its text column", default=None)
     evaluate: str | None = setting(
         "text whose perplexity is measured before pruning, after it, and after recovery", default=None
+    )
+    bos: Bos = setting(
+        "`auto`: a segment of that text begins as the tokenizer begins a text; `paper`: without BOS", default="auto"
     )
     card_template: str | None = setting("of the model card (jinja2)", default=None)
     prune: MoreauPrunerConfig = Field(default_factory=MoreauPrunerConfig.best)

@@ -163,5 +163,6 @@ def _evidence(one: Evidence) -> dict[str, Any]:
             "rows": one.agreements,
             "verdicts": one.verdicts,
             "measured": any(agreement.perplexity for agreement in one.agreements),
+            "protocol": next((agreement.protocol for agreement in one.agreements if agreement.protocol), ""),
         }
     return found

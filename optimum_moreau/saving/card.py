@@ -20,7 +20,7 @@ from ..config.quantities import words_for_bytes
 from ..criteria import block_influence
 from ..criteria.papers import BIBTEX
 from ..errors import CheckpointError, first_line, quiet
-from ..evaluation.records import STAGES, Measurement, by_stage
+from ..evaluation.records import CALIBRATED_ALONE, STAGES, Measurement, by_stage, is_of_calibration_alone
 from ..evaluation.speed import Speed
 from ..files import read_text, write_text
 from ..masks import REFINEMENTS
@@ -46,6 +46,7 @@ _SAMPLE: dict[str, Any] = {
     "title": "a model, pruned",
     "summary": {},
     "settings": {},
+    "evaluation_note": "",
     **dict.fromkeys(("criteria", "budgets", "layers", "citations", "evaluation", "stages", "unused"), ()),
 }
 _NOUNS = {
@@ -231,14 +232,24 @@ def _values(
         "unit_names": _UNITS,
         "removed_words": _removed_words(summary),
         "own_type": summary.export.startswith(CUSTOM_PREFIX),
-        "evaluation": [
-            (what, {stage: {**asdict(one), "words": one.words} for stage, one in values.items()})
-            for what, values in by_stage(measurements).items()
-        ],
+        "evaluation": _evaluation(measurements, summary.fitted_to),
+        "evaluation_note": CALIBRATED_ALONE if is_of_calibration_alone(measurements, summary.fitted_to) else "",
         "speed": _speed(speed),
         "sparsity": _sparsity(sparsity),
         "stages": [stage for stage in STAGES if stage in stages],
     }
+
+
+def _evaluation(
+    measurements: Sequence[Measurement], calibration: Mapping[str, Any]
+) -> list[tuple[Any, dict[str, Any]]]:
+    """Each figure: its dataset, metric, protocol and whether that is the calibration text; and its value by stage."""
+    found = []
+    for what, values in by_stage(measurements).items():
+        last = [*values.values()][-1]
+        stages = {stage: {**asdict(one), "words": one.words} for stage, one in values.items()}
+        found.append(((*what, last.likeness(calibration)), stages))
+    return found
 
 
 def _results_of(measurements: Sequence[Measurement]) -> list[EvalResult]:

@@ -80,6 +80,11 @@ class PruningSummary(Record):
     compensation: Mapping[str, Any] = field(default_factory=dict)
     inputs: str = ""
 
+    @property
+    def fitted_to(self) -> Mapping[str, Any]:
+        """What the model was scored on, or adjusted on where scoring needs no text; empty where neither read any."""
+        return self.calibration or self.compensation.get("calibration", {})
+
     @classmethod
     def parts(cls) -> Mapping[str, type]:
         """What dictionaries in it hold."""

@@ -18,7 +18,7 @@ from optimum_moreau.criteria.block_influence import block_influence
 from optimum_moreau.envelope import scoring_mode
 from optimum_moreau.errors import ConfigError, DataError, PlanError
 from optimum_moreau.estimate.forwards import forward_passes
-from optimum_moreau.evaluation.perplexity import measure_segments
+from optimum_moreau.evaluation.perplexity import Segments, measure_segments
 from optimum_moreau.evaluation.study import silenced
 from optimum_moreau.models.stream import LayerStream
 from optimum_moreau.models.units import decoder_layers, model_shape
@@ -179,9 +179,9 @@ def test_search_measures_what_silencing_costs(tokens):
     block, n = of_kind(shape, "mlp")[1], probes(24)[1]
     alone = {"targets": ("mlp",), "mlp_layers": (1, 2), "criterion": "magnitude", "unit_ratio": n / 24}
     plan = make_plan(whole, shape, MoreauPrunerConfig(**alone).resolve(model.config))
-    dense = math.log(measure_segments(model, tokens).perplexity)
+    dense = math.log(measure_segments(model, Segments(tokens)).perplexity)
     with silenced(model, shape, plan):
-        without = math.log(measure_segments(model, tokens).perplexity)
+        without = math.log(measure_segments(model, Segments(tokens)).perplexity)
     measured = scores.values[profile_name("search", block)]
     assert float(measured[1]) == pytest.approx(without - dense, abs=1e-6)
     # the dense one, the stream's, and 3 probes of the MLP and 1 of two KV groups from each of 3 layers on

@@ -335,7 +335,8 @@ def test_optimum_cli_prunes_to_an_own_type_which_evaluate_loads(command, tiny_fo
     assert "exported as moreau_llama: layers differ in shape; it loads once optimum_moreau is imported" in notice
     assert "--attention-layers 0:3" in notice and "moreau_llama" not in process.stderr  # said once
     code, out, err = command("evaluate", tmp_path / "own", "--text", text_file, "--json")
-    assert (code, err) == (0, "") and json.loads(out)["perplexity"] > 1
+    assert code == 0 and json.loads(out)["perplexity"] > 1
+    assert "calibration text alone" in err and len(err.splitlines()) == 1  # the text that ships
 
 
 def test_python_m_is_the_same_program():
@@ -360,7 +361,7 @@ def test_evaluate_saves_both_models_figures_and_writes_the_card_anew(with_base, 
     assert found["baseline"]["model"] == tiny_folder.name
     assert found["differences"][0]["value"] == pytest.approx(pruned - base)
     measured = load_measurements(folder / "evaluation.json")
-    protocol = "32-token segments, the first 2"
+    protocol = "32-token segments, no BOS, the first 2"
     assert [(one.stage, one.protocol, one.value) for one in measured] == [
         ("before", protocol, base),
         ("pruned", protocol, pruned),
@@ -410,10 +411,49 @@ def test_evaluate_measures_what_the_library_measures(command, tiny_folder, text_
     assert (code, err) == (0, "")
     result = json.loads(out)
     found = vars(perplexity(model, tokenizer, text_file, sequence_length=32))
-    assert result == {"text": "text.txt", "protocol": "32-token segments", **found}
+    assert result == {"text": "text.txt", **found} and result["protocol"] == "32-token segments, no BOS"
     assert result.keys() == {"text", "protocol", "perplexity", "tokens", "segments"} and math.isfinite(
         result["perplexity"]
     )
+
+
+def test_evaluate_and_the_card_name_the_protocol(command, bos_tokenizer, folders, text_file, tmp_path):
+    folder = shutil.copytree(folders["stock"], tmp_path / "pruned")
+    bos_tokenizer.save_pretrained(folder)
+    arguments = ("evaluate", folder, "--text", text_file, "--seq-len", 32, "--save")
+    for flags, protocol in (((), "32-token segments after <s>"), (("--bos", "paper"), "32-token segments, no BOS")):
+        code, out, _ = command(*arguments, *flags)
+        assert code == 0 and f"text.txt, {protocol}: " in out
+    recorded = [one.protocol for one in load_measurements(folder / "evaluation.json")]
+    assert recorded == ["32-token segments after <s>", "32-token segments, no BOS"]
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "| perplexity, 32-token segments after &lt;s&gt; of `text.txt` |" in card
+    assert "| perplexity, 32-token segments, no BOS of `text.txt` |" in card
+    code, out, err = command(*arguments, "--bos", "papers")
+    assert (code, out) == (2, "") and "'papers'" in err and len(err.splitlines()) == 1, err
+
+
+def test_evaluate_tells_the_calibration_text_from_others(command, pruned, text_file, tmp_path):
+    """By its content; where a record holds no hash of that, by its name."""
+    folder = shutil.copytree(pruned[1], tmp_path / "pruned")
+    copy, other = tmp_path / "copy.txt", tmp_path / "text.txt"
+    shutil.copy(text_file, copy)
+    other.write_text("Something that was not read before. " * 60)
+    flags = ("--seq-len", 32, "--max-segments", 2, "--save")
+    code, out, err = command("evaluate", folder, "--text", copy, *flags)
+    assert code == 0 and "copy.txt, calibration text, 32-token" in out
+    assert "measured on the calibration text alone" in err and len(err.splitlines()) == 1
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "of `copy.txt`, calibration text |" in card and "\n\nMeasured on the calibration text alone" in card
+    code, out, err = command("evaluate", folder, "--text", copy, "--text", other, *flags)
+    assert (code, err) == (0, "") and "text.txt, other text, 32-token" in out
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "of `text.txt`, other text |" in card and "alone" not in card
+    summary = json.loads((folder / "pruning_summary.json").read_text())
+    del summary["calibration"]["text_sha256"]  # as an older version wrote it
+    (folder / "pruning_summary.json").write_text(json.dumps(summary))
+    found = json.loads(command("evaluate", folder, "--text", copy, "--text", other, *flags[:-1], "--json")[1])
+    assert [one["kind"] for one in found["texts"]] == ["other text", "calibration text"]
 
 
 BESIDE = ("block-influence", "dsnot", "r2-dsnot", "cosine", "owl", "zscore", "search")

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig, perplexity
+from optimum_moreau.config.validation import BOS
 from optimum_moreau.errors import ConfigError, PlanError
 from optimum_moreau.evaluation.findings import Insight, rank_correlation
 from optimum_moreau.evaluation.study import Study, silenced
@@ -197,6 +198,16 @@ def test_the_record_survives_json(drawn):
     for damage in damaged:
         with pytest.raises(ConfigError, match=r"what `insight` wrote|ranks of one matrix|as many points"):
             Insight.from_dict({**values, **damage})
+
+
+def test_a_study_names_how_it_measures(tiny_folder, documents, bos_tokenizer):
+    model = load_model(str(tiny_folder), device="cpu")
+    auto, paper = (Study(model, bos_tokenizer, documents, documents, max_segments=2, bos=bos) for bos in BOS)
+    assert auto.protocol == "128-token segments after <s>, the first 2"
+    assert paper.protocol == "128-token segments, no BOS, the first 2"
+    how = {"max_segments": 2, "bos": "paper"}
+    assert paper.dense == perplexity(model, bos_tokenizer, documents, **how).perplexity != auto.dense
+    assert Study(model, bos_tokenizer, documents).protocol == ""
 
 
 @pytest.mark.parametrize("name", ["ranking-attention", "ranking-mlp", "layers", "ratios", "sensitivity", "map"])

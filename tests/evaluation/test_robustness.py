@@ -210,6 +210,14 @@ def test_the_verb_writes_what_it_prints(command, tiny_folder, text, tmp_path):
     assert table.startswith("| criterion | ratio | compared |") and "| bf16 – fp16 |" in table
 
 
+def test_perplexities_stand_with_their_protocol(command, tiny_folder, text, tmp_path):
+    (tmp_path / "text.txt").write_text(text)
+    given = ("--calibration", tmp_path / "text.txt", "--samples", "2", "--seq-len", "16", "--criteria", "taylor")
+    measured = ("--perturbations", "bf16", "--evaluate", tmp_path / "text.txt", "--max-segments", "1")
+    code, out, err = command("robustness", tiny_folder, *given, *measured)
+    assert code == 0 and "Diff: of the two perplexities (128-token segments, no BOS, the first 1)." in out, err
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

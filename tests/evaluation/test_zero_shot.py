@@ -108,7 +108,7 @@ def test_the_verb_prints_texts_and_tasks(command, tiny_folder, tasks, tmp_path, 
     found = json.loads(out)
     assert (code, err) == (0, "")
     assert [one["text"] for one in found["texts"]] == ["a.txt", "b.txt"]
-    assert found["texts"][0]["protocol"] == "32-token segments" and len(found["tasks"]) == 2
+    assert found["texts"][0]["protocol"] == "32-token segments, no BOS" and len(found["tasks"]) == 2
     _, out, _ = command("evaluate", tiny_folder, *flags)
     assert out.splitlines()[-1].startswith("average") and "± " in out and "acc" in out
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -221,6 +222,28 @@ def test_what_was_not_measured_is_measured_later(files, unverified, command):
     assert "## How it was tuned" in card.text and (files / "out-recovered" / "adapter").is_dir()
     again = json.loads(command(*recovering("--evaluate", "text.txt", "--json"))[1])
     assert again["perplexity"] == done["perplexity"]
+
+
+def test_a_chain_measures_by_the_protocol_that_is_asked_for(files, unverified, tiny_folder, bos_tokenizer, command):
+    (files / "model").unlink()
+    shutil.copytree(tiny_folder, files / "model")
+    bos_tokenizer.save_pretrained(files / "model")
+    first = json.loads(command(*chain("--evaluate", "text.txt", "--json"))[1])
+    assert first["protocol"] == "128-token segments after <s>"
+    paper = json.loads(command(*chain("--evaluate", "text.txt", "--bos", "paper", "--json"))[1])
+    assert paper["steps"] == {"prune": "skipped"} and paper["protocol"] == "128-token segments, no BOS"
+    assert paper["perplexity"].keys() == first["perplexity"].keys() == {"before", "pruned"}
+    assert paper["perplexity"] != first["perplexity"]
+    again = json.loads(command(*chain("--evaluate", "text.txt", "--json"))[1])
+    assert again["perplexity"] == first["perplexity"]
+    (files / "recipe.yaml").write_text(command(*chain("--evaluate", "text.txt", "--bos", "paper", "--print-config"))[1])
+    assert json.loads(command("prune", "--config", "recipe.yaml", "--json")[1])["perplexity"] == paper["perplexity"]
+    texts = ("--evaluate", "text.txt", "--calibration", "text.txt")
+    code, out, err = command("apply", "out", "model", "-o", "applied", *texts, "--bos", "paper")
+    assert code == 0 and "(128-token segments, no BOS)" in out, err
+    tuning = ("--data", "records.json", "--max-steps", "1", "--validation", "0", "--seq-len", "128")
+    code, out, err = command("recover", "out", "-o", "tuned", *tuning, "--evaluate", "text.txt", "--bos", "paper")
+    assert code == 0 and "(128-token segments, no BOS)" in out, err
 
 
 @pytest.mark.parametrize(

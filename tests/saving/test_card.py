@@ -371,6 +371,23 @@ def test_nothing_of_a_plan_or_a_summary_becomes_markdown(records, tmp_path, word
     assert again == ours  # pushing again replaces it all
 
 
+def test_a_card_says_which_text_was_calibrated_on_and_where_no_other_was_measured(records, tmp_path):
+    def card(calibration, *texts):
+        measured = [Measurement("pruned", f"{one}.txt", "perplexity", "8-token segments", 2.0, one) for one in texts]
+        summary = replace(records.summary, calibration=calibration)
+        return write_card(tmp_path, summary, records.plan, measurements=measured).read_text()
+
+    of = {"source": "a.txt", "samples": 2, "sequence_length": 8, "seed": 0, "sha256": "tokens"}
+    for calibration in (of, of | {"text_sha256": "a"}, of | {"source": "b.txt", "text_sha256": "a"}):
+        alone = card(calibration, "a")
+        assert "of `a.txt`, calibration text | 2.0000 |\n\nMeasured on the calibration text alone: " in alone
+        both = card(calibration, "a", "b")
+        assert "`a.txt`, calibration text |" in both and "`b.txt`, other text |" in both and "alone" not in both
+    for unknown in ({}, of | {"source": "list of strings", "text_sha256": ""}):
+        found = card(unknown, "a")
+        assert "of `a.txt` | 2.0000 |" in found and "alone" not in found
+
+
 def test_of_a_base_card_short_texts_are_taken():
     assert of_base_card({"license": "mit", "language": ["en", "de"], "tags": ["x"]}) == {
         "license": "mit",
