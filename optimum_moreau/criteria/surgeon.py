@@ -5,10 +5,11 @@ gradient of the summed loss at its output:
 
     ΔL ≈ ½ tr(D·δW·H·δWᵀ)        H = E[x xᵀ] + λI        D = diag E[g²]        δW the surgeon's step, least for a unit
 
-least_squares/surgeon.py has the step. As D weighs the rows of W alone, it leaves the step as it is, and makes nats of
-what a unit costs: units of all layers, heads and channels, are measured by one scale. With `weigh="outputs"` D = I: the
-error of the output, without gradients. The columns that stay are taken as a refit would leave them
+least_squares/surgeon.py has the step. The columns that stay are taken as a refit would leave them
 (compensation/refit.py), so the choice knows of it. H is that of the dense model: one pass serves every size and budget.
+With `weigh="outputs"` D = I: the error of the output, without gradients. With `weigh="loss"` costs are in nats, so that
+units of all layers, heads and channels, are measured by one scale; D weighs the rows of W alone, and leaves the step as
+it is.
 """
 
 from __future__ import annotations
@@ -33,17 +34,17 @@ class Surgeon(Criterion):
     name = "surgeon"
     summary = "what the loss of a unit costs when the others make up for it (structured optimal brain surgeon)"
     paper = ZIP_LM
-    needs = ("activations", "gradients")
+    needs = ("activations",)
     statistics = ("products",)
     sides = ("in",)
     masks = False
 
     damping: float = setting("λ, as a share of the mean of diag XᵀX", default=0.1, gt=0, symbol="λ")
     group: int = setting("MLP channels that go before costs are renewed; heads go one by one", default=16, ge=1)
-    weigh: Literal["loss", "outputs"] = setting(
-        "how outputs weigh: by the loss's gradient there, or all alike", default="loss", symbol="D"
+    weigh: Literal["outputs", "loss"] = setting(
+        "how outputs weigh: all alike, or by the loss's gradient there", default="outputs", symbol="D"
     )
-    gradient_windows: int = setting("windows whose gradients weigh the outputs, the first", default=32, ge=1)
+    gradient_windows: int = setting("windows whose gradients weigh the outputs, with weigh 'loss'", default=32, ge=1)
 
     def cost(self, config: MoreauPrunerConfig) -> Cost:
         """One pass of gradients over some of the windows."""

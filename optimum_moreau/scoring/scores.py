@@ -212,7 +212,7 @@ def check_gradients(model: PreTrainedModel, config: MoreauPrunerConfig) -> None:
     """
     if getattr(config.criterion, "released", False) and is_offloaded(model):
         raise UnsupportedModelError("released holds the whole model several times; load it without offload")
-    if "gradients" in config.criterion.needs and any(parameter.is_inference() for parameter in model.parameters()):
+    if config.criterion.cost(config).passes and any(parameter.is_inference() for parameter in model.parameters()):
         raise UnsupportedModelError(
             f"{type(model).__name__}: was made under torch.inference_mode and can have no gradients; load it outside,"
             " or take a criterion without gradients (magnitude, random)"

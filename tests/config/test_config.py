@@ -17,7 +17,7 @@ from optimum_moreau.registry import CRITERIA
 
 
 def depth(layers):
-    return SimpleNamespace(num_hidden_layers=layers)
+    return SimpleNamespace(num_hidden_layers=layers, num_attention_heads=4, hidden_size=32, intermediate_size=24)
 
 
 def test_survives_json_and_a_folder(tmp_path):

@@ -72,7 +72,7 @@ def test_windows_in_any_batches_weigh_alike(windows):
             model,
             model_shape(model),
             windows,
-            MoreauPrunerConfig(criterion="surgeon", batch_size=size, **SCOPE).resolve(model.config),
+            MoreauPrunerConfig(criterion="surgeon", weigh="loss", batch_size=size, **SCOPE).resolve(model.config),
         ).values
         for size in (5, 24)
     )
@@ -97,7 +97,7 @@ def test_of_two_channels_that_say_the_same_one_goes_first(windows):
         mlp = model.model.layers[1].mlp
         for matrix in (mlp.gate_proj, mlp.up_proj):
             matrix.weight[5] = matrix.weight[9]
-    costs = scored(model, windows, damping=1e-6, group=1)["layers.1.mlp"]
+    costs = scored(model, windows, damping=1e-6, group=1, weigh="loss")["layers.1.mlp"]
     assert int(costs.argmin()) in (5, 9)
     assert float(costs[5] - costs[9]) != 0
 
