@@ -22,7 +22,7 @@ from optimum_moreau.scoring.scores import score_units
 from optimum_moreau.surgery.apply import apply_plan
 from optimum_moreau.surgery.export import decide_export
 from tests.models.test_stream import inputs_of
-from tests.tiny import FAMILIES, in_parts, own_windows, tiny_model
+from tests.tiny import FAMILIES, in_parts, tiny_model
 
 EVERYWHERE = {"attention_layers": (0, 3), "mlp_layers": (0, 3)}
 OUT, DOWN = "self_attn.o_proj", "mlp.down_proj"
@@ -506,7 +506,10 @@ def test_a_cut_that_fails_late_is_undone_as_far_as_it_was_adjusted(windows):
     model = tiny_model("llama")
     plan, config = planned(model)
     before = {name: w.clone() for name, w in model.named_parameters() if "o_proj" in name or "down_proj" in name}
-    with pytest.raises(MemoryError, match="late"), compensated(model, model_shape(model), plan, in_parts(windows), config):
+    with (
+        pytest.raises(MemoryError, match="late"),
+        compensated(model, model_shape(model), plan, in_parts(windows), config),
+    ):
         apply_plan(model, replace(plan, fingerprint=None))
         raise MemoryError("late")
     assert all(torch.equal(model.get_parameter(name), w) for name, w in before.items())
