@@ -91,7 +91,7 @@ def settings(p=2.0, slope=0.2, factor=0.25):
     return {
         "criterion": {"name": "power", "p": p},
         "budget": {"name": "ramp", "slope": slope},
-        "compensation": {"name": "damp", "factor": factor, "windows": 2},
+        "compensation": {"name": "damp", "factor": factor, "windows": 60},
     }
 
 
@@ -141,7 +141,7 @@ def test_a_wrong_setting_is_refused(command, tiny_folder, tmp_path):
 
 def test_the_command_line_and_a_recipe_give_the_same_config(command, tiny_folder, tmp_path):
     flags = ["--criterion", "power", "--criterion-args", "p=2", "--budget", "ramp", "--budget-args", "slope=0.2"]
-    flags += ["--compensation", "damp", "--compensation-args", "factor=0.25,windows=2"]
+    flags += ["--compensation", "damp", "--compensation-args", "factor=0.25,windows=60"]
     code, out, err = command("prune", tiny_folder, "-o", tmp_path / "out", *flags, "--print-config", "--json")
     assert code == 0, err
     printed = Recipe.from_dict(json.loads(out))

@@ -121,14 +121,3 @@ def test_the_table_says_whether_a_layer_adds_what_its_matrices_give(family, wind
     given = caught[0].double().flatten(0, 1).numpy()
     added = streams(model, windows[:4], f"model.layers.1.{down}")[1]
     assert np.allclose(given, added, rtol=1e-4, atol=1e-4) == TABLE[family].adds
-
-
-def test_what_an_earlier_layer_lost_is_made_up_for(windows):
-    """Layer 1 loses nothing, and what comes out of it is nearer to the dense stream when that is aimed at."""
-    errors = {}
-    for target in ("stream", "matrix"):
-        model, dense = tiny("llama"), tiny("llama")
-        adjusted(model, windows, target=target, attention_layers=(0, 1), mlp_layers=(0, 1))
-        near, goal = (streams(one, windows, "model.layers.2.mlp.down_proj")[1] for one in (model, dense))
-        errors[target] = np.square(near - goal).sum() / np.square(goal).sum()
-    assert errors["stream"] < 0.8 * errors["matrix"]

@@ -351,7 +351,5 @@ def test_a_compensation_reads_windows_for_the_widest_matrix_of_any_layer():
     ("windows", "asked", "apart"), [(2, 16, 1), (3, 16, 1), (9, 16, 4), (400, 16, 16), (400, 2, 2)]
 )
 def test_of_few_windows_half_as_many_are_held_out(windows, asked, apart):
-    assert (
-        MoreauPrunerConfig(compensation="refit", compensation_samples=windows, held_out=asked).compensation.apart
-        == apart
-    )
+    config = MoreauPrunerConfig(compensation="refit", compensation_samples=windows, held_out=asked)
+    assert config.compensation.apart == apart

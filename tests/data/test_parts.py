@@ -51,7 +51,7 @@ def test_no_more_than_a_third_is_held_out(windows, asked, kept):
 
 @pytest.mark.parametrize("windows", [1, 2])
 def test_too_few_windows_are_refused_in_one_line(windows):
-    with pytest.raises(DataError, match="^short.txt: .*windows of 4 tokens leave none to hold out.*'none'$") as error:
+    with pytest.raises(DataError, match=r"^short.txt: .*windows of 4 tokens leave none to hold out.*'none'$") as error:
         parted(torch.zeros(windows, 4).long(), 1, name="short.txt")
     assert "\n" not in str(error.value)
 
