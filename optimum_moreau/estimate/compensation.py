@@ -106,7 +106,7 @@ def estimate_compensation(
     layers, again = decoder_layers(skeleton), int(not shape.family.adds)
     head: Any = skeleton.get_output_embeddings()
     whole, operations, fits = float(head.weight.numel()), 0.0, 0.0
-    for index, adjusted in reached(shape, plan).items():
+    for index, adjusted in (reached(shape, plan) if plan.removes else {}).items():
         layer: Any = layers[index]
         for block in (block for block in shape.blocks if block.layer == index):
             reader = layer.get_submodule(block.reader.module).weight
