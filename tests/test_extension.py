@@ -59,10 +59,11 @@ class Damp(Compensation):
 
     name = "damp"
     summary = "multiplies what stays"
-    factor: float = setting("by this", default=0.5, affects="apply", gt=0)
+    factor: float = setting("so much of the way to the best multiple", default=0.5, affects="apply", gt=0)
 
     def fit(self, w, moments):
-        return w * self.factor, None
+        best = (w * moments.tx).sum() / (w @ moments.xx * w).sum()
+        return w * (1 + self.factor * (best - 1)), None
 ''',
 }
 METHODS = {
@@ -90,19 +91,25 @@ def settings(p=2.0, slope=0.2, factor=0.25):
     return {
         "criterion": {"name": "power", "p": p},
         "budget": {"name": "ramp", "slope": slope},
-        "compensation": {"name": "damp", "factor": factor, "windows": 2},
+        "compensation": {"name": "damp", "factor": factor, "windows": 60},
     }
 
 
-def test_they_prune_as_they_are_told_and_plan_and_card_say_so(tiny_folder, tokenizer, text, tmp_path, unverified):
+def test_they_prune_as_they_are_told_and_plan_and_card_say_so(
+    tiny_folder, tokenizer, text, tmp_path, unverified, unguarded
+):
     llama = load_model(str(tiny_folder), device="cpu")
-    weights = llama.model.layers[0].mlp.down_proj.weight.detach().clone()
+    dense = llama.model.layers[0].mlp.down_proj.weight.detach().clone()
     config = MoreauPrunerConfig(**settings(), **SCOPE, sequence_length=16)
     pruner = MoreauPruner(config, tokenizer=tokenizer)
     result = pruner.prune(llama, [text])
     assert [result.plan.layers[i]["mlp"].removed for i in range(3)] == [7, 12, 17]  # 24 · (0.3, 0.5, 0.7)
     kept = list(result.plan.layers[0]["mlp"].kept)
-    assert llama.model.layers[0].mlp.down_proj.weight.allclose(0.25 * weights[:, kept])
+    times = llama.model.layers[0].mlp.down_proj.weight.detach() / dense[:, kept]
+    assert times.allclose(times[0, 0]) and abs(times[0, 0] - 1) > 1e-3
+    other = load_model(str(tiny_folder), device="cpu")
+    MoreauPruner(config.changed(factor=0.5), tokenizer=tokenizer).prune(other, [text])
+    assert (other.model.layers[0].mlp.down_proj.weight / dense[:, kept]).allclose(2 * times - 1)
     pruner.save_pretrained(tmp_path / "out")
     saved = PruningPlan.load(tmp_path / "out" / "pruning_plan.json").config
     assert (saved["criterion"]["p"], saved["budget"]["slope"], saved["compensation"]["factor"]) == (2.0, 0.2, 0.25)
@@ -134,7 +141,7 @@ def test_a_wrong_setting_is_refused(command, tiny_folder, tmp_path):
 
 def test_the_command_line_and_a_recipe_give_the_same_config(command, tiny_folder, tmp_path):
     flags = ["--criterion", "power", "--criterion-args", "p=2", "--budget", "ramp", "--budget-args", "slope=0.2"]
-    flags += ["--compensation", "damp", "--compensation-args", "factor=0.25,windows=2"]
+    flags += ["--compensation", "damp", "--compensation-args", "factor=0.25,windows=60"]
     code, out, err = command("prune", tiny_folder, "-o", tmp_path / "out", *flags, "--print-config", "--json")
     assert code == 0, err
     printed = Recipe.from_dict(json.loads(out))

@@ -94,7 +94,7 @@ def _adjusted(compensation: Mapping[str, Any]) -> dict[str, Any]:
     found["matrices"] = len(matrices)
     for when in ("error_before", "error_after"):
         found[f"mean_{when}"] = sum(one[when] for one in matrices) / max(len(matrices), 1)
-    return found
+    return found | {"held_out": compensation.get("held_out") or {}}  # older folders have none
 
 
 def _zeros(folder: str) -> dict[str, Any]:
@@ -132,9 +132,18 @@ def _cut_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [options.parameter_row(result, f"; units in scope: {units}"), ("export", result["export"])]
     rows += [("note", line) for line in result["adjustments"]]
     if found := result["compensation"]:
-        errors = f"mean relative error {found['mean_error_before']:.3g} → {found['mean_error_after']:.3g}"
-        rows.append(("adjusted", f"{found['matrices']} matrices by {found['step']} on {found['source']}; {errors}"))
+        rows.append(("adjusted", _adjusted_words(found)))
     return rows
+
+
+def _adjusted_words(found: Mapping[str, Any]) -> str:
+    errors = f"mean relative error {found['mean_error_before']:.3g} → {found['mean_error_after']:.3g}"
+    words, held_out = f"{found['matrices']} matrices by {found['step']} on {found['source']}", found["held_out"]
+    if not held_out.get("windows"):
+        return f"{words}; {errors}"
+    losses = f"loss {held_out['dense']:.3f} before, {held_out['cut']:.3f} cut, {held_out['compensated']:.3f} adjusted"
+    taken_back = "taken back, as it raised the loss: " if held_out["taken_back"] else ""
+    return f"{taken_back}{words}; on held-out text {losses}, {errors}"
 
 
 def _masked_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -48,7 +48,7 @@ class Adjusted:
         tokens: that it was fitted on.
         error_before: ‖X·Wᵀ − T‖²/‖T‖² of the kept columns as they were.
         error_after: after a fit, on tokens that it did not see (chosen.py).
-        ridge: λ that was chosen, where the step has one; `None` besides: nothing lowered the error, so it is as it was.
+        ridge: λ that was chosen; `None`: the step has none, or nothing lowered the error, and the matrix is as it was.
     """
 
     name: str

@@ -57,8 +57,8 @@ class Compensation:
         le=10**8,
     )
     held_out: int = setting(
-        "further windows (at most half as many as are fitted on), which nothing is fitted on: a compensation that"
-        " raises their loss is taken back",
+        "further windows, at most half as many, which nothing is fitted on: a compensation that raises their loss is"
+        " taken back",
         default=16,
         affects="apply",
         ge=1,

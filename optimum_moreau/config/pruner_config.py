@@ -177,7 +177,8 @@ class MoreauPrunerConfig(ConfigFile):
             values["mask"] = dataclasses.replace(self.mask, group=group, sparsity=share)
         elif all(values[name] is None for name in SIZES):
             values["pruning_ratio"] = 0.2
-        values["compensation"] = self.compensation.resolved(_widest(model_config), self.sequence_length)
+        if self.compensation.fits and self.compensation.windows is None:
+            values["compensation"] = self.compensation.resolved(_widest(model_config), self.sequence_length)
         values["batch_size"] = self.batch_size or min(self.calibration_samples, 10)
         return ResolvedConfig(**{**values, **resolved_layers(self, depth)})
 
@@ -287,9 +288,12 @@ class ResolvedConfig(MoreauPrunerConfig):
 
 def _widest(model_config: Any) -> int:
     """Columns of the widest o_proj or down_proj that a model's config tells of."""
-    heads, hidden = model_config.num_attention_heads, model_config.hidden_size
-    width = getattr(model_config, "head_dim", None) or hidden // max(heads, 1)
-    return int(max(heads * width, model_config.intermediate_size))
+    widest = 0
+    for layer in getattr(model_config, "per_layer_config", None) or [model_config]:  # an own type's layers differ
+        heads = layer.num_attention_heads
+        width = getattr(layer, "head_dim", None) or model_config.hidden_size // max(heads, 1)
+        widest = max(widest, heads * width, layer.intermediate_size)
+    return widest
 
 
 def config_meant(config: Any, settings: Mapping[str, Any]) -> MoreauPrunerConfig:

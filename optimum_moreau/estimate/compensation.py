@@ -1,20 +1,23 @@
 """What a compensation takes, from the model's config alone: passes, operations, memory.
 
 Up to the first layer that loses something (the first of all, where hidden channels go) the two streams are the same,
-and a layer runs once; so does one that goes whole. Every other layer runs for both streams up to each matrix that is
-adjusted, o_proj (but in the first, where its attention loses nothing) and down_proj, and once more to go on:
+and a layer runs once; so does one that goes whole. Every other layer runs once for the dense stream. For the pruned one
+it runs up to what flows into each matrix that is adjusted, o_proj (but in the first, where its attention loses nothing)
+and down_proj; then down_proj alone goes on, or, where what it gives is not added (families.py), the layer once more:
 
-    passes through its attention   2 + 2 + 2 = 6        through its MLP   2 + 2 = 4
+    passes through its attention   1 + 2 = 3 (4)        through its MLP   1 + 1 = 2 (3)
 
-Of N tokens in batches of t, hidden size d, s bytes per number, and a matrix of m rows that keeps k of w columns:
+Of N tokens in batches of t, N′ held out, hidden size d, s bytes per number, c candidates, and a matrix of m rows that
+keeps k of w columns, o and u the parts of W that o_proj and down_proj are:
 
-    operations   2N·(6·|W_attention| + 4·|W_mlp|)  +  2N·k·(k + m) for XᵀX and YᵀX
-    fit          k³/3 for the Cholesky factor  +  2k²·m to solve  +  4k²·m for the errors, in float64
-    streams      2·N·d·s, in CPU memory
+    operations   2N·(3·|W_attention| − |o| + 2·|W_mlp|)  +  2N·k·(k + m) for XᵀX and TᵀX
+                 +  3·2N′·|W and head|, the loss of the dense, the cut and the adjusted model
+    fit          (2c + 1)·(k³/3 for the Cholesky factor + 2k²·m to solve)  +  (2c + 2)·2k²·m for the errors, in float64
+    streams      N·s·max(6d, 3d + w) in CPU memory: two streams and what they are to give, X of one down_proj
     at work      the largest of
-                 one layer's activations of a batch  +  t·(w + m)·s of the other stream's  +  8·k·(k + m) of the sums
-                 t·(w + m)·s  +  4·t·(k + m)  +  8·k·(k + m)  +  4·k·max(k, m), while products are added
-                 8·(2k² + 5·k·m) of the fit; 8·(4k² + 5·k·m) with an intercept
+                 one layer's activations of a batch  +  t·(w + m)·s of what flows  +  16·k·(k + m) of the sums
+                 t·(w + m)·s  +  4·t·(k + m)  +  16·k·(k + m)  +  4·k·max(k, m), while products are added
+                 8·(3k² + 6·k·m) of the fit; 8·(5k² + 8·k·m) with an intercept
 """
 
 from __future__ import annotations
@@ -43,13 +46,14 @@ class CompensationEstimate:
         device: type of the device that computes.
         step: its name.
         times: one for each round.
-        windows: that it reads.
+        windows: that are fitted on.
+        held_out: windows whose loss is measured, three times.
         attention_passes: passes of all windows through the attention of a layer, of all layers.
         mlp_passes: the same through MLPs.
-        operations: floating-point operations of these passes and of XᵀX and YᵀX.
+        operations: floating-point operations of these passes, of XᵀX and TᵀX, and of the losses.
         fit_operations: of the fits and their errors, in float64.
         model_bytes: the loaded model.
-        stream_bytes: the hidden states of both streams, in CPU memory.
+        stream_bytes: the hidden states of both streams and what goes with them, in CPU memory.
         work_bytes: activations of one batch and the matrices of one fit, where the model is.
         peak_memory_bytes: where the model is, all together.
         seconds: of all times, on this machine, roughly; `None` where the device is not here.
@@ -59,6 +63,7 @@ class CompensationEstimate:
     step: str
     times: int
     windows: int
+    held_out: int
     attention_passes: int
     mlp_passes: int
     operations: float
@@ -78,7 +83,8 @@ class CompensationEstimate:
         parts = memory(self.peak_memory_bytes, {"model": self.model_bytes, "at work": self.work_bytes})
         streams = f"{',' if here else '; on the CPU'} hidden states {words_for_bytes(self.stream_bytes)}"
         return [
-            f"{self.step:<12}{passes}, {self.mlp_passes} through its MLP{each}, {duration(self.seconds)}",
+            f"{self.step:<12}{passes}, {self.mlp_passes} through its MLP, the loss of {self.held_out} others three"
+            f" times{each}, {duration(self.seconds)}",
             f"its memory  {parts}{streams}",
         ]
 
@@ -94,27 +100,36 @@ def estimate_compensation(
         return None
     tokens = config.compensation.windows * config.sequence_length
     passes = {"attention": 0, "mlp": 0}
-    operations, fits, work = 0.0, 0.0, 0
+    widest, work = 0, 0
     windows = min(config.batch_size or config.compensation.windows, config.compensation.windows)
     batch = bytes_per_batch(skeleton, set(), windows, config.sequence_length)
-    layers = decoder_layers(skeleton)
-    for index, adjusted in reached(shape, plan).items():
+    layers, again = decoder_layers(skeleton), int(not shape.family.adds)
+    head: Any = skeleton.get_output_embeddings()
+    whole, operations, fits = float(head.weight.numel()), 0.0, 0.0
+    for index, adjusted in (reached(shape, plan) if plan.removes else {}).items():
         layer: Any = layers[index]
         for block in (block for block in shape.blocks if block.layer == index):
-            behind = len(adjusted) if block.kind == "attention" else min(len(adjusted), 1)  # matrices it runs up to
-            runs = 2 * behind + 2 if adjusted else 1
-            passes[block.kind] += runs
+            reader = layer.get_submodule(block.reader.module).weight
             entries = sum(layer.get_submodule(name).weight.numel() for name in {cut.module for cut in block.cuts})
-            operations += 2 * tokens * runs * entries
+            attends = block.kind == "attention"
+            runs = 1 + (len(adjusted) if attends else min(len(adjusted), 1)) + again * bool(adjusted)
+            passes[block.kind] += runs
+            stopped = int(block in adjusted) if attends else again * bool(adjusted)  # passes that end at its last one
+            operations += 2 * tokens * (runs * entries - stopped * reader.numel())
+            whole += entries
             if block in adjusted:
-                rows, width = layer.get_submodule(block.reader.module).weight.shape
+                rows, width = reader.shape
                 rows = len(plan.hidden.kept) if plan.hidden is not None else rows
                 kept = width // block.total * len(plan.kept(block).kept)
                 operations += 2 * tokens * kept * (kept + rows)
-                fits += kept**3 / 3 + 6 * kept**2 * rows  # to solve, and two errors
+                fits += _fit_operations(config, rows, kept)
                 at_once = windows * config.sequence_length
+                widest = max(widest, width)
                 work = max(work, _work(config, batch, at_once, rows, width, kept, skeleton.dtype.itemsize))
-    streams = 2 * tokens * skeleton.config.hidden_size * skeleton.dtype.itemsize
+    held_out, hidden = config.compensation.apart, skeleton.config.hidden_size
+    if plan.removes:
+        operations += 3 * 2 * held_out * config.sequence_length * whole
+    streams = tokens * max(6 * hidden, 3 * hidden + widest) * skeleton.dtype.itemsize
     work = round(HEAP.get(device, 1.0) * work)
     rate = product_rate(min(windows * config.sequence_length, 1024), skeleton.dtype, device)
     return CompensationEstimate(
@@ -122,6 +137,7 @@ def estimate_compensation(
         step=config.compensation.name,
         times=config.rounds,
         windows=config.compensation.windows,
+        held_out=held_out,
         attention_passes=passes["attention"],
         mlp_passes=passes["mlp"],
         operations=operations,
@@ -134,9 +150,16 @@ def estimate_compensation(
     )
 
 
+def _fit_operations(config: MoreauPrunerConfig, rows: int, kept: int) -> float:
+    """Of one matrix, in float64."""
+    times, each = len(config.compensation.candidates()), 2.0 * kept**2 * rows
+    solved = kept**3 / 3 + each if config.compensation.ridged else each
+    return (2 * times + 1) * solved + (2 * times + 2) * each
+
+
 def _work(config: MoreauPrunerConfig, batch: int, tokens: int, rows: int, width: int, kept: int, itemsize: int) -> int:
     """Bytes of the module's formulas, of one matrix."""
-    flow, sums = tokens * (width + rows) * itemsize, 8 * kept * (kept + rows)
+    flow, sums = tokens * (width + rows) * itemsize, 16 * kept * (kept + rows)
     products = flow + 4 * tokens * (kept + rows) + sums + 4 * kept * max(kept, rows)
-    squares = 4 if config.compensation.fits_biases else 2
-    return max(batch + flow + sums, products, 8 * (squares * kept**2 + 5 * kept * rows))
+    squares, lines = (5, 8) if config.compensation.fits_biases else (3, 6)
+    return max(batch + flow + sums, products, 8 * (squares * kept**2 + lines * kept * rows))

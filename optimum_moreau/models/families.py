@@ -105,6 +105,7 @@ _SCALED = "its embeddings are scaled by the square root of the hidden size"
 _SUBTRACTED = "its norms subtract the mean of all channels, so no cut is exact"
 _MEAN: dict[str, Any] = {"norms": "LayerNorm", "hidden_refusal": _SUBTRACTED}
 _GEMMA: dict[str, Any] = {"biases": "optional", "hidden_refusal": _SCALED}
+_NORMED: dict[str, Any] = _GEMMA | {"heads_divide_hidden": True, "adds": False}
 
 _STOCK = (
     Family("llama", _ATTENTION, _MLP, "optional", _BIAS_FLAGS, True, "mistral", notes=f"{_DIVIDES}, else mistral"),
@@ -113,7 +114,7 @@ _STOCK = (
     Family("qwen2", _ATTENTION, _MLP, "q, k, v"),
     Family("qwen3", _ATTENTION, _MLP, "optional", qk_norms=True),
     Family("gemma", _ATTENTION, _MLP, **_GEMMA),
-    Family("gemma2", _ATTENTION, _MLP, heads_divide_hidden=True, adds=False, notes=f"{_DIVIDES}; {_SLIDES}", **_GEMMA),
+    Family("gemma2", _ATTENTION, _MLP, **_NORMED, notes=f"{_DIVIDES}; {_SLIDES}"),
     Family(
         "gemma3_text", _ATTENTION, _MLP, heads_divide_hidden=True, qk_norms=True, adds=False, notes=_DIVIDES, **_GEMMA
     ),

@@ -244,7 +244,7 @@ class StreamedLayer:
         return found
 
     def flows(self, module: str, beside: str | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-        """Yields, batch by batch, what reaches the layer and what flows into one linear layer; no more is computed.
+        """Yields, batch by batch, what reaches the layer and flows into one linear layer; the rest is not computed.
 
         The third is what came out of another one `beside` it, on the way.
         """
