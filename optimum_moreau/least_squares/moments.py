@@ -73,21 +73,9 @@ class Moments:
         width, out, device = len(kept), len(rows), kept.device
         shapes = ((width, width), (out, width), (width,), (out,), (out,), (1,), (1,))
         made = [[torch.zeros(s, dtype=torch.float64, device=device) for s in shapes] for _ in range(folds)]
-        for fold, whole_x, whole_t, s in flows:
-            x = whole_x.reshape(-1, whole_x.shape[-1]).to(device).index_select(1, kept).to(dtype)
-            t = whole_t.reshape(-1, whole_t.shape[-1]).to(device).index_select(1, rows).to(dtype)
-            xx, tx, *lines, weight, tokens = made[fold]
-            tokens += len(x)
-            root: Tensor | float = 1.0
-            if s is not None:
-                root = s.reshape(-1, 1).to(device).to(dtype).sqrt()
-                x, t = x * root, t * root
-            xx += x.T @ x  # one product at a time: of a wide MLP they are large
-            tx += t.T @ x
-            for total, part in zip(lines, ((root * x).sum(0), (root * t).sum(0), t.square().sum(0)), strict=True):
-                total += part
-            weight += len(x) if s is None else s.sum()
-            del whole_x, whole_t, x, t, s  # not beside the next batch's
+        for fold, x, t, s in flows:
+            _add(made[fold], x.to(device), t.to(device), s, kept, rows, dtype)
+            del x, t, s  # not beside the next batch's
         add_up(*(total for sums in made for total in sums))
         if not all(torch.isfinite(total).all() for sums in made for total in sums):
             raise NonFiniteError(
@@ -135,3 +123,28 @@ class Moments:
     def size(self) -> float:
         """‖T‖²; never zero."""
         return float(self.tt.sum().clamp(min=torch.finfo(torch.float64).tiny))
+
+
+def _add(
+    sums: list[Tensor],
+    whole_x: Tensor,
+    whole_t: Tensor,
+    s: Tensor | None,
+    kept: Tensor,
+    rows: Tensor,
+    dtype: torch.dtype,
+) -> None:
+    """In place: adds one batch, X `(…, in)` and T `(…, out)`."""
+    xx, tx, *lines, weight, tokens = sums
+    x = whole_x.flatten(0, -2).index_select(1, kept).to(dtype)
+    t = whole_t.flatten(0, -2).index_select(1, rows).to(dtype)
+    tokens += len(x)
+    root: Tensor | float = 1.0
+    if s is not None:
+        root = s.reshape(-1, 1).to(x.device).to(dtype).sqrt()
+        x, t = x * root, t * root
+    xx += x.T @ x  # one product at a time: of a wide MLP they are large
+    tx += t.T @ x
+    for total, part in zip(lines, ((root * x).sum(0), (root * t).sum(0), t.square().sum(0)), strict=True):
+        total += part
+    weight += len(x) if s is None else s.sum()
