@@ -12,7 +12,7 @@ be that of the first token alone, whose stream is hundreds of times larger than 
 θ is everything that the block has but the zeros of o_proj and down_proj, of which the rest of a unit that goes gets no
 gradient. θ is float32 whatever the model's dtype, and only that of one block. Some windows are not trained on but
 watched: of the states that are met, the refit's first, that of the least L on these is taken, rounded to the model's
-dtype.
+dtype. The refit was fitted to these windows too, so that the choice leans towards it.
 
 transformers' Trainer trains a model whole, on a data set, on one device; here a part of a layer learns from streams
 that lie in CPU memory, and its weights may be kept elsewhere by accelerate.
@@ -43,7 +43,7 @@ class Trained:
     Attributes:
         name: e.g. `layers.3.mlp`.
         steps: after which its state was taken; 0: the refit's is the best.
-        error_before: L of the refit, on windows that were not trained on.
+        error_before: L of the refit, on windows that were not trained on (but fitted on).
         error_after: L of what was taken, on the same.
     """
 
