@@ -27,7 +27,7 @@ def tokens():
     return own_windows(tiny_model(), 36, 12)
 
 
-def trained(model, tokens, *, step=None, attention=(1, 1, 0), mlp=(8, 8, 8), unguarded=True, **changes):
+def trained(model, tokens, *, step=None, attention=(1, 1, 0), mlp=(8, 8, 8), **changes):
     """In place: compensates for random units; returns what was done, logits within the block, and of the cut model."""
     step = step or Train(**TRAIN)
     config = MoreauPrunerConfig(compensation=step, unit_ratio=0.5, **changes).resolve(model.config)
