@@ -113,6 +113,7 @@ COMPENSATIONS = Registry(
     {
         "none": f"{_COMPENSATIONS}.none:NoCompensation",
         "refit": f"{_COMPENSATIONS}.refit:Refit",
+        "train": f"{_COMPENSATIONS}.train:Train",
         "scale": f"{_COMPENSATIONS}.scale:Scale",
         "bias": f"{_COMPENSATIONS}.bias:Bias",
     },

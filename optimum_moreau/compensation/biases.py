@@ -15,11 +15,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..config import MoreauPrunerConfig
-from ..errors import ExportError, UnsupportedModelError
+from ..distributed import is_distributed
+from ..errors import ConfigError, ExportError, UnsupportedModelError
 from ..models.buffers import skeleton_of
 from ..models.placement import is_offloaded
 from ..models.units import ModelShape, decoder_layers, model_shape
 from ..surgery.export import ADDED_BIASES, biases_of_own_type
+from .train import Train
 
 
 @contextmanager
@@ -68,7 +70,10 @@ def check_compensation(model: PreTrainedModel, shape: ModelShape, config: Moreau
     Raises:
         ExportError: only the own type holds them, and a stock class is asked for.
         UnsupportedModelError: as `with_biases`.
+        ConfigError: several processes are to train.
     """
+    if isinstance(config.compensation, Train) and is_distributed():
+        raise ConfigError("compensation 'train': runs in one process; launch one, or take compensation 'refit'")
     if not config.compensation.fits_biases:
         return
     names = biases_of_own_type(shape)

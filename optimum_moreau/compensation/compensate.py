@@ -26,6 +26,7 @@ from ..models.placement import restored
 from ..models.units import ModelShape, decoder_layers
 from ..planning import PruningPlan
 from .biases import with_biases
+from .blocks import Trained
 from .fitting import Adjusted, Fitter
 from .narrow import narrowed
 from .silence import silence
@@ -58,11 +59,13 @@ class Compensated:
 
     Attributes:
         matrices: those that were adjusted, in order.
+        trained: the blocks that were trained, in order.
         held_out: what it is worth; `None`: there was nothing to fit.
     """
 
     matrices: tuple[Adjusted, ...] = ()
     held_out: HeldOut | None = None
+    trained: tuple[Trained, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class CompensationRecord:
         calibration: of its windows, those that were held out included.
         matrices: those that were adjusted.
         held_out: what it is worth.
+        trained: the blocks that were trained.
     """
 
     step: str
@@ -88,6 +92,7 @@ class CompensationRecord:
     calibration: CalibrationRecord
     matrices: tuple[Adjusted, ...]
     held_out: HeldOut = field(default_factory=HeldOut)
+    trained: tuple[Trained, ...] = ()
 
 
 def described(config: MoreauPrunerConfig, text: CalibrationSet, done: Compensated) -> dict[str, Any]:
@@ -102,6 +107,7 @@ def described(config: MoreauPrunerConfig, text: CalibrationSet, done: Compensate
         "calibration": text.to_dict(),
         "matrices": [asdict(one) for one in done.matrices],
         "held_out": asdict(done.held_out or HeldOut()),
+        "trained": [asdict(one) for one in done.trained],
     }
 
 
@@ -193,7 +199,7 @@ class _Guarded:
             name, windows = config.compensation.name, len(self.parts.held_out)
             words = f"{after:.4f} with '{name}', {cut:.4f} without, {dense:.4f} before the cut"
             logger.info("loss on %d windows held out: %s", windows, words)
-            found = Compensated(matrices, HeldOut(windows, dense, cut, after, after > cut))
+            found = Compensated(matrices, HeldOut(windows, dense, cut, after, after > cut), tuple(fitter.trained))
             if after > cut:
                 logger.warning(
                     "compensation: taken back, since it raised the loss on text that was held out: %s", words

@@ -22,19 +22,22 @@ from transformers import PreTrainedModel
 
 from ..config import MoreauPrunerConfig
 from ..data.parts import Parts
-from ..distributed import is_distributed, processes, share
+from ..distributed import generator, is_distributed, processes, share
 from ..errors import DataError, NonFiniteError
 from ..least_squares.moments import Flow, Moments
-from ..models.placement import Keep, device_of, loaded, put
+from ..models.families import Kind
+from ..models.placement import Keep, device_of, loaded, parameter_names, put
 from ..models.progress import progress
 from ..models.stream import LayerStream, StreamedLayer
 from ..models.units import Block, ModelShape, decoder_layers
 from ..planning import PruningPlan
 from .aims import Aims
+from .blocks import WATCHED, BlockTrainer, Lesson, Trained, giving_zeros
 from .chosen import choose
 from .narrow import Narrow
 from .silence import columns, only, reached, rows, stays
 from .step import PER_COLUMN
+from .train import Train
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +70,9 @@ class Fitter:
         plan: what stays.
         config: resolved.
         narrow: the hooks that make the model compute with the hidden channels that stay.
+
+    Attributes:
+        trained: the blocks that were trained, in order, if the compensation trains them.
     """
 
     def __init__(
@@ -78,6 +84,9 @@ class Fitter:
         self.readers = {(block.layer, block.kind): block.reader.module for block in shape.blocks}
         adds = shape.family.adds
         times = float(getattr(model.config, "residual_multiplier", 1.0))
+        self.trains = self.compensation if isinstance(self.compensation, Train) else None
+        self.trained: list[Trained] = []
+        self.parallel, self.blocks = shape.family.parallel, shape.blocks
         self.aims = Aims(adds, adds and self.compensation.target == "stream", times)
 
     def warn_of_few(self, tokens: int, distinct: int | None) -> None:
@@ -115,8 +124,8 @@ class Fitter:
                     whole.pass_on()
                 cut.skip() if whole.index in self.plan.removed_layers else cut.take(whole)
                 continue
-            keep(whole.index, [block.reader.module for block in blocks])
-            yield from self._layer(whole, cut, blocks, folds)
+            keep(whole.index, self._changed(whole, blocks))
+            yield from self._layer(whole, cut, blocks, folds, parts)
 
     def _not_narrow(self, stream: LayerStream) -> Iterator[StreamedLayer]:
         """The dense stream, which starts in all channels."""
@@ -129,19 +138,64 @@ class Fitter:
             yield layer
 
     def _layer(
-        self, dense: StreamedLayer, pruned: StreamedLayer, blocks: Sequence[Block], folds: Sequence[int]
+        self, dense: StreamedLayer, pruned: StreamedLayer, blocks: Sequence[Block], folds: Sequence[int], parts: Parts
     ) -> Iterator[Adjusted]:
+        behind = self._behind_attention(dense, blocks)
         wanted = self._wanted(dense, blocks)
         before: list[tuple[Tensor, Tensor]] = []  # the pruned stream before down_proj is added; what flows into that
         for block in blocks:
             module: Any = dense.layer.get_submodule(block.reader.module)
-            flows = self._flows(pruned, block, wanted.pop(block), folds, before if block is blocks[-1] else None)
+            flows = self._flows(
+                pruned, block, wanted.pop(block), folds, before if block is blocks[-1] and not self.trains else None
+            )
             yield self._fit(block, module, flows, f"layers.{dense.index}.{block.reader.module}")
-        if self.aims.adds:
+            if self.trains and (block is blocks[-1] or not self.parallel):
+                aims = dense.windows if block is blocks[-1] else _windows(behind)
+                self.trained.append(self._train(pruned, block, aims, parts))
+        if self.trains or not self.aims.adds:
+            pruned.pass_on()
+        else:
             device = device_of(module)
             pruned.hand_on(self.aims.behind(h.to(device), module(x.to(device))) for h, x in before)
-        else:
-            pruned.pass_on()
+
+    def _changed(self, layer: StreamedLayer, blocks: Sequence[Block]) -> list[str]:
+        """The modules of a layer that may change."""
+        if not self.trains:
+            return [block.reader.module for block in blocks]
+        return [name for name, module in layer.layer.named_modules() if parameter_names(module)]
+
+    def _behind_attention(self, dense: StreamedLayer, blocks: Sequence[Block]) -> list[Tensor]:
+        """The dense stream between attention and MLP, where something is trained to give it."""
+        if not self.trains or self.parallel or blocks[0].kind != "attention":
+            return []
+        with self.narrow.off(), giving_zeros(dense.layer, self._module(dense.index, "mlp")):
+            return dense.computed()
+
+    def _module(self, index: int, kind: Kind) -> str:
+        """The name of a layer's attention or MLP."""
+        return self.readers[index, kind].rpartition(".")[0]
+
+    def _train(self, pruned: StreamedLayer, block: Block, aims: list[Tensor], parts: Parts) -> Trained:
+        """Trains a block, or with parallel ones the layer."""
+        assert self.trains is not None
+        where, layer = f"layers.{pruned.index}", pruned.layer
+        together = [one for one in self.blocks if one.layer == pruned.index]
+        silent, inputs = None, pruned.windows
+        if not self.parallel:
+            where, silent = block.where, self._module(pruned.index, "mlp" if block.kind == "attention" else "attention")
+            if block.kind == "mlp":
+                with giving_zeros(layer, self._module(pruned.index, "mlp")):
+                    inputs = _windows(pruned.computed())
+        masks = {}
+        for one in together if self.parallel else [block]:
+            module: Any = layer.get_submodule(one.reader.module)
+            for name in parameter_names(module):
+                ones = torch.ones_like(loaded(module, name))
+                kept = stays(one, self.plan, ones)
+                masks[f"{one.reader.module}.{name}"] = only(ones, kept, ones[kept])
+        lesson = Lesson(inputs, aims, *parts.watched(WATCHED), pruned.arguments)
+        draw = generator(self.config.seed, f"train {where}")
+        return BlockTrainer(layer, silent, masks).train(where, lesson, self.trains, draw)
 
     def _wanted(self, dense: StreamedLayer, blocks: Sequence[Block]) -> dict[Block, list[Tensor]]:
         """Passes the dense layer; returns what should be behind each of its matrices, or come out, batch by batch."""
@@ -200,3 +254,7 @@ class Fitter:
         for one, value in new.items():
             put(module, value, one)
         return Adjusted(where, tokens, found.before, found.after, found.ridge)
+
+
+def _windows(batches: list[Tensor]) -> list[Tensor]:
+    return [window for states in batches for window in states]

@@ -23,15 +23,32 @@ class Parts:
     Attributes:
         folds: two halves to fit on; what is fitted on one is measured on the other.
         held_out: neither is fitted on.
+        places: of the windows of both folds, A's first; none: each lies in a document of its own.
     """
 
     folds: tuple[Tensor, Tensor]
     held_out: Tensor
+    places: tuple[Place, ...] = ()
 
     @property
     def fitted(self) -> int:
         """Windows of both folds."""
         return sum(map(len, self.folds))
+
+    def watched(self, share: float) -> tuple[list[int], list[int]]:
+        """Which windows of both folds, A's first, are trained on, and which are watched meanwhile.
+
+        The last are watched, and those that overlap with them left out; where that leaves none, the second fold is
+        watched.
+
+        Args:
+            share: of all that is watched; one window at least.
+        """
+        count, first = self.fitted, self.folds[0]
+        last = list(range(count - max(1, round(share * count)), count))
+        where = self.places or [(i, 0) for i in range(count)]
+        trained = _apart(list(range(last[0])), last, where, first.shape[1])
+        return (trained, last) if trained else (list(range(len(first))), list(range(len(first), count)))
 
 
 def parted(tokens: Tensor, held_out: int, places: Sequence[Place] = (), name: str = "calibration text") -> Parts:
@@ -56,7 +73,7 @@ def parted(tokens: Tensor, held_out: int, places: Sequence[Place] = (), name: st
             f"{name}: {len(tokens)} windows of {length} tokens leave none to hold out, and what is fitted to a text"
             " says nothing on that text; give longer text, more windows, or compensation 'none'"
         )
-    return Parts((tokens[first], tokens[second]), tokens[out])
+    return Parts((tokens[first], tokens[second]), tokens[out], tuple(where[i] for i in (*first, *second)))
 
 
 def _halves(windows: list[int], where: Sequence[Place], length: int) -> tuple[list[int], list[int]]:

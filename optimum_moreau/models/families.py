@@ -56,6 +56,7 @@ class Family:
         qk_norms: the queries and keys have norms of head width, which share the config's ε.
         adds: what o_proj and down_proj give is added to the residual stream, times the config's `residual_multiplier`
             where it has one; `False`: a norm is between.
+        parallel: attention and MLP read the stream through one norm, and neither reads what the other gives.
         hidden_refusal: why hidden channels cannot be cut; empty where they can.
         notes: what is special, for `optimum-moreau families`.
     """
@@ -70,6 +71,7 @@ class Family:
     norms: str = "RMS"
     qk_norms: bool = False
     adds: bool = True
+    parallel: bool = False
     hidden_refusal: str = ""
     notes: str = ""
 
@@ -122,8 +124,8 @@ _STOCK = (
     Family("smollm3", _ATTENTION, _MLP, "optional", _BIAS_FLAGS, notes="layers with and without RoPE"),
     Family("olmo", _ATTENTION, _MLP, "optional", notes="norms without weights", **_MEAN),
     Family("phi3", _FUSED_ATTENTION, _FUSED_MLP, notes="fused q, k, v and gate, up"),
-    Family("cohere", _ATTENTION, _MLP, "optional", notes=_PARALLEL, **_MEAN),
-    Family("cohere2", _ATTENTION, _MLP, "optional", notes=f"{_PARALLEL}; sliding layers", **_MEAN),
+    Family("cohere", _ATTENTION, _MLP, "optional", parallel=True, notes=_PARALLEL, **_MEAN),
+    Family("cohere2", _ATTENTION, _MLP, "optional", parallel=True, notes=f"{_PARALLEL}; sliding layers", **_MEAN),
     Family("glm", _ATTENTION, _FUSED_MLP, "q, k, v", notes=_FUSED),
     Family("glm4", _ATTENTION, _FUSED_MLP, "q, k, v", adds=False, notes=_FUSED),
     Family("starcoder2", _ATTENTION, _NAMED_MLP, "all", _USE_BIAS, notes=_TWO, **_MEAN),

@@ -60,8 +60,8 @@ def put(module: Any, value: Tensor, name: str = "weight") -> None:
 
 
 def parameter_names(module: Any) -> list[str]:
-    """The names of what a linear layer holds."""
-    return ["weight"] if module.bias is None else ["weight", "bias"]
+    """The names of what a module itself holds, as a linear layer its weight, and its bias if it has one."""
+    return [name for name, _ in module.named_parameters(recurse=False)]
 
 
 @contextmanager
@@ -89,7 +89,8 @@ def _put_back(layer: Any, file: Path) -> None:
     for path, value in load_file(file).items():
         owner, _, name = path.rpartition(".")
         module = layer.get_submodule(owner)
-        put(module, value.to(module.weight.device if not module.weight.is_meta else "cpu"), name)
+        device = getattr(module, name).device
+        put(module, value.to("cpu" if device.type == "meta" else device), name)
 
 
 def tie(head: nn.Module, embedding: nn.Module) -> None:
@@ -161,6 +162,30 @@ def state_to_save(model: Any) -> dict[str, Tensor] | None:
     if not (is_offloaded(model) and model.config.tie_word_embeddings):
         return None
     return {name: value for name, value in model.state_dict().items() if name != "lm_head.weight"}
+
+
+@contextmanager
+def unhooked(layer: nn.Module) -> Iterator[None]:
+    """Within the block accelerate loads nothing for what is called: whoever calls brings the values."""
+    with ExitStack() as stack:
+        for module in layer.modules():
+            if "_old_forward" in vars(module):
+                stack.enter_context(forward_of(module, vars(module)["_old_forward"]))
+        yield
+
+
+@contextmanager
+def forward_of(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Within the block a module computes something else."""
+    own = module.__dict__.get("forward")  # accelerate's, of an offloaded model
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
 
 
 def hook_again(module: Any) -> None:

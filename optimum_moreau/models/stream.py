@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from ..distributed import add_up, is_distributed
 from ..errors import NonFiniteError
 from .hooks import first_non_finite
-from .placement import input_device
+from .placement import forward_of, input_device
 from .units import decoder_layers
 
 
@@ -149,12 +149,7 @@ def _handing_on(layers: Iterable[nn.Module], hidden: Tensor) -> Iterator[None]:
     """Within the block some layers compute nothing: whatever reaches them, they hand on these hidden states."""
     with ExitStack() as stack:
         for layer in layers:
-            own = layer.__dict__.get("forward")  # accelerate's, of an offloaded model
-            if own is None:
-                stack.callback(delattr, layer, "forward")
-            else:
-                stack.callback(setattr, layer, "forward", own)
-            layer.forward = lambda *args, **kwargs: hidden
+            stack.enter_context(forward_of(layer, lambda *args, **kwargs: hidden))
         yield
 
 
@@ -197,6 +192,16 @@ class StreamedLayer:
     def hidden(self) -> Iterator[Tensor]:
         """The hidden states `(windows, length, hidden)` that reach it, batch by batch."""
         return iter(self._hidden)
+
+    @property
+    def windows(self) -> list[Tensor]:
+        """The hidden states `(length, hidden)` of every window, where they are kept."""
+        return [window for states in self._hidden.kept for window in states]
+
+    @property
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What the layer is given behind the hidden states, and by name; of one window, which broadcasts."""
+        return self._arguments
 
     def gather(
         self, modules: Sequence[str], what: Collection[str], *, pass_on: bool = True, alike: bool = False
@@ -259,6 +264,17 @@ class StreamedLayer:
                 (given,) = _caught(watch, partial(self.layer, hidden, *args, **kwargs))
             yield hidden, given[0], passed.pop() if passed else None
             del hidden, given  # not beside the next batch's
+
+    def computed(self) -> list[Tensor]:
+        """What comes out of the layer as it is now, batch by batch."""
+        args, kwargs = self._arguments
+        found = []
+        with torch.no_grad():
+            for hidden in self._hidden:
+                output = self.layer(hidden, *args, **kwargs)
+                states = output[0] if isinstance(output, tuple) else output
+                found.append(states.cpu() if self._hidden.on_cpu else states)
+        return found
 
     def hand_on(self, states: Iterable[Tensor]) -> None:
         """What reaches the next layer is this, batch by batch, computed by the caller."""
