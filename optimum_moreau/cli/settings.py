@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-from ..config import BEST, PRESETS, Mask, MoreauPrunerConfig
+from ..config import MEASURED, PRESETS, Mask, MoreauPrunerConfig
 from ..config.flat import known_names, name_of
 from ..config.methods import groups
 from ..config.settings import Setting, parsed, settings_of
@@ -23,7 +23,7 @@ _TOGETHER = (*METHODS, "mask")
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the preset and the flags of `MoreauPrunerConfig`."""
     group = parser.add_argument_group("what and how to prune")
-    best = ", ".join(f"{field} {value}" for field, value in BEST.items())
+    best = ", ".join(f"{field} {value}" for field, value in MEASURED["best"].items())
     add(group, "--preset NAME", f"settings under the flags, and a recipe: {' | '.join(PRESETS)} (best: {best})")
     _add_fields(group, settings_of(MoreauPrunerConfig))
     parser.add_argument(HELP_ALL, action="help", help="list every flag, those of methods' settings too")
@@ -159,8 +159,8 @@ def _together(field: str, value: Any, text: str, args: argparse.Namespace) -> di
     """Settings of a method, or of the mask, given as `k=v,k=v`; flat."""
     kind: Any = Mask
     if field != "mask":
-        best = BEST.get(field) if getattr(args, "preset", None) in (None, "best") else None
-        name = value or best or {one.name: one.default for one in settings_of(MoreauPrunerConfig)}[field]
+        preset = MEASURED.get(getattr(args, "preset", None) or "best", {})
+        name = value or preset.get(field) or {one.name: one.default for one in settings_of(MoreauPrunerConfig)}[field]
         kind = METHODS[field].get(name)
     found, flat = {}, {one.name: one.was for one in settings_of(kind)}
     for name, equals, one in _pairs(text):

@@ -48,12 +48,14 @@ def choose(step: Compensation, w: Tensor, folds: tuple[Moments, Moments]) -> Cho
     """
     a, b = folds
     size = a.size + b.size
-    best, least = None, (before := a.squares(w) + b.squares(w))
+    best: Compensation | None = None
+    least = (before := a.squares(w) + b.squares(w))
     for candidate in step.candidates():
         error = b.squares(*candidate.fit(w, a)) + a.squares(*candidate.fit(w, b))
         if error < least:
             best, least = candidate, error
     if best is None:
         return Chosen(w, None, None, before / size, before / size)
+    best = step.taken(best)
     fitted, intercept = best.fit(w, a.absorb(b))
     return Chosen(fitted, intercept, best.damping, before / size, least / size)

@@ -100,6 +100,10 @@ class Compensation:
         """Among which text that was not fitted decides; this one alone, where nothing is open."""
         return (self,)
 
+    def taken(self, best: Any) -> Any:
+        """What fits both folds, of the candidate that was best from one to the other."""
+        return best
+
     def fit(self, w: Tensor, moments: Moments) -> Fitted:
         """Adjusts a matrix, W `(out, kept)` in float64."""
         return w, None

@@ -2,12 +2,12 @@
 
 from .file import CONFIG_NAME
 from .methods import Mask
-from .presets import BEST, PRESETS
+from .presets import MEASURED, PRESETS
 from .pruner_config import MoreauPrunerConfig, ResolvedConfig, config_meant
 from .validation import SIZES, TARGETS
 
 __all__ = [
-    "BEST",
+    "MEASURED",
     "CONFIG_NAME",
     "PRESETS",
     "SIZES",

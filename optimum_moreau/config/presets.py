@@ -10,35 +10,38 @@ from .flat import unflattened
 from .methods import made
 from .validation import RUNTIMES_OF_UNIFORM_LAYERS, UNITS
 
-PRESETS = ("best", "paper", "plain")
-# What results/quality.md found to keep most without tuning; as good as with `taylor`, without its gradients.
+PRESETS = ("best", "fast", "paper", "plain")
+# What results/yardstick.md found to keep most of a real model without tuning.
 BEST: dict[str, Any] = {
-    "criterion": "wanda",
-    "calibration_samples": 400,
+    "criterion": "surgeon",
+    "calibration_samples": 256,
     "budget": "search",
     "compensation": "refit",
 }
-_HIDDEN = "taylor"  # scores hidden channels, which wanda does not
+FAST: dict[str, Any] = {**BEST, "budget": "sensitivity"}  # as `best`, without a search
+MEASURED = {"best": BEST, "fast": FAST}
+_HIDDEN = "taylor"  # scores hidden channels, which surgeon does not
 _FEWEST = 10  # windows of a criterion that takes many passes over each
 
 
-def best_settings(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The preset `best` with the given fields, without what these rule out.
+def measured_settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The preset `best` or `fast` with the given fields, without what these rule out.
 
     Hidden channels are scored by `taylor`, which, as any other criterion of gradients, averages the importances of
-    single samples. One shape for all layers (a stock class too), and cuts in rounds, have no search. Masks, which have
-    neither a search nor a compensation, and the published code, which is there to be compared with the paper, have
-    nothing of it. Of a criterion that takes several passes over each window there are so many fewer windows. What is no
-    criterion is left for validation.
+    single samples. One shape for all layers (a stock class too), and cuts in rounds, have no budget that measures.
+    Masks, which have neither that nor a compensation, and the published code, which is there to be compared with the
+    paper, have nothing of it. Of a criterion that takes several passes over each window there are so many fewer
+    windows. What is no criterion is left for validation.
 
     Args:
+        name: of the preset.
         given: fields of `MoreauPrunerConfig`, and settings of its methods beside them.
     """
     targets = given.get("targets") or UNITS
     known = isinstance(targets, (list, tuple))
     searched = not known or "attention" in targets or "mlp" in targets
     one_shape = given.get("uniform") or given.get("runtime", given.get("engine")) in RUNTIMES_OF_UNIFORM_LAYERS
-    best = dict(BEST) | ({"criterion": _HIDDEN} if known and "hidden" in targets else {})
+    best = dict(MEASURED[name]) | ({"criterion": _HIDDEN} if known and "hidden" in targets else {})
     if one_shape or given.get("export") == "stock" or not searched or given.get("rounds", 1) != 1:
         del best["budget"]
     if given.get("mask") is not None or given.get("pattern", "units") not in ("units", None) or given.get("released"):

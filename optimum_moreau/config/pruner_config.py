@@ -15,7 +15,7 @@ from ..registry import CRITERIA, METHODS, suggestion
 from .file import ConfigFile
 from .flat import unflattened
 from .methods import described, made, mask_of
-from .presets import PRESETS, best_settings, paper_settings
+from .presets import PRESETS, measured_settings, paper_settings
 from .quantities import parse_bytes, parse_parameters
 from .settings import Share, decided_otherwise, setting, settings, settings_of
 from .validation import RUNTIMES_OF_UNIFORM_LAYERS, SIZES, UNITS, resolved_layers, validate
@@ -126,17 +126,22 @@ class MoreauPrunerConfig(ConfigFile):
 
     @classmethod
     def best(cls, **changes: Any) -> MoreauPrunerConfig:
-        """What keeps quality best without tuning, as measured (results/quality.md): the default of pruning.
+        """What keeps quality best without tuning, as measured (results/yardstick.md): the default of pruning.
 
-        `wanda` of 400 windows, a `search` over layers, and a `refit`; other criteria of gradients by the importances of
+        `surgeon` of 256 windows, a `search` over all blocks, and a `refit`; criteria of gradients by the importances of
         as many windows or, where they take several passes over each, passes; what the changes rule out is left out
         (config/presets.py).
         """
-        return cls(**best_settings(changes))
+        return cls(**measured_settings("best", changes))
+
+    @classmethod
+    def fast(cls, **changes: Any) -> MoreauPrunerConfig:
+        """As `best`, but sizes are spread by one pass of gradients (`sensitivity`), and not by a search."""
+        return cls(**measured_settings("fast", changes))
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> MoreauPrunerConfig:
-        """`best`, `paper`, or `plain`, the fields' own defaults, with changes; their size replaces the preset's.
+        """`best`, `fast`, `paper`, or `plain`, the fields' own defaults, with changes; their size replaces its own.
 
         Raises:
             ConfigError: an unknown preset.
@@ -144,7 +149,7 @@ class MoreauPrunerConfig(ConfigFile):
         if name not in PRESETS:
             raise ConfigError(f"preset: unknown value {name!r}.{suggestion(name, PRESETS)} Known: {', '.join(PRESETS)}")
         if name != "paper":
-            return cls.best(**changes) if name == "best" else cls.from_dict(changes)
+            return cls(**measured_settings(name, changes)) if name in ("best", "fast") else cls.from_dict(changes)
         sized = {"unit_ratio": None} if any(size in changes for size in SIZES) else {}
         return cls.paper(**{**sized, **changes})
 
