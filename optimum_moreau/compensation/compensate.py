@@ -149,9 +149,7 @@ def compensated(
         yield done
 
 
-def _silenced(
-    stack: ExitStack, model: PreTrainedModel, shape: ModelShape, plan: PruningPlan, *, undone: bool
-) -> None:
+def _silenced(stack: ExitStack, model: PreTrainedModel, shape: ModelShape, plan: PruningPlan, *, undone: bool) -> None:
     """In place: the cut without compensation, until the stack is left."""
     keep = stack.enter_context(restored(decoder_layers(model), always=undone))
     stack.enter_context(narrowed(model, shape, plan))
@@ -197,7 +195,9 @@ class _Guarded:
             logger.info("loss on %d windows held out: %s", windows, words)
             found = Compensated(matrices, HeldOut(windows, dense, cut, after, after > cut))
             if after > cut:
-                logger.warning("compensation: taken back, since it raised the loss on text that was held out: %s", words)
+                logger.warning(
+                    "compensation: taken back, since it raised the loss on text that was held out: %s", words
+                )
                 raise _NoGain(found)
             stack.push(attempt.pop_all())
         return found

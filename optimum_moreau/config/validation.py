@@ -80,7 +80,9 @@ def _validate_masks(config: MoreauPrunerConfig) -> None:
     if given := [name for name in SIZES if getattr(config, name) is not None]:
         raise ConfigError(f"{given[0]}: concerns units; a mask of pattern '{mask.pattern}' takes sparsity instead")
     if not config.criterion.masks:
-        raise ConfigError(f"criterion: '{config.criterion.name}' scores units, no single weights; a mask takes sparsegpt")
+        raise ConfigError(
+            f"criterion: '{config.criterion.name}' scores units, no single weights; a mask takes sparsegpt"
+        )
     if mask.group is not None and budget.name == "global":
         raise ConfigError(f"mask_group: budget 'global' compares all; leave '{mask.group}' out")
     if config.multiple_of != 1:

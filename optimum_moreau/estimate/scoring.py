@@ -32,7 +32,14 @@ from ..criteria import Cost
 from ..envelope.noise import standard_normal
 from ..models.undisturbed import plain_outputs, undisturbed
 from ..models.units import Block, ModelShape
-from .forwards import forward_bytes, forward_operations, forward_passes, score_bytes, search_extent
+from .forwards import (
+    forward_bytes,
+    forward_operations,
+    forward_passes,
+    score_bytes,
+    search_extent,
+    search_operations,
+)
 
 _LENGTH = 31  # tokens of the run on the meta device; no model has a size of 31, so that attention's squares stand out
 _RATE_SECONDS = 0.02
@@ -254,18 +261,27 @@ def _seconds(
     tokens = config.calibration_samples * config.sequence_length
     # 2 operations per weight and token: forward, through the activations, and for the weights in scope
     gradients = 2 * cost.passes * tokens * (2 * shape.parameters + scope)
-    operations = gradients + forward_operations(skeleton, shape, config)
-    if not operations:
+    operations, searching = (
+        gradients + forward_operations(skeleton, shape, config),
+        search_operations(skeleton, shape, config),
+    )
+    if not operations + searching:
         return 0.0
     batch = _windows_at_once(cost, config)
     rate = product_rate(min(batch * config.sequence_length, 1024), skeleton.dtype, device)
     if rate is None:
         return None
+    bound = getattr(config.budget, "minutes", None)
+    searched = searching / rate if bound is None else min(searching / rate, 60 * bound)
     if not cost.noisy:
-        return operations / rate
+        return operations / rate + searched
     numbers = torch.empty(2**20, dtype=torch.float32, device=device)
     per_number = _time_of(lambda: standard_normal(numbers, 0), device) / 2**20
-    return operations / rate + 2 * cost.passes * math.ceil(config.calibration_samples / batch) * scope * per_number
+    return (
+        operations / rate
+        + searched
+        + 2 * cost.passes * math.ceil(config.calibration_samples / batch) * scope * per_number
+    )
 
 
 def product_rate(rows: int, dtype: torch.dtype, device: str) -> float | None:

@@ -114,7 +114,9 @@ _STOCK = (
     Family("qwen3", _ATTENTION, _MLP, "optional", qk_norms=True),
     Family("gemma", _ATTENTION, _MLP, **_GEMMA),
     Family("gemma2", _ATTENTION, _MLP, heads_divide_hidden=True, adds=False, notes=f"{_DIVIDES}; {_SLIDES}", **_GEMMA),
-    Family("gemma3_text", _ATTENTION, _MLP, heads_divide_hidden=True, qk_norms=True, adds=False, notes=_DIVIDES, **_GEMMA),
+    Family(
+        "gemma3_text", _ATTENTION, _MLP, heads_divide_hidden=True, qk_norms=True, adds=False, notes=_DIVIDES, **_GEMMA
+    ),
     Family("granite", _ATTENTION, _MLP, "optional", _BIAS_FLAGS),
     Family("smollm3", _ATTENTION, _MLP, "optional", _BIAS_FLAGS, notes="layers with and without RoPE"),
     Family("olmo", _ATTENTION, _MLP, "optional", notes="norms without weights", **_MEAN),

@@ -151,7 +151,9 @@ def _apply(run: Run, plan: PruningPlan, export: Export) -> dict[str, Any]:
         cut_in_place(run.model, run.shape, plan, export)
         return {}
     model, config, text = run.model, run.config, run.fitted
-    advice = "compensation: too little memory; give fewer windows (--compensation-args windows=N) or a smaller batch_size"
+    advice = (
+        "compensation: too little memory; give fewer windows (--compensation-args windows=N) or a smaller batch_size"
+    )
     fitted = compensated(model, run.shape, plan, run.parts, config, distinct=text.distinct)
     with as_reloaded(model, undone=False), out_of_memory(lambda: advice), fitted as done:
         cut_in_place(model, run.shape, plan, export)
