@@ -7,7 +7,7 @@ and channels take each.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..config.settings import settings
 from .budget import Budget
@@ -16,55 +16,37 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from ..config import MoreauPrunerConfig
-    from ..models.units import Block, ModelShape
+    from ..models.units import Block
     from ..scoring.profiles import Measuring
     from ..scoring.scores import Ranking
     from .budget import Shares
-    from .extent import Extent
-    from .search import Search
 
 
 @settings
 class ByLoss(Budget):
-    """Spreads by curves that are convex (`curves`)."""
+    """Spreads by curves that are made convex of what is measured at some levels, `levels` in number."""
 
     measured = True
     by_loss = True
 
-    def as_search(self) -> Search:
-        """How it is measured."""
-        raise NotImplementedError
+    def levels_of(self, blocks: Sequence[Block]) -> dict[Block, tuple[int, ...]]:
+        """The numbers of units of each block that are measured gone: equal parts, or of few units every number."""
+        from ..scoring.profiles import probes
 
-    def levels_of(
-        self, blocks: Sequence[Block], shape: ModelShape, config: MoreauPrunerConfig
-    ) -> dict[Block, tuple[int, ...]]:
-        """The numbers of units of each block that are measured gone."""
-        raise NotImplementedError
-
-    def extent(self, shape: ModelShape, config: MoreauPrunerConfig) -> Extent:
-        """The passes that it takes, with a resolved config."""
-        from .extent import Extent
-        from .goals import goals
-
-        blocks = shape.in_scope(config, "attention", "mlp")
-        rounds = self.as_search().rounds if goals(blocks, shape, config) else 0
-        return Extent.of(self.levels_of(blocks, shape, config), shape.depth, rounds)
+        parts: Any = getattr(self, "levels")  # noqa: B009  (a setting of those who extend this)
+        return {block: probes(block.total, parts) for block in blocks}
 
     def measure(self, run: Measuring) -> dict[str, Tensor]:
-        """Δ_b(n) of every block of heads and channels in scope, and what else `kept` makes of it."""
+        """Δ_b(n) of every block of heads and channels in scope, and what else is found."""
         from ..models.placement import prepare_offloaded
-        from .searching import searched
 
-        blocks = run.shape.in_scope(run.config, "attention", "mlp")
-        levels = self.levels_of(blocks, run.shape, run.config)
-        found = searched(run, self.as_search(), levels)
+        found = self.measured_of(run, self.levels_of(run.shape.in_scope(run.config, "attention", "mlp")))
         prepare_offloaded(run.model)  # accelerate's passes untie what is tied
-        return self.kept(levels, found)
-
-    def kept(self, levels: Mapping[Block, Sequence[int]], found: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What is kept beside the scores of what a search measured."""
         return found
+
+    def measured_of(self, run: Measuring, levels: Mapping[Block, Sequence[int]]) -> dict[str, Tensor]:
+        """Measures: profile name → float64 tensor on CPU."""
+        raise NotImplementedError
 
     def curves(self, blocks: Sequence[Block], values: Ranking) -> list[np.ndarray]:
         """By how much the loss grows with the n-th unit of each block that goes; never falling with n.
@@ -75,7 +57,15 @@ class ByLoss(Budget):
         Raises:
             PlanError: what it reads was not measured.
         """
-        raise NotImplementedError
+        from ..scoring.profiles import probes, profile_of
+        from .losses import unit_losses
+
+        found = []
+        for block in blocks:
+            losses = profile_of(values, self.name, block, int(block.total > 1))
+            counts = probes(block.total, len(losses) + 1)
+            found.append(unit_losses(block.total, list(zip(counts, losses, strict=True))))
+        return found
 
     def found(self, values: Ranking, goals: Mapping[str, float]) -> dict[str, int] | None:
         """Counts by the blocks' names, where a plan for this very size was measured; else `None`."""

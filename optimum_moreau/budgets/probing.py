@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -174,11 +174,27 @@ def _both(
     if probe.net.ridge is None:
         yield from ((streamed, {}) for streamed in stream)
         return
-    text = LayerStream(probe.run.model, probe.read, sum(map(len, probe.read)))
-    for streamed, whole in zip(stream, text, strict=True):
-        own = {block.reader.module: block for block in levels if block.layer == streamed.index}
-        inputs: Mapping[str, Any] = whole.gather(list(own), ("products",)) if own else {}
-        yield streamed, {block: inputs[name].products for name, block in own.items()}
+    text = products_of(probe.run.model, levels, probe.read)
+    found = next(text, None)
+    for streamed in stream:
+        own: dict[Block, Tensor] = {}
+        while found is not None and found[0].layer == streamed.index:
+            own[found[0]] = found[1]
+            found = next(text, None)
+        yield streamed, own
+
+
+def products_of(model: Any, blocks: Iterable[Block], batches: Sequence[Tensor]) -> Iterator[tuple[Block, Tensor]]:
+    """Yields XᵀX `(in, in)` of o_proj and down_proj of some blocks, layer by layer, in one forward pass."""
+    blocks = list(blocks)
+    for streamed in LayerStream(model, batches, sum(map(len, batches))):
+        own = {block.reader.module: block for block in blocks if block.layer == streamed.index}
+        if own:
+            inputs = streamed.gather(list(own), ("products",))
+            for name, block in own.items():
+                products = inputs[name].products
+                assert products is not None  # asked for
+                yield block, products
 
 
 def _bounded(

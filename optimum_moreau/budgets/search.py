@@ -19,11 +19,13 @@ from ..config.settings import setting, settings
 from .by_loss import ByLoss
 
 if TYPE_CHECKING:
-    import numpy as np
+    from torch import Tensor
 
     from ..config import MoreauPrunerConfig
     from ..models.units import Block, ModelShape
+    from ..scoring.profiles import Measuring
     from ..scoring.scores import Ranking
+    from .extent import Extent
 
 
 @settings
@@ -67,29 +69,20 @@ class Search(ByLoss):
         gt=0,
     )
 
-    def as_search(self) -> Search:
-        """Itself."""
-        return self
+    def measured_of(self, run: Measuring, levels: Mapping[Block, Sequence[int]]) -> dict[str, Tensor]:
+        """Δ_b(n) of every block, and the best plan found for the size asked for."""
+        from .searching import searched
 
-    def levels_of(
-        self, blocks: Sequence[Block], shape: ModelShape, config: MoreauPrunerConfig
-    ) -> dict[Block, tuple[int, ...]]:
-        """Equal parts; of a block of few units every number."""
-        from ..scoring.profiles import probes
+        return searched(run, self, levels)
 
-        return {block: probes(block.total, self.levels) for block in blocks}
+    def extent(self, shape: ModelShape, config: MoreauPrunerConfig) -> Extent:
+        """The passes that it takes, with a resolved config."""
+        from .extent import Extent
+        from .goals import goals
 
-    def curves(self, blocks: Sequence[Block], values: Ranking) -> list[np.ndarray]:
-        """Between the points that were measured."""
-        from ..scoring.profiles import probes, profile_of
-        from .losses import unit_losses
-
-        found = []
-        for block in blocks:
-            losses = profile_of(values, self.name, block, int(block.total > 1))
-            counts = probes(block.total, len(losses) + 1)
-            found.append(unit_losses(block.total, list(zip(counts, losses, strict=True))))
-        return found
+        blocks = shape.in_scope(config, "attention", "mlp")
+        rounds = self.rounds if goals(blocks, shape, config) else 0
+        return Extent.of(self.levels_of(blocks), shape.depth, rounds)
 
     def found(self, values: Ranking, goals: Mapping[str, float]) -> dict[str, int] | None:
         """What the rounds found, where the goals are those that they had."""

@@ -16,10 +16,12 @@ from ..models.placement import input_device
 from ..models.units import Block, decoder_layers
 from ..scoring.profiles import Measuring, profile_name
 from .extent import Extent
+from .fisher import fisher
 from .goals import Goal, goals, legal_counts
 from .losses import allocate, unit_losses
 from .neighbourhood import Neighbourhood
-from .probing import RIDGE, Clock, Probe, measured, prepared
+from .objective import prefix_length
+from .probing import RIDGE, Clock, Probe, measured, prepared, products_of
 from .supernet import Supernet
 
 if TYPE_CHECKING:
@@ -65,6 +67,38 @@ def searched(run: Measuring, settings: Search, levels: Mapping[Block, Sequence[i
             points = {block: list(zip(levels[block], own, strict=True)) for block, own in losses.items()}
             found |= _around(probe, wanted, points, settings)
             logger.info("search: %.1f min in all", clock.seconds / 60)
+    return found
+
+
+def sensed(run: Measuring, windows: int, levels: Mapping[Block, Sequence[int]]) -> dict[str, Tensor]:
+    """Measures each block to second order, of one pass forward and backward (fisher.py); the model stays as it is.
+
+    Args:
+        run: on what.
+        windows: of the pass, of each process.
+        levels: the numbers of units of each block that are taken as gone.
+
+    Returns:
+        Profile name → Δ, float64 tensor on CPU.
+
+    Raises:
+        NonFiniteError: a gradient, or what flows into a matrix, is NaN or infinite.
+    """
+    with temporary_folder("search") as folder:
+        net = Supernet(run.model, run.scores, ridge_of(run), folder)
+        if net.ridge is not None:
+            for block, products in products_of(run.model, levels, run.batches):
+                net.learn(block, products, keep=False)
+                for count in levels[block]:
+                    net.matrix(block, count, keep=True)
+                net.forget(block)
+        tokens = torch.cat(run.batches)[:windows]
+        first = max(prefix_length(run.tokens), 1)
+        both = fisher(run.model, net, levels, [tokens], seed=run.config.seed, first=first)
+    losses, found, place = both.diagonal(), {}, 0
+    for block, own in levels.items():
+        found[profile_name("sensitivity", block)] = losses[place : place + len(own)].clone()
+        place += len(own)
     return found
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
-from ..budgets.extent import Extent, solving
+from ..budgets.extent import solving
 from ..config import MoreauPrunerConfig
 from ..models.undisturbed import plain_outputs, undisturbed
 from ..models.units import Block, ModelShape
@@ -39,7 +40,7 @@ def forward_passes(shape: ModelShape, config: MoreauPrunerConfig) -> int:
     criterion = config.criterion
     reads = "activations" in criterion.needs
     if not config.masks:
-        profile = search_extent(shape, config)[0] + int(_reads_products(config)) or int(measures(config))
+        profile = _passes_of_budget(shape, config)
         profile += int(measures_outliers(config))
         return int(config.by_influence) + int(reads and bool(shape.scored(config))) + profile
     dense = int(config.budget.name == "owl") + int(reads and (config.budget.name == "global" or not criterion.by_layer))
@@ -55,47 +56,59 @@ def forward_passes(shape: ModelShape, config: MoreauPrunerConfig) -> int:
 
 def search_extent(shape: ModelShape, config: MoreauPrunerConfig) -> tuple[int, int]:
     """Whole passes of a search, and the windows that each reads; zeros where there is none."""
-    if not _searches(config):
+    if not _by_loss(config) or config.budget.name != "search":
         return 0, 0
-    windows = config.budget.as_search().windows
-    return config.budget.extent(shape, config).passes, min(config.calibration_samples, windows)
+    return config.budget.extent(shape, config).passes, min(config.calibration_samples, config.budget.windows)
 
 
-def search_operations(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig) -> float:
-    """Floating-point operations of a search: its passes, each to the end of the head, and what is solved for."""
-    if not _searches(config):
+def budget_operations(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig) -> float:
+    """Floating-point operations of a budget by loss: its passes, to the end of the head, and what is solved for."""
+    if not _by_loss(config):
         return 0.0
-    extent: Extent = config.budget.extent(shape, config)
-    passes, windows = search_extent(shape, config)
+    levels = config.budget.levels_of(shape.in_scope(config, "attention", "mlp"))
     everywhere = sum(rows * columns for layer in _matrices(skeleton, shape.blocks).values() for rows, columns in layer)
+    readers = {block: tuple(skeleton.get_parameter(block.weight_names()[block.reader]).shape) for block in levels}
     head: Any = skeleton.lm_head
-    found = 2.0 * (windows * config.sequence_length) * (passes * everywhere + extent.heads * head.weight.numel())
+    solves: Mapping[Block, int] = {block: len(own) for block, own in levels.items()}
+    if config.budget.name == "search":
+        extent = config.budget.extent(shape, config)
+        solves, each = extent.solves, extent.passes * everywhere + extent.heads * head.weight.numel()
+    else:  # back through the activations as well, and each level once
+        steps = sum(times * math.prod(readers[block]) for block, times in solves.items())
+        each = 2 * (everywhere + head.weight.numel()) + steps
+    windows = min(config.calibration_samples, config.budget.windows)
+    found = 2.0 * windows * config.sequence_length * each
     if not _reads_products(config):
         return found
     tokens = config.calibration_samples * config.sequence_length
-    readers = {block: skeleton.get_parameter(block.weight_names()[block.reader]).shape for block in extent.solves}
     found += 2.0 * tokens * (everywhere + sum(columns**2 for _, columns in readers.values()))
-    return found + sum(times * solving(*reversed(readers[block])) for block, times in extent.solves.items())
+    return found + sum(times * solving(*reversed(readers[block])) for block, times in solves.items())
 
 
-def _searches(config: MoreauPrunerConfig) -> bool:
+def _by_loss(config: MoreauPrunerConfig) -> bool:
     return bool(measures(config) and config.budget.by_loss)
 
 
 def _reads_products(config: MoreauPrunerConfig) -> bool:
-    """Whether a search adjusts what stays of a block, by one more pass over the text."""
-    return _searches(config) and config.compensation.ridged
+    """Whether a budget by loss adjusts what stays of a block, by one more pass over the text."""
+    return _by_loss(config) and config.compensation.ridged
+
+
+def _passes_of_budget(shape: ModelShape, config: MoreauPrunerConfig) -> int:
+    if not _by_loss(config):
+        return int(measures(config))
+    return search_extent(shape, config)[0] + int(_reads_products(config))
 
 
 def forward_operations(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig) -> float:
     """Floating-point operations of these passes, and of Hessians, their inverses and the update; not of the choice.
 
-    A search's are apart (`search_operations`).
+    Those of a budget by loss are apart (`budget_operations`).
     """
     tokens = config.calibration_samples * config.sequence_length
     everywhere = sum(rows * columns for layer in _matrices(skeleton, shape.blocks).values() for rows, columns in layer)
-    searched = search_extent(shape, config)[0] + int(_reads_products(config))
-    found = 2.0 * (forward_passes(shape, config) - searched) * tokens * everywhere
+    apart = _passes_of_budget(shape, config) if _by_loss(config) else 0
+    found = 2.0 * (forward_passes(shape, config) - apart) * tokens * everywhere
     if "products" in _read(config):
         for layer in _matrices(skeleton, shape.scored(config)).values():
             widths = {columns: sum(r for r, c in layer if c == columns) for _, columns in layer}

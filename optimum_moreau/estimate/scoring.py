@@ -33,12 +33,12 @@ from ..envelope.noise import standard_normal
 from ..models.undisturbed import plain_outputs, undisturbed
 from ..models.units import Block, ModelShape
 from .forwards import (
+    budget_operations,
     forward_bytes,
     forward_operations,
     forward_passes,
     score_bytes,
     search_extent,
-    search_operations,
 )
 
 _LENGTH = 31  # tokens of the run on the meta device; no model has a size of 31, so that attention's squares stand out
@@ -263,7 +263,7 @@ def _seconds(
     gradients = 2 * cost.passes * tokens * (2 * shape.parameters + scope)
     operations, searching = (
         gradients + forward_operations(skeleton, shape, config),
-        search_operations(skeleton, shape, config),
+        budget_operations(skeleton, shape, config),
     )
     if not operations + searching:
         return 0.0
