@@ -16,25 +16,37 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from ..models.units import Block
+    from ..config import MoreauPrunerConfig
+    from ..models.units import Block, ModelShape
     from ..scoring.profiles import Measuring
     from ..scoring.scores import Ranking
     from .budget import Shares
+    from .extent import Extent
 
 
 @settings
 class ByLoss(Budget):
-    """Spreads by curves that are made convex of what is measured at some levels, `levels` in number."""
+    """Spreads by curves that are made convex of what is measured: `levels`, `windows`, in `rounds`, `by` which passes."""
 
     measured = True
     by_loss = True
+
+    def extent(self, shape: ModelShape, config: MoreauPrunerConfig) -> Extent:
+        """The passes that it takes, with a resolved config."""
+        from .extent import Extent
+        from .goals import goals
+
+        own: Any = self  # settings, or facts, of those who extend this
+        blocks = shape.in_scope(config, "attention", "mlp")
+        rounds = own.rounds if goals(blocks, shape, config) else 0
+        return Extent.of(self.levels_of(blocks), shape.depth, rounds, own.by)
 
     def levels_of(self, blocks: Sequence[Block]) -> dict[Block, tuple[int, ...]]:
         """The numbers of units of each block that are measured gone: equal parts, or of few units every number."""
         from ..scoring.profiles import probes
 
-        parts: Any = getattr(self, "levels")  # noqa: B009  (a setting of those who extend this)
-        return {block: probes(block.total, parts) for block in blocks}
+        own: Any = self
+        return {block: probes(block.total, own.levels) for block in blocks}
 
     def measure(self, run: Measuring) -> dict[str, Tensor]:
         """Δ_b(n) of every block of heads and channels in scope, and what else is found."""

@@ -8,9 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from ..models.units import Block
 
+By = Literal["gradients", "passes"]
 STARTS = 3  # plans that are tried whole before the rounds
 EXCHANGES = 4  # sets of moves that are tried whole in each round
 
@@ -32,22 +34,28 @@ class Extent:
     solves: Mapping[Block, int]
 
     @classmethod
-    def of(cls, levels: Mapping[Block, Sequence[int]], depth: int, rounds: int) -> Extent:
+    def of(cls, levels: Mapping[Block, Sequence[int]], depth: int, rounds: int, by: By) -> Extent:
         """Counts.
 
         Args:
             levels: the numbers of units of each block that are measured gone.
             depth: number of layers of the model.
             rounds: of the neighbourhood.
+            by: whether a block's steps take passes of their own. A backward pass counts as one forward, and what
+                steps are told from it as one more.
         """
 
         def behind(times: Mapping[Block, int]) -> int:
             return math.ceil(sum(n * (depth - (block.layer or 0)) for block, n in times.items()) / depth)
 
+        starts = STARTS if rounds else 0
+        solves = {block: len(own) + starts + 4 * rounds for block, own in levels.items()}
+        if by == "gradients":
+            again = starts + rounds * (4 + EXCHANGES)
+            return cls(4, again, 3 + starts + rounds * (3 + EXCHANGES), solves)
         alone, around = {block: len(own) for block, own in levels.items()}, dict.fromkeys(levels, 2)
-        again = rounds * (behind(around) + 1 + EXCHANGES) + (STARTS if rounds else 0)
-        heads = 1 + sum(alone.values()) + rounds * (2 * len(levels) + EXCHANGES) + (STARTS if rounds else 0)
-        solves = {block: n + (STARTS if rounds else 0) + 4 * rounds for block, n in alone.items()}
+        again = starts + rounds * (behind(around) + 1 + EXCHANGES)
+        heads = 1 + sum(alone.values()) + starts + rounds * (2 * len(levels) + EXCHANGES)
         return cls(2 + behind(alone), again, heads, solves)
 
     @property

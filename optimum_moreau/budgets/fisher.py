@@ -1,18 +1,20 @@
-"""What blocks cost, alone and together, to second order: of one pass forward and one backward.
+"""What steps of all blocks cost, to second order, of one pass forward and one or two backward.
 
-Of a token s, a_b,n is how its log-likelihood would change, to first order, with n units of block b gone:
+A step takes the matrix of a block b from V, as it is now, to V'. Of a token s, with x what flows in and y_t ~ q drawn
+from the model at hand:
 
-    a_b,n(s) = g_b(s)ᵀ·(V_b,n − W_b)·x_b(s)          g_b = ∂ Σ_t log p(y_t) / ∂ (W_b·x_b),   y_t ~ p, drawn
+    a_b(s) = g_b(s)ᵀ·(V' − V)·x_b(s)        g_b = ∂ Σ_t log q(y_t) / ∂ (V·x_b)
+    l_b(s) the same with ∂ L, the gradient of what is measured (objective.py)
 
-    KL(p ‖ q) ≈ ½·E_s [(Σ_b a_b,n_b(s))²]            Δ_b(n) ≈ ½·E_s [a_b,n(s)²]
+    L(V') − L(V) ≈ E_s [l_b(s)] + ½·E_s [a_b(s)²]
 
-since the second derivative of the divergence is the Fisher information (Martens, https://arxiv.org/abs/1412.1193). What
-different tokens have in common is left out.
+The second derivative of the KL divergence is the Fisher information (Martens, https://arxiv.org/abs/1412.1193); at the
+dense model its first is zero. What different tokens have in common is left out of the second term.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -22,94 +24,107 @@ from torch import Tensor
 
 from ..distributed import add_up, generator
 from ..errors import NonFiniteError
-from ..models.placement import input_device, loaded
+from ..models.placement import input_device
 from ..models.progress import progress
 from ..models.undisturbed import plain_outputs
 from ..models.units import Block
-from .supernet import Supernet
+from .objective import Objective
+from .supernet import Counts, Supernet
 
-_WINDOWS = 2  # at once, through the backward pass
+_AT_ONCE = 2  # windows, through the backward pass
 
 
-def fisher(
+def second_order(
     model: Any,
     net: Supernet,
-    levels: Mapping[Block, Sequence[int]],
-    batches: Sequence[Tensor],
+    steps: Mapping[Block, Sequence[int]],
+    objective: Objective,
     *,
+    now: Counts,
     seed: int,
-    first: int = 1,
-) -> Tensor:
-    """Measures ½·E_s [a·aᵀ], over all blocks and their levels in order: float64 `(levels, levels)` on CPU.
+    name: str,
+) -> dict[Block, list[float]]:
+    """Estimates by how much what is measured grows with each step, in nats per target.
 
     Args:
-        model: a causal language model in `scoring_mode`; its weights get no gradients.
+        model: a causal language model in `scoring_mode`, which computes with `now`; its weights get no gradients.
         net: makes V.
-        levels: n of each block.
-        batches: token ids of this process.
+        steps: of each block, the numbers of units gone after them.
+        objective: that remembers the dense model.
+        now: units gone of each block, where any are.
         seed: of the labels that are drawn.
-        first: target of each window.
+        name: for the progress, and beside the seed.
 
     Raises:
         NonFiniteError: a gradient is NaN or infinite.
     """
-    places = _places(levels)
-    size = sum(map(len, levels.values()))
-    found = torch.zeros(size, size, dtype=torch.float64, device=input_device(model))
-    tokens = torch.zeros(1, dtype=torch.float64, device=found.device)
-    windows = torch.cat(list(batches))
-    for number, ids in enumerate(progress(windows.split(_WINDOWS), "sensitivity, windows")):
-        a = torch.zeros(ids.numel(), size, dtype=torch.float64, device=found.device)
-        with ExitStack() as stack:
-            for block, place in places.items():
-                note = partial(_note, net, block, levels[block], a[:, place : place + len(levels[block])])
-                stack.callback(net.reader(block).register_forward_hook(note).remove)
-            _backward(model, ids, generator(seed, f"sensitivity/{number}"), first)
-        found += a.T @ a
-        tokens += ids.shape[0] * (ids.shape[1] - first)
-    add_up(found, tokens)
-    if not torch.isfinite(found).all():
-        raise NonFiniteError("budget 'sensitivity': a gradient is not finite; check the model's weights")
-    return (found / (2 * tokens)).cpu()
+    sums = {block: torch.zeros(2, len(own), dtype=torch.float64, device="cpu") for block, own in steps.items()}
+    slopes = objective.kind == "loss" or any(now.values())
+    windows, at = torch.cat(list(objective.batches)).split(_AT_ONCE), 0
+    for number, ids in enumerate(progress(windows, f"{name}, windows")):
+        kind = [1]  # of the gradient that is on its way: 1 drawn labels', 0 the objective's
+
+        def note(block: Block, seen: Tensor, sums: Any = sums, kind: Any = kind) -> None:
+            sums[block][kind[0]] += (seen.square() if kind[0] else seen).sum(0).cpu()
+
+        with ExitStack() as stack, torch.enable_grad(), plain_outputs(model):
+            for block, own in steps.items():
+                watch = partial(_watch, net, block, now.get(block, 0), own, partial(note, block))
+                stack.callback(net.reader(block).register_forward_hook(watch).remove)
+            begun: list[Tensor] = []
+            stack.callback(model.get_input_embeddings().register_forward_hook(partial(_begin, begun)).remove)
+            logits = model(input_ids=ids.to(input_device(model)), use_cache=False).logits
+            likely = logits[:, objective.first - 1 : -1].float().log_softmax(-1).flatten(0, 1)  # (targets, vocabulary)
+            draw = generator(seed, f"{name}/{number}")
+            drawn = torch.multinomial(likely.detach().exp().cpu(), 1, generator=draw).to(likely.device)
+            torch.autograd.grad(likely.gather(1, drawn).sum(), begun, retain_graph=slopes)
+            if slopes:
+                kind[0] = 0
+                torch.autograd.grad(objective.growth(range(at, at + len(ids)), logits), begun)
+        at += len(ids)
+    return _means(sums, sum(ids.shape[0] * (ids.shape[1] - objective.first) for ids in windows), model)
 
 
-def _places(levels: Mapping[Block, Sequence[int]]) -> dict[Block, int]:
-    """Where the levels of each block begin."""
-    found, place = {}, 0
-    for block, own in levels.items():
-        found[block], place = place, place + len(own)
+def _means(sums: Mapping[Block, Tensor], targets: int, model: Any) -> dict[Block, list[float]]:
+    """l + ½·a², of all processes."""
+    device = input_device(model)
+    count = torch.tensor([targets], dtype=torch.float64, device=device)
+    whole = torch.cat([one.flatten() for one in sums.values()]).to(device)
+    add_up(count, whole)
+    if not torch.isfinite(whole).all():
+        raise NonFiniteError("budget: a gradient is not finite; check the model's weights")
+    parts = (whole / count).cpu().split([one.numel() for one in sums.values()])
+    found = {}
+    for block, part in zip(sums, parts, strict=True):
+        slope, curvature = part.view(2, -1)
+        found[block] = (slope + curvature / 2).tolist()
     return found
 
 
-def _backward(model: Any, ids: Tensor, draw: torch.Generator, first: int) -> None:
-    """One pass forward, and one back to the embeddings: hooks on the way see the gradients."""
-    begun: list[Tensor] = []
-
-    def begin(module: Any, args: Any, output: Tensor) -> Tensor:
-        begun.append(output.detach().requires_grad_())
-        return begun[-1]
-
-    watch = model.get_input_embeddings().register_forward_hook(begin)
-    try:
-        with torch.enable_grad(), plain_outputs(model):
-            logits = model(input_ids=ids.to(input_device(model)), use_cache=False).logits[:, first - 1 : -1]
-            likely = logits.float().log_softmax(-1).flatten(0, 1)  # (targets, vocabulary)
-            drawn = torch.multinomial(likely.detach().exp().cpu(), 1, generator=draw).to(likely.device)
-            torch.autograd.grad(likely.gather(1, drawn).sum(), begun)
-    finally:
-        watch.remove()
+def _begin(begun: list[Tensor], module: Any, args: Any, output: Tensor) -> Tensor:
+    """The embeddings are where gradients end."""
+    begun.append(output.detach().requires_grad_())
+    return begun[-1]
 
 
-def _note(
-    net: Supernet, block: Block, counts: Sequence[int], into: Tensor, module: Any, args: Any, out: Tensor
+def _watch(
+    net: Supernet,
+    block: Block,
+    now: int,
+    counts: Sequence[int],
+    note: Callable[[Tensor], None],
+    module: Any,
+    args: tuple[Any, ...],
+    output: Tensor,
 ) -> None:
-    """Once the gradient of what a matrix gives is known, notes a of its levels, `(tokens, levels)`."""
+    """Once a gradient of what a matrix gives is known, notes what it says of each step, `(tokens, steps)`."""
     x = args[0].detach().flatten(0, -2)
 
-    def note(gradient: Tensor) -> None:
-        g, w = gradient.flatten(0, -2), loaded(module, "weight")
-        for column, count in enumerate(counts):
-            step = net.matrix(block, count, keep=True).to(w.device) - w
-            into[:, column] = ((g @ step) * x).sum(1, dtype=torch.float64).to(into.device)
+    def told(gradient: Tensor) -> None:
+        g, v = gradient.flatten(0, -2), net.matrix(block, now, keep=True)
+        steps = ((net.matrix(block, count, keep=True) - v).to(g.device) for count in counts)
+        seen = [((g @ step) * x).sum(1, dtype=torch.float64) for step in steps]
+        if seen:
+            note(torch.stack(seen, dim=1))
 
-    out.register_hook(note)
+    output.register_hook(told)

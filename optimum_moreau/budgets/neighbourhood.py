@@ -6,6 +6,8 @@ loss grows where one block alone gives a step more, and falls where it gives a s
 
     u_b = (L(n_b + s) − L(n)) / parameters of s        d_b = (L(n) − L(n_b − s)) / parameters of s
 
+With `by="gradients"` u and d are told to second order, all at once (fisher.py); with "passes" each is measured.
+
 Steps are exchanged, the least u for the largest d, as long as u < d; of all of these together, and of ever fewer, the
 set whose plan measures best is taken, where it lowers L. Every plan that is tried has the goal's parameters, to half a
 unit. Where nothing lowers L, steps are halved. So a further round is never worse on the windows that are measured.
@@ -16,13 +18,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ..models.progress import progress
 from ..models.units import Block, decoder_layers
-from .exact import cost_of, nearest_of, settled
+from .exact import nearest_of, settled
 from .extent import EXCHANGES
+from .fisher import second_order
 from .goals import Goal
 from .probing import Probe
+
+if TYPE_CHECKING:
+    from .search import Search
 
 logger = logging.getLogger(__name__)
 
@@ -49,12 +56,12 @@ class Neighbourhood:
         probe: what is measured with.
         goals: that a plan meets exactly.
         legal: the numbers that may go of each block, ascending.
-        levels: of each block in the first measure; a step is half of one.
+        settings: of the search; a step is half of a level.
     """
 
-    def __init__(self, probe: Probe, goals: Sequence[Goal], legal: Mapping[Block, Sequence[int]], levels: int):
-        self.probe, self.goals, self.legal = probe, goals, legal
-        self.steps = first_steps(list(legal), levels)
+    def __init__(self, probe: Probe, goals: Sequence[Goal], legal: Mapping[Block, Sequence[int]], settings: Search):
+        self.probe, self.goals, self.legal, self.settings = probe, goals, legal, settings
+        self.steps = first_steps(list(legal), settings.levels)
         self.loss = float("inf")
         self.plan: Plan = {}
         self.path: list[float] = []  # L of the plan after each round
@@ -114,23 +121,39 @@ class Neighbourhood:
         return left is not None and left < passes * self.probe.pass_seconds
 
     def measured(self, number: int) -> Marginals:
-        """u and d of every block that can give more or less; of the first layers alone, where time is short."""
-        net, objective, plan = self.probe.net, self.probe.objective, self.plan
-        self.plan_before = dict(plan)
-        found, stream = Marginals(), self.probe.stream()
-        depth = len(decoder_layers(self.probe.run.model))
-        with net.composed(plan, keep=True):
-            for streamed in progress(stream, f"search, round {number}, layers", depth):
-                for block in (block for block in plan if block.layer == streamed.index):
-                    for into, sign in ((found.more, 1), (found.less, -1)):
-                        count = nearest_of(self.legal[block], plan[block] + sign * self.steps[block])
-                        if (count - plan[block]) * sign <= 0 or self.late(1.0):
-                            continue
+        """u and d of every block that can give more or less."""
+        self.plan_before = dict(self.plan)
+        steps: dict[Block, list[int]] = {}
+        for block, count in self.plan.items():
+            both = (nearest_of(self.legal[block], count + sign * self.steps[block]) for sign in (1, -1))
+            steps[block] = [one for one in dict.fromkeys(both) if one != count]
+        found = Marginals()
+        for block, losses in self._grown(steps, number).items():
+            for count, loss in zip(steps[block], losses, strict=False):
+                moved = (count - self.plan[block]) * block.unit_parameters
+                (found.more if moved > 0 else found.less)[block] = count, loss / moved
+        return found
+
+    def _grown(self, steps: Mapping[Block, Sequence[int]], number: int) -> dict[Block, list[float]]:
+        """By how much L grows with each step of each block; of the first layers alone, where time is short."""
+        net, objective, model = self.probe.net, self.probe.objective, self.probe.run.model
+        name = f"search, round {number}"
+        with net.composed(self.plan, keep=True):
+            if self.settings.by == "gradients":
+                seed = self.probe.run.config.seed
+                return second_order(model, net, steps, objective, now=self.plan, seed=seed, name=name)
+            found: dict[Block, list[float]] = {}
+            stream = self.probe.stream()
+            for streamed in progress(stream, f"{name}, layers", len(decoder_layers(model))):
+                for block in (block for block in steps if block.layer == streamed.index):
+                    found[block] = []
+                    for count in steps[block]:
+                        if self.late(1.0):
+                            break
                         with net.instead(block, count):
                             loss = objective.of(stream.logits(streamed), f"{block.where} without {count} units")
-                        moved = (count - plan[block]) * block.unit_parameters
-                        into[block] = count, (loss - self.loss) / moved
-        return found
+                        found[block].append(loss - self.loss)
+            return found
 
     def exchanged(self, found: Marginals, goal: Goal) -> Iterator[Plan]:
         """Plans after ever more exchanges; a block moves one way."""
@@ -173,8 +196,3 @@ def first_steps(blocks: Sequence[Block], levels: int) -> dict[Block, int]:
         same = max(round(size / max(heads)), 1) * max(heads)
         size = same if same <= 2 * size else size
     return {block: max(round(size / block.unit_parameters), 1) for block in blocks}
-
-
-def plan_cost(plan: Plan) -> int:
-    """Parameters that go."""
-    return cost_of(plan)

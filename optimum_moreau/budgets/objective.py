@@ -47,12 +47,15 @@ class Objective:
         kind: `kl` or `loss`.
         batches: token ids, each `(windows, length)`.
         prefix: tokens at the start of each that are context.
+
+    Attributes:
+        first: the first target of each.
     """
 
     def __init__(self, kind: Kind, batches: Sequence[Tensor], prefix: int = 0):
         self.kind: Kind = kind
         self.batches = batches
-        self._first = max(prefix, 1)  # the first target
+        self.first = max(prefix, 1)
         self._kept: list[_Kept] = []
         self._dense = 0.0
 
@@ -61,7 +64,7 @@ class Objective:
         self._kept = []
         for batch, whole in zip(self.batches, logits, strict=True):
             for ids, scores in zip(batch, whole, strict=True):
-                self._kept.append(self._of_dense(ids, scores[self._first - 1 : -1].float()))
+                self._kept.append(self._of_dense(ids, scores[self.first - 1 : -1].float()))
             del whole, scores  # not beside the next batch's
         self._dense = 0.0
         if self.kind == "loss":
@@ -81,13 +84,22 @@ class Objective:
         for whole in logits:
             for scores in whole:  # one window in float32 at a time
                 mine = next(kept)
-                found.append(self._growth(mine, *self._of(mine[0], scores[self._first - 1 : -1].float())))
+                found.append(self._growth(mine, *self._of(mine[0], scores[self.first - 1 : -1].float())))
             del whole, scores  # not beside the next batch's
         return self._mean(found, what) - self._dense
 
+    def growth(self, windows: Iterable[int], logits: Tensor) -> Tensor:
+        """The sum over the targets of some windows, with its graph, of their logits `(windows, length, vocabulary)`."""
+        kept = (self._kept[window] for window in windows)
+        parts = [
+            self._summed(mine, self._of(mine[0], scores[self.first - 1 : -1].float())[1])
+            for mine, scores in zip(kept, logits, strict=True)
+        ]
+        return torch.stack(parts).sum()
+
     def _of_dense(self, ids: Tensor, scores: Tensor) -> _Kept:
         if self.kind == "loss":
-            return self._of(ids[self._first :, None].to(scores.device), scores)
+            return self._of(ids[self.first :, None].to(scores.device), scores)
         return self._of(scores.topk(min(TOP, scores.shape[1]), dim=1).indices, scores)
 
     def _of(self, tokens: Tensor, scores: Tensor) -> _Kept:
@@ -97,10 +109,13 @@ class Objective:
         return tokens, torch.cat([chosen, rest], dim=1)
 
     def _growth(self, dense: _Kept, tokens: Tensor, log_q: Tensor) -> tuple[float, int]:
+        return self._summed(dense, log_q).item(), len(log_q)
+
+    def _summed(self, dense: _Kept, log_q: Tensor) -> Tensor:
         if self.kind == "loss":
-            return -float(log_q[:, 0].sum()), len(log_q)
+            return -log_q[:, 0].sum()
         log_p = dense[1]
-        return float((log_p.exp() * (log_p - log_q)).sum()), len(log_q)
+        return (log_p.exp() * (log_p - log_q)).sum()
 
     def _mean(self, found: Sequence[tuple[float, int]], what: str) -> float:
         total = torch.tensor(found, dtype=torch.float64, device="cpu").sum(0)

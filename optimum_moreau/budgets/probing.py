@@ -24,6 +24,7 @@ from ..models.undisturbed import plain_outputs
 from ..models.units import Block, decoder_layers
 from ..scoring.profiles import Measuring
 from .extent import Extent, solving
+from .fisher import second_order
 from .objective import Kind, Objective, prefix_length
 from .supernet import Supernet
 
@@ -167,6 +168,24 @@ def measured(probe: Probe, levels: Mapping[Block, Sequence[int]], *, keep: bool)
     return found
 
 
+def estimated(
+    probe: Probe, levels: Mapping[Block, Sequence[int]], *, seed: int, keep: bool
+) -> dict[Block, list[float]]:
+    """Δ_b(n) of every block alone to second order; arguments and errors as for `measured`, and a seed."""
+    model, net = probe.run.model, probe.net
+    probe.objective.remember(whole_logits(model, probe.batches))
+    if net.ridge is not None:
+        for block, products in products_of(model, levels, probe.read):
+            net.learn(block, products, keep=keep)
+            for count in levels[block]:
+                net.matrix(block, count, keep=True)
+            if not keep:
+                net.forget(block)
+    found = second_order(model, net, levels, probe.objective, now={}, seed=seed, name="search")
+    net.keep_only({})
+    return found
+
+
 def _both(
     probe: Probe, stream: LayerStream, levels: Mapping[Block, Sequence[int]]
 ) -> Iterator[tuple[StreamedLayer, dict[Block, Tensor]]]:
@@ -205,10 +224,7 @@ def _bounded(
     tokens_read = int(_OF_READING * seconds / per_token)
     most = int((1 - _OF_READING) * seconds / per_token / extent.measure)  # tokens
     length = tokens.shape[1]
-    if most < length:
-        tokens = tokens[:1, : min(max(most, prefix + _SHORTEST), length)]
-    else:
-        tokens = tokens[: most // length]
+    tokens = tokens[:1, :min(max(most, prefix + _SHORTEST), length)] if most < length else tokens[:most // length]
     together = torch.cat(read)
     return tokens, list(together[: max(tokens_read // length, 1)].split(max(len(batch) for batch in read)))
 

@@ -1,13 +1,13 @@
-"""Search: blocks whose loss costs the model the least give more, as measured alone and then together.
+"""Search: blocks whose loss costs the model the least give more, as told alone and then together.
 
 Δ_b(n) is by how much the model departs from the dense one while the n lowest-scored units of block b alone are gone,
 the rest of the block adjusted by itself (supernet.py) where the compensation will adjust it. The attention and the MLP
 of a layer are two blocks. One greedy allocation over all of them gives a plan for any size (losses.py); that for the
-size asked for is improved in rounds, in which it is measured how blocks act together (neighbourhood.py). It is kept
-beside the scores: a plan of another size goes by the first measure alone.
+size asked for is improved in rounds, in which it is told how blocks act together (neighbourhood.py). It is kept beside
+the scores: a plan of another size goes by the first measure alone.
 
-Týr-the-Pruner (https://arxiv.org/abs/2503.09657) and EvoPress (https://arxiv.org/abs/2410.14649) search so by chance;
-here every step is measured.
+Steps are told to second order (fisher.py) or measured one by one (probing.py); whole plans are always measured.
+Týr-the-Pruner (https://arxiv.org/abs/2503.09657) and EvoPress (https://arxiv.org/abs/2410.14649) draw their steps.
 """
 
 from __future__ import annotations
@@ -21,11 +21,9 @@ from .by_loss import ByLoss
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..config import MoreauPrunerConfig
-    from ..models.units import Block, ModelShape
+    from ..models.units import Block
     from ..scoring.profiles import Measuring
     from ..scoring.scores import Ranking
-    from .extent import Extent
 
 
 @settings
@@ -41,6 +39,13 @@ class Search(ByLoss):
         default="kl",
         affects="scores",
         was="search_objective",
+    )
+    by: Literal["gradients", "passes"] = setting(
+        "how a step of a block is measured: to second order, of one pass forward and backward for all, or by a forward"
+        " pass of its own",
+        default="gradients",
+        affects="scores",
+        was="search_by",
     )
     levels: int = setting(
         "parts of a block, of which one, two, … are measured gone; of a block of fewer units every number",
@@ -74,15 +79,6 @@ class Search(ByLoss):
         from .searching import searched
 
         return searched(run, self, levels)
-
-    def extent(self, shape: ModelShape, config: MoreauPrunerConfig) -> Extent:
-        """The passes that it takes, with a resolved config."""
-        from .extent import Extent
-        from .goals import goals
-
-        blocks = shape.in_scope(config, "attention", "mlp")
-        rounds = self.rounds if goals(blocks, shape, config) else 0
-        return Extent.of(self.levels_of(blocks), shape.depth, rounds)
 
     def found(self, values: Ranking, goals: Mapping[str, float]) -> dict[str, int] | None:
         """What the rounds found, where the goals are those that they had."""

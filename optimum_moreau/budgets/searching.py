@@ -16,12 +16,10 @@ from ..models.placement import input_device
 from ..models.units import Block, decoder_layers
 from ..scoring.profiles import Measuring, profile_name
 from .extent import Extent
-from .fisher import fisher
 from .goals import Goal, goals, legal_counts
 from .losses import allocate, unit_losses
 from .neighbourhood import Neighbourhood
-from .objective import prefix_length
-from .probing import RIDGE, Clock, Probe, measured, prepared, products_of
+from .probing import RIDGE, Clock, Probe, estimated, measured, prepared
 from .supernet import Supernet
 
 if TYPE_CHECKING:
@@ -55,12 +53,15 @@ def searched(run: Measuring, settings: Search, levels: Mapping[Block, Sequence[i
     wanted = goals(list(levels), run.shape, run.config)
     rounds = settings.rounds if wanted else 0
     clock = Clock(settings.minutes, input_device(run.model))
-    extent = Extent.of(levels, len(decoder_layers(run.model)), rounds)
+    extent = Extent.of(levels, len(decoder_layers(run.model)), rounds, settings.by)
     with temporary_folder("search") as folder:
         net = Supernet(run.model, run.scores, ridge_of(run), folder)
         probe = prepared(run, net, settings.objective, settings.windows, clock, extent)
         _say(probe, extent, folder)
-        losses = measured(probe, levels, keep=bool(rounds))
+        if settings.by == "passes":
+            losses = measured(probe, levels, keep=bool(rounds))
+        else:
+            losses = estimated(probe, levels, seed=run.config.seed, keep=bool(rounds))
         found = {profile_name("search", block): _numbers(own) for block, own in losses.items()}
         logger.info("search: the first measure took %.1f min", clock.seconds / 60)
         if rounds:
@@ -70,44 +71,12 @@ def searched(run: Measuring, settings: Search, levels: Mapping[Block, Sequence[i
     return found
 
 
-def sensed(run: Measuring, windows: int, levels: Mapping[Block, Sequence[int]]) -> dict[str, Tensor]:
-    """Measures each block to second order, of one pass forward and backward (fisher.py); the model stays as it is.
-
-    Args:
-        run: on what.
-        windows: of the pass, of each process.
-        levels: the numbers of units of each block that are taken as gone.
-
-    Returns:
-        Profile name → Δ, float64 tensor on CPU.
-
-    Raises:
-        NonFiniteError: a gradient, or what flows into a matrix, is NaN or infinite.
-    """
-    with temporary_folder("search") as folder:
-        net = Supernet(run.model, run.scores, ridge_of(run), folder)
-        if net.ridge is not None:
-            for block, products in products_of(run.model, levels, run.batches):
-                net.learn(block, products, keep=False)
-                for count in levels[block]:
-                    net.matrix(block, count, keep=True)
-                net.forget(block)
-        tokens = torch.cat(run.batches)[:windows]
-        first = max(prefix_length(run.tokens), 1)
-        both = fisher(run.model, net, levels, [tokens], seed=run.config.seed, first=first)
-    losses, found, place = both.diagonal(), {}, 0
-    for block, own in levels.items():
-        found[profile_name("sensitivity", block)] = losses[place : place + len(own)].clone()
-        place += len(own)
-    return found
-
-
 def _around(
     probe: Probe, wanted: Sequence[Goal], points: Mapping[Block, list[tuple[int, float]]], settings: Search
 ) -> dict[str, Tensor]:
     """What the neighbourhood comes to, as profiles."""
     legal = {block: legal_counts(block, probe.run.config) for block in points}
-    near = Neighbourhood(probe, wanted, legal, settings.levels)
+    near = Neighbourhood(probe, wanted, legal, settings)
     even: dict[Block, float] = {}
     alone: dict[Block, float] = {}
     for goal in wanted:

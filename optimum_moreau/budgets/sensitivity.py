@@ -9,7 +9,7 @@ more.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from ..config.settings import setting, settings
 from .by_loss import ByLoss
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from ..models.units import Block
     from ..scoring.profiles import Measuring
+    from .extent import By
 
 
 @settings
@@ -28,6 +29,9 @@ class Sensitivity(ByLoss):
     name = "sensitivity"
     summary = "blocks that cost the least to second order (Fisher information) give more; one pass forward and backward"
     paper = "https://arxiv.org/abs/1412.1193"
+
+    by: ClassVar[By] = "gradients"
+    rounds: ClassVar[int] = 0
 
     levels: int = setting(
         "parts of a block, of which one, two, … are taken as gone; of a block of fewer units every number",
@@ -43,6 +47,9 @@ class Sensitivity(ByLoss):
 
     def measured_of(self, run: Measuring, levels: Mapping[Block, Sequence[int]]) -> dict[str, Tensor]:
         """Δ_b(n) of every block."""
-        from .searching import sensed
+        from ..scoring.profiles import profile_name
+        from .search import Search
+        from .searching import searched
 
-        return sensed(run, self.windows, levels)
+        found = searched(run, Search(by=self.by, levels=self.levels, windows=self.windows, rounds=self.rounds), levels)
+        return {profile_name(self.name, block): found[profile_name("search", block)] for block in levels}

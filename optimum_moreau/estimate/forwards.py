@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -55,8 +54,8 @@ def forward_passes(shape: ModelShape, config: MoreauPrunerConfig) -> int:
 
 
 def search_extent(shape: ModelShape, config: MoreauPrunerConfig) -> tuple[int, int]:
-    """Whole passes of a search, and the windows that each reads; zeros where there is none."""
-    if not _by_loss(config) or config.budget.name != "search":
+    """Whole passes of a budget by loss, and the windows that each reads; zeros where there is none."""
+    if not _by_loss(config):
         return 0, 0
     return config.budget.extent(shape, config).passes, min(config.calibration_samples, config.budget.windows)
 
@@ -65,24 +64,18 @@ def budget_operations(skeleton: PreTrainedModel, shape: ModelShape, config: More
     """Floating-point operations of a budget by loss: its passes, to the end of the head, and what is solved for."""
     if not _by_loss(config):
         return 0.0
-    levels = config.budget.levels_of(shape.in_scope(config, "attention", "mlp"))
+    extent = config.budget.extent(shape, config)
     everywhere = sum(rows * columns for layer in _matrices(skeleton, shape.blocks).values() for rows, columns in layer)
-    readers = {block: tuple(skeleton.get_parameter(block.weight_names()[block.reader]).shape) for block in levels}
+    readers = {b: tuple(skeleton.get_parameter(b.weight_names()[b.reader]).shape) for b in extent.solves}
     head: Any = skeleton.lm_head
-    solves: Mapping[Block, int] = {block: len(own) for block, own in levels.items()}
-    if config.budget.name == "search":
-        extent = config.budget.extent(shape, config)
-        solves, each = extent.solves, extent.passes * everywhere + extent.heads * head.weight.numel()
-    else:  # back through the activations as well, and each level once
-        steps = sum(times * math.prod(readers[block]) for block, times in solves.items())
-        each = 2 * (everywhere + head.weight.numel()) + steps
+    each = extent.passes * everywhere + extent.heads * head.weight.numel()
     windows = min(config.calibration_samples, config.budget.windows)
     found = 2.0 * windows * config.sequence_length * each
     if not _reads_products(config):
         return found
     tokens = config.calibration_samples * config.sequence_length
     found += 2.0 * tokens * (everywhere + sum(columns**2 for _, columns in readers.values()))
-    return found + sum(times * solving(*reversed(readers[block])) for block, times in solves.items())
+    return found + sum(times * solving(*reversed(readers[block])) for block, times in extent.solves.items())
 
 
 def _by_loss(config: MoreauPrunerConfig) -> bool:

@@ -175,7 +175,9 @@ def test_units_removed_before_are_left_out_of_zscores_and_go_first():
 def test_search_measures_what_silencing_costs(tokens):
     """… the same as the loss of a plan that is tried out in memory, block by block."""
     model = tiny_model()
-    scores, shape, config = scored(model, tokens, budget={"name": "search", "objective": "loss", "rounds": 0})
+    scores, shape, config = scored(
+        model, tokens, budget={"name": "search", "objective": "loss", "rounds": 0, "by": "passes"}
+    )
     whole = UnitScores({b.where: scores.values[b.where] for b in shape.blocks})
     block, n = of_kind(shape, "mlp")[1], probes(24)[1]
     alone = {"targets": ("mlp",), "mlp_layers": (1, 2), "criterion": "magnitude", "unit_ratio": n / 24}
