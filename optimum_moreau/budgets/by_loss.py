@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 @settings
 class ByLoss(Budget):
-    """Spreads by curves that are made convex of what is measured: `levels`, `windows`, in `rounds`, `by` which passes."""
+    """Spreads by curves that are made convex of what is measured.
+
+    Those who extend this have `levels`, `windows`, `rounds` and `by`, as settings or as facts (search.py).
+    """
 
     measured = True
     by_loss = True

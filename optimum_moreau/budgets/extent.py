@@ -14,6 +14,7 @@ from ..models.units import Block
 
 By = Literal["gradients", "passes"]
 STARTS = 3  # plans that are tried whole before the rounds
+AT_ONCE = 2  # windows, through a backward pass
 EXCHANGES = 4  # sets of moves that are tried whole in each round
 
 

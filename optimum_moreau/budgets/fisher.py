@@ -28,10 +28,9 @@ from ..models.placement import input_device
 from ..models.progress import progress
 from ..models.undisturbed import plain_outputs
 from ..models.units import Block
+from .extent import AT_ONCE
 from .objective import Objective
 from .supernet import Counts, Supernet
-
-_AT_ONCE = 2  # windows, through the backward pass
 
 
 def second_order(
@@ -60,7 +59,7 @@ def second_order(
     """
     sums = {block: torch.zeros(2, len(own), dtype=torch.float64, device="cpu") for block, own in steps.items()}
     slopes = objective.kind == "loss" or any(now.values())
-    windows, at = torch.cat(list(objective.batches)).split(_AT_ONCE), 0
+    windows, at = torch.cat(list(objective.batches)).split(AT_ONCE), 0
     for number, ids in enumerate(progress(windows, f"{name}, windows")):
         kind = [1]  # of the gradient that is on its way: 1 drawn labels', 0 the objective's
 

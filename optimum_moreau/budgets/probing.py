@@ -224,7 +224,7 @@ def _bounded(
     tokens_read = int(_OF_READING * seconds / per_token)
     most = int((1 - _OF_READING) * seconds / per_token / extent.measure)  # tokens
     length = tokens.shape[1]
-    tokens = tokens[:1, :min(max(most, prefix + _SHORTEST), length)] if most < length else tokens[:most // length]
+    tokens = tokens[:1, : min(max(most, prefix + _SHORTEST), length)] if most < length else tokens[: most // length]
     together = torch.cat(read)
     return tokens, list(together[: max(tokens_read // length, 1)].split(max(len(batch) for batch in read)))
 

@@ -78,6 +78,11 @@ def budget_operations(skeleton: PreTrainedModel, shape: ModelShape, config: More
     return found + sum(times * solving(*reversed(readers[block])) for block, times in extent.solves.items())
 
 
+def reads_gradients(config: MoreauPrunerConfig) -> bool:
+    """Whether a budget goes back through the model."""
+    return _by_loss(config) and config.budget.by == "gradients"
+
+
 def _by_loss(config: MoreauPrunerConfig) -> bool:
     return bool(measures(config) and config.budget.by_loss)
 

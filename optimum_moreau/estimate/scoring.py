@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..budgets.extent import AT_ONCE
 from ..config import MoreauPrunerConfig
 from ..config.quantities import words_for_bytes
 from ..criteria import Cost
@@ -37,6 +38,7 @@ from .forwards import (
     forward_bytes,
     forward_operations,
     forward_passes,
+    reads_gradients,
     score_bytes,
     search_extent,
 )
@@ -178,6 +180,9 @@ def _memory(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPrunerCo
         within_pass = 0 if config.masks else _MATRICES * matrix
     held, in_layer = forward_bytes(skeleton, shape, config)
     within_pass = max(within_pass, in_layer + (0 if config.masks else _MATRICES * matrix))
+    if reads_gradients(config):
+        searched = shape.in_scope(config, "attention", "mlp")
+        within_pass = max(within_pass, activation_bytes(skeleton, searched, AT_ONCE, config.sequence_length))
     state += held + (score_bytes(config, scope) if device == "cpu" else 0)
     heap = HEAP.get(device, 1.0)
     return round(heap * state), round(heap * within_pass)
