@@ -103,6 +103,7 @@ BUDGETS = Registry(
         "cosine": f"{_BUDGETS}.cosine:Cosine",
         "owl": f"{_BUDGETS}.owl:OWL",
         "zscore": f"{_BUDGETS}.zscore:ZScore",
+        "sensitivity": f"{_BUDGETS}.sensitivity:Sensitivity",
         "search": f"{_BUDGETS}.search:Search",
     },
 )

@@ -34,6 +34,7 @@ class Budget:
         ranks: there are no shares: one ranking over all layers.
         of_masks: it spreads zeros, too.
         of_rounds: it can be followed in several rounds, each scored as the one before left the model.
+        by_loss: it says how much of a size heads and channels take (by_loss.py).
     """
 
     name: ClassVar[str] = ""
@@ -43,6 +44,7 @@ class Budget:
     ranks: ClassVar[bool] = False
     of_masks: ClassVar[bool] = False
     of_rounds: ClassVar[bool] = False
+    by_loss: ClassVar[bool] = False
 
     protect: Share = setting(
         "share of each MLP's channels, the lowest-scored, that stay; the next-lowest go instead",

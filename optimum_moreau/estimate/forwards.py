@@ -20,11 +20,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
-from ..budgets.losses import search_passes, search_windows
+from ..budgets.extent import solving
 from ..config import MoreauPrunerConfig
 from ..models.undisturbed import plain_outputs, undisturbed
 from ..models.units import Block, ModelShape
-from ..scoring.profiles import measures, measures_outliers, probes
+from ..scoring.profiles import measures, measures_outliers
 
 _LENGTH = 31  # tokens of the run on the meta device
 _HESSIANS = 4  # of the widest inputs: Σ x xᵀ, H, its factor, its inverse
@@ -39,7 +39,7 @@ def forward_passes(shape: ModelShape, config: MoreauPrunerConfig) -> int:
     criterion = config.criterion
     reads = "activations" in criterion.needs
     if not config.masks:
-        profile = search_extent(shape, config)[0] or int(measures(config))
+        profile = _passes_of_budget(shape, config)
         profile += int(measures_outliers(config))
         return int(config.by_influence) + int(reads and bool(shape.scored(config))) + profile
     dense = int(config.budget.name == "owl") + int(reads and (config.budget.name == "global" or not criterion.by_layer))
@@ -54,24 +54,59 @@ def forward_passes(shape: ModelShape, config: MoreauPrunerConfig) -> int:
 
 
 def search_extent(shape: ModelShape, config: MoreauPrunerConfig) -> tuple[int, int]:
-    """Whole passes of a search, and the windows that each reads; zeros where there is none."""
-    if not (measures(config) and config.budget.name == "search"):
+    """Whole passes of a budget by loss, and the windows that each reads; zeros where there is none."""
+    if not _by_loss(config):
         return 0, 0
-    passes = search_passes(shape.in_scope(config, "attention", "mlp"), shape.depth)
-    return passes, min(config.calibration_samples, search_windows(passes))
+    return config.budget.extent(shape, config).passes, min(config.calibration_samples, config.budget.windows)
+
+
+def budget_operations(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig) -> float:
+    """Floating-point operations of a budget by loss: its passes, to the end of the head, and what is solved for."""
+    if not _by_loss(config):
+        return 0.0
+    extent = config.budget.extent(shape, config)
+    everywhere = sum(rows * columns for layer in _matrices(skeleton, shape.blocks).values() for rows, columns in layer)
+    readers = {b: tuple(skeleton.get_parameter(b.weight_names()[b.reader]).shape) for b in extent.solves}
+    head: Any = skeleton.lm_head
+    each = extent.passes * everywhere + extent.heads * head.weight.numel()
+    windows = min(config.calibration_samples, config.budget.windows)
+    found = 2.0 * windows * config.sequence_length * each
+    if not _reads_products(config):
+        return found
+    tokens = config.calibration_samples * config.sequence_length
+    found += 2.0 * tokens * (everywhere + sum(columns**2 for _, columns in readers.values()))
+    return found + sum(times * solving(*reversed(readers[block])) for block, times in extent.solves.items())
+
+
+def reads_gradients(config: MoreauPrunerConfig) -> bool:
+    """Whether a budget goes back through the model."""
+    return _by_loss(config) and config.budget.by == "gradients"
+
+
+def _by_loss(config: MoreauPrunerConfig) -> bool:
+    return bool(measures(config) and config.budget.by_loss)
+
+
+def _reads_products(config: MoreauPrunerConfig) -> bool:
+    """Whether a budget by loss adjusts what stays of a block, by one more pass over the text."""
+    return _by_loss(config) and config.compensation.ridged
+
+
+def _passes_of_budget(shape: ModelShape, config: MoreauPrunerConfig) -> int:
+    if not _by_loss(config):
+        return int(measures(config))
+    return search_extent(shape, config)[0] + int(_reads_products(config))
 
 
 def forward_operations(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPrunerConfig) -> float:
-    """Floating-point operations of these passes, and of Hessians, their inverses and the update; not of the choice."""
+    """Floating-point operations of these passes, and of Hessians, their inverses and the update; not of the choice.
+
+    Those of a budget by loss are apart (`budget_operations`).
+    """
     tokens = config.calibration_samples * config.sequence_length
     everywhere = sum(rows * columns for layer in _matrices(skeleton, shape.blocks).values() for rows, columns in layer)
-    searched, windows = search_extent(shape, config)
-    found = 2.0 * (forward_passes(shape, config) - searched) * tokens * everywhere
-    if searched:  # over its first windows; every probe ends in the head
-        head: Any = skeleton.lm_head
-        through_head = 1 + sum(len(probes(block.total)) for block in shape.in_scope(config, "attention", "mlp"))
-        search = searched * everywhere + through_head * head.weight.numel()
-        found += 2.0 * (windows * config.sequence_length) * search
+    apart = _passes_of_budget(shape, config) if _by_loss(config) else 0
+    found = 2.0 * (forward_passes(shape, config) - apart) * tokens * everywhere
     if "products" in _read(config):
         for layer in _matrices(skeleton, shape.scored(config)).values():
             widths = {columns: sum(r for r, c in layer if c == columns) for _, columns in layer}

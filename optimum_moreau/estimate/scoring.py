@@ -26,13 +26,22 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..budgets.extent import AT_ONCE
 from ..config import MoreauPrunerConfig
 from ..config.quantities import words_for_bytes
 from ..criteria import Cost
 from ..envelope.noise import standard_normal
 from ..models.undisturbed import plain_outputs, undisturbed
 from ..models.units import Block, ModelShape
-from .forwards import forward_bytes, forward_operations, forward_passes, score_bytes, search_extent
+from .forwards import (
+    budget_operations,
+    forward_bytes,
+    forward_operations,
+    forward_passes,
+    reads_gradients,
+    score_bytes,
+    search_extent,
+)
 
 _LENGTH = 31  # tokens of the run on the meta device; no model has a size of 31, so that attention's squares stand out
 _RATE_SECONDS = 0.02
@@ -171,6 +180,9 @@ def _memory(skeleton: PreTrainedModel, shape: ModelShape, config: MoreauPrunerCo
         within_pass = 0 if config.masks else _MATRICES * matrix
     held, in_layer = forward_bytes(skeleton, shape, config)
     within_pass = max(within_pass, in_layer + (0 if config.masks else _MATRICES * matrix))
+    if reads_gradients(config):
+        searched = shape.in_scope(config, "attention", "mlp")
+        within_pass = max(within_pass, activation_bytes(skeleton, searched, AT_ONCE, config.sequence_length))
     state += held + (score_bytes(config, scope) if device == "cpu" else 0)
     heap = HEAP.get(device, 1.0)
     return round(heap * state), round(heap * within_pass)
@@ -254,18 +266,27 @@ def _seconds(
     tokens = config.calibration_samples * config.sequence_length
     # 2 operations per weight and token: forward, through the activations, and for the weights in scope
     gradients = 2 * cost.passes * tokens * (2 * shape.parameters + scope)
-    operations = gradients + forward_operations(skeleton, shape, config)
-    if not operations:
+    operations, searching = (
+        gradients + forward_operations(skeleton, shape, config),
+        budget_operations(skeleton, shape, config),
+    )
+    if not operations + searching:
         return 0.0
     batch = _windows_at_once(cost, config)
     rate = product_rate(min(batch * config.sequence_length, 1024), skeleton.dtype, device)
     if rate is None:
         return None
+    bound = getattr(config.budget, "minutes", None)
+    searched = searching / rate if bound is None else min(searching / rate, 60 * bound)
     if not cost.noisy:
-        return operations / rate
+        return operations / rate + searched
     numbers = torch.empty(2**20, dtype=torch.float32, device=device)
     per_number = _time_of(lambda: standard_normal(numbers, 0), device) / 2**20
-    return operations / rate + 2 * cost.passes * math.ceil(config.calibration_samples / batch) * scope * per_number
+    return (
+        operations / rate
+        + searched
+        + 2 * cost.passes * math.ceil(config.calibration_samples / batch) * scope * per_number
+    )
 
 
 def product_rate(rows: int, dtype: torch.dtype, device: str) -> float | None:

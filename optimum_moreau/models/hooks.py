@@ -1,4 +1,4 @@
-"""Hooks for a while: units that are not heard, as good as removed; and the module that a NaN comes from."""
+"""Hooks for a while: units that are not heard, other weights, layers skipped; and the module that a NaN comes from."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .placement import loaded
 from .units import Block
 
 
@@ -30,6 +31,29 @@ def silent(units: Iterable[tuple[nn.Module, Block, Sequence[int] | Tensor]]) -> 
 
             stack.callback(reader.register_forward_pre_hook(silence).remove)
         yield
+
+
+@contextmanager
+def standing_in(weights: Iterable[tuple[nn.Module, Tensor]]) -> Iterator[None]:
+    """Within the block some linear layers compute with another weight, of the same shape; their own stay as they are.
+
+    Args:
+        weights: a linear layer and what stands in for its weight, wherever that lies.
+    """
+    with ExitStack() as stack:
+        for module, weight in weights:
+            own = module.__dict__.get("forward")  # accelerate's, of an offloaded model, or another one's stand-in
+            if own is None:
+                stack.callback(delattr, module, "forward")
+            else:
+                stack.callback(setattr, module, "forward", own)
+            module.forward = partial(_computed, module, weight)
+        yield
+
+
+def _computed(module: Any, weight: Tensor, x: Tensor) -> Tensor:
+    bias = None if module.bias is None else loaded(module, "bias").to(x.device)
+    return nn.functional.linear(x, weight.to(x.device), bias)
 
 
 @contextmanager

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from ..budgets import Uniform, protects
+from ..budgets.exact import cost_of, nearest_of
 from ..config import SIZES, TARGETS, MoreauPrunerConfig
 from ..config.quantities import nearest_fewer
 from ..errors import PlanError
 from ..models.units import Block, ModelShape
 from ..scoring.scores import Ranking, UnitScores, check_covers, with_layer_sums
-from .counts import Counts, UnitCounts, cost_of, nearest_of, removal_order
+from .counts import Counts, UnitCounts, removal_order
 from .explain import NEAR, adjustments
 from .pruning_plan import Kept, PruningPlan, contributions, remaining
 from .runtimes import LegalCounts, check_before_scoring, check_derived

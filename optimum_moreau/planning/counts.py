@@ -7,14 +7,13 @@ parameters, attention units are rounded first and MLP channels take up the diffe
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 
 from ..budgets import Uniform, protects
-from ..budgets.losses import allocate, predicted_loss
+from ..budgets.exact import cost_of, nearest_of, settled
 from ..config import MoreauPrunerConfig
 from ..models.units import Block
 from ..scoring.profiles import is_outlier
@@ -22,13 +21,6 @@ from ..scoring.scores import Ranking
 from .runtimes import LegalCounts
 
 Counts = dict[Block, int]
-
-
-def nearest_of(numbers: Sequence[int], x: float) -> int:
-    """The one of some ascending numbers nearest to x; on a tie the smaller one."""
-    x = round(x, 9)
-    place = bisect_left(numbers, x)
-    return min(numbers[max(place - 1, 0) : place + 1], key=lambda n: (abs(n - x), n))
 
 
 def removal_order(block: Block, ranking: Ranking, config: MoreauPrunerConfig) -> tuple[list[int], list[int]]:
@@ -69,13 +61,18 @@ class UnitCounts:
 
     def by_share(self, attention: float, mlp: float) -> Counts:
         """Removes a share of the units of each kind."""
+        of = {"attention": (self.attention, attention), "mlp": (self.mlp, mlp)}
+        if found := self._found({kind: share * _units_size(own) for kind, (own, share) in of.items() if own}):
+            return found
         counts = self._share(self.attention, attention) | self._share(self.mlp, mlp)
-        return self._no_worse(counts, self._even.by_share(attention, mlp)) if self._searches else counts
+        return self._no_worse(counts, self._even.by_share(attention, mlp)) if self.config.budget.by_loss else counts
 
     def by_parameters(self, goal: float) -> Counts:
         """Removes as nearly `goal` parameters as counts allow: attention at the common share, MLP the difference."""
         if goal <= 0:
             return self.by_share(0, 0)
+        if found := self._found({"units": goal}):
+            return found
         units = sum(block.total for block in self.attention)
         common = self._attention_part(goal, goal / _size(self.blocks))
         best: Counts = {}
@@ -89,7 +86,7 @@ class UnitCounts:
                 best, missed = counts, abs(goal - cost_of(counts))
             if missed <= self.slack * max(len(self.mlp), 1):
                 break
-        if not self._searches:
+        if not self.config.budget.by_loss:
             return best
         even = self._even.by_parameters(goal)
         as_near = abs(goal - cost_of(even)) <= max(missed, self.slack * max(len(self.mlp), 1))
@@ -134,16 +131,27 @@ class UnitCounts:
         return [self._removable(block)[-1] / block.total for block in blocks]
 
     def _attention_part(self, goal: float, share: float) -> float:
-        """The share of the units that attention gives: the common one, or what a search leaves to it."""
+        """The share of the units that attention gives: the common one, or what a measure of the loss leaves to it."""
         units = sum(block.total for block in self.attention)
-        if not self._searches or not units:
+        if not self.config.budget.by_loss or not units:
             return share
-        removed = allocate(self.blocks, goal, self.ranking, self._most_shares(self.blocks))
+        removed = self.config.budget.allocated(self.blocks, goal, self.ranking, self._most_shares(self.blocks))
         return sum(removed[block] for block in self.attention) / units
 
-    @property
-    def _searches(self) -> bool:
-        return self.config.budget.name == "search"
+    def _found(self, goals: Mapping[str, float]) -> Counts | None:
+        """The plan that the budget measured for these goals, if it did, made legal and exact."""
+        budget = self.config.budget
+        found = budget.found(self.ranking, goals) if budget.by_loss else None
+        if found is None or not {block.where for block in self.blocks} <= found.keys():
+            return None
+        legal = {block: self._removable(block) for block in self.blocks}
+        parts = {name: [b for b in self.blocks if name in ("units", b.kind)] for name in goals}
+        counts: Counts = {}
+        for name, own in parts.items():
+            counts |= settled({block: found[block.where] for block in own}, goals[name], legal)
+            if abs(goals[name] - cost_of({block: counts[block] for block in own})) > self.slack * max(len(own), 1):
+                return None
+        return counts
 
     @property
     def _even(self) -> UnitCounts:
@@ -156,7 +164,7 @@ class UnitCounts:
         """What was searched, unless rounding made it worse by its own measure than the same share of every layer."""
         if any(count > self._removable(block)[-1] for block, count in even.items()):
             return counts  # the same share of every layer would take what is protected
-        return min((counts, even), key=lambda found: predicted_loss(found, self.ranking))
+        return min((counts, even), key=lambda found: self.config.budget.predicted(found, self.ranking))
 
     def _parameters(self, blocks: Sequence[Block], rest: float) -> Counts:
         """Removes as many units as come nearest to `rest` parameters."""
@@ -233,11 +241,11 @@ class UnitCounts:
                 start = end
 
 
+def _units_size(blocks: Sequence[Block]) -> int:
+    """Parameters of the units of some blocks."""
+    return sum(block.total * block.unit_parameters for block in blocks)
+
+
 def _size(blocks: Sequence[Block]) -> int:
     """Parameters of some blocks, or 1: what a share is of."""
-    return max(sum(block.total * block.unit_parameters for block in blocks), 1)
-
-
-def cost_of(counts: Counts) -> int:
-    """Parameters that go with these units."""
-    return sum(count * block.unit_parameters for block, count in counts.items())
+    return max(_units_size(blocks), 1)

@@ -116,9 +116,15 @@ def is_outlier(values: Mapping[str, Tensor], block: Block, times: float) -> Tens
     return there & (flow > times * flow[there].mean())
 
 
-def probes(total: int) -> tuple[int, ...]:
-    """Of how many silent units of a block the loss is measured, ascending; at least one unit always speaks."""
-    return tuple(sorted({max(round(total * quarters / 4), 1) for quarters in (1, 2, 3)} & set(range(1, total))))
+def probes(total: int, levels: int = 4) -> tuple[int, ...]:
+    """Of how many silent units of a block the loss is measured, ascending; at least one unit always speaks.
+
+    One, two, … of so many equal parts; of a block of no more units than parts every number. So the number of these
+    tells what they are: `probes(total, n + 1)`.
+    """
+    if total <= levels:
+        return tuple(range(1, total))
+    return tuple(sorted({max(round(total * part / levels), 1) for part in range(1, levels)}))
 
 
 def of_layers(values: Mapping[str, Tensor], budget: str, blocks: Sequence[Block]) -> list[float]:

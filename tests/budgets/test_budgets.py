@@ -11,8 +11,9 @@ from accelerate import cpu_offload
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig
 from optimum_moreau.budgets.cosine import Cosine
-from optimum_moreau.budgets.losses import allocate, predicted_loss, search_passes, search_windows, unit_losses
+from optimum_moreau.budgets.losses import allocate, unit_losses
 from optimum_moreau.budgets.owl import OWL
+from optimum_moreau.budgets.search import Search
 from optimum_moreau.budgets.zscore import ZScore
 from optimum_moreau.criteria.block_influence import block_influence
 from optimum_moreau.envelope import scoring_mode
@@ -174,7 +175,9 @@ def test_units_removed_before_are_left_out_of_zscores_and_go_first():
 def test_search_measures_what_silencing_costs(tokens):
     """… the same as the loss of a plan that is tried out in memory, block by block."""
     model = tiny_model()
-    scores, shape, config = scored(model, tokens, budget="search")
+    scores, shape, config = scored(
+        model, tokens, budget={"name": "search", "objective": "loss", "rounds": 0, "by": "passes"}
+    )
     whole = UnitScores({b.where: scores.values[b.where] for b in shape.blocks})
     block, n = of_kind(shape, "mlp")[1], probes(24)[1]
     alone = {"targets": ("mlp",), "mlp_layers": (1, 2), "criterion": "magnitude", "unit_ratio": n / 24}
@@ -185,20 +188,22 @@ def test_search_measures_what_silencing_costs(tokens):
     measured = scores.values[profile_name("search", block)]
     assert float(measured[1]) == pytest.approx(without - dense, abs=1e-6)
     # the dense one, the stream's, and 3 probes of the MLP and 1 of two KV groups from each of 3 layers on
-    assert search_passes(shape.blocks, 3) == 2 + (3 + 1) * (3 + 2 + 1) / 3 == forward_passes(shape, config)
-    assert probes(1) == () and probes(2) == (1,) and probes(100) == (25, 50, 75)
+    assert config.budget.extent(shape, config).passes == 2 + (3 + 1) * (3 + 2 + 1) / 3 == forward_passes(shape, config)
 
 
-def test_a_search_reads_fewer_windows_the_more_passes_it_takes(tokens, monkeypatch):
-    assert [search_windows(passes) for passes in (2, 20, 21, 29, 40, 41, 500)] == [128, 128, 121, 88, 64, 64, 64]
-    monkeypatch.setattr("optimum_moreau.budgets.losses.SEARCH_WINDOWS", (1, 4))
-    monkeypatch.setattr("optimum_moreau.budgets.losses.WINDOW_PASSES", 30)
+def test_levels_are_equal_parts_or_every_number_and_their_number_tells_them():
+    assert probes(1) == () and probes(2) == (1,) and probes(3) == (1, 2) and probes(100) == (25, 50, 75)
+    assert probes(8, 8) == (1, 2, 3, 4, 5, 6, 7) and probes(16, 8) == (2, 4, 6, 8, 10, 12, 14)
+    for total in range(1, 40):
+        for levels in range(2, 20):
+            found = probes(total, levels)
+            assert found == probes(total, len(found) + 1) and set(found) <= set(range(1, total))
+
+
+def test_a_search_reads_its_first_windows(tokens):
+    budget = {"name": "search", "windows": 3}
     model = tiny_model()
-    shape = model_shape(model)
-    passes = search_passes(shape.blocks, 3)  # 10, so that 3 windows are read
-    found, first, others = (
-        scored(model, ids, budget="search")[0].values for ids in (tokens, tokens[: 30 // passes], tokens.flip(0))
-    )
+    found, first, others = (scored(model, ids, budget=budget)[0].values for ids in (tokens, tokens[:3], tokens.flip(0)))
     assert all(torch.equal(found[name], first[name]) for name in first)
     assert not all(torch.equal(found[name], others[name]) for name in first)
 
@@ -210,10 +215,11 @@ def test_a_layer_that_the_loss_does_not_feel_gives_more_under_search(tokens):
         model.model.layers[1].mlp.up_proj.weight.mul_(10)  # its scores are high all the same
         model.model.layers[1].mlp.gate_proj.weight.mul_(10)
     ids, found = spoken(model, tokens), {}
-    for budget in ("uniform", "global", "search"):
+    for budget in ("uniform", "global", "search", "sensitivity"):
         scores, shape, config = scored(model, ids, budget=budget, unit_ratio=(0.0, 0.25))
         found[budget] = removed(make_plan(scores, shape, config), "mlp")
-    assert found["search"][1] == max(found["search"]) > found["uniform"][1] > found["global"][1]
+    for budget in ("search", "sensitivity"):
+        assert found[budget][1] == max(found[budget]) > found["uniform"][1] > found["global"][1]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -227,7 +233,7 @@ def test_search_never_plans_a_higher_predicted_loss_than_uniform(seed):
 
     def predicted(**settings):
         plan = plan_for(shape, scores, **settings)
-        return predicted_loss({block: plan.kept(block).removed for block in shape.blocks}, scores.values)
+        return Search().predicted({block: plan.kept(block).removed for block in shape.blocks}, scores.values)
 
     for size in ({"pruning_ratio": 0.1}, {"pruning_ratio": 0.4}, {"unit_ratio": 0.3}, {"unit_ratio": (0.5, 0.2)}):
         assert predicted(budget="search", **size) <= predicted(**size) + 1e-12
@@ -239,7 +245,7 @@ def test_a_searchs_unit_losses_are_convex_and_near_what_was_measured(seed):
     block = of_kind(shape_of(), "mlp")[0]
     rising = torch.rand(3, generator=generator, dtype=torch.float64).cumsum(0)
     measured = rising.cumsum(0)  # convex, so that each point is a corner
-    losses = unit_losses(block, {profile_name("search", block): measured})
+    losses = unit_losses(block.total, list(zip(probes(block.total), measured.tolist(), strict=True)))
     assert len(losses) == block.total - 1 and (np.diff(losses) >= 0).all()
     slopes = np.diff([0.0, *measured.tolist()]) / (block.total / 4)
     for quarter, slope in enumerate(slopes):  # at the middle of each segment a unit costs the segment's slope
@@ -250,19 +256,22 @@ def test_a_searchs_unit_losses_are_convex_and_near_what_was_measured(seed):
 def test_a_search_answers_a_small_change_of_what_is_measured_with_a_small_one():
     """Two blocks that cost the same share evenly; a hair more in one does not move whole segments."""
     shape = shape_of(layers=2)
-    values = {profile_name("search", block): torch.tensor([1.0, 3.0, 7.0]) for block in shape.blocks}
     first, second = of_kind(shape, "mlp")
-    size = first.total * first.unit_parameters
-    even = allocate([first, second], size / 2, values)
+    size, counts = first.total * first.unit_parameters, probes(first.total)
+
+    def curve(*losses):
+        return unit_losses(first.total, list(zip(counts, losses, strict=True)))
+
+    even = allocate([first, second], size / 2, [curve(1.0, 3.0, 7.0)] * 2)
     assert even[first] == pytest.approx(even[second], abs=1) and sum(even.values()) == pytest.approx(first.total / 2)
-    values[profile_name("search", first)] = torch.tensor([1.001, 3.001, 7.001])
-    moved = allocate([first, second], size / 2, values)
+    moved = allocate([first, second], size / 2, [curve(1.001, 3.001, 7.001), curve(1.0, 3.0, 7.0)])
     assert abs(moved[first] - even[first]) <= 1
 
 
 @pytest.mark.parametrize("budget", MEASURED)
 def test_planning_from_scores_is_planning_anew(budget, tokens, tmp_path):
     model = tiny_model()
+    budget = {"name": "search", "rounds": 0} if budget == "search" else budget  # rounds are of one size
     first, shape, config = scored(model, tokens, criterion="taylor", budget=budget, pruning_ratio=0.1)
     first.save(tmp_path / "scores.safetensors")
     again = UnitScores.load(tmp_path / "scores.safetensors")

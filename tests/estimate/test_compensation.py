@@ -14,7 +14,7 @@ from optimum_moreau.compensation.compensate import compensated
 from optimum_moreau.compensation.silence import reached
 from optimum_moreau.data.parts import parted
 from optimum_moreau.estimate import estimate_compensation, estimate_scoring, skeleton_of
-from optimum_moreau.estimate.forwards import forward_operations
+from optimum_moreau.estimate.forwards import budget_operations
 from optimum_moreau.models.units import decoder_layers, model_shape
 from optimum_moreau.planning import expected_plan
 from tests import warm
@@ -101,17 +101,28 @@ def test_operations_are_those_counted(compensation):
     assert estimate.fit_operations == pytest.approx(expected)
 
 
-def test_a_search_takes_the_operations_of_the_windows_that_it_reads(monkeypatch):
-    monkeypatch.setattr("optimum_moreau.budgets.losses.SEARCH_WINDOWS", (2, 6))
-    monkeypatch.setattr("optimum_moreau.budgets.losses.WINDOW_PASSES", 40)
+@pytest.mark.parametrize("budget", ["search", "sensitivity"])
+def test_a_budget_by_loss_takes_the_operations_of_the_windows_that_it_reads(budget):
     model, found = tiny_model("llama"), {}
     for samples in (1, 3, 4, 12):
-        settings = {"budget": "search", "calibration_samples": samples}
+        budgets = {"name": budget, "windows": 4}
+        settings = {"budget": budgets, "calibration_samples": samples, "compensation": "none"}
         shape, _, config, _ = estimated(model, **settings)
-        found[samples] = forward_operations(skeleton_of(model), shape, config)
+        found[samples] = budget_operations(skeleton_of(model), shape, config)
     assert found[3] == pytest.approx(3 * found[1]) and found[12] == found[4] == pytest.approx(4 * found[1])
-    lines = estimate_scoring(skeleton_of(model), shape, config, "cpu").lines
-    assert "10 forward passes, 10 of them over 4 windows" in lines[0]
+
+
+def test_a_search_is_foretold_and_bounded(monkeypatch):
+    monkeypatch.setattr("optimum_moreau.estimate.scoring.product_rate", lambda *_: 1e6)
+    model, seconds = tiny_model("llama"), {}
+    for minutes in (None, 1.0, 1e9):
+        budgets = {"name": "search", "windows": 4, "minutes": minutes}
+        shape, _, config, _ = estimated(model, budget=budgets, criterion="magnitude", calibration_samples=12)
+        estimate = estimate_scoring(skeleton_of(model), shape, config, "cpu")
+        seconds[minutes] = estimate.seconds
+    passes = config.budget.extent(shape, config).passes
+    assert f"{passes + 1} forward passes, {passes} of them over 4 windows" in estimate.lines[0]  # and one for XᵀX
+    assert seconds[None] == seconds[1e9] > 60 == seconds[1.0]
 
 
 def test_rounds_score_and_compensate_as_often_as_estimated(monkeypatch):
