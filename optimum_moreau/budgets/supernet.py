@@ -87,7 +87,7 @@ class Supernet:
             return w.index_fill(1, goes, 0)
         xx, whole = self._products[block].to(w.device).double(), w.double()
         tx, nothing = whole @ xx[:, stays], xx.new_zeros(0)
-        moments = Moments(block.where, 0, xx[stays][:, stays], tx, nothing, nothing, nothing)
+        moments = Moments(block.where, 0, 1.0, xx[stays][:, stays], tx, nothing, nothing, nothing)
         fitted = ridge_fit(whole[:, stays], moments, self.ridge)
         return torch.zeros_like(w).index_copy_(1, stays, fitted.to(w.dtype))
 

@@ -156,7 +156,7 @@ def resolved_layers(config: MoreauPrunerConfig, depth: int) -> dict[str, Any]:
     Raises:
         ConfigError: a range lies outside the model, or leaves layers out that such a runtime wants alike.
     """
-    everywhere = (0, depth) if config.masks else None
+    everywhere = (0, depth) if config.masks or config.budget.by_loss else None  # what a budget measures it decides on
     found: dict[str, Any] = {}
     for name, given in _layer_ranges(config).items():
         found[name] = _resolve_layers(name, given or everywhere, depth)
