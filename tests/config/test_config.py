@@ -11,7 +11,7 @@ from optimum_moreau import MoreauPrunerConfig
 from optimum_moreau.budgets.search import Search
 from optimum_moreau.criteria.moreau import Moreau
 from optimum_moreau.criteria.taylor import Taylor
-from optimum_moreau.criteria.wanda import Wanda
+from optimum_moreau.criteria.surgeon import Surgeon
 from optimum_moreau.errors import ConfigError
 from optimum_moreau.registry import CRITERIA
 
@@ -272,7 +272,8 @@ def test_the_best_preset_leaves_out_what_is_ruled_out():
         {"targets": ("layers",)},
     ):
         assert (best(**one_shape).budget.name, best(**one_shape).compensation.name) == ("uniform", "refit")
-    assert best().criterion == Wanda()
+    assert best().criterion == Surgeon()
+    assert MoreauPrunerConfig.fast() == best(budget="sensitivity")
     assert best(criterion="moreau").criterion == Moreau(reduction="importance")
     assert best(criterion=Moreau()).criterion == Moreau()  # an object says all
     for hidden in (("hidden",), ["attention", "hidden"]):
@@ -285,13 +286,13 @@ def test_the_best_preset_leaves_out_what_is_ruled_out():
 @pytest.mark.parametrize(
     ("given", "samples"),
     [
-        ({"criterion": "taylor"}, 400),
-        ({"criterion": "moreau"}, 40),
-        ({"criterion": "moreau", "steps": None}, 40),
-        ({"criterion": "moreau", "steps": 2}, 200),
-        ({"criterion": "moreau", "steps": 2, "noise_samples": 2}, 100),
+        ({"criterion": "taylor"}, 256),
+        ({"criterion": "moreau"}, 25),
+        ({"criterion": "moreau", "steps": None}, 25),
+        ({"criterion": "moreau", "steps": 2}, 128),
+        ({"criterion": "moreau", "steps": 2, "noise_samples": 2}, 64),
         ({"criterion": "smoothgrad"}, 10),
-        ({"criterion": "wanda"}, 400),
+        ({"criterion": "wanda"}, 256),
         ({"criterion": "moreau", "calibration_samples": 7}, 7),
     ],
 )
@@ -328,7 +329,7 @@ def test_a_preset_is_settings_to_begin_with():
 
 
 def test_a_setting_that_other_methods_have_says_which():
-    with pytest.raises(ConfigError, match=r"^steps: taylor has no such setting; moreau-gs, moreau, lora have it\."):
+    with pytest.raises(ConfigError, match=r"^steps: taylor has no such setting; moreau-gs, moreau, lora, train have it\."):
         MoreauPrunerConfig(criterion={"name": "taylor", "steps": 3})
     with pytest.raises(ConfigError, match=r"^strength: search has no such setting; owl has it\."):
         Search(strength=0.1)

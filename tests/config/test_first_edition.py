@@ -44,7 +44,8 @@ def test_a_plan_is_made_again_unit_for_unit(name, shared):
     first = PruningPlan.load(FIRST / f"{name}.json")
     pruner = MoreauPruner(MoreauPrunerConfig.preset(preset, seed=1), tokenizer=load_tokenizer(folder))
     plan, _ = pruner.plan(load_model(folder, device="cpu"))
-    assert plan.layers == first.layers and plan.calibration == first.calibration
+    drawn = {name: plan.calibration[name] for name in first.calibration}  # the file's own hash is new
+    assert plan.layers == first.layers and drawn == first.calibration
     depth = type("Config", (), {"num_hidden_layers": len(first.layers)})
     ours = MoreauPrunerConfig.from_dict(plan.config).changed(compensation_samples=128)  # which says nothing of "none"
     assert MoreauPrunerConfig.from_dict(first.config).resolve(depth) == ours.resolve(depth)
