@@ -22,7 +22,8 @@ keeps k of w columns, o and u the parts of W that o_proj and down_proj are:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -30,7 +31,7 @@ from transformers import PreTrainedModel
 from ..compensation.silence import reached
 from ..config import MoreauPrunerConfig
 from ..config.quantities import words_for_bytes
-from ..models.units import ModelShape, decoder_layers
+from ..models.units import Block, ModelShape, decoder_layers
 from ..planning import PruningPlan
 from .forwards import bytes_per_batch
 from .scoring import HEAP, duration, memory, product_rate
@@ -99,38 +100,31 @@ def estimate_compensation(
     if not config.compensation.fits:
         return None
     tokens = config.compensation.windows * config.sequence_length
-    passes = {"attention": 0, "mlp": 0}
-    widest, work = 0, 0
     windows = min(config.batch_size or config.compensation.windows, config.compensation.windows)
     batch = bytes_per_batch(skeleton, set(), windows, config.sequence_length)
-    layers, again = decoder_layers(skeleton), int(not shape.family.adds)
     head: Any = skeleton.get_output_embeddings()
-    whole, operations, fits = float(head.weight.numel()), 0.0, 0.0
+    sums = _Sums(head.weight.numel())
     for index, adjusted in (reached(shape, plan) if plan.removes else {}).items():
-        layer: Any = layers[index]
+        layer: Any = decoder_layers(skeleton)[index]
         for block in (block for block in shape.blocks if block.layer == index):
-            reader = layer.get_submodule(block.reader.module).weight
-            entries = sum(layer.get_submodule(name).weight.numel() for name in {cut.module for cut in block.cuts})
-            attends = block.kind == "attention"
-            runs = 1 + (len(adjusted) if attends else min(len(adjusted), 1)) + again * bool(adjusted)
-            passes[block.kind] += runs
-            stopped = int(block in adjusted) if attends else again * bool(adjusted)  # passes that end at its last one
-            operations += 2 * tokens * (runs * entries - stopped * reader.numel())
-            whole += entries
+            sums.add_passes(layer, block, adjusted, tokens, again=not shape.family.adds)
             if block in adjusted:
-                rows, width = reader.shape
+                rows, width = layer.get_submodule(block.reader.module).weight.shape
                 rows = len(plan.hidden.kept) if plan.hidden is not None else rows
                 kept = width // block.total * len(plan.kept(block).kept)
-                operations += 2 * tokens * kept * (kept + rows)
-                fits += _fit_operations(config, rows, kept)
-                at_once = windows * config.sequence_length
-                widest = max(widest, width)
-                work = max(work, _work(config, batch, at_once, rows, width, kept, skeleton.dtype.itemsize))
+                sums.operations += 2 * tokens * kept * (kept + rows)
+                sums.fits += _fit_operations(config, rows, kept)
+                sums.widest = max(sums.widest, width)
+                work = _work(
+                    config, batch, windows * config.sequence_length, rows, width, kept, skeleton.dtype.itemsize
+                )
+                sums.work = max(sums.work, work)
     held_out, hidden = config.compensation.apart, skeleton.config.hidden_size
+    operations, fits = sums.operations, sums.fits
     if plan.removes:
-        operations += 3 * 2 * held_out * config.sequence_length * whole
-    streams = tokens * max(6 * hidden, 3 * hidden + widest) * skeleton.dtype.itemsize
-    work = round(HEAP.get(device, 1.0) * work)
+        operations += 3 * 2 * held_out * config.sequence_length * sums.whole
+    streams = tokens * max(6 * hidden, 3 * hidden + sums.widest) * skeleton.dtype.itemsize
+    work = round(HEAP.get(device, 1.0) * sums.work)
     rate = product_rate(min(windows * config.sequence_length, 1024), skeleton.dtype, device)
     return CompensationEstimate(
         device=device,
@@ -138,8 +132,8 @@ def estimate_compensation(
         times=config.rounds,
         windows=config.compensation.windows,
         held_out=held_out,
-        attention_passes=passes["attention"],
-        mlp_passes=passes["mlp"],
+        attention_passes=sums.passes["attention"],
+        mlp_passes=sums.passes["mlp"],
         operations=operations,
         fit_operations=fits,
         model_bytes=shape.bytes,
@@ -148,6 +142,31 @@ def estimate_compensation(
         peak_memory_bytes=shape.bytes + work + (streams if device == "cpu" else 0),
         seconds=None if rate is None else config.rounds * (operations + _DOUBLE * fits) / rate,
     )
+
+
+@dataclass
+class _Sums:
+    """Over layers, as they are added."""
+
+    whole: float  # entries of the head, and of all layers that were added
+    passes: dict[str, int] = field(default_factory=lambda: {"attention": 0, "mlp": 0})
+    operations: float = 0.0
+    fits: float = 0.0
+    widest: int = 0
+    work: int = 0
+
+    def add_passes(self, layer: Any, block: Block, adjusted: Sequence[Block], tokens: int, *, again: bool) -> None:
+        """Of one block of a layer; some of its passes end before its last matrix."""
+        once_more = int(again and bool(adjusted))
+        entries = sum(layer.get_submodule(name).weight.numel() for name in {cut.module for cut in block.cuts})
+        if block.kind == "attention":
+            runs, stopped = 1 + len(adjusted) + once_more, int(block in adjusted)
+        else:
+            runs, stopped = 1 + int(bool(adjusted)) + once_more, once_more
+        last = layer.get_submodule(block.reader.module).weight.numel()
+        self.passes[block.kind] += runs
+        self.operations += 2 * tokens * (runs * entries - stopped * last)
+        self.whole += entries
 
 
 def _fit_operations(config: MoreauPrunerConfig, rows: int, kept: int) -> float:
