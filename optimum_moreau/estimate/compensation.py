@@ -35,6 +35,7 @@ from ..models.units import Block, ModelShape, decoder_layers
 from ..planning import PruningPlan
 from .forwards import bytes_per_batch
 from .scoring import HEAP, duration, memory, product_rate
+from .training import estimate_training
 
 _DOUBLE = 2  # an operation of float64, in operations of float32
 
@@ -51,7 +52,7 @@ class CompensationEstimate:
         held_out: windows whose loss is measured, three times.
         attention_passes: passes of all windows through the attention of a layer, of all layers.
         mlp_passes: the same through MLPs.
-        operations: floating-point operations of these passes, of XᵀX and TᵀX, and of the losses.
+        operations: floating-point operations of these passes, of XᵀX and TᵀX, of the losses, and of training.
         fit_operations: of the fits and their errors, in float64.
         model_bytes: the loaded model.
         stream_bytes: the hidden states of both streams and what goes with them, in CPU memory.
@@ -97,50 +98,52 @@ def estimate_compensation(
 
     The plan is what stays, as far as it is known; of earlier rounds it is taken to be the same.
     """
-    if not config.compensation.fits:
+    step = config.compensation
+    if not step.fits:
         return None
-    tokens = config.compensation.windows * config.sequence_length
-    windows = min(config.batch_size or config.compensation.windows, config.compensation.windows)
+    tokens = step.windows * config.sequence_length
+    windows = min(config.batch_size or step.windows, step.windows)
+    at_once = windows * config.sequence_length
     batch = bytes_per_batch(skeleton, set(), windows, config.sequence_length)
     head: Any = skeleton.get_output_embeddings()
-    sums = _Sums(head.weight.numel())
-    for index, adjusted in (reached(shape, plan) if plan.removes else {}).items():
-        layer: Any = decoder_layers(skeleton)[index]
-        for block in (block for block in shape.blocks if block.layer == index):
-            sums.add_passes(layer, block, adjusted, tokens, again=not shape.family.adds)
-            if block in adjusted:
-                rows, width = layer.get_submodule(block.reader.module).weight.shape
-                rows = len(plan.hidden.kept) if plan.hidden is not None else rows
-                kept = width // block.total * len(plan.kept(block).kept)
-                sums.operations += 2 * tokens * kept * (kept + rows)
-                sums.fits += _fit_operations(config, rows, kept)
-                sums.widest = max(sums.widest, width)
-                work = _work(
-                    config, batch, windows * config.sequence_length, rows, width, kept, skeleton.dtype.itemsize
-                )
-                sums.work = max(sums.work, work)
-    held_out, hidden = config.compensation.apart, skeleton.config.hidden_size
-    operations, fits = sums.operations, sums.fits
+    sums, itemsize = _Sums(head.weight.numel()), skeleton.dtype.itemsize
+    adjusted = reached(shape, plan)
+    for block in shape.blocks if plan.removes else ():
+        layer: Any = decoder_layers(skeleton)[block.layer or 0]
+        own = adjusted[block.layer or 0]
+        sums.add_passes(layer, block, own, tokens, again=not shape.family.adds)
+        if block in own:
+            rows, width = layer.get_submodule(block.reader.module).weight.shape
+            rows = len(plan.hidden.kept) if plan.hidden is not None else rows
+            kept = width // block.total * len(plan.kept(block).kept)
+            sums.add_fit(config, tokens, rows, width, kept)
+            sums.work = max(sums.work, _work(config, batch, at_once, rows, width, kept, itemsize))
+    held_out, hidden, operations = step.apart, skeleton.config.hidden_size, sums.operations
     if plan.removes:
         operations += 3 * 2 * held_out * config.sequence_length * sums.whole
-    streams = tokens * max(6 * hidden, 3 * hidden + sums.widest) * skeleton.dtype.itemsize
+    if training := estimate_training(skeleton, shape, plan, config):
+        operations += training.operations
+        sums.work = max(
+            sums.work, training.block_bytes + 3 * batch * training.step_tokens // (windows * config.sequence_length)
+        )
+    streams = tokens * max(6 * hidden, 3 * hidden + sums.widest) * itemsize
     work = round(HEAP.get(device, 1.0) * sums.work)
-    rate = product_rate(min(windows * config.sequence_length, 1024), skeleton.dtype, device)
+    rate = product_rate(min(at_once, 1024), skeleton.dtype, device)
     return CompensationEstimate(
         device=device,
-        step=config.compensation.name,
+        step=step.name,
         times=config.rounds,
-        windows=config.compensation.windows,
+        windows=step.windows,
         held_out=held_out,
         attention_passes=sums.passes["attention"],
         mlp_passes=sums.passes["mlp"],
         operations=operations,
-        fit_operations=fits,
+        fit_operations=sums.fits,
         model_bytes=shape.bytes,
         stream_bytes=streams,
         work_bytes=work,
         peak_memory_bytes=shape.bytes + work + (streams if device == "cpu" else 0),
-        seconds=None if rate is None else config.rounds * (operations + _DOUBLE * fits) / rate,
+        seconds=None if rate is None else config.rounds * (operations + _DOUBLE * sums.fits) / rate,
     )
 
 
@@ -167,6 +170,12 @@ class _Sums:
         self.passes[block.kind] += runs
         self.operations += 2 * tokens * (runs * entries - stopped * last)
         self.whole += entries
+
+    def add_fit(self, config: MoreauPrunerConfig, tokens: int, rows: int, width: int, kept: int) -> None:
+        """Of one matrix."""
+        self.operations += 2 * tokens * kept * (kept + rows)
+        self.fits += _fit_operations(config, rows, kept)
+        self.widest = max(self.widest, width)
 
 
 def _fit_operations(config: MoreauPrunerConfig, rows: int, kept: int) -> float:

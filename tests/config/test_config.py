@@ -10,8 +10,8 @@ from transformers import LlamaConfig
 from optimum_moreau import MoreauPrunerConfig
 from optimum_moreau.budgets.search import Search
 from optimum_moreau.criteria.moreau import Moreau
-from optimum_moreau.criteria.taylor import Taylor
 from optimum_moreau.criteria.surgeon import Surgeon
+from optimum_moreau.criteria.taylor import Taylor
 from optimum_moreau.errors import ConfigError
 from optimum_moreau.registry import CRITERIA
 
@@ -329,7 +329,9 @@ def test_a_preset_is_settings_to_begin_with():
 
 
 def test_a_setting_that_other_methods_have_says_which():
-    with pytest.raises(ConfigError, match=r"^steps: taylor has no such setting; moreau-gs, moreau, lora, train have it\."):
+    with pytest.raises(
+        ConfigError, match=r"^steps: taylor has no such setting; moreau-gs, moreau, lora, train have it\."
+    ):
         MoreauPrunerConfig(criterion={"name": "taylor", "steps": 3})
     with pytest.raises(ConfigError, match=r"^strength: search has no such setting; owl has it\."):
         Search(strength=0.1)

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from optimum_moreau import MoreauPruner, MoreauPrunerConfig
 from optimum_moreau.compensation.compensate import compensated
+from optimum_moreau.compensation.refit import RIDGES
 from optimum_moreau.compensation.silence import reached
 from optimum_moreau.data.parts import parted
 from optimum_moreau.estimate import estimate_compensation, estimate_scoring, skeleton_of
@@ -89,7 +90,7 @@ def test_operations_are_those_counted(compensation):
     products = sum(n for op, n in counter.get_flop_counts()["Global"].items() if str(op) in ("aten.mm", "aten.addmm"))
     entries = sum(w.numel() for name, w in model.named_parameters() if "_proj.weight" in name)
     kept = [(len(plan.kept(b).kept) * (16 if b.kind == "attention" else 1), 32) for b in shape.blocks]
-    candidates = 4 if compensation == "refit" else 1
+    candidates = len(RIDGES) if compensation == "refit" else 1
     errors = sum(2 * k * k * rows * (2 * candidates + 2) for k, rows in kept)
     if compensation == "scale":  # it has its regression, on both folds together where it is taken
         taken = [2 + (one.error_after < one.error_before) for one in done.matrices]
@@ -209,7 +210,7 @@ def test_a_dry_run_says_it(verb, command, tmp_path):
     assert found["scoring"]["times"] == found["compensation"]["times"] == 2
     assert found["compensation"]["step"] == "refit" and found["compensation"]["stream_bytes"] == 6 * 128 * 128 * 32 * 4
     code, out, err = command(*flags)
-    assert out.startswith("settings    criterion wanda on 400 windows, budget uniform, compensation refit\n")
+    assert out.startswith("settings    criterion surgeon on 256 windows, budget uniform, compensation refit\n")
     assert code == 0 and "\nrefit       8 passes of 128 windows through a layer's attention, 6 " in out
     assert "in each of 2 rounds, roughly" in out and "\nits memory  about " in out
     code, out, err = command(verb, tmp_path, "--preset", "plain", "--dry-run", "--json")
