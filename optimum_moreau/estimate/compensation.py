@@ -113,16 +113,14 @@ def estimate_compensation(
                 rows = len(plan.hidden.kept) if plan.hidden is not None else rows
                 kept = width // block.total * len(plan.kept(block).kept)
                 sums.operations += 2 * tokens * kept * (kept + rows)
-                sums.fits += _fit_operations(config, rows, kept)
-                sums.widest = max(sums.widest, width)
+                sums.fits, sums.widest = sums.fits + _fit_operations(config, rows, kept), max(sums.widest, width)
                 work = _work(
                     config, batch, windows * config.sequence_length, rows, width, kept, skeleton.dtype.itemsize
                 )
                 sums.work = max(sums.work, work)
     held_out, hidden = config.compensation.apart, skeleton.config.hidden_size
-    operations, fits = sums.operations, sums.fits
-    if plan.removes:
-        operations += 3 * 2 * held_out * config.sequence_length * sums.whole
+    losses = 3 * 2 * held_out * config.sequence_length * sums.whole if plan.removes else 0
+    operations, fits = sums.operations + losses, sums.fits
     streams = tokens * max(6 * hidden, 3 * hidden + sums.widest) * skeleton.dtype.itemsize
     work = round(HEAP.get(device, 1.0) * sums.work)
     rate = product_rate(min(windows * config.sequence_length, 1024), skeleton.dtype, device)
