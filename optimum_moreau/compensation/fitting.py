@@ -151,7 +151,8 @@ class Fitter:
             outputs = dense.outputs(readers if self.aims.to_stream else [block.reader.module for block in blocks])
         if not self.aims.to_stream:
             return {block: outputs[block.reader.module] for block in blocks}
-        found, after = {}, streams
+        found: dict[Block, list[Tensor]] = {}
+        after = streams
         for kind, name in zip(("attention", "mlp"), readers, strict=True):
             given = outputs.pop(name)
             after = [self.aims.behind(h.to(y.device), y) for h, y in zip(after, given, strict=True)]

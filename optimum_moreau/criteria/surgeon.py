@@ -45,6 +45,7 @@ class Surgeon(Criterion):
                 name = block.weight_names()[block.reader]
                 w, inputs = run.engine.weight(name).float(), found[block.reader.module]
                 units = block.lines(block.reader, w.shape[1], w.device)
+                assert inputs.products is not None  # asked for
                 costs = removal_costs(inputs.products, w, units, damping=self.damping, group=self.group, where=name)
                 elements = torch.zeros(w.shape, dtype=torch.float64, device=w.device)
                 elements[0, units[:, 0]] = costs / inputs.tokens
