@@ -105,27 +105,13 @@ def estimate_compensation(
     windows = min(config.batch_size or step.windows, step.windows)
     at_once = windows * config.sequence_length
     batch = bytes_per_batch(skeleton, set(), windows, config.sequence_length)
-    head: Any = skeleton.get_output_embeddings()
-    sums, itemsize = _Sums(head.weight.numel()), skeleton.dtype.itemsize
-    adjusted = reached(shape, plan)
-    for block in shape.blocks if plan.removes else ():
-        layer: Any = decoder_layers(skeleton)[block.layer or 0]
-        own = adjusted[block.layer or 0]
-        sums.add_passes(layer, block, own, tokens, again=not shape.family.adds)
-        if block in own:
-            rows, width = layer.get_submodule(block.reader.module).weight.shape
-            rows = len(plan.hidden.kept) if plan.hidden is not None else rows
-            kept = width // block.total * len(plan.kept(block).kept)
-            sums.add_fit(config, tokens, rows, width, kept)
-            sums.work = max(sums.work, _work(config, batch, at_once, rows, width, kept, itemsize))
-    held_out, hidden, operations = step.apart, skeleton.config.hidden_size, sums.operations
+    sums, hidden = _summed(skeleton, shape, plan, config, at_once, batch), skeleton.config.hidden_size
+    operations, itemsize = sums.operations, skeleton.dtype.itemsize
     if plan.removes:
-        operations += 3 * 2 * held_out * config.sequence_length * sums.whole
+        operations += 3 * 2 * step.apart * config.sequence_length * sums.whole
     if training := estimate_training(skeleton, shape, plan, config):
         operations += training.operations
-        sums.work = max(
-            sums.work, training.block_bytes + 3 * batch * training.step_tokens // (windows * config.sequence_length)
-        )
+        sums.work = max(sums.work, training.block_bytes + 3 * batch * training.step_tokens // at_once)
     streams = tokens * max(6 * hidden, 3 * hidden + sums.widest) * itemsize
     work = round(HEAP.get(device, 1.0) * sums.work)
     rate = product_rate(min(at_once, 1024), skeleton.dtype, device)
@@ -134,7 +120,7 @@ def estimate_compensation(
         step=step.name,
         times=config.rounds,
         windows=step.windows,
-        held_out=held_out,
+        held_out=step.apart,
         attention_passes=sums.passes["attention"],
         mlp_passes=sums.passes["mlp"],
         operations=operations,
@@ -176,6 +162,31 @@ class _Sums:
         self.operations += 2 * tokens * kept * (kept + rows)
         self.fits += _fit_operations(config, rows, kept)
         self.widest = max(self.widest, width)
+
+
+def _summed(
+    skeleton: PreTrainedModel,
+    shape: ModelShape,
+    plan: PruningPlan,
+    config: MoreauPrunerConfig,
+    at_once: int,
+    batch: int,
+) -> _Sums:
+    """Over all layers; `batch` bytes are held while so many tokens pass at once."""
+    head: Any = skeleton.get_output_embeddings()
+    sums, adjusted = _Sums(head.weight.numel()), reached(shape, plan)
+    tokens, itemsize = config.compensation.windows * config.sequence_length, skeleton.dtype.itemsize
+    for block in shape.blocks if plan.removes else ():
+        layer: Any = decoder_layers(skeleton)[block.layer or 0]
+        own = adjusted[block.layer or 0]
+        sums.add_passes(layer, block, own, tokens, again=not shape.family.adds)
+        if block in own:
+            rows, width = layer.get_submodule(block.reader.module).weight.shape
+            rows = len(plan.hidden.kept) if plan.hidden is not None else rows
+            kept = width // block.total * len(plan.kept(block).kept)
+            sums.add_fit(config, tokens, rows, width, kept)
+            sums.work = max(sums.work, _work(config, batch, at_once, rows, width, kept, itemsize))
+    return sums
 
 
 def _fit_operations(config: MoreauPrunerConfig, rows: int, kept: int) -> float:

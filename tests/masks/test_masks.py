@@ -47,7 +47,7 @@ def weights(model):
 
 @pytest.mark.parametrize("refine", [None, "dsnot", "r2-dsnot"])
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4", "4:8"])
-@pytest.mark.parametrize("criterion", list(CRITERIA))
+@pytest.mark.parametrize("criterion", [name for name in CRITERIA if CRITERIA.get(name).masks])
 def test_every_criterion_makes_every_pattern(criterion, pattern, refine, tokens):
     model = tiny_model("llama")
     before = {name: w.clone() for name, w in model.named_parameters()}

@@ -26,7 +26,7 @@ def half_empty(share=0.5):
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("criterion", list(CRITERIA))
+@pytest.mark.parametrize("criterion", [name for name in CRITERIA if CRITERIA.get(name).masks])
 def test_zeros_stay_and_go_first(criterion, way, tokens):
     for pattern, settings in (("unstructured", {"sparsity": 0.75}), ("2:4", {})):
         model, zeros = half_empty()
@@ -75,7 +75,7 @@ def test_an_update_of_a_masked_model_is_that_of_its_mask(tokens):
 
 
 @pytest.mark.parametrize("compensation", list(COMPENSATIONS))
-def test_what_a_cut_does_to_zeros_is_said(compensation, tokens, caplog):
+def test_what_a_cut_does_to_zeros_is_said(compensation, unguarded, caplog):
     model = tiny_model("llama")
     pruner = MoreauPruner(MoreauPrunerConfig(criterion="magnitude", pattern="2:4"))
     pruner.prune(model)
@@ -83,13 +83,13 @@ def test_what_a_cut_does_to_zeros_is_said(compensation, tokens, caplog):
         criterion="magnitude",
         unit_ratio=0.25,
         compensation=compensation,
-        compensation_samples=4,
+        compensation_samples=60,
         sequence_length=16,
         attention_layers=(0, 3),
         mlp_layers=(0, 3),
     )
     with caplog.at_level(logging.WARNING):
-        pruner.prune(model, tokens)
+        pruner.prune(model, torch.randint(64, (90, 16), generator=torch.Generator().manual_seed(0)))
     kept = all(int((w == 0).sum()) >= 0.4 * w.numel() for w in weights(model).values())
     assert (
         ("its zeros stay in the weights that remain" in caplog.text)
