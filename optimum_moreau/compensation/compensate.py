@@ -7,9 +7,10 @@ of the same cut without compensation, what was fitted is taken back.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from .blocks import Trained
 from .fitting import Adjusted, Fitter
 from .narrow import narrowed
 from .silence import silence
+from .step import Compensation
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +45,9 @@ class HeldOut:
         dense: of the base model.
         cut: of the cut without compensation.
         compensated: with it.
-        taken_back: it was no better, so that the model is cut without.
+        taken_back: it was worse, so that the model is cut without, or with a simpler one.
+        instead: the name of that one; empty: without.
+        simpler: its loss.
     """
 
     windows: int = 0
@@ -51,6 +55,8 @@ class HeldOut:
     cut: float = 0.0
     compensated: float = 0.0
     taken_back: bool = False
+    instead: str = ""
+    simpler: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -147,11 +153,7 @@ def compensated(
             elif parts is None:
                 raise DataError(f"compensation: '{config.compensation.name}' reads calibration text; give some")
             elif plan.removes:
-                try:
-                    done = _Guarded(model, shape, plan, config, parts).fitted(stack, distinct, undone=undone)
-                except _NoGain as none:
-                    done = none.done
-                    _silenced(stack, model, shape, plan, undone=undone)
+                done = _Guarded(model, shape, plan, config, parts).best(stack, distinct, undone=undone)
         yield done
 
 
@@ -165,48 +167,57 @@ def _silenced(stack: ExitStack, model: PreTrainedModel, shape: ModelShape, plan:
 class _NoGain(Exception):
     """What was fitted raised the loss on the windows that were held out."""
 
-    def __init__(self, done: Compensated):
-        self.done = done
-
 
 class _Guarded:
+    """Keeps what is best on the windows that were held out: the cut alone, a simpler step, or the step."""
+
     def __init__(
         self, model: PreTrainedModel, shape: ModelShape, plan: PruningPlan, config: MoreauPrunerConfig, parts: Parts
     ):
         self.model, self.shape, self.plan, self.config, self.parts = model, shape, plan, config, parts
         self.gone = [decoder_layers(model)[index] for index in plan.removed_layers]
 
-    def fitted(self, stack: ExitStack, distinct: int | None, *, undone: bool) -> Compensated:
-        """In place, until the stack is left: fits.
-
-        Raises:
-            _NoGain: it does not pay; the model is as it was.
-        """
-        model, shape, plan, config = self.model, self.shape, self.plan, self.config
+    def best(self, stack: ExitStack, distinct: int | None, *, undone: bool) -> Compensated:
+        """In place, until the stack is left: compensates, or cuts alone."""
+        step, windows, simpler = self.config.compensation, len(self.parts.held_out), math.inf
         dense = self._loss("the model")
         with ExitStack() as attempt:
-            _silenced(attempt, model, shape, plan, undone=True)
+            _silenced(attempt, self.model, self.shape, self.plan, undone=True)
             cut = self._loss("the cut model")
-        with ExitStack() as attempt:
-            if config.compensation.fits_biases:
-                attempt.enter_context(with_biases(model, shape, undone=undone))
-            keep = attempt.enter_context(restored(decoder_layers(model), always=undone))
-            narrow = attempt.enter_context(narrowed(model, shape, plan))
-            fitter = Fitter(model, shape, plan, config, narrow)
-            fitter.warn_of_few(self.parts.fitted * self.parts.held_out.shape[1], distinct)
-            matrices = tuple(fitter.run(self.parts, keep))
+        if step.simpler is not None:
+            with ExitStack() as attempt:
+                self._fit(attempt, step.simpler, distinct, undone=True)
+                simpler = self._loss("the compensated model")
+        with suppress(_NoGain), ExitStack() as attempt:
+            found = self._fit(attempt, step, distinct if step.simpler is None else None, undone=undone)
             after = self._loss("the compensated model")
-            name, windows = config.compensation.name, len(self.parts.held_out)
-            words = f"{after:.4f} with '{name}', {cut:.4f} without, {dense:.4f} before the cut"
+            held_out = HeldOut(windows, dense, cut, after, after > min(cut, simpler))
+            words = f"{after:.4f} with '{step.name}', {cut:.4f} without, {dense:.4f} before the cut"
             logger.info("loss on %d windows held out: %s", windows, words)
-            found = Compensated(matrices, HeldOut(windows, dense, cut, after, after > cut), tuple(fitter.trained))
-            if after > cut:
-                logger.warning(
-                    "compensation: taken back, since it raised the loss on text that was held out: %s", words
-                )
-                raise _NoGain(found)
+            if held_out.taken_back:
+                raise _NoGain
             stack.push(attempt.pop_all())
-        return found
+            return replace(found, held_out=held_out)
+        text = "compensation: taken back, since it raised the loss on text that was held out: %s"
+        if simpler > cut:
+            logger.warning(text, words)
+            _silenced(stack, self.model, self.shape, self.plan, undone=undone)
+            return replace(found, held_out=held_out)
+        logger.warning(f"{text}; %.4f with '%s', which is taken", words, simpler, step.simpler.name)
+        found = self._fit(stack, step.simpler, None, undone=undone)
+        return replace(found, held_out=replace(held_out, instead=step.simpler.name, simpler=simpler))
+
+    def _fit(self, stack: ExitStack, step: Compensation, distinct: int | None, *, undone: bool) -> Compensated:
+        """In place, until the stack is left: fits."""
+        model, shape, plan = self.model, self.shape, self.plan
+        if step.fits_biases:
+            stack.enter_context(with_biases(model, shape, undone=undone))
+        keep = stack.enter_context(restored(decoder_layers(model), always=undone))
+        narrow = stack.enter_context(narrowed(model, shape, plan))
+        fitter = Fitter(model, shape, plan, replace(self.config, compensation=step), narrow)
+        fitter.warn_of_few(self.parts.fitted * self.parts.held_out.shape[1], distinct)
+        matrices = tuple(fitter.run(self.parts, keep))
+        return Compensated(matrices, trained=tuple(fitter.trained))
 
     def _loss(self, what: str) -> float:
         with skipped(self.gone if what != "the model" else ()):

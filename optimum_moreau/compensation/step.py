@@ -96,6 +96,11 @@ class Compensation:
             return self
         return replace(self, windows=math.ceil(max(PER_COLUMN * widest, FEWEST) / sequence_length))
 
+    @property
+    def simpler(self) -> Compensation | None:
+        """A step that is taken instead where it is better on windows that were held out; `None`: the cut alone is."""
+        return None
+
     def candidates(self) -> Sequence[Compensation]:
         """Among which text that was not fitted decides; this one alone, where nothing is open."""
         return (self,)

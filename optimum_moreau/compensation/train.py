@@ -6,7 +6,7 @@ fitted so should hold a nonlinearity: a whole block, not one matrix.
 
 from __future__ import annotations
 
-from ..config.settings import setting, settings
+from ..config.settings import setting, settings, settings_of
 from .refit import Refit
 
 
@@ -21,7 +21,7 @@ class Train(Refit):
     learning_rate: float = setting(
         "what a step changes a weight by, as a share of the root mean square of the block's matrices; it rises in the"
         " first tenth of the steps, and then falls to zero",
-        default=1e-2,
+        default=1e-3,
         affects="apply",
         gt=0,
         lt=1,
@@ -34,3 +34,8 @@ class Train(Refit):
         ge=1,
         le=10**6,
     )
+
+    @property
+    def simpler(self) -> Refit:
+        """The refit alone."""
+        return Refit(**{one.name: getattr(self, one.name) for one in settings_of(Refit)})
