@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 class ByLoss(Budget):
     """Spreads by curves that are made convex of what is measured.
 
-    Those who extend this have `levels`, `windows`, `rounds` and `by`, as settings or as facts (search.py).
+    Heads count a few times what is measured of them: on text unlike the calibration's, and further on in a text, they
+    are dearer than in its windows (results/log.md).
+
+    Those who extend this have `levels`, `windows`, `rounds`, `by` and `heads`, as settings or as facts (search.py).
     """
 
     measured = True
@@ -77,10 +80,16 @@ class ByLoss(Budget):
 
         found = []
         for block in blocks:
-            losses = profile_of(values, self.name, block, int(block.total > 1))
+            measured = profile_of(values, self.name, block, int(block.total > 1))
+            losses = [self.times(block) * loss for loss in measured]
             counts = probes(block.total, len(losses) + 1)
             found.append(unit_losses(block.total, list(zip(counts, losses, strict=True))))
         return found
+
+    def times(self, block: Block) -> float:
+        """How many times what is measured of a block counts."""
+        own: Any = self
+        return float(own.heads) if block.kind == "attention" else 1.0
 
     def found(self, values: Ranking, goals: Mapping[str, float]) -> dict[str, int] | None:
         """Counts by the blocks' names, where a plan for this very size was measured; else `None`."""

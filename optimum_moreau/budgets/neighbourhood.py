@@ -10,7 +10,8 @@ With `by="gradients"` u and d are told to second order, all at once (fisher.py);
 
 Steps are exchanged, the least u for the largest d, as long as u < d; of all of these together, and of ever fewer, the
 set whose plan measures best is taken, where it lowers L. Every plan that is tried has the goal's parameters, to half a
-unit. Where nothing lowers L, steps are halved. So a further round is never worse on the windows that are measured.
+unit. What heads count beyond what is measured of them (by_loss.py) is in L, as the first measure has it. Where nothing
+lowers L, steps are halved. So a further round is never worse on the windows that are measured.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from ..models.progress import progress
 from ..models.units import Block, decoder_layers
@@ -57,10 +60,18 @@ class Neighbourhood:
         goals: that a plan meets exactly.
         legal: the numbers that may go of each block, ascending.
         settings: of the search; a step is half of a level.
+        extra: what the n-th unit of a block counts beyond what is measured; of blocks where it counts no more, none.
     """
 
-    def __init__(self, probe: Probe, goals: Sequence[Goal], legal: Mapping[Block, Sequence[int]], settings: Search):
-        self.probe, self.goals, self.legal, self.settings = probe, goals, legal, settings
+    def __init__(
+        self,
+        probe: Probe,
+        goals: Sequence[Goal],
+        legal: Mapping[Block, Sequence[int]],
+        settings: Search,
+        extra: Mapping[Block, np.ndarray],
+    ):
+        self.probe, self.goals, self.legal, self.settings, self.extra = probe, goals, legal, settings, extra
         self.steps = first_steps(list(legal), settings.levels)
         self.loss = float("inf")
         self.plan: Plan = {}
@@ -86,7 +97,7 @@ class Neighbourhood:
     def try_(self, plan: Plan, name: str) -> float:
         """Measures a plan, and takes it where it is better."""
         with self.probe.net.composed(plan, keep=True):
-            loss = self.probe.whole(f"the plan '{name}'")
+            loss = self.probe.whole(f"the plan '{name}'") + sum(self.beyond(block, plan[block]) for block in plan)
         logger.info("search: %.4f nats of %s, %s", loss, self.probe.objective.kind, name)
         if loss < self.loss:
             self.plan, self.loss = plan, loss
@@ -115,6 +126,10 @@ class Neighbourhood:
         if self.loss >= before:
             self.steps = {block: max(step // 2, 1) for block, step in self.steps.items()}
 
+    def beyond(self, block: Block, count: int) -> float:
+        """What so many units of a block count beyond what is measured."""
+        return float(self.extra[block][:count].sum()) if block in self.extra else 0.0
+
     def late(self, passes: float) -> bool:
         """Whether there is no time for so many passes."""
         left = self.probe.clock.left
@@ -131,6 +146,7 @@ class Neighbourhood:
         for block, losses in self._grown(steps, number).items():
             for count, loss in zip(steps[block], losses, strict=False):
                 moved = (count - self.plan[block]) * block.unit_parameters
+                loss += self.beyond(block, count) - self.beyond(block, self.plan[block])
                 (found.more if moved > 0 else found.less)[block] = count, loss / moved
         return found
 

@@ -55,6 +55,13 @@ class Search(ByLoss):
         ge=2,
         le=64,
     )
+    heads: float = setting(
+        "how many times what is measured of heads counts: on other text they are dearer",
+        default=3.0,
+        affects="scores",
+        was="search_heads",
+        ge=1,
+    )
     windows: int = setting(
         "windows that are measured on, of each process", default=16, affects="scores", was="search_windows", ge=1
     )

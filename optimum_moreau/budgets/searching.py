@@ -76,7 +76,10 @@ def _around(
 ) -> dict[str, Tensor]:
     """What the neighbourhood comes to, as profiles."""
     legal = {block: legal_counts(block, probe.run.config) for block in points}
-    near = Neighbourhood(probe, wanted, legal, settings)
+    points = {b: [(count, settings.times(b) * loss) for count, loss in own] for b, own in points.items()}
+    dear = {b: 1 - 1 / settings.times(b) for b in points}  # of what is counted, what is not measured
+    extra = {b: dear[b] * unit_losses(b.total, points[b]) for b in points if dear[b]}
+    near = Neighbourhood(probe, wanted, legal, settings, extra)
     even: dict[Block, float] = {}
     alone: dict[Block, float] = {}
     for goal in wanted:

@@ -41,6 +41,13 @@ class Sensitivity(ByLoss):
         ge=2,
         le=64,
     )
+    heads: float = setting(
+        "how many times what is measured of heads counts: on other text they are dearer",
+        default=3.0,
+        affects="plan",
+        was="sensitivity_heads",
+        ge=1,
+    )
     windows: int = setting(
         "windows of the pass, of each process", default=16, affects="scores", was="sensitivity_windows", ge=1
     )

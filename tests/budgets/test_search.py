@@ -179,7 +179,7 @@ def test_more_rounds_are_never_worse_and_the_plan_is_what_was_measured(spoken, c
     scores, shape, config = scored(
         model,
         tokens,
-        {"name": "search", "rounds": 3, "windows": 12, "objective": objective, "by": by},
+        {"name": "search", "rounds": 3, "windows": 12, "objective": objective, "by": by, "heads": 1.0},
         compensation,
         ridge=0.1 if compensation == "refit" else None,
     )
@@ -199,6 +199,19 @@ def test_more_rounds_are_never_worse_and_the_plan_is_what_was_measured(spoken, c
             matrices[block] = w.index_fill(1, block.lines(block.reader, w.shape[1])[gone].flatten(), 0)
     if objective == "kl":
         assert path[-1] == pytest.approx(divergence(model, with_matrices(model, matrices), tokens), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "budget", [{"name": "search", "rounds": 2}, {"name": "sensitivity"}], ids=lambda one: one["name"]
+)
+def test_the_dearer_heads_are_the_fewer_go(spoken, budget):
+    model, tokens = spoken
+    gone = []
+    for heads in (1.0, 3.0, 1e6):
+        scores, shape, config = scored(model, tokens, {**budget, "windows": 12, "heads": heads})
+        plan = make_plan(scores, shape, config)
+        gone.append(sum(plan.kept(block).removed for block in shape.of("attention")))
+    assert gone == sorted(gone, reverse=True) and gone[-1] <= gone[0]
 
 
 def test_every_number_of_rounds_goes_on_from_the_one_before(spoken):
