@@ -37,6 +37,7 @@ setup(
         "optimum_moreau.evaluation",
         "optimum_moreau.evaluation.speed",
         "optimum_moreau.files",
+        "optimum_moreau.least_squares",
         "optimum_moreau.loading",
         "optimum_moreau.masks",
         "optimum_moreau.modeling",

@@ -119,6 +119,20 @@ FLAGS = {
     "temperature": ("5", 5.0),
     "strength": ("0.1", 0.1),
     "outlier": ("3", 3.0),
+    "weigh": ("loss", "loss"),
+    "gradient_windows": ("8", 8),
+    "batch_tokens": ("512", 512),
+    "patience": ("9", 9),
+    "search_objective": ("loss", "loss"),
+    "search_by": ("passes", "passes"),
+    "search_levels": ("3", 3),
+    "search_heads": ("2", 2.0),
+    "search_windows": ("8", 8),
+    "search_rounds": ("0", 0),
+    "search_minutes": ("30", 30.0),
+    "sensitivity_levels": ("3", 3),
+    "sensitivity_heads": ("2", 2.0),
+    "sensitivity_windows": ("8", 8),
 }
 ALIASES = {"pruning_ratio": "--ratio", "calibration_samples": "--samples", "sequence_length": "--seq-len"}
 
@@ -224,7 +238,7 @@ def test_a_setting_chooses_no_method(caplog):
     prepare("prune", parser)
     found = config_from(parser.parse_args(["model", "-o", "out", "--steps", "5", "--protect", "0.1"]))
     assert found == MoreauPrunerConfig.best(budget={"name": "search", "protect": 0.1})
-    assert "wanda does not use steps: ignored" in caplog.text
+    assert "surgeon does not use steps: ignored" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -290,7 +304,7 @@ def test_standard_error_foretells_memory_and_time_and_shows_no_progress_bars_whe
     assert re.fullmatch(r"INFO: scored; peak memory [\d.]+ [MG]iB, Python and its libraries included", peak)
     size = r"[\d.]+ (?:[KM]i)?B"
     parts = f"about {size} at the peak: model {size}, criterion {size}, one pass {size}"
-    assert re.fullmatch(rf"INFO: wanda: scoring 1 forward pass, roughly \d+ s; memory {parts}", scoring)
+    assert re.fullmatch(rf"INFO: surgeon: scoring 1 forward pass, roughly \d+ s; memory {parts}", scoring)
     passes = r"\d+ passes of 1024 windows through a layer's attention, \d+ through its MLP"
     passes += r", the loss of 16 others three times, roughly \d+ s"
     assert re.match(rf"INFO: refit {passes}; its memory about {size} at the peak", refit)
@@ -455,7 +469,7 @@ def test_evaluate_tells_the_calibration_text_from_others(command, pruned, text_f
     code, out, err = command("evaluate", folder, "--text", copy, "--text", other, *flags)
     assert (code, err) == (0, "") and "text.txt, other text, 32-token" in out
     card = (folder / "README.md").read_text(encoding="utf-8")
-    assert "of `text.txt`, other text |" in card and "alone" not in card
+    assert "of `text.txt`, other text |" in card and "calibration text alone" not in card
     summary = json.loads((folder / "pruning_summary.json").read_text())
     del summary["calibration"]["text_sha256"]  # as an older version wrote it
     (folder / "pruning_summary.json").write_text(json.dumps(summary))
@@ -463,7 +477,7 @@ def test_evaluate_tells_the_calibration_text_from_others(command, pruned, text_f
     assert [one["kind"] for one in found["texts"]] == ["other text", "calibration text"]
 
 
-BESIDE = ("block-influence", "dsnot", "r2-dsnot", "cosine", "owl", "zscore", "search")
+BESIDE = ("block-influence", "dsnot", "r2-dsnot", "cosine", "owl", "zscore", "sensitivity", "search")
 
 
 @pytest.mark.parametrize(("verb", "names"), [("criteria", (*CRITERIA, *BESIDE)), ("families", tuple(FAMILIES))])
@@ -510,6 +524,7 @@ def test_the_version_is_printed(capsys):
 def test_planning_again_from_scores_is_planning_at_that_ratio(command, tiny_folder, text_file, tmp_path):
     """… without loading a weight: only config.json is left of the model."""
     common = ["--calibration", text_file, "--samples", 2, "--seq-len", 16, "--criterion", "taylor"]
+    common += ["--budget-args", "rounds=0"]  # they are of one size
     assert command("prune", tiny_folder, "-o", tmp_path / "pruned", "--ratio", 0.1, *common)[0] == 0
     assert command("plan", tiny_folder, "-o", tmp_path / "scored.json", "--unit-ratio", 0.5, *common)[0] == 0
     bare = tmp_path / "bare"
