@@ -40,9 +40,9 @@ class Aims:
 
     @staticmethod
     def weight(aim: Tensor) -> Tensor:
-        """s of each token, of what should be there, `(…, out)`."""
+        """s of each token, of what should be there, `(…, out)`; zero where that is nothing, which has no shares."""
         squares = aim.float().square().sum(-1)
-        return 1 / squares.clamp(min=torch.finfo(squares.dtype).tiny ** 0.5)
+        return torch.where(squares > torch.finfo(squares.dtype).tiny ** 0.5, 1 / squares, 0.0)
 
     def should_give(self, aim: Tensor, stream: Tensor, bias: Tensor | None) -> Tensor:
         """T, in float32 or more.

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from optimum_moreau import MoreauPrunerConfig
+from optimum_moreau.compensation.aims import Aims
 from optimum_moreau.compensation.compensate import compensated
 from optimum_moreau.models.families import FAMILIES as TABLE
 from optimum_moreau.models.units import decoder_layers, model_shape
@@ -53,6 +54,27 @@ def streams(model, windows, name):
     return stream, stream + given
 
 
+def relative(aim, *sides):
+    """Each token's row over the size of what should be there; zeros where that is nothing."""
+    return tuple(side * np.sqrt(weights_of(aim))[:, None] for side in sides)
+
+
+def weighted_mean(aim, values):
+    """Over tokens."""
+    return np.average(values, axis=0, weights=weights_of(aim))
+
+
+def weights_of(aim):
+    """1/‖aim‖² of each token; zero where there is nothing: a padding token's embedding is zero."""
+    squares = (aim**2).sum(1)
+    return np.divide(1, squares, out=np.zeros_like(squares), where=squares > 0)
+
+
+def test_a_token_with_nothing_to_give_weighs_nothing():
+    aim = torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.1, 0.0]])
+    torch.testing.assert_close(Aims.weight(aim), torch.tensor([0.0, 0.04, 100.0]))
+
+
 def readers(model):
     """The blocks in the order in which they are fitted: name of the matrix → block."""
     blocks = sorted(model_shape(model).blocks, key=lambda block: (block.layer, block.kind))
@@ -68,9 +90,12 @@ def by_hand(family, plan, text, ridge, target):
         bias = 0.0 if module.bias is None else module.bias.detach().double().numpy()
         x, w = inputs_of(pruned, text, name)[0][:, columns], module.weight.detach().double().numpy()[:, columns]
         if target == "stream" and TABLE[family].adds:
-            t = (streams(dense, text, name)[1] - streams(pruned, text, name)[0]) / times(dense) - bias
+            aim = streams(dense, text, name)[1]
+            t = (aim - streams(pruned, text, name)[0]) / times(dense) - bias
         else:
-            t = inputs_of(dense, text, name)[1] - bias
+            aim = inputs_of(dense, text, name)[1]
+            t = aim - bias
+        x, t = relative(aim, x, t)
         gram = x.T @ x
         strength = ridge * np.mean(np.diag(gram))
         found[name] = (t.T @ x + strength * w) @ np.linalg.inv(gram + strength * np.eye(len(gram)))
@@ -95,7 +120,10 @@ def adjusted(model, windows, **changes):
 @pytest.mark.parametrize("target", ["stream", "matrix"])
 @pytest.mark.parametrize("family", KINDS)
 def test_every_matrix_is_refitted_on_what_the_ones_before_it_leave(family, target, windows):
-    """X from the pruned stream; T what brings the dense one back, or what the dense matrix gives."""
+    """X from the pruned stream; T what brings the dense one back, or what the dense matrix gives.
+
+    A token's error counts as a share of what should be there.
+    """
     model = tiny(family)
     found, plan = adjusted(model, windows, target=target, batch_size=7)
     expected = by_hand(family, plan, torch.cat(in_parts(windows).folds), 0.05, target)

@@ -6,7 +6,7 @@ import torch
 
 from optimum_moreau.compensation.bias import Bias
 from optimum_moreau.compensation.chosen import choose
-from optimum_moreau.compensation.refit import RIDGES, Refit
+from optimum_moreau.compensation.refit import RIDGES, SOFTER, Refit
 from optimum_moreau.compensation.scale import Scale
 from optimum_moreau.errors import NonFiniteError
 from optimum_moreau.least_squares.moments import Moments
@@ -119,9 +119,9 @@ def test_the_candidate_is_taken_whose_fit_on_either_half_is_best_on_the_other(no
     size, before = float(t.square().sum()), float((x @ w.T - t).square().sum())
     errors = {ridge: crossed(w, x, t, ridge, intercept) for ridge in RIDGES}
     best = min(errors, key=errors.get)
-    assert errors[best] < before and found.ridge == best
+    assert errors[best] < before and found.ridge == best / SOFTER
     assert (found.before, found.after) == pytest.approx((before / size, errors[best] / size), rel=1e-9)
-    v, b = refitted(w.numpy(), x.numpy(), t.numpy(), best, intercept=intercept)  # of both halves together
+    v, b = refitted(w.numpy(), x.numpy(), t.numpy(), best / SOFTER, intercept=intercept)  # of both halves together
     np.testing.assert_allclose(found.w, v, rtol=1e-8)
     assert found.b is None if not intercept else np.allclose(found.b, b)
 
@@ -145,7 +145,7 @@ def test_few_tokens_ask_for_a_stronger_ridge():
         t = x @ (w + 0.5 * numbers(4, 16, seed=2)).T + numbers(tokens, 4, seed=3)
         return choose(Refit(), w, in_folds(x, t, 2)).ridge or np.inf
 
-    assert taken(24) > taken(20_000) == min(RIDGES)
+    assert taken(24) > taken(20_000) == min(RIDGES) / SOFTER
 
 
 def test_a_step_of_one_candidate_is_measured_too():
