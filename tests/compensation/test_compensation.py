@@ -21,6 +21,7 @@ from optimum_moreau.run.scoring import score_in_rounds
 from optimum_moreau.scoring.scores import score_units
 from optimum_moreau.surgery.apply import apply_plan
 from optimum_moreau.surgery.export import decide_export
+from tests.compensation.test_aims import weighted_mean
 from tests.models.test_stream import inputs_of
 from tests.tiny import FAMILIES, in_parts, tiny_model
 
@@ -195,7 +196,7 @@ def test_offloaded_models_are_adjusted_as_loaded_ones(windows):
         ({"compensation": "refitt"}, "unknown compensation 'refitt'. Did you mean 'refit'?"),
         ({"compensation": "refit", "pattern": "2:4"}, "a mask takes update instead"),
         ({"compensation": "refit", "ridge": 0}, "ridge: 0 is not a number > 0"),
-        ({"intercept": True}, "intercept: is a setting of refit, scale; take one of these, or leave it out"),
+        ({"intercept": True}, "intercept: is a setting of refit, train, scale; take one of these, or leave it out"),
         ({"rounds": 0}, "rounds: 0 is not a whole number ≥ 1"),
         ({"rounds": 2, "targets": ("layers",)}, "rounds: only heads and MLP channels"),
         ({"rounds": 2, "budget": "search"}, "rounds: budget 'search' measures whole layers"),
@@ -302,15 +303,16 @@ def test_with_an_intercept_the_mean_over_the_fitted_text_is_the_dense_models(set
     with compensated(model, model_shape(model), plan, parts, config) as found:
         assert all(one.error_after < one.error_before for one in found.matrices)
         for layer in range(3):
-            means = [means_of(one, text, f"model.layers.{layer}") for one in (model, dense)]
+            given, aims = (given_in(one, text, f"model.layers.{layer}") for one in (model, dense))
             for place in ("behind attention", "behind mlp") if target == "stream" else (OUT, DOWN):
-                np.testing.assert_allclose(means[0][place], means[1][place], atol=1e-4)
+                mean, goal = (weighted_mean(aims[place], one[place]) for one in (given, aims))
+                np.testing.assert_allclose(mean, goal, atol=1e-4)
 
 
-def means_of(model, text, layer):
-    """Over all tokens: of what two matrices give, and of the stream behind each."""
-    out, down = (inputs_of(model, text, f"{layer}.{module}")[1].mean(0) for module in (OUT, DOWN))
-    before = inputs_of(model, text, f"{layer}.input_layernorm")[0].mean(0)
+def given_in(model, text, layer):
+    """Of all tokens: what two matrices give, and the stream behind each."""
+    out, down = (inputs_of(model, text, f"{layer}.{module}")[1] for module in (OUT, DOWN))
+    before = inputs_of(model, text, f"{layer}.input_layernorm")[0]
     return {OUT: out, DOWN: down, "behind attention": before + out, "behind mlp": before + out + down}
 
 

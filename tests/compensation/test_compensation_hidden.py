@@ -16,7 +16,7 @@ from optimum_moreau.models.units import decoder_layers, model_shape
 from optimum_moreau.planning import Kept, make_plan, whole_plan
 from optimum_moreau.scoring.scores import score_units
 from optimum_moreau.surgery.apply import apply_plan
-from tests.compensation.test_aims import streams
+from tests.compensation.test_aims import relative, streams, weighted_mean
 from tests.models.test_stream import inputs_of
 from tests.tiny import FAMILIES, assert_same_state, in_parts, snapshot, tiny_model
 
@@ -100,9 +100,12 @@ def by_hand(family, plan, windows, ridge, fitted):
         bias = 0.0 if module.bias is None else module.bias.detach().double().numpy()
         x, w = inputs_of(pruned, windows, name)[0], module.weight.detach().double().numpy()
         if TABLE[family].adds:
-            t = streams(dense, windows, behind[name])[1][:, kept] - streams(pruned, windows, name)[0] - bias
+            aim = streams(dense, windows, behind[name])[1]
+            t = aim[:, kept] - streams(pruned, windows, name)[0] - bias
         else:
-            t = inputs_of(dense, windows, behind[name])[1][:, kept] - bias
+            aim = inputs_of(dense, windows, behind[name])[1]
+            t = aim[:, kept] - bias
+        x, t = relative(aim, x, t)  # of all hidden channels, those that go too
         gram = x.T @ x
         strength = ridge * np.mean(np.diag(gram))
         v = (t.T @ x + strength * w) @ np.linalg.inv(gram + strength * np.eye(len(gram)))
@@ -151,8 +154,9 @@ def test_with_an_intercept_the_mean_of_the_kept_stream_is_the_dense_models(scope
     assert all(one.error_after < one.error_before for one in found)
     names = [name for name in matrices(dense) if _layer(name) not in plan.removed_layers]
     for name, whole in zip(matrices(model), names, strict=True):
-        mean, goal = (streams(one, fitted, at)[1].mean(0) for one, at in ((model, name), (dense, whole)))
-        np.testing.assert_allclose(mean, goal[list(plan.hidden.kept)], atol=1e-4)
+        given, aim = (streams(one, fitted, at)[1] for one, at in ((model, name), (dense, whole)))
+        mean, goal = (weighted_mean(aim, values) for values in (given, aim[:, list(plan.hidden.kept)]))
+        np.testing.assert_allclose(mean, goal, atol=1e-4)
     with torch.no_grad():
         torch.testing.assert_close(model(windows[:2]).logits, expected, rtol=1e-4, atol=1e-4)
 
