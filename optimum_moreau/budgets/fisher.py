@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..distributed import add_up, generator
+from ..distributed import add_up, generator, processes, rank
 from ..errors import NonFiniteError
 from ..models.placement import input_device
 from ..models.progress import progress
@@ -60,7 +60,7 @@ def second_order(
     sums = {block: torch.zeros(2, len(own), dtype=torch.float64, device="cpu") for block, own in steps.items()}
     slopes = objective.kind == "loss" or any(now.values())
     windows, at = torch.cat(list(objective.batches)).split(AT_ONCE), 0
-    for number, ids in enumerate(progress(windows, f"{name}, windows")):
+    for ids in progress(windows, f"{name}, windows"):
         kind = [1]  # of the gradient that is on its way: 1 drawn labels', 0 the objective's
 
         def note(block: Block, seen: Tensor, sums: Any = sums, kind: Any = kind) -> None:
@@ -73,15 +73,21 @@ def second_order(
             begun: list[Tensor] = []
             stack.callback(model.get_input_embeddings().register_forward_hook(partial(_begin, begun)).remove)
             logits = model(input_ids=ids.to(input_device(model)), use_cache=False).logits
-            likely = logits[:, objective.first - 1 : -1].float().log_softmax(-1).flatten(0, 1)  # (targets, vocabulary)
-            draw = generator(seed, f"{name}/{number}")
-            drawn = torch.multinomial(likely.detach().exp().cpu(), 1, generator=draw).to(likely.device)
-            torch.autograd.grad(likely.gather(1, drawn).sum(), begun, retain_graph=slopes)
+            likely = logits[:, objective.first - 1 : -1].float().log_softmax(-1)  # (windows, targets, vocabulary)
+            places = range(rank() + at * processes(), rank() + (at + len(ids)) * processes(), processes())
+            drawn = _drawn(likely.detach(), [generator(seed, f"{name}/{place}") for place in places])
+            torch.autograd.grad(likely.gather(2, drawn).sum(), begun, retain_graph=slopes)
             if slopes:
                 kind[0] = 0
                 torch.autograd.grad(objective.growth(range(at, at + len(ids)), logits), begun)
         at += len(ids)
     return _means(sums, sum(ids.shape[0] * (ids.shape[1] - objective.first) for ids in windows), model)
+
+
+def _drawn(likely: Tensor, draws: Sequence[torch.Generator]) -> Tensor:
+    """One label of each target of each window, by its log-probabilities; int64 `(windows, targets, 1)`."""
+    one = (torch.multinomial(own.exp().cpu(), 1, generator=draw) for own, draw in zip(likely, draws, strict=True))
+    return torch.stack(list(one)).to(likely.device)
 
 
 def _means(sums: Mapping[Block, Tensor], targets: int, model: Any) -> dict[Block, list[float]]:

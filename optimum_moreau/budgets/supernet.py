@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..files import write_tensors
+from ..files import read_tensors, write_tensors
 from ..files.temporary import remove
 from ..least_squares.moments import Moments
 from ..least_squares.ridge import ridge_fit
@@ -115,4 +114,4 @@ class Supernet:
     def _on_disk(self, name: str, value: Tensor) -> Tensor:
         """The same numbers, mapped into memory from a file."""
         write_tensors(self._folder / name, {"values": value.contiguous()})
-        return load_file(self._folder / name)["values"]
+        return read_tensors(self._folder / name, "a layer of a search")[0]["values"]

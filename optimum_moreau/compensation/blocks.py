@@ -30,6 +30,7 @@ from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
 from ..models.placement import device_of, forward_of, loaded, parameter_names, put, unhooked
+from .aims import Aims
 from .train import Train
 
 CHECK = 20  # steps between two looks at the windows that are watched
@@ -139,8 +140,8 @@ class BlockTrainer:
         drawn: list[int] = []
         for step in range(settings.steps):
             if len(drawn) < size:
-                order = torch.randperm(len(lesson.trained), generator=generator, device="cpu").tolist()
-                drawn += [lesson.trained[i] for i in order]
+                order = torch.randperm(len(lesson.trained), generator=generator, dtype=torch.int64, device="cpu")
+                drawn += [lesson.trained[i] for i in order.tolist()]
             windows, drawn = drawn[:size], drawn[size:]
             done = step / settings.steps
             for group in adam.param_groups:
@@ -171,7 +172,7 @@ class BlockTrainer:
         output = functional_call(self.layer, state, (inputs, *args), kwargs)
         found = output[0] if isinstance(output, tuple) else output
         squares = (found - aims).square().sum(-1)  # (windows, length)
-        return (squares / aims.square().sum(-1).clamp(min=torch.finfo(aims.dtype).tiny)).mean()
+        return (squares * Aims.weight(aims)).mean()
 
     def _wide(self, lesson: Lesson) -> Lesson:
         """The lesson, with arguments of float32 where the block computes."""

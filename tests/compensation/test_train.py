@@ -19,7 +19,7 @@ from optimum_moreau.models.units import model_shape
 from optimum_moreau.surgery.apply import apply_plan
 from tests.tiny import FAMILIES, assert_same_state, cut_plan, own_windows, snapshot, tiny_model
 
-TRAIN = {"steps": 20, "learning_rate": 1e-2, "batch_tokens": 64, "held_out": 4, "windows": 32}
+TRAIN = {"steps": 60, "learning_rate": 1e-3, "batch_tokens": 64, "held_out": 4, "windows": 32}
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_the_same_seed_gives_the_same_model_whatever_the_batch_size(tokens):
     same, seeded = other.state_dict(), third.state_dict()
     for name, w in one.state_dict().items():
         torch.testing.assert_close(same[name], w, rtol=1e-3, atol=1e-3)
-    assert any(not torch.allclose(seeded[name], w, atol=1e-3) for name, w in one.state_dict().items())
+    assert any(not torch.allclose(seeded[name], w, rtol=0, atol=1e-5) for name, w in one.state_dict().items())
 
 
 def lesson_of(layer, inputs, arguments, aims):
@@ -146,7 +146,7 @@ def test_it_finds_a_block_whose_output_is_known(tokens):
         args, kwargs = arguments
         aims = layer(inputs, *args, **kwargs)
         layer.post_attention_layernorm.weight.mul_(1.3)
-    settings = Train(steps=200, batch_tokens=192, patience=200)
+    settings = Train(steps=200, learning_rate=1e-2, batch_tokens=192, patience=200)
     found = BlockTrainer(layer, "self_attn", {}).train(
         "here", lesson_of(layer, inputs, arguments, aims), settings, generator(0, "here")
     )

@@ -208,7 +208,9 @@ def test_the_groups_are_the_literatures():
     """Magnitude and RIA compare over the matrix, Wanda and its kin within a row."""
     depth = tiny_model("llama").config
     groups = {
-        name: MoreauPrunerConfig(criterion=name, pattern="unstructured").resolve(depth).mask.group for name in CRITERIA
+        name: MoreauPrunerConfig(criterion=name, pattern="unstructured").resolve(depth).mask.group
+        for name in CRITERIA
+        if CRITERIA.get(name).masks
     }
     assert {name for name, group in groups.items() if group == "layer"} == {
         "magnitude", "magnitude-l2", "ria", "stochria", "sparsegpt",
