@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..config.settings import settings
+from ..config.settings import setting, settings
 from .budget import Budget
 
 if TYPE_CHECKING:
@@ -31,11 +31,30 @@ class ByLoss(Budget):
     Heads count a few times what is measured of them: on text unlike the calibration's, and further on in a text, they
     are dearer than in its windows (results/log.md).
 
-    Those who extend this have `levels`, `windows`, `rounds`, `by` and `heads`, as settings or as facts (search.py).
+    Those who extend this have `rounds` and `by` too, as settings or as facts (search.py).
     """
 
     measured = True
     by_loss = True
+
+    levels: int = setting(
+        "parts of a block, of which one, two, … are measured gone; of a block of fewer units every number",
+        default=4,
+        affects="scores",
+        was="search_levels",
+        ge=2,
+        le=64,
+    )
+    heads: float = setting(
+        "how many times what is measured of heads counts: on other text they are dearer",
+        default=3.0,
+        affects="scores",
+        was="search_heads",
+        ge=1,
+    )
+    windows: int = setting(
+        "windows that are measured on, of each process", default=16, affects="scores", was="search_windows", ge=1
+    )
 
     def extent(self, shape: ModelShape, config: MoreauPrunerConfig) -> Extent:
         """The passes that it takes, with a resolved config."""
@@ -51,8 +70,7 @@ class ByLoss(Budget):
         """The numbers of units of each block that are measured gone: equal parts, or of few units every number."""
         from ..scoring.profiles import probes
 
-        own: Any = self
-        return {block: probes(block.total, own.levels) for block in blocks}
+        return {block: probes(block.total, self.levels) for block in blocks}
 
     def measure(self, run: Measuring) -> dict[str, Tensor]:
         """Δ_b(n) of every block of heads and channels in scope, and what else is found."""
@@ -88,8 +106,7 @@ class ByLoss(Budget):
 
     def times(self, block: Block) -> float:
         """How many times what is measured of a block counts."""
-        own: Any = self
-        return float(own.heads) if block.kind == "attention" else 1.0
+        return self.heads if block.kind == "attention" else 1.0
 
     def found(self, values: Ranking, goals: Mapping[str, float]) -> dict[str, int] | None:
         """Counts by the blocks' names, where a plan for this very size was measured; else `None`."""

@@ -47,24 +47,6 @@ class Search(ByLoss):
         affects="scores",
         was="search_by",
     )
-    levels: int = setting(
-        "parts of a block, of which one, two, … are measured gone; of a block of fewer units every number",
-        default=4,
-        affects="scores",
-        was="search_levels",
-        ge=2,
-        le=64,
-    )
-    heads: float = setting(
-        "how many times what is measured of heads counts: on other text they are dearer",
-        default=3.0,
-        affects="scores",
-        was="search_heads",
-        ge=1,
-    )
-    windows: int = setting(
-        "windows that are measured on, of each process", default=16, affects="scores", was="search_windows", ge=1
-    )
     rounds: int = setting(
         "in which the neighbourhood of the plan is measured with all blocks together",
         default=2,

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from ..config.settings import setting, settings
+from ..config.settings import settings
 from .by_loss import ByLoss
 
 if TYPE_CHECKING:
@@ -32,25 +32,6 @@ class Sensitivity(ByLoss):
 
     by: ClassVar[By] = "gradients"
     rounds: ClassVar[int] = 0
-
-    levels: int = setting(
-        "parts of a block, of which one, two, … are taken as gone; of a block of fewer units every number",
-        default=4,
-        affects="scores",
-        was="sensitivity_levels",
-        ge=2,
-        le=64,
-    )
-    heads: float = setting(
-        "how many times what is measured of heads counts: on other text they are dearer",
-        default=3.0,
-        affects="plan",
-        was="sensitivity_heads",
-        ge=1,
-    )
-    windows: int = setting(
-        "windows of the pass, of each process", default=16, affects="scores", was="sensitivity_windows", ge=1
-    )
 
     def measured_of(self, run: Measuring, levels: Mapping[Block, Sequence[int]]) -> dict[str, Tensor]:
         """Δ_b(n) of every block."""

@@ -130,9 +130,6 @@ FLAGS = {
     "search_windows": ("8", 8),
     "search_rounds": ("0", 0),
     "search_minutes": ("30", 30.0),
-    "sensitivity_levels": ("3", 3),
-    "sensitivity_heads": ("2", 2.0),
-    "sensitivity_windows": ("8", 8),
 }
 ALIASES = {"pruning_ratio": "--ratio", "calibration_samples": "--samples", "sequence_length": "--seq-len"}
 
