@@ -18,7 +18,7 @@ BEST: dict[str, Any] = {
     "budget": "search",
     "compensation": "refit",
 }
-FAST: dict[str, Any] = {**BEST, "budget": "sensitivity"}  # as `best`, without a search
+FAST: dict[str, Any] = {**BEST, "budget": {"name": "uniform", "heads": 0.0}}  # nothing is measured of layers
 MEASURED = {"best": BEST, "fast": FAST}
 _HIDDEN = "taylor"  # scores hidden channels, which surgeon does not
 _FEWEST = 10  # windows of a criterion that takes many passes over each
@@ -43,7 +43,7 @@ def measured_settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     one_shape = given.get("uniform") or given.get("runtime", given.get("engine")) in RUNTIMES_OF_UNIFORM_LAYERS
     best = dict(MEASURED[name]) | ({"criterion": _HIDDEN} if known and "hidden" in targets else {})
     if one_shape or given.get("export") == "stock" or not searched or given.get("rounds", 1) != 1:
-        del best["budget"]
+        best["budget"] = FAST["budget"]
     if given.get("mask") is not None or given.get("pattern", "units") not in ("units", None) or given.get("released"):
         return dict(given)
     given = unflattened(given, best)

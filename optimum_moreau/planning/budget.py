@@ -110,8 +110,8 @@ def expected_plan(shape: ModelShape, config: MoreauPrunerConfig) -> PruningPlan:
         PlanError: the requested size cannot be reached, or a runtime might read otherwise what stays in the end.
         UnsupportedModelError: the family's hidden channels cannot be cut.
     """
-    protect = config.budget.protect if config.budget.name == "uniform" else 0.0
-    config = replace(config, budget=Uniform(protect=protect))
+    spread = replace(config.budget, protect_outliers=None) if isinstance(config.budget, Uniform) else Uniform()
+    config = replace(config, budget=spread)
     blank = UnitScores(
         {block.where: torch.zeros(block.total, dtype=torch.float32, device="cpu") for block in shape.in_scope(config)}
     )

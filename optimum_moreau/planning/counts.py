@@ -97,7 +97,7 @@ class UnitCounts:
 
         Where all blocks of a kind are alike and the budget is uniform, the nearest of all is among these.
         """
-        common = min(max(goal / _size(self.blocks), 0.0), 1.0)
+        common = min(max(self._attention_part(goal, goal / _size(self.blocks)), 0.0), 1.0)
         steps = {n / block.total for block in self.attention for n in range(block.total)} or {0.0}
         for share in sorted(steps, key=lambda step: (abs(step - common), step)):
             attention = self._share(self.attention, share)
@@ -131,11 +131,13 @@ class UnitCounts:
         return [self._removable(block)[-1] / block.total for block in blocks]
 
     def _attention_part(self, goal: float, share: float) -> float:
-        """The share of the units that attention gives: the common one, or what a measure of the loss leaves to it."""
-        units = sum(block.total for block in self.attention)
-        if not self.config.budget.by_loss or not units:
+        """The share of the units that attention gives: the common one, or what the budget leaves to it."""
+        units, budget = sum(block.total for block in self.attention), self.config.budget
+        if isinstance(budget, Uniform):
+            return budget.attention_share(goal, _units_size(self.attention), _units_size(self.mlp))
+        if not budget.by_loss or not units:
             return share
-        removed = self.config.budget.allocated(self.blocks, goal, self.ranking, self._most_shares(self.blocks))
+        removed = budget.allocated(self.blocks, goal, self.ranking, self._most_shares(self.blocks))
         return sum(removed[block] for block in self.attention) / units
 
     def _found(self, goals: Mapping[str, float]) -> Counts | None:
