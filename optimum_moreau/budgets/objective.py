@@ -31,15 +31,6 @@ Kind = Literal["kl", "loss"]
 _Kept = tuple[Tensor, Tensor]
 
 
-def prefix_length(tokens: Tensor) -> int:
-    """How many tokens all windows `(windows, length)` begin with; 0 for a single window."""
-    if len(tokens) < 2:
-        return 0
-    same = (tokens == tokens[:1]).all(dim=0).long()
-    shared = int(same.cumprod(0).sum())
-    return shared if shared < tokens.shape[1] - 1 else 0
-
-
 class Objective:
     """Measures logits against those of the dense model, on windows of this process; all processes add up.
 

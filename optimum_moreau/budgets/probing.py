@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..distributed import add_up, is_distributed, processes
+from ..models.loss import prefix_length
 from ..models.placement import input_device
 from ..models.progress import progress
 from ..models.stream import LayerStream, StreamedLayer
@@ -25,7 +26,7 @@ from ..models.units import Block, decoder_layers
 from ..scoring.profiles import Measuring
 from .extent import Extent, solving
 from .fisher import second_order
-from .objective import Kind, Objective, prefix_length
+from .objective import Kind, Objective
 from .supernet import Supernet
 
 logger = logging.getLogger(__name__)

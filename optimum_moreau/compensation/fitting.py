@@ -36,7 +36,7 @@ from .blocks import WATCHED, BlockTrainer, Lesson, Trained, giving_zeros
 from .chosen import choose
 from .narrow import Narrow
 from .silence import columns, only, reached, rows, stays
-from .step import PER_COLUMN
+from .step import FEW
 from .train import Train
 
 logger = logging.getLogger(__name__)
@@ -99,11 +99,11 @@ class Fitter:
                 module: Any = layers[index].get_submodule(block.reader.module)
                 widest = max(widest, len(columns(block, self.plan, module.weight)))
         known = tokens if distinct is None else min(tokens, distinct)
-        if known < PER_COLUMN * widest:
+        if known < FEW * widest:
             text = "compensation: %s tokens of text%s for %s columns; %s would be better: give longer text%s"
             again = f" ({tokens:,} in windows that overlap)" if known < tokens else ""
             more = "" if known < tokens else ", or more windows (--compensation-args windows=N)"
-            logger.warning(text, f"{known:,}", again, f"{widest:,}", f"{PER_COLUMN * widest:,}", more)
+            logger.warning(text, f"{known:,}", again, f"{widest:,}", f"{FEW * widest:,}", more)
 
     def run(self, parts: Parts, keep: Keep) -> Iterator[Adjusted]:
         """Yields what was adjusted, as it is; `keep` is told before a layer changes."""

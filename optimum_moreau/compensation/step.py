@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     # V `(out, kept)`, and b where there is one
     Fitted = tuple[Tensor, Tensor | None]
 
-PER_COLUMN = 16  # tokens for every column that is solved for
+PER_COLUMN = 32  # tokens for every column that is solved for
+FEW = 16  # such, below which more are asked for
 FEWEST = 1 << 14  # tokens of any fit
 
 

@@ -14,12 +14,13 @@ from optimum_moreau.budgets.extent import Extent
 from optimum_moreau.budgets.fisher import second_order
 from optimum_moreau.budgets.goals import goals, legal_counts
 from optimum_moreau.budgets.neighbourhood import first_steps
-from optimum_moreau.budgets.objective import Objective, prefix_length
+from optimum_moreau.budgets.objective import Objective
 from optimum_moreau.budgets.probing import whole_logits
 from optimum_moreau.budgets.search import Search
 from optimum_moreau.budgets.supernet import Supernet
 from optimum_moreau.envelope import scoring_mode
 from optimum_moreau.errors import NonFiniteError
+from optimum_moreau.models.loss import prefix_length
 from optimum_moreau.models.units import model_shape
 from optimum_moreau.planning import make_plan, removed_parameters
 from optimum_moreau.scoring.profiles import probes, profile_name

@@ -342,10 +342,10 @@ def test_a_setting_that_other_methods_have_says_which():
 
 
 def test_a_compensation_reads_windows_for_the_widest_matrix_of_any_layer():
-    """16 tokens per column, 16,384 at least; as given where they are."""
+    """32 tokens per column, 16,384 at least; as given where they are."""
     wide = LlamaConfig(hidden_size=512, intermediate_size=5000, num_attention_heads=8, num_hidden_layers=2)
     refit = MoreauPrunerConfig(compensation="refit", sequence_length=100)
-    assert refit.compensation.windows is None and refit.resolve(wide).compensation.windows == 800  # 80,000 tokens
+    assert refit.compensation.windows is None and refit.resolve(wide).compensation.windows == 1600  # 160,000 tokens
     assert refit.changed(compensation_samples=7).resolve(wide).compensation.windows == 7
     narrow = LlamaConfig(hidden_size=64, intermediate_size=100, num_attention_heads=4, num_hidden_layers=2)
     assert refit.resolve(narrow).compensation.windows == 164
