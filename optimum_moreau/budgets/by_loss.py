@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 class ByLoss(Budget):
     """Spreads by curves that are made convex of what is measured.
 
-    Heads count a few times what is measured of them: on text unlike the calibration's, and further on in a text, they
-    are dearer than in its windows (results/log.md).
+    Heads count several times what is measured of them: on text unlike the calibration's, and further on in a text, they
+    are dearer than in its windows (results/log.md). So they go where channels have become as dear.
 
     Those who extend this have `rounds` and `by` too, as settings or as facts (search.py).
     """
@@ -47,7 +47,7 @@ class ByLoss(Budget):
     )
     heads: float = setting(
         "how many times what is measured of heads counts: on other text they are dearer",
-        default=3.0,
+        default=10.0,
         affects="scores",
         was="search_heads",
         ge=1,
