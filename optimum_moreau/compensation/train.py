@@ -21,7 +21,7 @@ class Train(Refit):
     learning_rate: float = setting(
         "what a step changes a weight by, as a share of the root mean square of the block's matrices; it rises in the"
         " first tenth of the steps, and then falls to zero",
-        default=1e-3,
+        default=3e-3,
         affects="apply",
         gt=0,
         lt=1,
