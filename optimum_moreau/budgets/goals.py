@@ -62,12 +62,6 @@ def legal_counts(block: Block, config: MoreauPrunerConfig) -> Sequence[int]:
     return [count for count in some if count <= most - protected] or some[:1] or [0]
 
 
-def asked_share(goals_: Sequence[Goal], blocks: Sequence[Block]) -> float:
-    """The mean share of the blocks' parameters that goes; a fifth where it is not known."""
-    size = sum(block.total * block.unit_parameters for block in blocks)
-    return min(sum(goal.parameters for goal in goals_) / size, 0.9) if goals_ and size else 0.2
-
-
 def same(goal: Mapping[str, float], other: Mapping[str, float]) -> bool:
     """Whether goals by name are near to each other."""
     return goal.keys() == other.keys() and all(

@@ -24,7 +24,7 @@ from ..models.stream import LayerStream, StreamedLayer
 from ..models.undisturbed import plain_outputs
 from ..models.units import Block, decoder_layers
 from ..scoring.profiles import Measuring
-from .extent import Extent, solving
+from .extent import Extent
 from .fisher import second_order
 from .objective import Kind, Objective
 from .supernet import Supernet
@@ -95,17 +95,12 @@ class Probe:
 
     def foretold(self, extent: Extent) -> tuple[float, float]:
         """Seconds of the first measure, and of the rounds."""
-        solves = sum(n * solving(*self._columns_rows(block)) for block, n in extent.solves.items())
-        solves = solves / self.solve_rate if self.net.ridge is not None else 0.0
+        solves = self.net.solving(extent.solves) / self.solve_rate
         tokens = sum(batch.numel() for batch in self.batches)
         read = sum(batch.numel() for batch in self.read) / tokens if self.net.ridge is not None else 0.0
         share = extent.measure / max(extent.passes, 1)
         first = (extent.measure + read) * self.pass_seconds + share * solves
         return first, extent.rounds * self.pass_seconds + (1 - share) * solves
-
-    def _columns_rows(self, block: Block) -> tuple[int, int]:
-        rows, columns = self.net.reader(block).weight.shape
-        return columns, rows
 
 
 def prepared(run: Measuring, net: Supernet, kind: Kind, windows: int, clock: Clock, extent: Extent) -> Probe:
@@ -127,16 +122,20 @@ def prepared(run: Measuring, net: Supernet, kind: Kind, windows: int, clock: Clo
     start = clock.seconds
     for _ in whole_logits(model, few):
         pass
-    per_token = max(clock.seconds - start, 1e-9) / sum(one.numel() for one in few)
+    timed = torch.tensor(sum(one.numel() for one in few), dtype=torch.float64, device=input_device(model))
+    add_up(timed)  # so that all processes foretell the same
+    per_token = max(clock.seconds - start, 1e-9) * processes() / float(timed)
+    rate = 2 * sum(parameter.numel() for parameter in model.parameters()) / per_token
     read = list(run.batches)
     if clock.left is not None:
-        tokens, read = _bounded(tokens, read, per_token, max(clock.left, 0.0), extent, prefix)
+        solves = net.solving(extent.solves) / rate
+        tokens, read = _bounded(tokens, read, per_token, max(clock.left - solves, 0.0), extent, prefix)
     counted = torch.tensor(len(tokens), dtype=torch.int64, device=input_device(model))
     add_up(counted)
     batches = list(tokens.split(size))
-    rate = 2 * sum(parameter.numel() for parameter in model.parameters()) / per_token
     objective = Objective(kind, batches, prefix)
-    return Probe(run, net, objective, batches, read, int(counted), clock, per_token * tokens.numel(), rate)
+    seconds = per_token * float(counted) * tokens.shape[1] / processes()
+    return Probe(run, net, objective, batches, read, int(counted), clock, seconds, rate)
 
 
 def measured(probe: Probe, levels: Mapping[Block, Sequence[int]], *, keep: bool) -> dict[Block, list[float]]:

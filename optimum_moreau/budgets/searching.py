@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FOUND, GOAL, PATH = "search.found", "search.goal", "search.path"
+_FEW = 3  # matrices of a block that a round keeps: of the plan, a step more, a step less
 
 
 def ridge_of(run: Measuring) -> float | None:
@@ -57,7 +58,9 @@ def searched(run: Measuring, settings: Search, levels: Mapping[Block, Sequence[i
     with temporary_folder("search") as folder:
         net = Supernet(run.model, run.scores, ridge_of(run), folder)
         probe = prepared(run, net, settings.objective, settings.windows, clock, extent)
-        _say(probe, extent, folder)
+        few = _FEW if rounds else 0
+        kept = {block: max(len(own), few) if settings.by == "gradients" else few for block, own in levels.items()}
+        _say(probe, extent, kept, folder)
         if settings.by == "passes":
             losses = measured(probe, levels, keep=bool(rounds))
         else:
@@ -103,14 +106,14 @@ def _numbers(values: Sequence[float]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64, device="cpu")
 
 
-def _say(probe: Probe, extent: Extent, folder: Path) -> None:
-    """Logs what the search will take: passes, minutes, room on disk."""
+def _say(probe: Probe, extent: Extent, kept: Mapping[Block, int], folder: Path) -> None:
+    """Logs what the search will take: passes, minutes, room on disk for so many matrices of each block at once."""
     first, again = probe.foretold(extent)
     disk = 0
-    if probe.net.ridge is not None and extent.rounds:
-        for block in extent.solves:
-            rows, columns = probe.net.reader(block).weight.shape
-            disk += 4 * columns**2 + 3 * probe.net.reader(block).weight.element_size() * rows * columns
+    for block, at_once in kept.items():
+        weight = probe.net.reader(block).weight
+        products = 4 * weight.shape[1] ** 2 if probe.net.ridge is not None and extent.rounds else 0
+        disk += products + at_once * weight.element_size() * weight.numel()
     logger.info(
         "search: %d forward passes over %d windows, about %.1f min (%.1f of them the first measure)%s",
         extent.passes,

@@ -27,6 +27,7 @@ from ..least_squares.ridge import ridge_fit
 from ..models.hooks import standing_in
 from ..models.placement import loaded
 from ..models.units import Block, decoder_layers
+from .extent import solving
 
 Counts = Mapping[Block, int]
 
@@ -50,6 +51,13 @@ class Supernet:
     def reader(self, block: Block) -> Any:
         """o_proj or down_proj."""
         return self._layers[block.layer].get_submodule(block.reader.module)  # type: ignore[index]
+
+    def solving(self, times: Mapping[Block, int]) -> float:
+        """Floating-point operations of so many matrices of each block; none where nothing is adjusted."""
+        if self.ridge is None:
+            return 0.0
+        shapes = ((n, *self.reader(block).weight.shape) for block, n in times.items())
+        return sum(n * solving(columns, rows) for n, rows, columns in shapes)
 
     def learn(self, block: Block, products: Tensor, *, keep: bool) -> None:
         """Takes XᵀX `(in, in)` of a block, on disk where it is to be kept for later."""

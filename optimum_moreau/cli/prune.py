@@ -142,8 +142,9 @@ def _adjusted_words(found: Mapping[str, Any]) -> str:
     if not held_out.get("windows"):
         return f"{words}; {errors}"
     losses = f"loss {held_out['dense']:.3f} before, {held_out['cut']:.3f} cut, {held_out['compensated']:.3f} adjusted"
-    instead = f" ({held_out['instead']} instead, {held_out['simpler']:.3f})" if held_out.get("instead") else ""
-    taken_back = f"taken back, as it raised the loss{instead}: " if held_out["taken_back"] else ""
+    taken_back = "taken back, as it raised the loss: " if held_out["taken_back"] else ""
+    if held_out.get("instead"):
+        taken_back = f"taken back for {held_out['instead']}, of loss {held_out['simpler']:.3f}: "
     return f"{taken_back}{words}; on held-out text {losses}, {errors}"
 
 

@@ -2,8 +2,9 @@
 
     e(step) = ‖X_B·V_Aᵀ − T_B‖² + ‖X_A·V_Bᵀ − T_A‖²,        V_F what the step fits on fold F
 
-Of a step's candidates (a ridge of different strength) the one of the least e fits both folds together; where none is
-below e(V = W), nothing is adjusted. The moments give every e without a further pass over the text.
+Of a step's candidates (a ridge of different strength) the one of the least e fits both folds together, or what the step
+takes in its place (a softer ridge), as long as its e is below e(V = W). Where none is, nothing is adjusted. The moments
+give every e without a further pass over the text.
 """
 
 from __future__ import annotations
@@ -47,15 +48,12 @@ def choose(step: Compensation, w: Tensor, folds: tuple[Moments, Moments]) -> Cho
         NonFiniteError: a candidate cannot be solved for.
     """
     a, b = folds
-    size = a.size + b.size
-    best: Compensation | None = None
-    least = (before := a.squares(w) + b.squares(w))
-    for candidate in step.candidates():
-        error = b.squares(*candidate.fit(w, a)) + a.squares(*candidate.fit(w, b))
-        if error < least:
-            best, least = candidate, error
-    if best is None:
+    size, candidates = a.size + b.size, step.candidates()
+    before = a.squares(w) + b.squares(w)
+    errors = [b.squares(*one.fit(w, a)) + a.squares(*one.fit(w, b)) for one in candidates]
+    best = min(range(len(errors)), key=errors.__getitem__)
+    place = taken if errors[taken := step.taken(best)] < before else best
+    if not errors[place] < before:
         return Chosen(w, None, None, before / size, before / size)
-    best = step.taken(best)
-    fitted, intercept = best.fit(w, a.absorb(b))
-    return Chosen(fitted, intercept, best.damping, before / size, least / size)
+    fitted, intercept = candidates[place].fit(w, a.absorb(b))
+    return Chosen(fitted, intercept, candidates[place].damping, before / size, errors[place] / size)

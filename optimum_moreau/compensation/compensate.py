@@ -198,12 +198,12 @@ class _Guarded:
                 raise _NoGain
             stack.push(attempt.pop_all())
             return replace(found, held_out=held_out)
-        text = "compensation: taken back, since it raised the loss on text that was held out: %s"
         if simpler > cut:
-            logger.warning(text, words)
+            logger.warning("compensation: taken back, since it raised the loss on text that was held out: %s", words)
             _silenced(stack, self.model, self.shape, self.plan, undone=undone)
             return replace(found, held_out=held_out)
-        logger.warning(f"{text}; %.4f with '%s', which is taken", words, simpler, step.simpler.name)
+        text = "compensation: '%s' is better on text that was held out, %.4f, and is taken instead: %s"
+        logger.warning(text, step.simpler.name, simpler, words)
         found = self._fit(stack, step.simpler, None, undone=undone)
         return replace(found, held_out=replace(held_out, instead=step.simpler.name, simpler=simpler))
 

@@ -106,8 +106,8 @@ class Compensation:
         """Among which text that was not fitted decides; this one alone, where nothing is open."""
         return (self,)
 
-    def taken(self, best: Any) -> Any:
-        """What fits both folds, of the candidate that was best from one to the other."""
+    def taken(self, best: int) -> int:
+        """Which candidate fits both folds, where that one was best from one to the other."""
         return best
 
     def fit(self, w: Tensor, moments: Moments) -> Fitted:

@@ -274,7 +274,8 @@ class MoreauPrunerConfig(ConfigFile):
         if "runtime" in changes:  # what the last one made of the scope does not hold for another
             values |= {"attention_layers": None, "mlp_layers": None, "uniform": False, "export": "auto"}
         one_shape = changes.get("uniform") or changes.get("runtime", "transformers") != "transformers"
-        values |= {"budget": "uniform"} if one_shape else {}  # nobody asked for the scores' budget
+        if one_shape and self.budget.name != "uniform":  # nobody asked for the scores' budget
+            values["budget"] = "uniform"
         made = type(self).from_dict({**values, **changes})
         for name in decided_otherwise(self, made, "elements", "scores"):
             raise ConfigError(f"{name} decided the scores; leave it out, or score again without --from-scores")

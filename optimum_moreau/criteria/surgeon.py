@@ -6,7 +6,8 @@ gradient of the summed loss at its output:
     ΔL ≈ ½ tr(D·δW·H·δWᵀ)        H = E[x xᵀ] + λI        D = diag E[g²]        δW the surgeon's step, least for a unit
 
 least_squares/surgeon.py has the step. The columns that stay are taken as a refit would leave them
-(compensation/refit.py), so the choice knows of it. H is that of the dense model: one pass serves every size and budget.
+(compensation/refit.py), so the choice knows of it, but for the weights of tokens and λ, which the refit finds for each
+matrix. H is that of the dense model: one pass serves every size and budget.
 With `weigh="outputs"` D = I: the error of the output, without gradients. With `weigh="loss"` costs are in nats, so that
 units of all layers, heads and channels, are measured by one scale; D weighs the rows of W alone, and leaves the step as
 it is.
@@ -14,6 +15,7 @@ it is.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal
 
 from ..config.settings import setting, settings
@@ -77,10 +79,10 @@ class Surgeon(Criterion):
         """The diagonal of D of each weight, float32 `(out,)`: the mean over tokens of g²."""
         import torch
 
-        from ..distributed import add_up
+        from ..distributed import add_up, processes
         from ..envelope import Micro
 
-        windows = torch.cat(list(run.batches))[: self.gradient_windows]
+        windows = torch.cat(list(run.batches))[: math.ceil(self.gradient_windows / processes())]
         found: dict[str, Tensor] = {}
 
         def add(name: str, g: Tensor, x: Tensor, factor: float) -> None:

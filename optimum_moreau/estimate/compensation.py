@@ -11,7 +11,8 @@ Of N tokens in batches of t, N′ held out, hidden size d, s bytes per number, c
 keeps k of w columns, o and u the parts of W that o_proj and down_proj are:
 
     operations   2N·(3·|W_attention| − |o| + 2·|W_mlp|)  +  2N·k·(k + m) for XᵀX and TᵀX
-                 +  3·2N′·|W and head|, the loss of the dense, the cut and the adjusted model
+                 +  3·2N′·|W and head|, the loss of the dense, the cut and the adjusted model; where there is a simpler
+                    step to compare with (`simpler`), that one's passes and fits and a fourth loss as well
     fit          (2c + 1)·(k³/3 for the Cholesky factor + 2k²·m to solve)  +  (2c + 2)·2k²·m for the errors, in float64
     streams      N·s·max(6d, 3d + w) in CPU memory: two streams and what they are to give, X of one down_proj
     at work      the largest of
@@ -49,7 +50,8 @@ class CompensationEstimate:
         step: its name.
         times: one for each round.
         windows: that are fitted on.
-        held_out: windows whose loss is measured, three times.
+        held_out: windows whose loss is measured.
+        losses: how often it is.
         attention_passes: passes of all windows through the attention of a layer, of all layers.
         mlp_passes: the same through MLPs.
         operations: floating-point operations of these passes, of XᵀX and TᵀX, of the losses, and of training.
@@ -66,6 +68,7 @@ class CompensationEstimate:
     times: int
     windows: int
     held_out: int
+    losses: int
     attention_passes: int
     mlp_passes: int
     operations: float
@@ -85,8 +88,8 @@ class CompensationEstimate:
         parts = memory(self.peak_memory_bytes, {"model": self.model_bytes, "at work": self.work_bytes})
         streams = f"{',' if here else '; on the CPU'} hidden states {words_for_bytes(self.stream_bytes)}"
         return [
-            f"{self.step:<12}{passes}, {self.mlp_passes} through its MLP, the loss of {self.held_out} others three"
-            f" times{each}, {duration(self.seconds)}",
+            f"{self.step:<12}{passes}, {self.mlp_passes} through its MLP, the loss of {self.held_out} others"
+            f" {self.losses} times{each}, {duration(self.seconds)}",
             f"its memory  {parts}{streams}",
         ]
 
@@ -106,9 +109,10 @@ def estimate_compensation(
     at_once = windows * config.sequence_length
     batch = bytes_per_batch(skeleton, set(), windows, config.sequence_length)
     sums, hidden = _summed(skeleton, shape, plan, config, at_once, batch), skeleton.config.hidden_size
-    operations, itemsize = sums.operations, skeleton.dtype.itemsize
+    fitted, itemsize = 1 + int(step.simpler is not None), skeleton.dtype.itemsize
+    operations = fitted * sums.operations
     if plan.removes:
-        operations += 3 * 2 * step.apart * config.sequence_length * sums.whole
+        operations += (2 + fitted) * 2 * step.apart * config.sequence_length * sums.whole
     if training := estimate_training(skeleton, shape, plan, config):
         operations += training.operations
         sums.work = max(sums.work, training.block_bytes + 3 * batch * training.step_tokens // at_once)
@@ -121,15 +125,16 @@ def estimate_compensation(
         times=config.rounds,
         windows=step.windows,
         held_out=step.apart,
-        attention_passes=sums.passes["attention"],
-        mlp_passes=sums.passes["mlp"],
+        losses=2 + fitted,
+        attention_passes=fitted * sums.passes["attention"],
+        mlp_passes=fitted * sums.passes["mlp"],
         operations=operations,
-        fit_operations=sums.fits,
+        fit_operations=fitted * sums.fits,
         model_bytes=shape.bytes,
         stream_bytes=streams,
         work_bytes=work,
         peak_memory_bytes=shape.bytes + work + (streams if device == "cpu" else 0),
-        seconds=None if rate is None else config.rounds * (operations + _DOUBLE * sums.fits) / rate,
+        seconds=None if rate is None else config.rounds * (operations + _DOUBLE * fitted * sums.fits) / rate,
     )
 
 

@@ -303,7 +303,7 @@ def test_standard_error_foretells_memory_and_time_and_shows_no_progress_bars_whe
     parts = f"about {size} at the peak: model {size}, criterion {size}, one pass {size}"
     assert re.fullmatch(rf"INFO: surgeon: scoring 1 forward pass, roughly \d+ s; memory {parts}", scoring)
     passes = r"\d+ passes of 1024 windows through a layer's attention, \d+ through its MLP"
-    passes += r", the loss of 16 others three times, roughly \d+ s"
+    passes += r", the loss of 16 others 3 times, roughly \d+ s"
     assert re.match(rf"INFO: refit {passes}; its memory about {size} at the peak", refit)
 
 

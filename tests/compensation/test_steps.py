@@ -6,7 +6,7 @@ import torch
 
 from optimum_moreau.compensation.bias import Bias
 from optimum_moreau.compensation.chosen import choose
-from optimum_moreau.compensation.refit import RIDGES, SOFTER, Refit
+from optimum_moreau.compensation.refit import RIDGES, Refit
 from optimum_moreau.compensation.scale import Scale
 from optimum_moreau.errors import NonFiniteError
 from optimum_moreau.least_squares.moments import Moments
@@ -112,16 +112,16 @@ def crossed(w, x, t, ridge, intercept):
 
 @pytest.mark.parametrize("intercept", [False, True])
 @pytest.mark.parametrize("noise", [0.1, 1.0, 3.0])
-def test_the_candidate_is_taken_whose_fit_on_either_half_is_best_on_the_other(noise, intercept):
+def test_the_candidate_is_taken_that_is_softer_than_the_best_from_either_half_to_the_other(noise, intercept):
     x, w = numbers(60, 8), numbers(4, 8, seed=1)
     t = x @ (w + numbers(4, 8, seed=2)).T + noise * numbers(60, 4, seed=3) + 0.5
     found = choose(Refit(intercept=intercept), w, in_folds(x, t, 2))
     size, before = float(t.square().sum()), float((x @ w.T - t).square().sum())
     errors = {ridge: crossed(w, x, t, ridge, intercept) for ridge in RIDGES}
-    best = min(errors, key=errors.get)
-    assert errors[best] < before and found.ridge == best / SOFTER
-    assert (found.before, found.after) == pytest.approx((before / size, errors[best] / size), rel=1e-9)
-    v, b = refitted(w.numpy(), x.numpy(), t.numpy(), best / SOFTER, intercept=intercept)  # of both halves together
+    softer = RIDGES[max(RIDGES.index(min(errors, key=errors.get)) - 1, 0)]
+    assert errors[softer] < before and found.ridge == softer
+    assert (found.before, found.after) == pytest.approx((before / size, errors[softer] / size), rel=1e-9)
+    v, b = refitted(w.numpy(), x.numpy(), t.numpy(), softer, intercept=intercept)  # of both halves together
     np.testing.assert_allclose(found.w, v, rtol=1e-8)
     assert found.b is None if not intercept else np.allclose(found.b, b)
 
@@ -145,7 +145,20 @@ def test_few_tokens_ask_for_a_stronger_ridge():
         t = x @ (w + 0.5 * numbers(4, 16, seed=2)).T + numbers(tokens, 4, seed=3)
         return choose(Refit(), w, in_folds(x, t, 2)).ridge or np.inf
 
-    assert taken(24) > taken(20_000) == min(RIDGES) / SOFTER
+    assert taken(24) > taken(20_000) == min(RIDGES)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_is_taken_has_a_lower_error_on_text_apart_than_what_was_there(seed):
+    """Where the softer candidate has not, the best one is taken; where none has, nothing is adjusted."""
+    x, w = numbers(80, 32, seed=10 * seed), numbers(4, 32, seed=10 * seed + 1)
+    t = x @ (w + 0.05 * numbers(4, 32, seed=10 * seed + 2)).T + numbers(80, 4, seed=10 * seed + 3)
+    found = choose(Refit(), w, in_folds(x, t, 2))
+    if found.ridge is None:
+        assert found.w is w and found.after == found.before
+    else:
+        error = crossed(w, x, t, found.ridge, False) / float(t.square().sum())
+        assert found.after == pytest.approx(error) and found.after < found.before
 
 
 def test_a_step_of_one_candidate_is_measured_too():
