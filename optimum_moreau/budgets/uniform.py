@@ -25,8 +25,8 @@ class Uniform(Budget):
     of_rounds = True
 
     heads: float = setting(
-        "h: share of the heads that goes of a size in parameters, for each of the channels; 0: heads go only where more"
-        " than two thirds of the channels would",
+        "of a size in parameters, the share of the heads that goes, as a part of that of the channels (1: the same; 0:"
+        " none until two thirds of the channels go)",
         default=1.0,
         affects="plan",
         ge=0,

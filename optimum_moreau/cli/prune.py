@@ -132,7 +132,8 @@ def _cut_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [options.parameter_row(result, f"; units in scope: {units}"), ("export", result["export"])]
     rows += [("note", line) for line in result["adjustments"]]
     if found := result["compensation"]:
-        rows.append(("adjusted", _adjusted_words(found)))
+        back = found["held_out"].get("taken_back") and not found["held_out"].get("instead")
+        rows.append(("cut alone" if back else "adjusted", _adjusted_words(found)))
     return rows
 
 

@@ -24,7 +24,8 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the preset and the flags of `MoreauPrunerConfig`."""
     group = parser.add_argument_group("what and how to prune")
     best = ", ".join(f"{field} {value}" for field, value in MEASURED["best"].items())
-    add(group, "--preset NAME", f"settings under the flags, and a recipe: {' | '.join(PRESETS)} (best: {best})")
+    fast = "fast: without a search, MLP channels first"
+    add(group, "--preset NAME", f"settings under the flags, and a recipe: {' | '.join(PRESETS)} (best: {best}; {fast})")
     _add_fields(group, settings_of(MoreauPrunerConfig))
     parser.add_argument(HELP_ALL, action="help", help="list every flag, those of methods' settings too")
 
@@ -48,7 +49,7 @@ def settings_from(args: argparse.Namespace, recipe: Mapping[str, Any] | None = N
     found = {name.removeprefix("of_"): value for name, value in _given(args).items() if name in known}
     for field in _TOGETHER:
         if text := getattr(args, f"{field}_args", None):
-            found |= _together(field, found.get(field) or name_of((recipe or {}).get(field)), text, args)
+            found |= _together(field, found.get(field) or name_of((recipe or {}).get(field)), text, found, args)
     return found
 
 
@@ -155,16 +156,24 @@ def _add_flag(group: Any, one: Setting, dest: str, text: str, prefix: str = "") 
     group.add_argument(flag, dest=dest, type=read, metavar=one.metavar or one.kind_word, help=text + choices)
 
 
-def _together(field: str, value: Any, text: str, args: argparse.Namespace) -> dict[str, Any]:
+def _together(field: str, value: Any, text: str, given: Mapping[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     """Settings of a method, or of the mask, given as `k=v,k=v`; flat."""
     kind: Any = Mask
     if field != "mask":
-        preset = MEASURED.get(getattr(args, "preset", None) or "best", {})
-        name = value or preset.get(field) or {one.name: one.default for one in settings_of(MoreauPrunerConfig)}[field]
-        kind = METHODS[field].get(name)
+        kind = METHODS[field].get(name_of(value or _meant(field, given, args)))
     found, flat = {}, {one.name: one.was for one in settings_of(kind)}
     for name, equals, one in _pairs(text):
         if not equals:
             raise ConfigError(f"--{field}-args: '{name}' is not NAME=VALUE")
         found[flat[name]] = parsed(kind, name, one)
     return found
+
+
+def _meant(field: str, given: Mapping[str, Any], args: argparse.Namespace) -> Any:
+    """The method that the preset takes beside what was given."""
+    preset = getattr(args, "preset", None) or "best"
+    try:
+        return getattr(MoreauPrunerConfig.preset(preset, **given), field)
+    except ConfigError:  # said where the config is made
+        defaults = {one.name: one.default for one in settings_of(MoreauPrunerConfig)}
+        return MEASURED.get(preset, {}).get(field) or defaults[field]

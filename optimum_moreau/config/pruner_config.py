@@ -136,7 +136,7 @@ class MoreauPrunerConfig(ConfigFile):
 
     @classmethod
     def fast(cls, **changes: Any) -> MoreauPrunerConfig:
-        """As `best`, but sizes are spread by one pass of gradients (`sensitivity`), and not by a search."""
+        """As `best`, but without a search: MLP channels alone, of the layers in scope alike, while they can."""
         return cls(**measured_settings("fast", changes))
 
     @classmethod

@@ -200,7 +200,8 @@ def shown(values: Mapping[str, Any]) -> str:
     ]
     if budget != "uniform":
         lines.append(
-            f"note        shapes of an even spread; by the scores, budget '{budget}' decides what each layer gives"
+            f"note        shapes of an even spread; by the scores, budget '{budget}' decides what each layer gives,"
+            " and so the class"
         )
     return "\n".join([*lines, *values["scoring"]["words"], *values["compensation"].get("words", [])])
 

@@ -572,3 +572,22 @@ def test_plan_diff_prints_the_overlap(command, tiny_folder, tmp_path):
     assert code == 0 and 0 < json.loads(out)["all"]["kept"] < 1
     code, out, _ = command("plan-diff", tmp_path / "0.json", tmp_path / "0.json")
     assert code == 0 and out.splitlines()[-1].split() == ["all", "1.000", "1.000"]
+
+
+@pytest.mark.parametrize(
+    ("words", "heads"),
+    [
+        (["--preset", "fast"], 0.0),
+        (["--preset", "fast", "--budget-args", "heads=0.5"], 0.5),
+        (["--preset", "fast", "--budget-args", "protect=0.1"], 0.0),
+        (["--preset", "best", "--uniform", "--budget-args", "heads=0.25"], 0.25),
+        (["--budget", "uniform"], 1.0),
+    ],
+)
+def test_settings_of_a_budget_are_of_the_one_that_the_preset_takes(command, words, heads):
+    import yaml
+
+    code, out, err = command("prune", "model", "-o", "out", *words, "--calibration", "text.txt", "--print-config")
+    assert (code, err) == (0, "")
+    budget = yaml.safe_load(out)["prune"]["budget"]
+    assert budget["name"] == "uniform" and budget["heads"] == heads

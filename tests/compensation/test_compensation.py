@@ -276,7 +276,8 @@ def test_the_pruner_compensates_and_says_so_in_summary_and_card(tmp_path, window
     assert found["step"] == "refit" and found["calibration"]["samples"] == 36 and len(found["matrices"]) == 6
     assert results["none"][0]._result.summary.compensation == {}
     card = (tmp_path / "refit" / "README.md").read_text()
-    assert "Compensation: **refit**" in card and "36 × 16 tokens" in card
+    fitted = 36 - found["held_out"]["windows"]
+    assert "Compensation: **refit**" in card and f"{fitted} × 16 tokens" in card
     assert "Compensation" not in (tmp_path / "none" / "README.md").read_text()
     # the plan applied to a fresh base, with the same text, gives the same model
     again = tiny_model("llama")

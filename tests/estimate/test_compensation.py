@@ -224,7 +224,6 @@ def test_the_log_says_it_before_scoring(caplog):
         MoreauPruner(config).prune(model, torch.randint(64, (40, 16)))
     words = caplog.text
     assert (
-        "refit 9 passes of 12 windows through a layer's attention, 6 through its MLP, the loss of 6 others 3"
-        in words
+        "refit 9 passes of 12 windows through a layer's attention, 6 through its MLP, the loss of 6 others 3" in words
     )
     assert words.index("refit 9 passes") < words.index("scored; peak memory")
