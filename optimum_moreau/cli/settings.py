@@ -23,9 +23,7 @@ _TOGETHER = (*METHODS, "mask")
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the preset and the flags of `MoreauPrunerConfig`."""
     group = parser.add_argument_group("what and how to prune")
-    best = ", ".join(f"{field} {value}" for field, value in MEASURED["best"].items())
-    fast = "fast: without a search, MLP channels first"
-    add(group, "--preset NAME", f"settings under the flags, and a recipe: {' | '.join(PRESETS)} (best: {best}; {fast})")
+    add(group, "--preset NAME", f"settings under the flags, and a recipe: {' | '.join(PRESETS)} (best)")
     _add_fields(group, settings_of(MoreauPrunerConfig))
     parser.add_argument(HELP_ALL, action="help", help="list every flag, those of methods' settings too")
 

@@ -8,17 +8,18 @@ from typing import Any
 from ..registry import CRITERIA
 from .flat import unflattened
 from .methods import made
-from .validation import RUNTIMES_OF_UNIFORM_LAYERS, UNITS
+from .validation import UNITS
 
 PRESETS = ("best", "fast", "paper", "plain")
-# What results/yardstick.md found to keep most of a real model without tuning.
+# What results/yardstick.md found to keep most of a real model without tuning. A search does not pay there.
 BEST: dict[str, Any] = {
     "criterion": "surgeon",
     "calibration_samples": 256,
-    "budget": "search",
+    "budget": {"name": "uniform", "heads": 0.0},
     "compensation": "refit",
 }
-FAST: dict[str, Any] = {**BEST, "budget": {"name": "uniform", "heads": 0.0}}  # nothing is measured of layers
+# What one pass over little text finds.
+FAST: dict[str, Any] = {**BEST, "criterion": "wanda", "calibration_samples": 128, "compensation": "none"}
 MEASURED = {"best": BEST, "fast": FAST}
 _HIDDEN = "taylor"  # scores hidden channels, which surgeon does not
 _FEWEST = 10  # windows of a criterion that takes many passes over each
@@ -28,10 +29,9 @@ def measured_settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The preset `best` or `fast` with the given fields, without what these rule out.
 
     Hidden channels are scored by `taylor`, which, as any other criterion of gradients, averages the importances of
-    single samples. One shape for all layers (a stock class too), and cuts in rounds, have no budget that measures.
-    Masks, which have neither that nor a compensation, and the published code, which is there to be compared with the
-    paper, have nothing of it. Of a criterion that takes several passes over each window there are so many fewer
-    windows. What is no criterion is left for validation.
+    single samples. Masks, which have neither a budget of these nor a compensation, and the published code, which is
+    there to be compared with the paper, have nothing of it. Of a criterion that takes several passes over each window
+    there are so many fewer windows. What is no criterion is left for validation.
 
     Args:
         name: of the preset.
@@ -39,11 +39,7 @@ def measured_settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """
     targets = given.get("targets") or UNITS
     known = isinstance(targets, (list, tuple))
-    searched = not known or "attention" in targets or "mlp" in targets
-    one_shape = given.get("uniform") or given.get("runtime", given.get("engine")) in RUNTIMES_OF_UNIFORM_LAYERS
     best = dict(MEASURED[name]) | ({"criterion": _HIDDEN} if known and "hidden" in targets else {})
-    if one_shape or given.get("export") == "stock" or not searched or given.get("rounds", 1) != 1:
-        best["budget"] = FAST["budget"]
     if given.get("mask") is not None or given.get("pattern", "units") not in ("units", None) or given.get("released"):
         return dict(given)
     given = unflattened(given, best)
@@ -52,7 +48,7 @@ def measured_settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     if getattr(criterion, "released", False):
         return dict(given)
     if criterion is not None:
-        best["calibration_samples"] = max(BEST["calibration_samples"] // criterion.passes_each, _FEWEST)
+        best["calibration_samples"] = max(best["calibration_samples"] // criterion.passes_each, _FEWEST)
         if hasattr(criterion, "reduction") and not _says(asked, "reduction"):
             asked = {**_as_mapping(asked), "reduction": "importance"}
     return {**best, **given, "criterion": asked}

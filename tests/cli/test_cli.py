@@ -127,6 +127,7 @@ FLAGS = {
     "search_by": ("passes", "passes"),
     "search_levels": ("3", 3),
     "search_heads": ("2", 2.0),
+    "heads": ("0.5", 0.5),
     "search_windows": ("8", 8),
     "search_rounds": ("0", 0),
     "search_minutes": ("30", 30.0),
@@ -234,7 +235,7 @@ def test_a_setting_chooses_no_method(caplog):
     parser = argparse.ArgumentParser()
     prepare("prune", parser)
     found = config_from(parser.parse_args(["model", "-o", "out", "--steps", "5", "--protect", "0.1"]))
-    assert found == MoreauPrunerConfig.best(budget={"name": "search", "protect": 0.1})
+    assert found == MoreauPrunerConfig.best(budget={"name": "uniform", "heads": 0.0, "protect": 0.1})
     assert "surgeon does not use steps: ignored" in caplog.text
 
 
@@ -521,7 +522,7 @@ def test_the_version_is_printed(capsys):
 def test_planning_again_from_scores_is_planning_at_that_ratio(command, tiny_folder, text_file, tmp_path):
     """… without loading a weight: only config.json is left of the model."""
     common = ["--calibration", text_file, "--samples", 2, "--seq-len", 16, "--criterion", "taylor"]
-    common += ["--budget-args", "rounds=0"]  # they are of one size
+    common += ["--budget", "search", "--budget-args", "rounds=0"]  # they are of one size
     assert command("prune", tiny_folder, "-o", tmp_path / "pruned", "--ratio", 0.1, *common)[0] == 0
     assert command("plan", tiny_folder, "-o", tmp_path / "scored.json", "--unit-ratio", 0.5, *common)[0] == 0
     bare = tmp_path / "bare"
@@ -538,7 +539,7 @@ def test_planning_again_from_scores_is_planning_at_that_ratio(command, tiny_fold
 def test_scores_of_a_search_serve_an_engine_of_uniform_layers(command, tiny_folder, text_file, tmp_path):
     """… whose layers are of one shape: nobody asked for the budget that the scores were made with."""
     flags = ("--calibration", text_file, "--samples", 2, "--seq-len", 16, "--attention-layers", "0:3")
-    whole = ("--mlp-layers", "0:3", "--ratio", 0.15)
+    whole = ("--mlp-layers", "0:3", "--ratio", 0.15, "--budget", "search")
     assert command("prune", tiny_folder, "-o", tmp_path / "pruned", *flags, *whole)[0] == 0
     scores = tmp_path / "pruned"  # the folder that holds them
     for number, one_shape in enumerate((("--uniform",), ("--engine", "vllm"))):

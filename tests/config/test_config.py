@@ -275,7 +275,8 @@ def test_the_best_preset_leaves_out_what_is_ruled_out():
         assert best(**one_shape).budget == Uniform(heads=0.0)
         assert best(**one_shape).compensation.name == "refit"
     assert best().criterion == Surgeon()
-    assert MoreauPrunerConfig.fast() == best(budget=Uniform(heads=0.0))
+    assert MoreauPrunerConfig.fast() == best(criterion="wanda", calibration_samples=128, compensation="none")
+    assert best(budget="search").budget == Search() and best(budget="uniform").budget == Uniform()
     assert best(criterion="moreau").criterion == Moreau(reduction="importance")
     assert best(criterion=Moreau()).criterion == Moreau()  # an object says all
     for hidden in (("hidden",), ["attention", "hidden"]):
