@@ -99,11 +99,11 @@ def assert_no_worse_than_the_cut(load, tokenizer, documents, **settings):
     return compensated, alone, result.summary.compensation["held_out"]
 
 
-@pytest.mark.parametrize("preset", ["best", "fast"])
+@pytest.mark.parametrize("settings", [{}, {"budget": "search"}], ids=["best", "search"])
 @pytest.mark.parametrize("name", TEXTS)
-def test_a_preset_is_never_worse_than_the_same_cut_without_compensation(name, preset, shared):
+def test_the_preset_is_never_worse_than_the_same_cut_without_compensation(name, settings, shared):
     folder, text = str(shared / "models" / name), str(shared / "data" / TEXTS[name][0])
-    settings = getattr(MoreauPrunerConfig, preset)(pruning_ratio=0.2, calibration_samples=32).to_dict()
+    settings = MoreauPrunerConfig.best(pruning_ratio=0.2, calibration_samples=32, **settings).to_dict()
     assert_no_worse_than_the_cut(
         lambda: load_model(folder, device="cpu").eval(), load_tokenizer(folder), documents_of(text), **settings
     )

@@ -56,7 +56,7 @@ def test_of_a_device_that_is_not_here_all_but_the_time_is_known(device, command,
     tiny_model("llama").config.save_pretrained(tmp_path)
     code, out, err = command("plan", tmp_path, "--ratio", 0.3, "--device", device, "--dry-run")
     assert code == 0, err
-    assert "forward passes" in out and "only a machine with the device can tell" in out and "roughly" not in out
+    assert "1 forward pass" in out and "only a machine with the device can tell" in out and "roughly" not in out
     found = estimate_pruning(str(tmp_path), pruning_ratio=0.3, device=device)
     assert found.scoring.device == "cuda" and found.scoring.seconds is None and found.compensation.seconds is None
     assert (
