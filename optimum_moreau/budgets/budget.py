@@ -83,6 +83,16 @@ class Budget:
         """
         return dict.fromkeys(blocks, share)
 
+    def attention_share(self, goal: float, attention: float, mlp: float) -> float:
+        """The share of the heads that goes of a size in parameters: that of the channels.
+
+        Args:
+            goal: the size.
+            attention: parameters of all heads in scope.
+            mlp: of all channels in scope.
+        """
+        return goal / ((attention + mlp) or 1.0)
+
     def rank(self, score: Tensor, unit_parameters: int) -> Tensor:
         """What units of a block are ranked by, among those of other blocks; only where it `ranks`."""
         return score / unit_parameters

@@ -35,14 +35,8 @@ class Uniform(Budget):
     )
 
     def attention_share(self, goal: float, attention: float, mlp: float) -> float:
-        """p_attention.
-
-        Args:
-            goal: G.
-            attention: A.
-            mlp: M.
-        """
-        same = goal / ((attention + mlp) or 1.0)
+        """p_attention, of G, A and M."""
+        same = super().attention_share(goal, attention, mlp)
         if not attention or self.heads == 1:
             return same
         channels = goal / (mlp + self.heads * attention) if mlp + self.heads * attention else 1.0

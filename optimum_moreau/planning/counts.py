@@ -74,7 +74,7 @@ class UnitCounts:
         if found := self._found({"units": goal}):
             return found
         units = sum(block.total for block in self.attention)
-        common = self._attention_part(goal, goal / _size(self.blocks))
+        common = self._attention_part(goal)
         best: Counts = {}
         missed = math.inf
         # The common share first; then one unit fewer, one more, … until the channels can take up the difference.
@@ -97,7 +97,7 @@ class UnitCounts:
 
         Where all blocks of a kind are alike and the budget is uniform, the nearest of all is among these.
         """
-        common = min(max(self._attention_part(goal, goal / _size(self.blocks)), 0.0), 1.0)
+        common = min(max(self._attention_part(goal), 0.0), 1.0)
         steps = {n / block.total for block in self.attention for n in range(block.total)} or {0.0}
         for share in sorted(steps, key=lambda step: (abs(step - common), step)):
             attention = self._share(self.attention, share)
@@ -130,13 +130,11 @@ class UnitCounts:
     def _most_shares(self, blocks: Sequence[Block]) -> list[float]:
         return [self._removable(block)[-1] / block.total for block in blocks]
 
-    def _attention_part(self, goal: float, share: float) -> float:
-        """The share of the units that attention gives: the common one, or what the budget leaves to it."""
+    def _attention_part(self, goal: float) -> float:
+        """The share of the units that attention gives, as the budget says."""
         units, budget = sum(block.total for block in self.attention), self.config.budget
-        if isinstance(budget, Uniform):
-            return budget.attention_share(goal, _units_size(self.attention), _units_size(self.mlp))
         if not budget.by_loss or not units:
-            return share
+            return budget.attention_share(goal, _units_size(self.attention), _units_size(self.mlp))
         removed = budget.allocated(self.blocks, goal, self.ranking, self._most_shares(self.blocks))
         return sum(removed[block] for block in self.attention) / units
 
