@@ -31,27 +31,11 @@ from torch.func import functional_call
 
 from ..models.placement import device_of, forward_of, loaded, parameter_names, put, unhooked
 from .aims import Aims
+from .done import Trained
 from .train import Train
 
 CHECK = 20  # steps between two looks at the windows that are watched
 WATCHED = 1 / 8  # of the windows
-
-
-@dataclass(frozen=True)
-class Trained:
-    """One block that was trained.
-
-    Attributes:
-        name: e.g. `layers.3.mlp`.
-        steps: after which its state was taken; 0: the refit's is the best.
-        error_before: L of the refit, on windows that were not trained on (but fitted on).
-        error_after: L of what was taken, on the same.
-    """
-
-    name: str
-    steps: int
-    error_before: float
-    error_after: float
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,9 @@ from ..models.placement import restored
 from ..models.units import ModelShape, decoder_layers
 from ..planning import PruningPlan
 from .biases import with_biases
-from .blocks import Trained
-from .fitting import Adjusted, Fitter
+from .done import Adjusted, Trained
+from .fitting import Fitter
+from .kept import KeptLayers
 from .narrow import narrowed
 from .silence import silence
 from .step import Compensation
@@ -127,6 +128,7 @@ def compensated(
     *,
     undone: bool = False,
     distinct: int | None = None,
+    kept: KeptLayers | None = None,
 ) -> Iterator[Compensated]:
     """In place: silences what goes, and adjusts what stays; if the block ends in an error, all of that is undone.
 
@@ -140,6 +142,7 @@ def compensated(
         config: resolved.
         undone: it is undone in any case.
         distinct: tokens of the text that the windows cover, where they overlap; for a warning.
+        kept: where adjusted layers are kept; those that are there are not adjusted again.
 
     Raises:
         UnsupportedModelError: an intercept is asked for, and the model is offloaded.
@@ -153,7 +156,9 @@ def compensated(
             elif parts is None:
                 raise DataError(f"compensation: '{config.compensation.name}' reads calibration text; give some")
             elif plan.removes:
-                done = _Guarded(model, shape, plan, config, parts).best(stack, distinct, undone=undone)
+                done = _Guarded(model, shape, plan, config, parts, kept or KeptLayers()).best(
+                    stack, distinct, undone=undone
+                )
         yield done
 
 
@@ -172,9 +177,15 @@ class _Guarded:
     """Keeps what is best on the windows that were held out: the cut alone, a simpler step, or the step."""
 
     def __init__(
-        self, model: PreTrainedModel, shape: ModelShape, plan: PruningPlan, config: MoreauPrunerConfig, parts: Parts
+        self,
+        model: PreTrainedModel,
+        shape: ModelShape,
+        plan: PruningPlan,
+        config: MoreauPrunerConfig,
+        parts: Parts,
+        kept: KeptLayers,
     ):
-        self.model, self.shape, self.plan, self.config, self.parts = model, shape, plan, config, parts
+        self.model, self.shape, self.plan, self.config, self.parts, self.kept = model, shape, plan, config, parts, kept
         self.gone = [decoder_layers(model)[index] for index in plan.removed_layers]
 
     def best(self, stack: ExitStack, distinct: int | None, *, undone: bool) -> Compensated:
@@ -214,10 +225,14 @@ class _Guarded:
             stack.enter_context(with_biases(model, shape, undone=undone))
         keep = stack.enter_context(restored(decoder_layers(model), always=undone))
         narrow = stack.enter_context(narrowed(model, shape, plan))
-        fitter = Fitter(model, shape, plan, replace(self.config, compensation=step), narrow)
+        config = replace(self.config, compensation=step)
+        fitter = Fitter(model, shape, plan, config, narrow, self.kept.by(config=config.to_dict()))
         fitter.warn_of_few(self.parts.fitted * self.parts.held_out.shape[1], distinct)
-        matrices = tuple(fitter.run(self.parts, keep))
-        return Compensated(matrices, trained=tuple(fitter.trained))
+        layers = list(fitter.run(self.parts, keep))
+        matrices, trained = (
+            [one for layer in layers for one in getattr(layer, kind)] for kind in ("matrices", "trained")
+        )
+        return Compensated(tuple(matrices), trained=tuple(trained))
 
     def _loss(self, what: str) -> float:
         with skipped(self.gone if what != "the model" else ()):

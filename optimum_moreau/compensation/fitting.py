@@ -12,8 +12,7 @@ the other rows are fitted.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -32,33 +31,16 @@ from ..models.stream import LayerStream, StreamedLayer
 from ..models.units import Block, ModelShape, decoder_layers
 from ..planning import PruningPlan
 from .aims import Aims
-from .blocks import WATCHED, BlockTrainer, Lesson, Trained, giving_zeros
+from .blocks import WATCHED, BlockTrainer, Lesson, giving_zeros
 from .chosen import choose
+from .done import Adjusted, Done, Trained
+from .kept import KeptLayers
 from .narrow import Narrow
 from .silence import columns, only, reached, rows, stays
 from .step import FEW
 from .train import Train
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Adjusted:
-    """One matrix that was adjusted.
-
-    Attributes:
-        name: e.g. `layers.3.mlp.down_proj`.
-        tokens: that it was fitted on.
-        error_before: ‖X·Wᵀ − T‖²/‖T‖² of the kept columns as they were.
-        error_after: after a fit, on tokens that it did not see (chosen.py).
-        ridge: λ that was chosen; `None`: the step has none, or nothing lowered the error, and the matrix is as it was.
-    """
-
-    name: str
-    tokens: int
-    error_before: float
-    error_after: float
-    ridge: float | None = None
 
 
 class Fitter:
@@ -70,22 +52,25 @@ class Fitter:
         plan: what stays.
         config: resolved.
         narrow: the hooks that make the model compute with the hidden channels that stay.
-
-    Attributes:
-        trained: the blocks that were trained, in order, if the compensation trains them.
+        kept: layers that a run which was killed adjusted.
     """
 
     def __init__(
-        self, model: PreTrainedModel, shape: ModelShape, plan: PruningPlan, config: MoreauPrunerConfig, narrow: Narrow
+        self,
+        model: PreTrainedModel,
+        shape: ModelShape,
+        plan: PruningPlan,
+        config: MoreauPrunerConfig,
+        narrow: Narrow,
+        kept: KeptLayers,
     ):
-        self.model, self.plan, self.config, self.narrow = model, plan, config, narrow
+        self.model, self.plan, self.config, self.narrow, self.kept = model, plan, config, narrow, kept
         self.compensation = config.compensation
         self.reached = reached(shape, plan)
         self.readers = {(block.layer, block.kind): block.reader.module for block in shape.blocks}
         adds = shape.family.adds
         times = float(getattr(model.config, "residual_multiplier", 1.0))
         self.trains = self.compensation if isinstance(self.compensation, Train) else None
-        self.trained: list[Trained] = []
         self.parallel, self.blocks = shape.family.parallel, shape.blocks
         self.aims = Aims(adds, adds and self.compensation.target == "stream", times)
 
@@ -105,8 +90,8 @@ class Fitter:
             more = "" if known < tokens else ", or more windows (--compensation-args windows=N)"
             logger.warning(text, f"{known:,}", again, f"{widest:,}", f"{FEW * widest:,}", more)
 
-    def run(self, parts: Parts, keep: Keep) -> Iterator[Adjusted]:
-        """Yields what was adjusted, as it is; `keep` is told before a layer changes."""
+    def run(self, parts: Parts, keep: Keep) -> Iterator[Done]:
+        """Yields what was done, layer by layer, as it is; `keep` is told before a layer changes."""
         if is_distributed() and min(map(len, parts.folds)) < processes():
             raise DataError(f"{processes()} processes for fewer windows in a fold; give the compensation more windows")
         batches, folds = [], []
@@ -124,8 +109,9 @@ class Fitter:
                     whole.pass_on()
                 cut.skip() if whole.index in self.plan.removed_layers else cut.take(whole)
                 continue
-            keep(whole.index, self._changed(whole, blocks))
-            yield from self._layer(whole, cut, blocks, folds, parts)
+            changed = self._changed(whole, blocks)
+            keep(whole.index, changed)
+            yield self._again(whole, cut) or self._adjusted(whole, cut, blocks, folds, parts, changed)
 
     def _not_narrow(self, stream: LayerStream) -> Iterator[StreamedLayer]:
         """The dense stream, which starts in all channels."""
@@ -137,9 +123,27 @@ class Fitter:
                 return
             yield layer
 
-    def _layer(
-        self, dense: StreamedLayer, pruned: StreamedLayer, blocks: Sequence[Block], folds: Sequence[int], parts: Parts
-    ) -> Iterator[Adjusted]:
+    def _again(self, dense: StreamedLayer, pruned: StreamedLayer) -> Done | None:
+        """What was done to a layer by a run that was killed, done again without fitting anything."""
+        if not self.kept.has(dense.index):
+            return None
+        with self.narrow.off():
+            dense.pass_on()
+        done = self.kept.again(dense.index, dense.layer)
+        pruned.pass_on()
+        return done
+
+    def _adjusted(
+        self,
+        dense: StreamedLayer,
+        pruned: StreamedLayer,
+        blocks: Sequence[Block],
+        folds: Sequence[int],
+        parts: Parts,
+        changed: Collection[str],
+    ) -> Done:
+        matrices: list[Adjusted] = []
+        trained: list[Trained] = []
         behind = self._behind_attention(dense, blocks)
         wanted = self._wanted(dense, blocks)
         before: list[tuple[Tensor, Tensor]] = []  # the pruned stream before down_proj is added; what flows into that
@@ -148,15 +152,18 @@ class Fitter:
             flows = self._flows(
                 pruned, block, wanted.pop(block), folds, before if block is blocks[-1] and not self.trains else None
             )
-            yield self._fit(block, module, flows, f"layers.{dense.index}.{block.reader.module}")
+            matrices.append(self._fit(block, module, flows, f"layers.{dense.index}.{block.reader.module}"))
             if self.trains and (block is blocks[-1] or not self.parallel):
                 aims = dense.windows if block is blocks[-1] else _windows(behind)
-                self.trained.append(self._train(pruned, block, aims, parts))
+                trained.append(self._train(pruned, block, aims, parts))
         if self.trains or not self.aims.adds:
             pruned.pass_on()
         else:
             device = device_of(module)
             pruned.hand_on(self.aims.behind(h.to(device), module(x.to(device))) for h, x in before)
+        done = Done(tuple(matrices), tuple(trained))
+        self.kept.keep(dense.index, dense.layer, changed, done)
+        return done
 
     def _changed(self, layer: StreamedLayer, blocks: Sequence[Block]) -> list[str]:
         """The modules of a layer that may change."""

@@ -22,6 +22,7 @@ from ..errors import CheckpointError
 from ..files import filled, read_json, read_tensors, write_json, write_tensors
 from ..files.temporary import partial_file
 
+LAYERS = "layers-"  # what begins so in the folder is of the compensation (compensation/kept.py)
 _STEP, _FILES = "step.json", ("delta-0.bin", "delta-1.bin")
 
 
@@ -134,7 +135,7 @@ class State:
             folder.mkdir(parents=True, exist_ok=True)
             with partial_file(folder, _STEP):  # whether it can be written
                 pass
-            names = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+            names = [path.name for path in folder.iterdir() if not path.name.startswith((".", LAYERS))]
             strangers = [name for name in names if name not in (*_FILES, _STEP, f"{_STEP}.partial")]
             there = sum((folder / name).stat().st_size for name in _FILES if (folder / name).is_file())
             missing = 2 * self._bytes - there

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..compensation.compensate import compensated, described
+from ..compensation.kept import KeptLayers
 from ..errors import PlanError
 from ..masks.sparsify import sparsify
 from ..masks.summary import SparsitySummary
 from ..models.buffers import as_reloaded
 from ..models.memory import out_of_memory, peak_memory_bytes
-from ..models.placement import prepare_offloaded
+from ..models.placement import input_device, prepare_offloaded
 from ..models.units import size_of
 from ..planning import PruningPlan, contributions, removed_unit_share, whole_plan
 from ..saving.card import read_base_card
@@ -154,7 +155,9 @@ def _apply(run: Run, plan: PruningPlan, export: Export) -> dict[str, Any]:
     advice = (
         "compensation: too little memory; give fewer windows (--compensation-args windows=N) or a smaller batch_size"
     )
-    fitted = compensated(model, run.shape, plan, run.parts, config, distinct=text.distinct)
+    where = {"dtype": str(model.dtype), "device": input_device(model).type, "versions": versions()}
+    kept = KeptLayers(run.checkpoint, plan=plan.to_dict(), text=text.to_dict(), **where)
+    fitted = compensated(model, run.shape, plan, run.parts, config, distinct=text.distinct, kept=kept)
     with as_reloaded(model, undone=False), out_of_memory(lambda: advice), fitted as done:
         cut_in_place(model, run.shape, plan, export)
     return described(config, text, done)

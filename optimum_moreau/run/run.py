@@ -16,6 +16,7 @@ from ..config import MoreauPrunerConfig
 from ..data.parts import Parts, parted
 from ..data.sources import model_reference
 from ..data.windows import CalibrationSet, CalibrationText, check_positions
+from ..distributed import is_distributed
 from ..errors import ConfigError, DataError, PlanError
 from ..models.placement import prepare_offloaded
 from ..models.units import ModelShape, model_shape
@@ -87,8 +88,8 @@ class Run:
         check_prunable(model)
         folder = None if checkpoint is None else Path(checkpoint).expanduser()
         run = cls.begin(model, config.resolve(model.config), made=made, checkpoint=folder, revision=revision)
-        if folder is not None and run.config.masks:
-            raise ConfigError("checkpoint_dir: masks are made without steps to keep; leave it out")
+        if folder is not None:
+            _check_keeps(run.config, cut=cut)
         if made is not None:
             check_serves(made, run.config)
         if needs_text(run.config) or run.config.compensation.fits:
@@ -181,3 +182,16 @@ class Run:
             "config": self.config.to_dict(),
             "calibration": self.scored.to_dict() if self.scored else {},
         }
+
+
+def _check_keeps(config: MoreauPrunerConfig, *, cut: bool) -> None:
+    """Refuses a folder of steps where there are none to keep."""
+    if config.masks:
+        raise ConfigError("checkpoint_dir: masks are made without steps to keep; leave it out")
+    if is_distributed():
+        raise ConfigError("checkpoint_dir works in one process only; leave it out under torchrun")
+    if not config.criterion.resumable() and not (cut and config.compensation.fits):
+        raise ConfigError(
+            f"checkpoint_dir: {config.criterion.name} keeps no steps with these settings; leave it out, or take moreau"
+            " or moreau-gs with reduction 'gradient' (--reduction gradient), without released and average_last"
+        )

@@ -92,7 +92,8 @@ def score_in_rounds(run: Run, identity: str = "") -> UnitScores:
         identity: by which a run goes on from its own steps alone.
     """
     model, shape, config = run.model, run.shape, run.config
-    scores = score_units(model, shape, run.tokens, config, checkpoint=run.checkpoint, run=identity)
+    steps = run.checkpoint if config.criterion.resumable() else None
+    scores = score_units(model, shape, run.tokens, config, checkpoint=steps, run=identity)
     known = run.fitted.distinct if run.fitted else None
     for earlier in rounds(config, shape)[:-1]:
         plan = make_plan(scores, shape, earlier)

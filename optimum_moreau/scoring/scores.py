@@ -133,7 +133,7 @@ def score_units(
         DataError: tokens are missing.
     """
     criterion, blocks, windows = config.criterion, shape.scored(config), 0 if tokens is None else len(tokens)
-    _check_scorable(model, tokens, config, checkpoint)
+    _check_scorable(model, tokens, config)
     values: dict[str, Tensor] = {}
     # a caller's inference mode would forbid the gradients; tokens made in it cannot be saved for the backward pass
     with torch.inference_mode(False), scoring_mode(model), torch.no_grad():
@@ -156,20 +156,13 @@ def score_units(
     return with_layer_sums(UnitScores(of_first(values)), shape, config)
 
 
-def _check_scorable(
-    model: PreTrainedModel, tokens: Tensor | None, config: MoreauPrunerConfig, checkpoint: Path | None
-) -> None:
-    """Refuses what has no text or no gradients, a folder of steps where none are kept, and what one process must do."""
+def _check_scorable(model: PreTrainedModel, tokens: Tensor | None, config: MoreauPrunerConfig) -> None:
+    """Refuses what has no text or no gradients, and what one process must do."""
     check_text(config, tokens)
-    if checkpoint is not None and not config.criterion.resumable():
-        raise ConfigError(
-            f"checkpoint_dir: {config.criterion.name} keeps no steps with these settings; leave it out, or take moreau"
-            " or moreau-gs with reduction 'gradient' (--reduction gradient), without released and average_last"
-        )
     if is_distributed() and tokens is not None and len(tokens) < processes():
         raise DataError(f"{processes()} processes for fewer windows; raise calibration_samples")
-    if is_distributed() and (checkpoint is not None or getattr(config.criterion, "released", False)):
-        raise ConfigError("checkpoint_dir and released work in one process only; leave them out under torchrun")
+    if is_distributed() and getattr(config.criterion, "released", False):
+        raise ConfigError("released works in one process only; leave it out under torchrun")
     check_gradients(model, config)
 
 

@@ -446,7 +446,8 @@ def test_what_a_checkpoint_would_not_hold_is_refused(changes, tokens, tmp_path, 
 @pytest.mark.parametrize("changes", [{"released": True}, {}], ids=["released", "checkpoint"])
 def test_what_one_process_must_do_alone_is_refused_to_several(changes, tokens, tmp_path, monkeypatch):
     monkeypatch.setattr("optimum_moreau.scoring.scores.is_distributed", lambda: True)
-    with pytest.raises(ConfigError, match="work in one process only; leave them out under torchrun"):
+    monkeypatch.setattr("optimum_moreau.run.run.is_distributed", lambda: True)
+    with pytest.raises(ConfigError, match="works in one process only; leave it out under torchrun"):
         prune(None if changes else tmp_path / "steps", tokens, **changes)
 
 
