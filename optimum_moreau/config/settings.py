@@ -283,4 +283,7 @@ def _words(cls: Any, error: ValidationError) -> str:
     if name not in found:  # a positional one
         index = problem["loc"][0] if problem["loc"] else 0
         name = list(found)[index] if isinstance(index, int) and index < len(found) else name
-    return f"{name}: {found[name].legal(problem['input'])}" if name in found else f"{_title(cls)}: {problem['msg']}"
+    if name not in found:
+        return f"{_title(cls)}: {problem['msg']}"
+    owner = getattr(cls, "name", "")  # of a method: several have settings of one name
+    return f"{name}: {found[name].legal(problem['input'])}{f' (a setting of {owner})' if owner else ''}"
