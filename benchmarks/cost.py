@@ -30,6 +30,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from optimum_moreau import MoreauPrunerConfig, PruningPlan
 from optimum_moreau.compensation.compensate import compensated
 from optimum_moreau.config.settings import settings_of
+from optimum_moreau.data.parts import parted
 from optimum_moreau.envelope import LossGradient, Noise, scoring_mode
 from optimum_moreau.estimate import estimate_scoring, skeleton_of
 from optimum_moreau.estimate.forwards import Alive
@@ -261,7 +262,8 @@ def refitted(work: Work) -> tuple[PruningPlan, Callable[..., None]]:
     plan = make_plan(work.score(config), work.shape, config)
 
     def refit(windows: int | None = None) -> None:
-        with compensated(work.model, work.shape, plan, work.tokens[:windows], config, undone=True):
+        parts = parted(work.tokens[:windows], config.compensation.apart)
+        with compensated(work.model, work.shape, plan, parts, config, undone=True):
             pass
 
     return plan, refit
@@ -282,7 +284,7 @@ def refit_memory(a: Namespace) -> Row:
     """Bytes at the peak, and what they are compared with."""
     work, (hidden, mlp, _, heads) = Work(a), SIZES[a.size]
     plan, refit = refitted(work)
-    refit(1)  # what a first pass allocates once
+    refit(3)  # what a first pass allocates once
     peak = peak_of(refit)
     streams = 2 * a.length * hidden * 4  # of a window
     kept = [len(plan.layers[0]["attention"].kept) * hidden // heads, len(plan.layers[0]["mlp"].kept)]
