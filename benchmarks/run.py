@@ -11,7 +11,7 @@ that differ only in what comes after scoring share their scores, made once and k
 seconds of making them. `removed` is the share of the parameters that went. A run that fails is named, and the others go
 on. --missing prints what is missing, and runs nothing.
 
-On CUDA (--device cuda, models in float32) no study was run.
+On CUDA (--device cuda, models in float32; gpu.py) no study was run.
 """
 
 from __future__ import annotations

@@ -12,11 +12,13 @@ import torch
 import yaml
 
 from optimum_moreau import MoreauPruner
+from optimum_moreau.errors import DataError
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(FOLDER))
 
 import bench  # noqa: E402
+import gpu  # noqa: E402
 import peers  # noqa: E402
 import study as studies  # noqa: E402
 import texts  # noqa: E402
@@ -299,3 +301,15 @@ def test_every_run_of_every_study_is_a_legal_config(file):
     assert {row for _, row, _ in runs} == set(study.rows) and {name for name, _, _ in runs} == set(study.protocols)
     for protocol, row, seed in runs:
         study.config(protocol, row, seed, depth=5).resolve(MODEL)
+
+
+def test_a_file_that_travels_in_parts_is_put_together_as_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "LARGEST", 10)
+    whole, parts = tmp_path / "model.gguf", tmp_path / "parts"
+    whole.write_bytes(bytes(range(256)))
+    gpu.split(whole, parts)
+    assert max(part.stat().st_size for part in parts.iterdir()) == 10
+    (tmp_path / "there").mkdir()
+    assert gpu.joined(parts, tmp_path / "there" / whole.name).read_bytes() == whole.read_bytes()
+    with pytest.raises(DataError, match=r"no parts of model\.gguf; `python benchmarks/gpu\.py pack FOLDER` makes them"):
+        gpu.joined(tmp_path, tmp_path / "there" / whole.name)
