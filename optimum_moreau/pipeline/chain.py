@@ -251,7 +251,8 @@ def tune(
     if evaluate:
         pruner.evaluate(evaluate, bos=bos)
     verification = pruner.save_pretrained(output, **saving)
-    shutil.rmtree(work or "", ignore_errors=True)
+    if work:
+        shutil.rmtree(work, ignore_errors=True)
     return {
         **summary.training,
         "trainable_parameters": summary.trainable_parameters,
