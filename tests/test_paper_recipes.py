@@ -81,7 +81,7 @@ def test_group_sparse_rows_stand_for_the_paper_and_for_its_code(table):
         return
     ratio = next(iter(table.ratios))
     written, code = (table.config(row, ratio, 10, 0) for row in (AS_WRITTEN, PUBLISHED_CODE))
-    assert written.criterion.eta == MoreauGS.paper_eta and not written.criterion.released
+    assert written.criterion.resolved().eta == MoreauGS.paper_eta and not written.criterion.released
     assert code.criterion.released
     assert not any(place.row == AS_WRITTEN for place in table.published)  # no figure of the paper comes from it
     assert any("released=True" in note for note in table.notes)

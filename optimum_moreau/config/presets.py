@@ -54,21 +54,6 @@ def measured_settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return {**best, **given, "criterion": asked}
 
 
-def paper_settings(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The paper's protocol for fields that name a criterion: 25 % of the units, its ρ, γ, σ and, for the groups, η."""
-    asked = given["criterion"]
-    criterion = _criterion(asked)
-    steps = dict(getattr(criterion, "paper_steps", {}))
-    if not steps or not isinstance(asked, (str, Mapping)):
-        return {"unit_ratio": 0.25, "criterion": asked}
-    values = _as_mapping(asked)
-    if values.get("relative_rho") is None and values.get("step_ratio") is None:
-        eta = getattr(criterion, "paper_eta", None)
-        steps |= {} if eta is None or values.get("eta_quantile") is not None else {"eta": eta}
-        values = {**steps, **values}
-    return {"unit_ratio": 0.25, "criterion": values}
-
-
 def _criterion(asked: Any) -> Any:
     """The criterion that is meant, or None where validation will say that there is none."""
     name = asked.get("name") if isinstance(asked, Mapping) else asked

@@ -15,7 +15,7 @@ from ..registry import CRITERIA, METHODS, suggestion
 from .file import ConfigFile
 from .flat import unflattened
 from .methods import described, made, mask_of
-from .presets import PRESETS, measured_settings, paper_settings
+from .presets import PRESETS, measured_settings
 from .quantities import parse_bytes, parse_parameters
 from .settings import Share, decided_otherwise, setting, settings, settings_of
 from .validation import RUNTIMES_OF_UNIFORM_LAYERS, SIZES, UNITS, resolved_layers, validate
@@ -121,8 +121,7 @@ class MoreauPrunerConfig(ConfigFile):
 
         With η = 5e-6 the group threshold of `moreau-gs` is inert: γη lies far below any channel's norm.
         """
-        changes = unflattened({"criterion": criterion, **changes})
-        return cls(**{**paper_settings(changes), **changes, "criterion": paper_settings(changes)["criterion"]})
+        return cls(**{"unit_ratio": 0.25, "criterion": criterion, **changes})
 
     @classmethod
     def best(cls, **changes: Any) -> MoreauPrunerConfig:

@@ -2,12 +2,14 @@
 
 MoreauPruner-GS soft-thresholds δ per channel after each step, by γη with the paper's absolute η. At the paper's
 η = 5e-6 that threshold is inert: γη = 1e-9 lies orders of magnitude below ‖δ_S‖₂, and the kept units equal those of
-`moreau`. `eta_quantile` gives the threshold a scale instead: that quantile of the group norms of the step. It is taken
-per matrix for `channel_group="row"`, per layer for `channel_group="unit"`.
+`moreau` with the same ρ, γ. `eta_quantile` gives the threshold a scale instead: that quantile of the group norms of the
+step. It is taken per matrix for `channel_group="row"`, per layer for `channel_group="unit"`. A threshold that acts
+chooses worse wherever it was measured (results/criteria.md), so the paper's is the default.
 
 `relative_rho` gives ρ and γ a scale too, ρ_W = ρ̂·‖W‖_F/‖g_W‖_F of each matrix W and γ_W a fixed share of it
-(envelope/moreau.py). The paper's T·γ/ρ of 0.2 and 0.01 leaves δ far from −ρ·g, and its absolute ρ moves a model's
-weights by as much as its gradients happen to be large (results/criteria.md, "Moreau's own scale").
+(envelope/moreau.py). The paper's absolute ρ moves a model's weights by as much as its gradients happen to be large. On
+a real model it moves them hardly, and steps that move them more choose worse (results/criteria.md, "Moreau's own
+scale").
 
 With `reduction="importance"` Algorithm 1 runs on every sample alone, T steps each, and the importances are averaged:
 
@@ -39,26 +41,24 @@ if TYPE_CHECKING:
 
 @settings
 class Moreau(OfGradients):
-    """The gradient of the Moreau envelope (paper, Eq. 9). Where ρ or γ is given, the rest is the paper's."""
+    """The gradient of the Moreau envelope (paper, Eq. 9); by default with the paper's steps."""
 
     name = "moreau"
     summary = "gradient of the Moreau envelope, Σ|∇g^ρ(w)⊙w|"
     paper = MOREAU_PRUNER
-    paper_steps: ClassVar[Mapping[str, float]] = {"rho": 0.05, "step_size": 1e-3, "sigma": 0.05}
+    paper_steps: ClassVar[Mapping[str, float]] = {"rho": 0.05, "step_size": 1e-3}
     by_row: ClassVar[bool] = True
 
     rho: float | None = setting("ρ of the envelope (paper, Eq. 6), absolute", default=None, gt=0, symbol="ρ")
     step_size: float | None = setting("γ of Algorithm 1, absolute", default=None, gt=0)
     relative_rho: float | None = setting(
-        "instead of ρ: δ, where small, comes to about this share of each matrix (0.03)",
+        "instead of ρ: δ, where small, comes to about this share of each matrix",
         default=None,
         gt=0,
         symbol="ρ, relative",
     )
     step_ratio: float | None = setting("γ/ρ, with the relative ρ (0.2)", default=None, gt=0, le=1)
-    sigma: float | None = setting(
-        "σ of the Gaussian smoothing (0.2; with absolute steps 0.05)", default=None, ge=0, symbol="σ"
-    )
+    sigma: float | None = setting("σ of the Gaussian smoothing (0.05)", default=None, ge=0, symbol="σ")
     noise: Literal["relative", "absolute"] = setting(
         "noise of σ·|w| per element, or of σ (Theorem 1)", default="relative"
     )
@@ -96,14 +96,14 @@ class Moreau(OfGradients):
         score(run)
 
     @property
-    def absolute(self) -> bool:
-        """Whether a setting is given that has a meaning at one scale of the loss only."""
-        return self.released or self.rho is not None or self.step_size is not None
+    def relative(self) -> bool:
+        """Whether steps are given that are relative."""
+        return self.relative_rho is not None or self.step_ratio is not None
 
     def resolved(self) -> Any:
-        """Steps are relative, as measured to be good, or where one of them is absolute, the paper's."""
-        steps = self.paper_steps if self.absolute else {"relative_rho": 0.03, "step_ratio": 0.2, "sigma": 0.2}
-        found: dict[str, Any] = {"average_last": 5 if self.released else 1, **steps}
+        """Steps are the paper's, or where one of them is relative, small."""
+        steps = {"relative_rho": 0.001, "step_ratio": 0.2} if self.relative else self.paper_steps
+        found: dict[str, Any] = {"average_last": 5 if self.released else 1, "sigma": 0.05, **steps}
         return replace(self, **{name: value for name, value in found.items() if getattr(self, name) is None})
 
     def threshold(self) -> Threshold | None:
@@ -133,14 +133,16 @@ class MoreauGS(Moreau):
 
     name = "moreau-gs"
     summary = "gradient of the Moreau envelope, group-sparse per channel"
-    paper_steps: ClassVar[Mapping[str, float]] = {"rho": 0.2, "step_size": 2e-4, "sigma": 0.05}
+    paper_steps: ClassVar[Mapping[str, float]] = {"rho": 0.2, "step_size": 2e-4}
     paper_eta: ClassVar[float] = 5e-6
 
     eta: float | None = setting(
-        "η, absolute threshold of Algorithm 1; the groups' is γη", default=None, ge=0, symbol="η"
+        "η, absolute threshold of Algorithm 1; the groups' is γη (5e-6)", default=None, ge=0, symbol="η"
     )
     eta_quantile: Share | None = setting(
-        "instead: the threshold is this quantile of the group norms (0.1)", default=None, symbol="η, as a quantile"
+        "instead: the threshold is this quantile of the group norms (with relative steps 0.1)",
+        default=None,
+        symbol="η, as a quantile",
     )
     channel_group: Literal["row", "unit"] = setting(
         "groups of the threshold: an output row of a matrix, or the coupled unit", default="row"
@@ -158,17 +160,12 @@ class MoreauGS(Moreau):
         """Whether groups lie within a matrix."""
         return self.channel_group == "row"
 
-    @property
-    def absolute(self) -> bool:
-        """As for the envelope alone; η is absolute too."""
-        return super().absolute or self.eta is not None
-
     def resolved(self) -> Any:
-        """As for the envelope alone; the published code has an absolute η only."""
+        """As for the envelope alone; η is the paper's, or with relative steps a quantile."""
         found = super().resolved()
-        if found.eta is None and found.released:
-            return replace(found, eta=self.paper_eta)
-        return replace(found, eta_quantile=0.1) if found.eta is found.eta_quantile is None else found
+        if found.eta is not None or found.eta_quantile is not None:
+            return found
+        return replace(found, eta_quantile=0.1) if found.relative else replace(found, eta=self.paper_eta)
 
     def threshold(self) -> Threshold | None:
         """γη, or the quantile of the norms."""

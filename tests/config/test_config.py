@@ -138,39 +138,38 @@ def test_layers_outside_the_model_are_refused():
         MoreauPrunerConfig(mlp_layers=(2, 9)).resolve(depth(8))
 
 
-@pytest.mark.parametrize(("criterion", "quantile"), [("moreau", None), ("moreau-gs", 0.1)])
-def test_the_steps_are_relative_by_default(criterion, quantile):
-    found = MoreauPrunerConfig(criterion=criterion).resolve(depth(32))
-    assert (found.criterion.relative_rho, found.criterion.step_ratio, found.criterion.sigma, found.criterion.steps) == (
-        0.03,
-        0.2,
-        0.2,
-        10,
-    )
-    assert (found.criterion.rho, found.criterion.step_size, getattr(found.criterion, "eta_quantile", None)) == (
-        None,
-        None,
-        quantile,
-    )
+PAPER = {
+    "moreau": {"rho": 0.05, "step_size": 1e-3, "sigma": 0.05, "steps": 10},
+    "moreau-gs": {"rho": 0.2, "step_size": 2e-4, "sigma": 0.05, "steps": 10, "eta": 5e-6},
+}
 
 
-@pytest.mark.parametrize(
-    ("criterion", "steps", "field"),
-    [
-        *(("moreau", (0.05, 1e-3, 0.05, 10), field) for field in ("rho", "step_size", "released")),
-        *(("moreau-gs", (0.2, 2e-4, 0.05, 10), field) for field in ("rho", "step_size", "eta", "released")),
-    ],
-)
-def test_where_one_step_is_absolute_the_others_are_the_papers(criterion, steps, field):
-    given = {"rho": steps[0], "step_size": steps[1], "eta": 5e-6, "released": True}[field]
-    settings = [MoreauPrunerConfig(criterion=criterion, **{field: given}), MoreauPrunerConfig.paper(criterion)]
-    for found in (one.resolve(depth(32)) for one in settings):
-        assert (found.criterion.rho, found.criterion.step_size, found.criterion.sigma, found.criterion.steps) == steps
-        assert (found.criterion.relative_rho, found.criterion.step_ratio) == (None, None)
+@pytest.mark.parametrize("given", [{}, {"rho": 0.1}, {"step_size": 1e-2}, {"sigma": 0.2}, {"released": True}], ids=str)
+@pytest.mark.parametrize("criterion", PAPER)
+def test_the_steps_are_the_papers_by_default(criterion, given):
+    settings = [MoreauPrunerConfig(criterion=criterion, **given), MoreauPrunerConfig.paper(criterion, **given)]
+    for found in (one.resolve(depth(32)).criterion for one in settings):
+        assert {name: getattr(found, name) for name in PAPER[criterion]} == PAPER[criterion] | {
+            name: value for name, value in given.items() if name in PAPER[criterion]
+        }
+        assert (found.relative_rho, found.step_ratio, getattr(found, "eta_quantile", None)) == (None, None, None)
 
 
-def test_a_group_threshold_leaves_the_steps_of_plain_moreau_alone():
-    assert MoreauPrunerConfig(criterion="moreau", eta=5e-6).resolve(depth(32)).criterion.relative_rho == 0.03
+@pytest.mark.parametrize("given", [{"relative_rho": 0.03}, {"step_ratio": 0.5}], ids=str)
+@pytest.mark.parametrize("criterion", PAPER)
+def test_where_one_step_is_relative_the_others_are_too(criterion, given):
+    found = MoreauPrunerConfig(criterion=criterion, **given).resolve(depth(32)).criterion
+    assert {"relative_rho": found.relative_rho, "step_ratio": found.step_ratio} == {
+        "relative_rho": 0.001,
+        "step_ratio": 0.2,
+    } | given
+    assert (found.rho, found.step_size, getattr(found, "eta", None), found.sigma) == (None, None, None, 0.05)
+    assert getattr(found, "eta_quantile", 0.1) == 0.1
+
+
+def test_a_threshold_from_the_data_leaves_the_papers_steps():
+    found = MoreauPrunerConfig(eta_quantile=0.3).resolve(depth(32)).criterion
+    assert (found.eta, found.eta_quantile, found.rho) == (None, 0.3, 0.2)
 
 
 def test_the_papers_protocol_takes_relative_steps():

@@ -143,12 +143,12 @@ def test_sensitivity_tries_each_setting_and_is_what_pruning_gives(study, tiny_fo
     study.seeds = 1
     panels = study.sensitivity("moreau-gs")
     assert [(panel.x_label, panel.current) for panel in panels] == [
-        ("η, as a quantile", 0.1),
-        ("ρ, relative", 0.03),
-        ("σ", 0.2),
+        ("η", 5e-6),
+        ("ρ", 0.2),
+        ("σ", 0.05),
         ("T", 10),
     ]
-    for panel, field, value in ((panels[2], "sigma", 0.05), (panels[3], "steps", 5), (panels[0], "eta_quantile", 0.4)):
+    for panel, field, value in ((panels[2], "sigma", 0.1), (panels[3], "steps", 5), (panels[0], "eta", 5e-4)):
         model, tokenizer = load_model(str(tiny_folder), device="cpu"), load_tokenizer(str(tiny_folder))
         config = MoreauPrunerConfig(calibration_samples=2, sequence_length=16, pruning_ratio=0.2, **{field: value})
         MoreauPruner(config, tokenizer=tokenizer).prune(model, documents)
