@@ -256,15 +256,15 @@ def mask_memory(a: Namespace) -> Row:
     return {"peak, MiB": peak / MIB, "layers": peak / work.layer_bytes}
 
 
-def refitted(work: Work) -> tuple[PruningPlan, Callable[..., None]]:
-    """A plan of 20 % by magnitude, and what refits it on so many windows and leaves the model as it was."""
+def refitted(work: Work) -> tuple[PruningPlan, Callable[..., int]]:
+    """A plan of 20 % by magnitude, and what refits it, leaves the model as it was, and says on how many windows."""
     config = work.resolved(criterion="magnitude", compensation="refit", batch_size=BATCH)
     plan = make_plan(work.score(config), work.shape, config)
 
-    def refit(windows: int | None = None) -> None:
+    def refit(windows: int | None = None) -> int:
         parts = parted(work.tokens[:windows], config.compensation.apart)
         with compensated(work.model, work.shape, plan, parts, config, undone=True):
-            pass
+            return parts.fitted
 
     return plan, refit
 
@@ -288,13 +288,13 @@ def refit_memory(a: Namespace) -> Row:
     peak = peak_of(refit)
     streams = 2 * a.length * hidden * 4  # of a window
     kept = [len(plan.layers[0]["attention"].kept) * hidden // heads, len(plan.layers[0]["mlp"].kept)]
-    few = min(2 * BATCH, a.samples)
     with Alive() as alive:
-        refit(few)
+        few = refit(min(2 * BATCH, a.samples))
+    fitted = parted(work.tokens, work.resolved(compensation="refit").compensation.apart).fitted
     return {
         "peak": peak,
-        "streams": streams * a.samples,
-        "peak without them": peak - streams * a.samples,
+        "streams": streams * fitted,
+        "peak without them": peak - streams * fitted,
         "tensors alive": alive.most - streams * few,
         "two layers' Gram matrices": 2 * 8 * sum(width**2 for width in kept),
         "one batch": BATCH * a.length * 4 * (3 * mlp + 6 * hidden),  # what a layer holds at once, at most

@@ -4,7 +4,8 @@
     python benchmarks/gpu.py run FOLDER [--shared ../shared] [--device cuda] [--protocols NAME …] [--rows NAME …]
 
 `run` puts the model together where the studies look for it, and runs the study with one draw, without the tasks, into
-results/data/yardstick-DEVICE.jsonl; it goes on where it was stopped. It was not run on a GPU so far: there was none.
+results/data/yardstick-DEVICE.jsonl; it goes on where it was stopped. It needs the package gguf. It was not run on a GPU
+so far: there was none, so that its time there is not known.
 """
 
 from __future__ import annotations
@@ -35,8 +36,10 @@ def pack(folder: Path) -> None:
 
 
 def split(file: Path, folder: Path) -> None:
-    """Writes a file in parts, which sort in their order."""
+    """Writes a file in parts, which sort in their order, and removes older ones."""
     folder.mkdir(parents=True, exist_ok=True)
+    for older in folder.glob(f"{file.name}.[0-9][0-9][0-9]"):
+        older.unlink()
     with file.open("rb") as opened:
         for number, part in enumerate(iter(lambda: opened.read(LARGEST), b"")):
             (folder / f"{file.name}.{number:03}").write_bytes(part)
@@ -46,11 +49,14 @@ def joined(folder: Path, file: Path) -> Path:
     """Makes the file of its parts.
 
     Raises:
-        DataError: there are none.
+        DataError: there are none, or one is missing.
     """
     parts = sorted(folder.glob(f"{file.name}.[0-9][0-9][0-9]"))
-    if not parts:
-        raise DataError(f"{folder}: no parts of {file.name}; `python benchmarks/gpu.py pack FOLDER` makes them")
+    whole = [int(part.suffix[1:]) for part in parts] == list(range(len(parts)))
+    if not parts or not whole or any(part.stat().st_size != LARGEST for part in parts[:-1]):
+        raise DataError(
+            f"{folder}: parts of {file.name} are missing; `python benchmarks/gpu.py pack FOLDER` makes them"
+        )
     with file.open("wb") as opened:
         for part in parts:
             opened.write(part.read_bytes())
@@ -87,7 +93,7 @@ def main() -> None:
     if a.what == "pack":
         return pack(a.folder)
     target = subjects(a.shared)[MODEL].folder
-    if not target.is_dir():
+    if not (target / "model.safetensors").is_file():  # written last
         unpack(a.folder, target)
     data = HERE.parent / "results" / "data" / f"yardstick-{a.device}.jsonl"
     study = [sys.executable, HERE / "run.py", HERE / "studies" / "yardstick.yaml", "--seeds", "1", "--output", data]

@@ -5,8 +5,8 @@
 `pass`: the model's forward pass over all of these windows, with their logits. `streams`: two passes over those that are
 fitted, through the decoder layers alone, which is what the dense and the pruned stream cannot do without. Each is
 measured in turns with the steps of the preset, at 20 % of the parameters, without loading and saving. Seconds and
-ratios are means of the rounds, ± their deviation. The compensation's seconds hold the losses that decide whether it
-stays.
+ratios are means of the rounds, of ratios with their deviation. Scoring reads the text, and the compensation's seconds
+hold the losses that decide whether it stays.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ class MoreauPruner:
             calibration: text, file, dataset or tokens, as for `load_calibration`; by default a small text that ships.
             calibration_column: text column of a file of records.
             scores: of this model, made before by the same criterion on the same text: nothing is scored again.
-            checkpoint_dir: folder that keeps Moreau steps and adjusted layers; a run that was killed goes on from it.
+            checkpoint_dir: folder that keeps Moreau steps, and of `prune` adjusted layers, to go on after a kill.
 
         Returns:
             The plan, and the scores it was made from.

@@ -311,5 +311,12 @@ def test_a_file_that_travels_in_parts_is_put_together_as_it_was(tmp_path, monkey
     assert max(part.stat().st_size for part in parts.iterdir()) == 10
     (tmp_path / "there").mkdir()
     assert gpu.joined(parts, tmp_path / "there" / whole.name).read_bytes() == whole.read_bytes()
-    with pytest.raises(DataError, match=r"no parts of model\.gguf; `python benchmarks/gpu\.py pack FOLDER` makes them"):
-        gpu.joined(tmp_path, tmp_path / "there" / whole.name)
+    (parts / "model.gguf.003").unlink()
+    for folder in (tmp_path, parts):
+        with pytest.raises(
+            DataError, match=r"parts of model\.gguf are missing; `python benchmarks/gpu\.py pack FOLDER`"
+        ):
+            gpu.joined(folder, tmp_path / "there" / whole.name)
+    whole.write_bytes(b"short")
+    gpu.split(whole, parts)
+    assert gpu.joined(parts, tmp_path / "there" / whole.name).read_bytes() == b"short"

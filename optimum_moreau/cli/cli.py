@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NoReturn
 
 from .. import __version__
@@ -81,7 +82,8 @@ def execute(verb: str, args: argparse.Namespace) -> int:
         return 2
     except KeyboardInterrupt:
         kept = getattr(args, "checkpoint_dir", None)
-        saved = f"the steps done are in {kept}, and the same command goes on from them" if kept else "nothing was saved"
+        there = kept is not None and Path(kept).expanduser().is_dir() and any(Path(kept).expanduser().iterdir())
+        saved = f"what is done is in {kept}, and the same command goes on from there" if there else "nothing was saved"
         if verb == "recover" or getattr(args, "recover_data", None) or getattr(args, "config", None):
             saved = "the same command goes on from what is done"
         if processes.is_first():

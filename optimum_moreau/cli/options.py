@@ -95,7 +95,7 @@ def add_calibration_arguments(parser: argparse.ArgumentParser, *, scores: bool =
     add(group, "--calibration TEXT", "text file, records (.jsonl …), or hub:id[:config[:split[:column]]]")
     add(group, "--calibration-column NAME", "text column of records")
     if scores:
-        add(group, "--checkpoint-dir FOLDER", "keep Moreau steps and adjusted layers, to go on after a kill")
+        add(group, "--checkpoint-dir FOLDER", "keep Moreau steps, and of prune adjusted layers, to go on after a kill")
 
 
 def add_output_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:

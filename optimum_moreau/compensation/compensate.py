@@ -192,6 +192,7 @@ class _Guarded:
         """In place, until the stack is left: compensates, or cuts alone."""
         step, windows, simpler = self.config.compensation, len(self.parts.held_out), math.inf
         dense = self._loss("the model")
+        self.kept = self.kept.by(dense=dense)
         with ExitStack() as attempt:
             _silenced(attempt, self.model, self.shape, self.plan, undone=True)
             cut = self._loss("the cut model")

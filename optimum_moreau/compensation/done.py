@@ -46,8 +46,8 @@ class Done:
     """One layer.
 
     Attributes:
-        matrices: that were adjusted, in order.
-        trained: blocks that were trained, in order.
+        matrices: that were adjusted, attention's first.
+        trained: blocks that were trained, likewise.
     """
 
     matrices: tuple[Adjusted, ...] = ()

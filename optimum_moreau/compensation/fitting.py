@@ -100,6 +100,7 @@ class Fitter:
             batches += own
             folds += [fold] * len(own)
         layers = decoder_layers(self.model)
+        self.kept.say(len(layers))
         dense, pruned = (LayerStream(self.model, batches, parts.fitted, on_cpu=True) for _ in range(2))
         pairs = zip(self._not_narrow(dense), pruned, strict=True)
         for whole, cut in progress(pairs, f"{self.compensation.name}, layers", len(layers)):
@@ -111,7 +112,7 @@ class Fitter:
                 continue
             changed = self._changed(whole, blocks)
             keep(whole.index, changed)
-            yield self._again(whole, cut) or self._adjusted(whole, cut, blocks, folds, parts, changed)
+            yield self._again(whole, cut, changed) or self._adjusted(whole, cut, blocks, folds, parts, changed)
 
     def _not_narrow(self, stream: LayerStream) -> Iterator[StreamedLayer]:
         """The dense stream, which starts in all channels."""
@@ -123,13 +124,13 @@ class Fitter:
                 return
             yield layer
 
-    def _again(self, dense: StreamedLayer, pruned: StreamedLayer) -> Done | None:
+    def _again(self, dense: StreamedLayer, pruned: StreamedLayer, changed: Collection[str]) -> Done | None:
         """What was done to a layer by a run that was killed, done again without fitting anything."""
         if not self.kept.has(dense.index):
             return None
         with self.narrow.off():
             dense.pass_on()
-        done = self.kept.again(dense.index, dense.layer)
+        done = self.kept.again(dense.index, dense.layer, changed)
         pruned.pass_on()
         return done
 

@@ -4,7 +4,7 @@ MoreauPruner-GS soft-thresholds δ per channel after each step, by γη with the
 η = 5e-6 that threshold is inert: γη = 1e-9 lies orders of magnitude below ‖δ_S‖₂, and the kept units equal those of
 `moreau` with the same ρ, γ. `eta_quantile` gives the threshold a scale instead: that quantile of the group norms of the
 step. It is taken per matrix for `channel_group="row"`, per layer for `channel_group="unit"`. A threshold that acts
-chooses worse wherever it was measured (results/criteria.md), so the paper's is the default.
+chooses channels worse on a real model (results/criteria.md), so the paper's is the default.
 
 `relative_rho` gives ρ and γ a scale too, ρ_W = ρ̂·‖W‖_F/‖g_W‖_F of each matrix W and γ_W a fixed share of it
 (envelope/moreau.py). The paper's absolute ρ moves a model's weights by as much as its gradients happen to be large. On
@@ -52,7 +52,7 @@ class Moreau(OfGradients):
     rho: float | None = setting("ρ of the envelope (paper, Eq. 6), absolute", default=None, gt=0, symbol="ρ")
     step_size: float | None = setting("γ of Algorithm 1, absolute", default=None, gt=0)
     relative_rho: float | None = setting(
-        "instead of ρ: δ, where small, comes to about this share of each matrix",
+        "instead of ρ: δ, where small, comes to about this share of each matrix (0.001)",
         default=None,
         gt=0,
         symbol="ρ, relative",

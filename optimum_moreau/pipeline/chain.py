@@ -42,7 +42,7 @@ class Means:
         device: torch device, or `auto`; default: cuda where there is one.
         trust_remote_code: run modeling code that lies beside the weights.
         overwrite: replace folders that hold a model and nothing else.
-        checkpoint_dir: folder that keeps every Moreau step and every layer that is adjusted.
+        checkpoint_dir: folder that keeps Moreau steps and adjusted layers.
         file: of the recipe, which no output may replace.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel
 
 from ..compensation.biases import check_compensation, shape_to_count
 from ..config import MoreauPrunerConfig
+from ..criteria.criterion import OfGradients
 from ..data.parts import Parts, parted
 from ..data.sources import model_reference
 from ..data.windows import CalibrationSet, CalibrationText, check_positions
@@ -21,10 +23,13 @@ from ..errors import ConfigError, DataError, PlanError
 from ..models.placement import prepare_offloaded
 from ..models.units import ModelShape, model_shape
 from ..planning import PruningPlan, check_derived, fingerprint
+from ..saving.outputs import check_folder
 from ..scoring.scores import UnitScores, needs_text
 from ..surgery.apply import check_prunable
 from ..surgery.export import check_reachable
 from .made import ElementScores, check_serves
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Run:
         fitted: windows that the compensation reads; `None` where it reads none, or nothing is cut.
         parts: of these, what is fitted on and what is held out.
         made: scores that were made before, if they were.
-        checkpoint: folder that keeps every step of scoring; a run that was killed goes on from it.
+        checkpoint: folder that keeps Moreau steps and adjusted layers; a run that was killed goes on from it.
         revision: of the base model, for the record.
         started: of `time.perf_counter`.
     """
@@ -78,7 +83,7 @@ class Run:
             text: of the calibration.
             cut: the plan is to be applied, and not only made.
             made: scores that were made before, if they were.
-            checkpoint: folder that keeps every step of scoring.
+            checkpoint: folder that keeps Moreau steps and adjusted layers.
             revision: of the base model, for the record.
             check: refuses more, of the shape that sizes are counted on and the config, before the text is read.
 
@@ -89,7 +94,7 @@ class Run:
         folder = None if checkpoint is None else Path(checkpoint).expanduser()
         run = cls.begin(model, config.resolve(model.config), made=made, checkpoint=folder, revision=revision)
         if folder is not None:
-            _check_keeps(run.config, cut=cut)
+            _check_keeps(run.config, folder, cut=cut)
         if made is not None:
             check_serves(made, run.config)
         if needs_text(run.config) or run.config.compensation.fits:
@@ -184,8 +189,8 @@ class Run:
         }
 
 
-def _check_keeps(config: MoreauPrunerConfig, *, cut: bool) -> None:
-    """Refuses a folder of steps where there are none to keep."""
+def _check_keeps(config: MoreauPrunerConfig, folder: Path, *, cut: bool) -> None:
+    """Refuses a folder of steps where there are none to keep, in several processes, and where it cannot be written."""
     if config.masks:
         raise ConfigError("checkpoint_dir: masks are made without steps to keep; leave it out")
     if is_distributed():
@@ -195,3 +200,7 @@ def _check_keeps(config: MoreauPrunerConfig, *, cut: bool) -> None:
             f"checkpoint_dir: {config.criterion.name} keeps no steps with these settings; leave it out, or take moreau"
             " or moreau-gs with reduction 'gradient' (--reduction gradient), without released and average_last"
         )
+    check_folder(folder)
+    if not config.criterion.resumable() and isinstance(config.criterion, OfGradients):
+        text = "checkpoint_dir: adjusted layers are kept, and of the scoring by %s nothing"
+        logger.warning(text, config.criterion.name)
