@@ -28,8 +28,16 @@ def add(group: Any, names: str, text: str, *, type: Any = None, default: Any = N
     if value.startswith("-"):
         group.add_argument(*flags, value, action="store_true", help=text)
     else:
-        kind, action = int if value == "N" else type, "append" if several else "store"
+        kind, action = int if value == "N" else type, _Joined if value == "K=V,…" else "append" if several else "store"
         group.add_argument(*flags, metavar=value, help=text, type=kind, default=default, action=action)
+
+
+class _Joined(argparse.Action):
+    """Settings that are given in several flags are one after the other."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        before = getattr(namespace, self.dest, None)
+        setattr(namespace, self.dest, f"{before},{values}" if before else values)
 
 
 def rarely(text: str) -> str:

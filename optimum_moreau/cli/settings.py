@@ -163,6 +163,8 @@ def _together(field: str, value: Any, text: str, given: Mapping[str, Any], args:
     for name, equals, one in _pairs(text):
         if not equals:
             raise ConfigError(f"--{field}-args: '{name}' is not NAME=VALUE")
+        if flat.get(name) in found:
+            raise ConfigError(f"--{field}-args: {name} is given twice; give it once")
         found[flat[name]] = parsed(kind, name, one)
     return found
 

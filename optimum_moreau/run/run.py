@@ -202,5 +202,7 @@ def _check_keeps(config: MoreauPrunerConfig, folder: Path, *, cut: bool) -> None
         )
     check_folder(folder)
     if not config.criterion.resumable() and isinstance(config.criterion, OfGradients):
-        text = "checkpoint_dir: adjusted layers are kept, and of the scoring by %s nothing"
+        text = (
+            "checkpoint_dir: adjusted layers are kept, and of the scoring by %s nothing (moreau: --reduction gradient)"
+        )
         logger.warning(text, config.criterion.name)

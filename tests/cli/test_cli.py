@@ -231,6 +231,16 @@ def test_a_methods_settings_are_given_together():
     assert config_from(args).mask == Mask("2:4", refine="dsnot", feed_forward=False)
 
 
+def test_settings_in_several_flags_are_all_taken_and_none_twice():
+    parser = argparse.ArgumentParser()
+    prepare("prune", parser)
+    flags = ["model", "-o", "out", "--criterion", "moreau", "--criterion-args", "steps=5", "--criterion-args"]
+    criterion = config_from(parser.parse_args([*flags, "sigma=0.1"])).criterion
+    assert (criterion.steps, criterion.sigma) == (5, 0.1)
+    with pytest.raises(ConfigError, match="--criterion-args: steps is given twice; give it once"):
+        config_from(parser.parse_args([*flags, "steps=6"]))
+
+
 def test_a_setting_chooses_no_method(caplog):
     parser = argparse.ArgumentParser()
     prepare("prune", parser)
