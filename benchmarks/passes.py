@@ -95,8 +95,8 @@ def main() -> None:
     for preset in a.presets:
         pruner = MoreauPruner(MoreauPrunerConfig.preset(preset, pruning_ratio=0.2), tokenizer=tokenizer)
         rounds = [measured(model, pruner, text) for _ in range(a.rounds)]
-        row = {"part": "presets", "model": a.model, "row": preset, "threads": torch.get_num_threads(), **ratios(rounds)}
-        print(json.dumps(row), flush=True)
+        row = {"part": "presets", "model": a.model, "protocol": f"{torch.get_num_threads()} threads", "row": preset}
+        print(json.dumps(row | ratios(rounds)), flush=True)
 
 
 if __name__ == "__main__":
